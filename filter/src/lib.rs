@@ -1,0 +1,2 @@
+//! The packet filter of Softnet.
+#![forbid(unsafe_code)]

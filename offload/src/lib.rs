@@ -1,0 +1,2 @@
+//! Coalescing and segmentation.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The `softnet` program.
+fn main() {}
