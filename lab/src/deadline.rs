@@ -1,0 +1,64 @@
+//! Waiting for an event, never for a time: every wait here ends at the event, and the limit only ends a failed test.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long a test waits for something that must happen. Generous: it is only ever reached by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A point in time after which waiting is given up.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// The deadline that lies `patience` from now.
+    #[must_use]
+    pub fn after(patience: Duration) -> Self {
+        Self(Instant::now() + patience)
+    }
+
+    /// The time left, zero once it has passed.
+    #[must_use]
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits until `fd` can be read or its other end is gone; false once the deadline has passed.
+    #[must_use]
+    pub fn readable(self, fd: BorrowedFd<'_>) -> bool {
+        loop {
+            let left = PollTimeout::try_from(self.left()).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], left) {
+                Ok(0) => return false,
+                Err(Errno::EINTR) => {}
+                Ok(_) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self::after(PATIENCE)
+    }
+}
+
+/// Asks `question` until it says yes, for state that has no event to wait for (another process's `/proc`, a kernel
+/// table). False if it never did before the deadline.
+#[must_use]
+pub fn until(mut question: impl FnMut() -> bool) -> bool {
+    let deadline = Deadline::default();
+    loop {
+        if question() {
+            return true;
+        }
+        if deadline.left().is_zero() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,191 @@
+//! Real guests: a Linux kernel that asks for its address itself and whose every attempt the test decides.
+//!
+//! A guest is started by `softnet run`, which puts its own end of the wire in place of `{fd}`. The guest's console is
+//! standard input and output; the agent there answers one [`Request`] at a time.
+
+mod cpio;
+mod image;
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+pub use image::Image;
+pub use lab_agent::{Answer, Facts, Lease, Request};
+use lab_agent::{MAC_WORD, MARK, to_hex};
+
+use crate::Softnet;
+use crate::deadline::Deadline;
+use crate::stage::SCRATCH;
+
+/// How long a guest may take to boot or to answer: it shares the processors with its neighbours and the tests.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vmm {
+    /// A Linux kernel as a process.
+    UserModeLinux,
+    /// QEMU without hardware help.
+    Qemu,
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UserModeLinux => "uml",
+            Self::Qemu => "qemu",
+        })
+    }
+}
+
+/// A booted guest and the Softnet that runs it.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its Softnet.
+    pub softnet: Softnet,
+    console: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Guest {
+    /// Starts `softnet run FLAGS -- VMM` and returns while the guest boots; the first [`Guest::ask`] waits for it.
+    ///
+    /// # Errors
+    /// Fails if the program cannot be started.
+    pub fn start(softnet: &Path, flags: &[&str], image: &Image) -> Result<Self> {
+        let mut command = Command::new(softnet);
+        command.arg("run").arg(Softnet::READY_FLAG).args(flags).arg("--").args(command_line(image));
+        Self::spawn(command)
+    }
+
+    /// Starts a guest by any command line that ends in [`command_line`].
+    ///
+    /// # Errors
+    /// Fails if the program cannot be started.
+    pub fn spawn(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).env("TMPDIR", SCRATCH).env("HOME", SCRATCH);
+        let mut softnet = Softnet::spawn(command)?;
+        let (console, output) = softnet.console()?;
+        let (sender, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                if let Some((_, answer)) = line.split_once(MARK) {
+                    // Nobody listens any more once the test is over.
+                    let _ = sender.send(answer.trim_end().to_owned());
+                }
+            }
+        });
+        Ok(Self { softnet, console, answers })
+    }
+
+    /// Waits until the guest is up.
+    ///
+    /// # Errors
+    /// Repeats what the guest or Softnet said if it does not come up.
+    pub fn booted(&self) -> Result<()> {
+        match self.answer()? {
+            Answer::Ready => Ok(()),
+            other => bail!("the guest came up with {other:?}"),
+        }
+    }
+
+    /// Asks and waits for the answer.
+    ///
+    /// # Errors
+    /// Fails if the guest ends or does not answer. An attempt that the guest's kernel refuses is an
+    /// [`Answer::Failed`], not an error.
+    pub fn ask(&mut self, request: &Request) -> Result<Answer> {
+        writeln!(self.console, "{}", serde_json::to_string(request)?)
+            .context("write to the guest's console")?;
+        self.answer()
+    }
+
+    /// Gets a lease by the guest's own DHCP client.
+    ///
+    /// # Errors
+    /// Fails if it gets none.
+    pub fn dhcp(&mut self) -> Result<Lease> {
+        match self.ask(&Request::Dhcp)? {
+            Answer::Leased(lease) => Ok(lease),
+            other => bail!("no lease: {other:?}; softnet says: {}", self.softnet.log()),
+        }
+    }
+
+    /// Asks for the interface's state.
+    ///
+    /// # Errors
+    /// Fails if the guest cannot tell.
+    pub fn facts(&mut self) -> Result<Facts> {
+        match self.ask(&Request::Facts)? {
+            Answer::Facts(facts) => Ok(facts),
+            other => bail!("no facts: {other:?}"),
+        }
+    }
+
+    /// Puts frames on the wire as they are.
+    ///
+    /// # Errors
+    /// Fails if the guest's kernel does not take one.
+    pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<()> {
+        match self.ask(&Request::Send { frames: frames.iter().map(|frame| to_hex(frame)).collect() })? {
+            Answer::Done => Ok(()),
+            other => bail!("frames not sent: {other:?}"),
+        }
+    }
+
+    /// Switches the machine off and waits for Softnet to end.
+    ///
+    /// # Errors
+    /// Fails if it does not end.
+    pub fn power_off(&mut self) -> Result<std::process::ExitStatus> {
+        writeln!(self.console, "{}", serde_json::to_string(&Request::PowerOff)?)?;
+        self.softnet.wait()
+    }
+
+    fn answer(&self) -> Result<Answer> {
+        let deadline = Deadline::after(PATIENCE);
+        match self.answers.recv_timeout(deadline.left()) {
+            Ok(line) => serde_json::from_str(&line).with_context(|| format!("the guest said {line:?}")),
+            Err(error) => bail!("no answer from the guest ({error}); softnet says: {}", self.softnet.log()),
+        }
+    }
+}
+
+/// The guest's command line for `softnet run`, with `{fd}` and `{mac}` where they belong.
+#[must_use]
+pub fn command_line(image: &Image) -> Vec<String> {
+    let kernel = image.kernel.display();
+    let initrd = image.initrd.display();
+    match image.vmm {
+        Vmm::UserModeLinux => vec![
+            kernel.to_string(),
+            "mem=80M".into(),
+            format!("initrd={initrd}"),
+            "root=/dev/ram0".into(),
+            "con0=fd:0,fd:1".into(),
+            "con=null".into(),
+            "quiet".into(),
+            "selinux=0".into(),
+            format!("uml_dir={SCRATCH}"),
+            "vec0:transport=fd,fd={fd},depth=128,gro=1".into(),
+            format!("{MAC_WORD}{{mac}}"),
+        ],
+        Vmm::Qemu => [
+            "qemu-system-x86_64 -accel tcg -cpu max -m 192 -nodefaults -no-user-config -no-reboot",
+            "-display none -monitor none -serial stdio",
+            "-netdev dgram,id=net,local.type=fd,local.str={fd} -device virtio-net-pci,netdev=net,mac={mac},romfile=",
+        ]
+        .iter()
+        .flat_map(|words| words.split(' '))
+        .map(str::to_owned)
+        .chain(["-kernel".into(), kernel.to_string(), "-initrd".into(), initrd.to_string(), "-append".into()])
+        .chain([format!("console=ttyS0 quiet panic=-1 {MAC_WORD}{{mac}}")])
+        .collect(),
+    }
+}

@@ -1,0 +1,126 @@
+//! Runs each test in namespaces of its own, under the usual command line of `cargo test`.
+//!
+//! A test program with `harness = false` calls [`main`] with its tests. Every test becomes a process of its own by
+//! [`stage`](crate::stage), so tests run at the same time, use the same names and addresses, and leave nothing behind.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::process::{ExitCode, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+use crate::deadline::Deadline;
+use crate::guest::{Image, Vmm};
+use crate::stage::{self, Stage};
+
+/// Which test the process inside is to run.
+const TEST: &str = "SOFTNET_LAB_TEST";
+
+/// A test that hangs is ended after this; all in its namespaces goes with it.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// One test.
+#[derive(Debug, Clone, Copy)]
+pub struct Test {
+    /// Its name, as `group::what_is_true`.
+    pub name: &'static str,
+    /// What it does; an error or a panic is a failure.
+    pub body: fn() -> Result<()>,
+    /// The guests whose images it needs.
+    pub guests: &'static [Vmm],
+    /// True if a user namespace is not enough: it starts programs as several users.
+    pub needs_root: bool,
+}
+
+impl Test {
+    /// A test without guests that runs with and without root.
+    #[must_use]
+    pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
+        Self { name, body, guests: &[], needs_root: false }
+    }
+
+    /// The same test with these guests.
+    #[must_use]
+    pub const fn with_guests(self, guests: &'static [Vmm]) -> Self {
+        Self { guests, ..self }
+    }
+
+    /// The same test, ignored without root.
+    #[must_use]
+    pub const fn as_root(self) -> Self {
+        Self { needs_root: true, ..self }
+    }
+}
+
+/// Makes a list of [`Test`]s out of paths to functions, named after the last two parts of their paths.
+#[macro_export]
+macro_rules! tests {
+    ($($module:ident :: { $($name:ident),* $(,)? }),* $(,)?) => {
+        vec![$($($crate::harness::Test::new(concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*),*]
+    };
+}
+
+/// Runs the tests that the command line asks for.
+#[must_use]
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    if stage::enter() == Stage::Inside {
+        let name = std::env::var(TEST).unwrap_or_default();
+        return match tests.iter().find(|test| test.name == name).map(|test| (test.body)()) {
+            Some(Ok(())) => ExitCode::SUCCESS,
+            Some(Err(error)) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+            None => ExitCode::from(2),
+        };
+    }
+    let arguments = Arguments::from_args();
+    let root = nix::unistd::geteuid().is_root();
+    let trials = tests
+        .into_iter()
+        .map(|test| Trial::test(test.name, move || outside(test)).with_ignored_flag(test.needs_root && !root))
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn outside(test: Test) -> Result<(), Failed> {
+    static UML: OnceLock<Result<Image, String>> = OnceLock::new();
+    static QEMU: OnceLock<Result<Image, String>> = OnceLock::new();
+    for vmm in test.guests {
+        let image = match vmm {
+            Vmm::UserModeLinux => &UML,
+            Vmm::Qemu => &QEMU,
+        };
+        if let Err(error) = image.get_or_init(|| Image::prepare(*vmm).map_err(|error| format!("{error:#}"))) {
+            return Err(Failed::from(error));
+        }
+    }
+    let (mut output, writer) = std::io::pipe()?;
+    let mut command = stage::command::<&str>([])?;
+    command.env(TEST, test.name).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn()?;
+    drop(command);
+    // The pipe's end comes when the last process of the test is gone, so nothing of it outlives this loop.
+    let deadline = Deadline::after(LIMIT);
+    let mut text = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        if !deadline.readable(output.as_fd()) {
+            child.kill()?;
+            text.extend(format!("\nended after {LIMIT:?}\n").bytes());
+        }
+        match output.read(&mut chunk)? {
+            0 => break,
+            got => text.extend(&chunk[..got]),
+        }
+    }
+    let status = child.wait()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(format!("{status}\n{}", String::from_utf8_lossy(&text)).into())
+    }
+}

@@ -1,0 +1,29 @@
+//! Test support: private networks, wires and real guests.
+//!
+//! A test here never touches the host's network. [`stage::enter`] moves it into namespaces of its own (network, mounts,
+//! processes, IPC) that have no way out and that vanish with everything in them when the test ends, however it ends.
+//! Inside, [`net`] builds bridges, TAPs, further hosts and a small internet, [`wire`] makes and reads frames, [`VmPort`]
+//! plays a VM on its socket, [`DhcpServer`] plays a server on the wire, [`guest`] boots real Linux guests, and
+//! [`Softnet`] runs the program under test.
+//!
+//! What it deliberately does not do: emulate Softnet or the kernel. Bridges, TAPs, routes, dnsmasq and guests are real.
+
+pub mod deadline;
+pub mod guest;
+pub mod harness;
+pub mod net;
+pub mod stage;
+pub mod wire;
+
+mod dhcp_server;
+mod service;
+mod softnet;
+mod tap_port;
+mod vm_port;
+
+pub use dhcp_server::DhcpServer;
+pub use lab_agent::packet::{Captured, PacketSocket};
+pub use service::{Service, hello};
+pub use softnet::{Counters, Softnet};
+pub use tap_port::Segment;
+pub use vm_port::VmPort;

@@ -1,0 +1,97 @@
+//! A VM as Softnet sees it: the other end of its socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt,
+};
+
+use crate::deadline::Deadline;
+
+/// The VM's end of a datagram socket pair: sends and receives bare Ethernet frames.
+#[derive(Debug)]
+pub struct VmPort(OwnedFd);
+
+impl VmPort {
+    /// Makes the pair with the buffer sizes that virtual machine monitors use; the second value is Softnet's end.
+    ///
+    /// # Errors
+    /// Fails if the kernel makes no socket.
+    pub fn pair() -> Result<(Self, OwnedFd)> {
+        let (vm, softnet) =
+            socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+        for end in [&vm, &softnet] {
+            setsockopt(end, sockopt::SndBuf, &(1 << 20))?;
+            setsockopt(end, sockopt::RcvBuf, &(4 << 20))?;
+        }
+        Ok((Self(vm), softnet))
+    }
+
+    /// Sends a frame, waiting while Softnet's queue is full.
+    ///
+    /// # Errors
+    /// Fails once Softnet's end is closed.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        send(self.0.as_raw_fd(), frame, MsgFlags::MSG_NOSIGNAL).context("send a frame to Softnet")?;
+        Ok(())
+    }
+
+    /// Sends a frame unless the queue is full; says whether it went.
+    ///
+    /// # Errors
+    /// Fails once Softnet's end is closed.
+    pub fn try_send(&self, frame: &[u8]) -> Result<bool> {
+        match send(self.0.as_raw_fd(), frame, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT) {
+            Ok(_) => Ok(true),
+            Err(nix::errno::Errno::EAGAIN) => Ok(false),
+            Err(error) => Err(io::Error::from(error)).context("send a frame to Softnet"),
+        }
+    }
+
+    /// The next frame from Softnet, or `None` if there is none before the deadline or Softnet's end is closed.
+    ///
+    /// # Errors
+    /// Fails on a broken socket.
+    pub fn recv(&self, deadline: Deadline) -> Result<Option<Vec<u8>>> {
+        if !deadline.readable(self.0.as_fd()) {
+            return Ok(None);
+        }
+        let mut frame = vec![0; 66_000];
+        let got = match recv(self.0.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(nix::errno::Errno::ECONNRESET) => return Ok(None),
+            other => other.context("receive a frame from Softnet")?,
+        };
+        frame.truncate(got);
+        Ok(Some(frame))
+    }
+
+    /// Waits for a frame that `wanted` accepts and returns it behind all that came before it.
+    ///
+    /// # Errors
+    /// Fails if none comes before the deadline.
+    pub fn expect(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<Vec<u8>>, Vec<u8>)> {
+        let deadline = Deadline::default();
+        let mut before = Vec::new();
+        while let Some(frame) = self.recv(deadline)? {
+            if wanted(&frame) {
+                return Ok((before, frame));
+            }
+            before.push(frame);
+        }
+        bail!("the VM never got {what}; it got {} other frames", before.len())
+    }
+
+    /// True if Softnet's end is closed. A datagram socket tells that to a sender only, so this sends a byte.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.try_send(&[0]).is_err()
+    }
+}
+
+impl AsFd for VmPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

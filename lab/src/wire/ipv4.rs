@@ -1,0 +1,184 @@
+//! IPv4 (RFC 791) and what it carries (RFC 768, 9293, 792) as bytes.
+
+use std::net::Ipv4Addr;
+
+use super::{IPV4, Mac, ethernet};
+
+/// An IPv4 packet; [`Ipv4::new`] is right, each field can be made wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ipv4 {
+    /// Source address.
+    pub from: Ipv4Addr,
+    /// Destination address.
+    pub to: Ipv4Addr,
+    /// Protocol number.
+    pub protocol: u8,
+    /// Time to live.
+    pub ttl: u8,
+    /// Identification.
+    pub id: u16,
+    /// Flags and offset as they are on the wire: 0x8000 reserved, 0x4000 DF, 0x2000 MF, then the offset in 8 bytes.
+    pub fragment: u16,
+    /// Options, padded by the caller to a multiple of 4.
+    pub options: Vec<u8>,
+    /// What comes behind the header.
+    pub payload: Vec<u8>,
+    /// Instead of 4.
+    pub version: u8,
+    /// Instead of the right header length, in words.
+    pub ihl: Option<u8>,
+    /// Instead of the right total length.
+    pub total_len: Option<u16>,
+    /// Instead of the right header checksum.
+    pub checksum: Option<u16>,
+}
+
+/// A segment that can stand behind an IPv4 header: protocol number and bytes.
+pub type Transport = (u8, Vec<u8>);
+
+impl Ipv4 {
+    /// A right packet from one address to another.
+    #[must_use]
+    pub fn new(from: Ipv4Addr, to: Ipv4Addr, (protocol, payload): Transport) -> Self {
+        Self {
+            from,
+            to,
+            protocol,
+            ttl: 64,
+            id: 0x1234,
+            fragment: 0x4000,
+            options: Vec::new(),
+            payload,
+            version: 4,
+            ihl: None,
+            total_len: None,
+            checksum: None,
+        }
+    }
+
+    /// The packet without a frame around it.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let header_len = 20 + self.options.len();
+        let words = self.ihl.unwrap_or((header_len / 4) as u8);
+        let total = self.total_len.unwrap_or((header_len + self.payload.len()) as u16);
+        let mut bytes = vec![self.version << 4 | words & 0x0f, 0];
+        bytes.extend(total.to_be_bytes());
+        bytes.extend(self.id.to_be_bytes());
+        bytes.extend(self.fragment.to_be_bytes());
+        bytes.extend([self.ttl, self.protocol, 0, 0]);
+        bytes.extend(self.from.octets());
+        bytes.extend(self.to.octets());
+        bytes.extend(&self.options);
+        let sum = self.checksum.unwrap_or_else(|| checksum(&[&bytes]));
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes.extend(&self.payload);
+        bytes
+    }
+
+    /// In a frame between these two.
+    #[must_use]
+    pub fn frame(&self, to: Mac, from: Mac) -> Vec<u8> {
+        ethernet(to, from, IPV4, &self.bytes())
+    }
+}
+
+/// The internet checksum (RFC 1071) over pieces of even length, the last may be odd.
+#[must_use]
+pub fn checksum(pieces: &[&[u8]]) -> u16 {
+    let mut sum = 0u32;
+    for pair in pieces.iter().flat_map(|piece| piece.chunks(2)) {
+        sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default());
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn with_pseudo_header(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, segment: &[u8]) -> u16 {
+    let len = (segment.len() as u16).to_be_bytes();
+    checksum(&[&from.octets(), &to.octets(), &[0, protocol], &len, segment])
+}
+
+/// A UDP datagram with the right length and checksum; the pairs are address and port.
+#[must_use]
+pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Transport {
+    let mut bytes = Vec::with_capacity(8 + payload.len());
+    bytes.extend(from.1.to_be_bytes());
+    bytes.extend(to.1.to_be_bytes());
+    bytes.extend((8 + payload.len() as u16).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(payload);
+    // RFC 768: a computed zero is sent as all ones, for zero means that there is none.
+    let sum = match with_pseudo_header(from.0, to.0, 17, &bytes) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    bytes[6..8].copy_from_slice(&sum.to_be_bytes());
+    (17, bytes)
+}
+
+/// A TCP segment without options: `flags` as on the wire (0x02 SYN, 0x10 ACK, 0x08 PSH).
+#[must_use]
+pub fn tcp(
+    from: (Ipv4Addr, u16),
+    to: (Ipv4Addr, u16),
+    sequence: u32,
+    flags: u8,
+    payload: &[u8],
+) -> Transport {
+    let mut bytes = Vec::with_capacity(20 + payload.len());
+    bytes.extend(from.1.to_be_bytes());
+    bytes.extend(to.1.to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend(0x0102_0304u32.to_be_bytes());
+    bytes.extend([5 << 4, flags]);
+    bytes.extend(4096u16.to_be_bytes());
+    bytes.extend([0, 0, 0, 0]);
+    bytes.extend(payload);
+    let sum = with_pseudo_header(from.0, to.0, 6, &bytes);
+    bytes[16..18].copy_from_slice(&sum.to_be_bytes());
+    (6, bytes)
+}
+
+/// An ICMP message with the right checksum: type, code, and everything behind the checksum.
+#[must_use]
+pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Transport {
+    let mut bytes = vec![kind, code, 0, 0];
+    bytes.extend(rest);
+    let sum = checksum(&[&bytes]);
+    bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+    (1, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+    const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    #[test]
+    fn a_right_header_sums_to_zero() {
+        let bytes = Ipv4::new(A, B, udp((A, 1), (B, 2), b"odd")).bytes();
+        assert_eq!(checksum(&[&bytes[..20]]), 0);
+        assert_eq!(with_pseudo_header(A, B, 17, &bytes[20..]), 0);
+    }
+
+    #[test]
+    fn tcp_and_icmp_sum_to_zero() {
+        let (_, segment) = tcp((A, 1), (B, 2), 7, 0x18, b"data");
+        assert_eq!(with_pseudo_header(A, B, 6, &segment), 0);
+        let (_, message) = icmp(8, 0, &[0, 1, 0, 2, 9]);
+        assert_eq!(checksum(&[&message]), 0);
+    }
+
+    #[test]
+    fn overrides_reach_the_wire() {
+        let wrong =
+            Ipv4 { ihl: Some(4), total_len: Some(9), checksum: Some(0xdead), ..Ipv4::new(A, B, (1, vec![])) };
+        let bytes = wrong.bytes();
+        assert_eq!((bytes[0], &bytes[2..4], &bytes[10..12]), (0x44, &[0, 9][..], &[0xde, 0xad][..]));
+    }
+}
