@@ -183,29 +183,69 @@ fn follow(stream: impl std::io::Read + Send + 'static) -> (Receiver<String>, Arc
     (lines, log)
 }
 
-/// Softnet's counters: the numbers of its line by the name in front of them.
+/// Softnet's counters at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Counters(pub BTreeMap<String, u64>);
+pub struct Counters {
+    /// What the VM sent: `forwarded`, `bytes`, `dropped`, and each drop reason by its name.
+    pub from_vm: BTreeMap<String, u64>,
+    /// What was on its way to the VM, likewise.
+    pub from_host: BTreeMap<String, u64>,
+}
 
 impl Counters {
-    /// Reads a line of counters; `None` for any other line.
+    /// Reads a line of counters, whatever stands in front of them; `None` for any other line.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
-        let pairs = line.split([' ', ',']).filter_map(|word| {
-            let (name, number) = word.split_once('=')?;
-            Some((name.to_owned(), number.parse().ok()?))
-        });
-        let counters: BTreeMap<String, u64> = pairs.collect();
-        (counters.len() >= 2).then_some(Self(counters))
+        let (_, both) = line.split_once("vm->host ")?;
+        let (from_vm, from_host) = both.split_once("host->vm ")?;
+        let read = |words: &str| {
+            let words = words.split([' ', '[', ']']).filter(|word| !word.is_empty());
+            words
+                .map(|word| {
+                    word.split_once('=')
+                        .and_then(|(name, number)| Some((name.to_owned(), number.parse().ok()?)))
+                })
+                .take_while(Option::is_some)
+                .flatten()
+                .collect::<BTreeMap<_, _>>()
+        };
+        let counters = Self { from_vm: read(from_vm), from_host: read(from_host) };
+        counters.from_vm.contains_key("forwarded").then_some(counters)
     }
 
-    /// What has grown since `earlier`, by how much.
+    /// Why frames of the VM were dropped since `earlier`: the names and how many, the most first.
     #[must_use]
-    pub fn since(&self, earlier: &Self) -> BTreeMap<String, u64> {
-        let grown = |(name, now): (&String, &u64)| {
-            let before = earlier.0.get(name).copied().unwrap_or_default();
-            (*now > before).then(|| (name.clone(), now - before))
-        };
-        self.0.iter().filter_map(grown).collect()
+    pub fn drops_since(&self, earlier: &Self) -> Vec<(String, u64)> {
+        let mut drops: Vec<(String, u64)> = self
+            .from_vm
+            .iter()
+            .filter(|(name, _)| !matches!(name.as_str(), "forwarded" | "bytes" | "dropped"))
+            .map(|(name, now)| (name.clone(), now - earlier.from_vm.get(name).copied().unwrap_or_default()))
+            .filter(|(_, grown)| *grown > 0)
+            .collect();
+        drops.sort_by_key(|(_, grown)| std::cmp::Reverse(*grown));
+        drops
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_counters_is_read_by_direction() {
+        let earlier = Counters::parse(
+            "vm->host forwarded=1 bytes=60 dropped=0 [] host->vm forwarded=0 bytes=0 dropped=0 []",
+        );
+        let now = Counters::parse(
+            "stats: vm->host forwarded=2 bytes=120 dropped=5 [no-lease=2 source-mac=3] host->vm forwarded=9 bytes=8 dropped=1 [other-station=1]",
+        )
+        .unwrap();
+        assert_eq!(now.from_host["other-station"], 1);
+        assert_eq!(
+            now.drops_since(&earlier.unwrap()),
+            [("source-mac".to_owned(), 3), ("no-lease".to_owned(), 2)]
+        );
+        assert_eq!(Counters::parse("ready"), None);
     }
 }
