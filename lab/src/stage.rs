@@ -179,3 +179,9 @@ pub fn has_real_root() -> bool {
         && fs::read_to_string("/proc/self/uid_map")
             .is_ok_and(|map| map.split_whitespace().nth(2) != Some("1"))
 }
+
+/// True if the program runs as root, in whatever user namespace.
+#[must_use]
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}

@@ -1,2 +1,44 @@
-//! The project's own commands: `cargo xtask NAME`.
-fn main() {}
+//! The project's own commands: `cargo xtask NAME`. One command a file.
+#![expect(clippy::print_stdout, reason = "these are programs for people, and this is what they print")]
+
+mod cargo;
+mod demo;
+mod packages;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lab::stage::{self, Stage};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "The commands of the Softnet repository", max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Test(test::Args),
+}
+
+fn main() -> ExitCode {
+    let stage = stage::enter();
+    match perform(Args::parse().command, stage) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
+    match command {
+        Command::Demo(args) => demo::run(&args, stage),
+        Command::Test(args) => test::run(&args),
+    }
+}

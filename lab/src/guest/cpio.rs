@@ -91,6 +91,7 @@ mod tests {
         archive.link("bin/sh", "odd");
         let mut reader = Command::new("busybox")
             .args(["cpio", "-t"])
+            .stderr(Stdio::null())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 pub use image::Image;
+pub use lab_agent::to_hex;
 pub use lab_agent::{Answer, Facts, Lease, Request};
-use lab_agent::{MAC_WORD, MARK, to_hex};
+use lab_agent::{MAC_WORD, MARK};
 
 use crate::Softnet;
 use crate::deadline::Deadline;

@@ -1,0 +1,53 @@
+//! Debian packages: named when missing, installed when there is the right to.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+/// What builds and runs any lab: links, names, firewall, and the guests' programs.
+pub const LAB: &[&str] = &["iproute2", "dnsmasq-base", "nftables", "busybox-static", "libc6-dev"];
+/// User-mode Linux guests.
+pub const UML: &[&str] = &["user-mode-linux"];
+/// QEMU guests.
+pub const QEMU: &[&str] = &["qemu-system-x86"];
+/// The network of a user without privilege.
+pub const UNPRIVILEGED: &[&str] = &["passt"];
+
+/// Sees to it that these packages are there: installs what is missing as root, else says how.
+///
+/// # Errors
+/// Fails without `apt-get`, without the right to install, and if the installation fails.
+pub fn ensure_installed(wanted: &[&[&str]]) -> Result<()> {
+    let missing: Vec<&str> =
+        wanted.iter().copied().flatten().copied().filter(|package| !installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    if !lab::stage::is_root() {
+        bail!("missing Debian packages; install them with: sudo apt-get install {names}");
+    }
+    println!("installing the missing Debian packages: {names}");
+    apt_get(&["update"])?;
+    apt_get(&[&["install", "--yes", "--no-install-recommends"], missing.as_slice()].concat())
+}
+
+fn installed(package: &str) -> bool {
+    let status =
+        Command::new("dpkg-query").args(["--show", "--showformat=${db:Status-Status}", package]).output();
+    status.is_ok_and(|output| output.stdout == b"installed")
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("apt-get")
+        .arg("--quiet=2")
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .status()
+        .context(
+            "start apt-get (the lab's packages are Debian's; on other systems install their counterparts)",
+        )?;
+    ensure!(status.success(), "apt-get {} failed", arguments.join(" "));
+    Ok(())
+}

@@ -1,0 +1,112 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::cargo::cargo;
+use crate::packages;
+
+/// Check formatting, lints and documentation, and run all tests: unit, property and end-to-end with real guests
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Run the lints only
+    #[arg(long)]
+    lints: bool,
+}
+
+/// The numbers of `test result:` lines.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+/// Runs every step, whatever became of those before it, and then says what failed.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if !args.lints {
+        packages::ensure_installed(&[packages::LAB, packages::UML, packages::QEMU, packages::UNPRIVILEGED])?;
+    }
+    let mut documentation = cargo("doc --workspace --no-deps --quiet");
+    documentation.env("RUSTDOCFLAGS", "-D warnings");
+    let mut steps = vec![
+        ("formatting", cargo("fmt --all --check")),
+        ("lints", cargo("clippy --workspace --all-targets --quiet -- -D warnings")),
+        ("documentation", documentation),
+    ];
+    if !args.lints {
+        steps.push(("tests", cargo("test --workspace --no-fail-fast")));
+    }
+    let mut results = Vec::new();
+    let mut tally = Tally::default();
+    let count = steps.len();
+    for (index, (name, command)) in steps.into_iter().enumerate() {
+        println!("==> {}/{count} {name}", index + 1);
+        let started = Instant::now();
+        let good = step(command, &mut tally)?;
+        results.push((name, good, started.elapsed()));
+    }
+    println!();
+    for (name, good, took) in &results {
+        let verdict = if *good { "ok" } else { "FAILED" };
+        println!("{name:<16}{verdict:<8}{:>6.1} s", took.as_secs_f64());
+    }
+    let took: Duration = results.iter().map(|(.., took)| *took).sum();
+    println!("{:<24}{:>6.1} s", "together", took.as_secs_f64());
+    if !args.lints {
+        println!("{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);
+    }
+    let good = results.iter().all(|(_, good, _)| *good);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs one step, shows what it prints while it prints it, and counts the tests in it.
+fn step(mut command: Command, tally: &mut Tally) -> Result<bool> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
+    let output = child.stdout.take().context("standard output is piped")?;
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        tally.add(&line);
+    }
+    Ok(child.wait()?.success())
+}
+
+impl Tally {
+    /// Adds a line such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`; any other line adds nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for part in numbers.split("; ") {
+            let Some((number, what)) = part.split_once(' ') else { continue };
+            let number = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_result_lines_count() {
+        let mut tally = Tally::default();
+        tally.add("test a ... ok");
+        tally.add(
+            "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+        );
+        tally.add("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+        assert_eq!(tally, Tally { passed: 14, failed: 3, ignored: 1 });
+    }
+}
