@@ -1,0 +1,345 @@
+//! `--expose`: which of the host's ports lead to which of the VM's, and what has to change when the VM's address does.
+//!
+//! This half is pure. [`Expose`] is one entry of the flag; [`Forward`] is an entry together with the address that it leads
+//! to now; [`Forwarder`] compares what should be installed with what is and says what to do and when to try again. Who
+//! installs a forward differs by platform and host mode, and lives elsewhere.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// The transport of an exposed port.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Protocol {
+    /// TCP, the default.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+/// One exposed port: `[ADDR:]EXT:INT[/tcp|/udp]`.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Expose {
+    /// The host's address that it is bound to; `None` means all of them.
+    pub address: Option<Ipv4Addr>,
+    /// The host's port.
+    pub external: NonZeroU16,
+    /// The VM's port.
+    pub internal: NonZeroU16,
+    /// The transport.
+    pub protocol: Protocol,
+}
+
+/// Why an entry of `--expose` is refused. The caller adds the flag and the value.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ParseError {
+    /// Not two or three parts.
+    #[error(
+        "it is not of the form [ADDRESS:]EXTERNAL:INTERNAL[/tcp|/udp], such as 8080:80 or 127.0.0.1:5353:53/udp"
+    )]
+    Form,
+    /// A port that is none.
+    #[error("{0:?} is no port; ports are 1 to 65535")]
+    Port(String),
+    /// An address that is none.
+    #[error("{0:?} is no IPv4 address of this host")]
+    Address(String),
+    /// IPv6 is not there yet.
+    #[error("IPv6 addresses cannot be exposed yet; give an IPv4 address")]
+    Ipv6,
+    /// A transport that is none.
+    #[error("{0:?} is no transport; say /tcp or /udp")]
+    Protocol(String),
+}
+
+impl FromStr for Expose {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let (ports, protocol) = match text.split_once('/') {
+            None | Some((_, "tcp")) => (text.split('/').next().unwrap_or(text), Protocol::Tcp),
+            Some((ports, "udp")) => (ports, Protocol::Udp),
+            Some((_, other)) => return Err(ParseError::Protocol(other.to_owned())),
+        };
+        if ports.starts_with('[') || ports.contains("::") {
+            return Err(ParseError::Ipv6);
+        }
+        let parts: Vec<&str> = ports.split(':').collect();
+        let (address, external, internal) = match parts.as_slice() {
+            [external, internal] => (None, external, internal),
+            [address, external, internal] => (Some(parse_address(address)?), external, internal),
+            [_] | [] => return Err(ParseError::Form),
+            _ => return Err(ParseError::Ipv6),
+        };
+        Ok(Expose { address, external: parse_port(external)?, internal: parse_port(internal)?, protocol })
+    }
+}
+
+fn parse_port(text: &str) -> Result<NonZeroU16, ParseError> {
+    // `u16::from_str` takes a leading plus sign, which no port number has.
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| digits).ok_or_else(|| ParseError::Port(text.to_owned()))
+}
+
+fn parse_address(text: &str) -> Result<Ipv4Addr, ParseError> {
+    let bad = || ParseError::Address(text.to_owned());
+    let address: Ipv4Addr = text.parse().map_err(|_| bad())?;
+    if address.is_broadcast() || address.is_multicast() {
+        return Err(bad());
+    }
+    Ok(address)
+}
+
+impl Expose {
+    /// The host's address, `0.0.0.0` standing for all.
+    pub fn bind_address(&self) -> Ipv4Addr {
+        self.address.unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Whether the two claim the same port of the host: same port and transport, on the same address or on all.
+    pub fn collides_with(&self, other: &Expose) -> bool {
+        let wild = self.bind_address().is_unspecified() || other.bind_address().is_unspecified();
+        self.protocol == other.protocol
+            && self.external == other.external
+            && (wild || self.address == other.address)
+    }
+}
+
+impl fmt::Display for Expose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(address) = self.address {
+            write!(f, "{address}:")?;
+        }
+        write!(f, "{}:{}/{}", self.external, self.internal, self.protocol)
+    }
+}
+
+/// The first two entries that claim the same port of the host, if any do.
+pub fn first_collision(exposes: &[Expose]) -> Option<(Expose, Expose)> {
+    exposes.iter().enumerate().find_map(|(index, later)| {
+        let earlier = exposes.get(..index)?.iter().find(|earlier| earlier.collides_with(later))?;
+        Some((*earlier, *later))
+    })
+}
+
+/// An exposed port and the VM's address that it leads to.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Forward {
+    /// The exposed port.
+    pub expose: Expose,
+    /// The VM's leased address.
+    pub to: Ipv4Addr,
+}
+
+impl fmt::Display for Forward {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Forward { expose, to } = self;
+        let from = expose.bind_address();
+        write!(f, "{from}:{} -> {to}:{} {}", expose.external, expose.internal, expose.protocol)
+    }
+}
+
+/// A step from what is installed to what should be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Op {
+    /// Take the forward away.
+    Remove(Forward),
+    /// Put the forward in place.
+    Install(Forward),
+}
+
+/// The steps that lead from `installed` to `desired`: all removals first, so that a port that moves is never claimed twice.
+pub fn reconcile(desired: &[Forward], installed: &[Forward]) -> Vec<Op> {
+    let stale = installed.iter().filter(|forward| !desired.contains(forward)).map(|&stale| Op::Remove(stale));
+    let missing = desired.iter().filter(|forward| !installed.contains(forward)).map(|&new| Op::Install(new));
+    stale.chain(missing).collect()
+}
+
+/// First pause after a failed step.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Holds what should be forwarded and what is, and paces the attempts to make them equal.
+///
+/// Time is a parameter, counted from any fixed point. The owner calls [`Forwarder::due`] whenever something changed or the
+/// deadline has come, executes the steps and reports each by [`Forwarder::done`] or [`Forwarder::failed`]. A failed step is
+/// tried again with doubling pauses; a new address is tried at once.
+#[derive(Debug)]
+pub struct Forwarder {
+    exposes: Vec<Expose>,
+    desired: Vec<Forward>,
+    installed: Vec<Forward>,
+    pause: Duration,
+    not_before: Option<Duration>,
+}
+
+impl Forwarder {
+    /// A forwarder for the exposed ports, with nothing installed.
+    pub fn new(exposes: Vec<Expose>) -> Self {
+        Forwarder {
+            exposes,
+            desired: Vec::new(),
+            installed: Vec::new(),
+            pause: FIRST_PAUSE,
+            not_before: None,
+        }
+    }
+
+    /// The VM's address is now `address`, or it has none.
+    pub fn set_address(&mut self, address: Option<Ipv4Addr>) {
+        let desired: Vec<Forward> = match address {
+            Some(to) => self.exposes.iter().map(|&expose| Forward { expose, to }).collect(),
+            None => Vec::new(),
+        };
+        if desired != self.desired {
+            self.desired = desired;
+            self.pause = FIRST_PAUSE;
+            self.not_before = None;
+        }
+    }
+
+    /// The steps to take now; none while a pause lasts or when all is in place.
+    pub fn due(&self, now: Duration) -> Vec<Op> {
+        match self.not_before {
+            Some(not_before) if now < not_before => Vec::new(),
+            _ => reconcile(&self.desired, &self.installed),
+        }
+    }
+
+    /// When to ask again; `None` if nothing is left to do.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let open = !reconcile(&self.desired, &self.installed).is_empty();
+        open.then(|| self.not_before.unwrap_or(Duration::ZERO))
+    }
+
+    /// `op` was carried out.
+    pub fn done(&mut self, op: Op) {
+        match op {
+            Op::Remove(forward) => self.installed.retain(|installed| *installed != forward),
+            Op::Install(forward) if !self.installed.contains(&forward) => self.installed.push(forward),
+            Op::Install(_) => {}
+        }
+        self.pause = FIRST_PAUSE;
+        self.not_before = None;
+    }
+
+    /// A step failed at `now`; nothing is tried before the pause is over.
+    pub fn failed(&mut self, now: Duration) {
+        self.not_before = Some(now.saturating_add(self.pause));
+        self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+
+    /// What is in place.
+    pub fn installed(&self) -> &[Forward] {
+        &self.installed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expose(text: &str) -> Expose {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn all_forms_parse_and_print() {
+        for (text, printed) in [
+            ("8080:80", "8080:80/tcp"),
+            ("8080:80/tcp", "8080:80/tcp"),
+            ("53:5353/udp", "53:5353/udp"),
+            ("127.0.0.1:65535:1", "127.0.0.1:65535:1/tcp"),
+        ] {
+            assert_eq!(expose(text).to_string(), printed);
+            assert_eq!(expose(printed), expose(text));
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_reason() {
+        let refused = |text: &str| text.parse::<Expose>().unwrap_err();
+        let port = |text: &str| ParseError::Port(text.to_owned());
+        assert_eq!(refused(""), ParseError::Form);
+        assert_eq!(refused("80"), ParseError::Form);
+        assert_eq!(refused("0:80"), port("0"));
+        assert_eq!(refused("80:65536"), port("65536"));
+        assert_eq!(refused("+80:80"), port("+80"));
+        assert_eq!(refused("80:"), port(""));
+        assert_eq!(refused("80-90:80"), port("80-90"));
+        assert_eq!(refused("80:80/sctp"), ParseError::Protocol("sctp".into()));
+        assert_eq!(refused("80:80/tcp/udp"), ParseError::Protocol("tcp/udp".into()));
+        assert_eq!(refused("host:80:80"), ParseError::Address("host".into()));
+        assert_eq!(refused("224.0.0.1:80:80"), ParseError::Address("224.0.0.1".into()));
+        assert_eq!(refused("[::1]:80:80"), ParseError::Ipv6);
+        assert_eq!(refused("fe80::1:80:80"), ParseError::Ipv6);
+    }
+
+    #[test]
+    fn a_port_exposed_twice_is_found() {
+        let found = |entries: &[&str]| {
+            let exposes: Vec<Expose> = entries.iter().map(|text| expose(text)).collect();
+            first_collision(&exposes).map(|(a, b)| (a.to_string(), b.to_string()))
+        };
+        assert_eq!(found(&["80:80", "80:80/udp", "81:80"]), None);
+        assert_eq!(found(&["10.0.0.1:80:80", "10.0.0.2:80:80"]), None);
+        assert_eq!(found(&["80:80", "80:81"]), Some(("80:80/tcp".into(), "80:81/tcp".into())));
+        assert!(found(&["10.0.0.1:80:80", "80:80"]).is_some());
+        assert!(found(&["10.0.0.1:80:80", "0.0.0.0:80:80"]).is_some());
+    }
+
+    const FIRST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+    const SECOND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 6);
+
+    #[test]
+    fn a_moved_address_removes_before_it_installs() {
+        let mut forwarder = Forwarder::new(vec![expose("80:80")]);
+        assert_eq!(forwarder.due(Duration::ZERO), []);
+        forwarder.set_address(Some(FIRST));
+        let old = Forward { expose: expose("80:80"), to: FIRST };
+        let new = Forward { expose: expose("80:80"), to: SECOND };
+        assert_eq!(forwarder.due(Duration::ZERO), [Op::Install(old)]);
+        forwarder.done(Op::Install(old));
+        assert_eq!(forwarder.next_deadline(), None);
+        forwarder.set_address(Some(SECOND));
+        assert_eq!(forwarder.due(Duration::ZERO), [Op::Remove(old), Op::Install(new)]);
+        forwarder.done(Op::Remove(old));
+        forwarder.set_address(None);
+        assert_eq!(forwarder.due(Duration::ZERO), []);
+        assert_eq!(forwarder.installed(), []);
+    }
+
+    #[test]
+    fn a_failed_step_is_tried_again_ever_later_and_a_new_address_at_once() {
+        let mut forwarder = Forwarder::new(vec![expose("80:80")]);
+        forwarder.set_address(Some(FIRST));
+        let mut now = Duration::ZERO;
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            assert_eq!(forwarder.due(now).len(), 1);
+            forwarder.failed(now);
+            let deadline = forwarder.next_deadline().unwrap();
+            assert_eq!(forwarder.due(deadline - Duration::from_nanos(1)), []);
+            pauses.push(deadline - now);
+            now = deadline;
+        }
+        assert_eq!(pauses.first(), Some(&FIRST_PAUSE));
+        assert!(pauses.is_sorted());
+        assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+        forwarder.failed(now);
+        forwarder.set_address(Some(SECOND));
+        assert_eq!(forwarder.due(now).len(), 1);
+    }
+}
