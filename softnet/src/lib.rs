@@ -1,4 +1,22 @@
 //! All of Softnet that touches the operating system.
+//!
+//! `link` carries frames; `vm` and `host` implement it for the two sides and know neither the filter nor each other;
+//! `relay` is the event loop that knows both; `stage` takes a configuration through opened, sealed and running. The
+//! rules themselves are in `softnet-filter`.
+
+pub mod cli;
+pub mod clock;
+pub mod config;
 pub mod host;
+pub mod link;
+pub mod logging;
 #[cfg(target_os = "linux")]
 pub mod netlink;
+pub mod parent;
+pub mod relay;
+#[cfg(target_os = "linux")]
+pub mod run;
+pub mod signals;
+pub mod stage;
+mod sys;
+pub mod vm;

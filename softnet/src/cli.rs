@@ -1,0 +1,246 @@
+//! The command line as it is typed. Nothing is checked here beyond its shape: see [`crate::config`].
+
+use clap::{Args, Parser, Subcommand};
+
+const EXAMPLES: &str = "\
+Examples:
+  QEMU behind Softnet, with a network that Softnet manages:
+    sudo softnet run -- qemu-system-x86_64 -m 1G disk.img
+  Let the VM reach one machine of the LAN, and nothing else that is private:
+    sudo softnet run --allow 192.168.1.20 -- qemu-system-x86_64 -m 1G disk.img
+  Publish the VM's port 22 as port 2222 of this host:
+    sudo softnet run --expose 2222:22 -- qemu-system-x86_64 -m 1G disk.img
+  As a VMM starts it, with the socket on standard input and an existing TAP:
+    softnet --vm-fd 0 --vm-mac-address 5a:94:ef:e4:0c:ee --tap tap0
+
+Exit status: 0 after a clean end, 1 after a failure, 2 for a command line that cannot be carried out.";
+
+/// A network that a virtual machine can use but cannot abuse.
+///
+/// Softnet carries Ethernet frames between one VM and the host's network and drops what a VM has no business sending.
+/// The VM may send from its own MAC address and from the IPv4 address that DHCP gave it, to globally routable addresses
+/// and to its gateway, and receives what is sent to it.
+#[derive(Debug, Parser)]
+#[command(name = "softnet", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do instead of filtering the frames of --vm-fd.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// The VM.
+    #[command(flatten)]
+    pub vm: VmArgs,
+
+    /// Everything else.
+    #[command(flatten)]
+    pub port: PortArgs,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a VM behind Softnet and end with it.
+    ///
+    /// Makes the socket pair, starts COMMAND with the VM's end and filters the other. In COMMAND's arguments, {fd} is
+    /// replaced by the number of the VM's descriptor and {mac} by the MAC address; a qemu-system-* command without {fd}
+    /// gets its -netdev and -device arguments by itself.
+    Run(Box<RunArgs>),
+    /// Show or remove the network that Softnet manages.
+    Network(NetworkCommandArgs),
+}
+
+/// Arguments of `softnet run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// MAC address of the VM; a random one if not given.
+    #[arg(long, value_name = "MAC", help_heading = "VM")]
+    pub vm_mac_address: Option<String>,
+
+    /// Everything else.
+    #[command(flatten)]
+    pub port: PortArgs,
+
+    /// The VMM and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Arguments of `softnet network`.
+#[derive(Debug, Args)]
+pub struct NetworkCommandArgs {
+    /// What to do with the network.
+    #[command(subcommand)]
+    pub action: NetworkAction,
+}
+
+/// What to do with the managed network.
+#[derive(Debug, Subcommand)]
+pub enum NetworkAction {
+    /// Show the bridge, the DHCP server, the attached VMs and their leases.
+    Status(NetworkArgs),
+    /// Remove the bridge, the rules and the DHCP server.
+    Down(NetworkDownArgs),
+}
+
+/// Which managed network.
+#[derive(Debug, Args)]
+pub struct NetworkArgs {
+    /// Name of the managed network, which is also its bridge's.
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
+    pub network: String,
+}
+
+/// Arguments of `softnet network down`.
+#[derive(Debug, Args)]
+pub struct NetworkDownArgs {
+    /// Which network.
+    #[command(flatten)]
+    pub network: NetworkArgs,
+    /// Remove it even if VMs are attached.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Name of the managed network unless told otherwise.
+pub const DEFAULT_NETWORK: &str = "softnet0";
+
+/// The VM's side.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "VM")]
+pub struct VmArgs {
+    /// Descriptor of the VM's socket: a datagram socket carries bare Ethernet frames, a stream socket frames behind a
+    /// 32-bit big-endian length.
+    #[arg(long, value_name = "FD", allow_negative_numbers = true)]
+    pub vm_fd: Option<String>,
+
+    /// MAC address of the VM, the only one it may send from.
+    #[arg(long, value_name = "MAC")]
+    pub vm_mac_address: Option<String>,
+}
+
+/// What `softnet` and `softnet run` have in common.
+#[derive(Debug, Args)]
+pub struct PortArgs {
+    /// nat: the VM reaches globally routable addresses; host: only its gateway.
+    #[arg(long, value_name = "nat|host", default_value = "nat", help_heading = "Network")]
+    pub vm_net_type: String,
+
+    /// Use this existing TAP, a port of a bridge; needs no privilege if the TAP belongs to the user.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub tap: Option<String>,
+
+    /// Add a TAP for the VM to this existing bridge, whatever serves DHCP there.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub bridge: Option<String>,
+
+    /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed [default:
+    /// softnet0]. Without the privilege to do so, passt is used instead.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub network: Option<String>,
+
+    /// Subnet of the managed network; one that does not collide with the host's routes if not given.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub subnet: Option<String>,
+
+    /// Seconds until an unused DHCP lease expires, for the DHCP server that Softnet tunes or runs.
+    #[arg(
+        long,
+        visible_alias = "dhcp-lease-time",
+        value_name = "SECONDS",
+        default_value = "600",
+        allow_negative_numbers = true,
+        help_heading = "Network"
+    )]
+    pub bootpd_lease_time: String,
+
+    /// Publish a port of the VM on the host: EXT:INT, EXT:INT/udp, or ADDR:EXT:INT for one address of the host.
+    #[arg(long, value_name = "EXT:INT,…", value_delimiter = ',', help_heading = "Network")]
+    pub expose: Vec<String>,
+
+    /// Keep the DHCP lease at the end instead of giving it back.
+    #[arg(long, help_heading = "Network")]
+    pub no_release: bool,
+
+    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for its gateway.
+    /// The longest matching prefix decides. 0.0.0.0/0 opens everything, other VMs too.
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
+    pub allow: Vec<String>,
+
+    /// Destinations that the VM may not reach; wins over --allow for the same prefix.
+    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
+    pub block: Vec<String>,
+
+    /// User to become once everything is set up [default: the user who started Softnet].
+    #[arg(long, value_name = "NAME", help_heading = "Privilege")]
+    pub user: Option<String>,
+
+    /// Group to become once everything is set up [default: the user's].
+    #[arg(long, value_name = "NAME", help_heading = "Privilege")]
+    pub group: Option<String>,
+
+    /// Refuse to start if this kernel cannot confine Softnet.
+    #[arg(long, help_heading = "Privilege")]
+    pub require_sandbox: bool,
+
+    /// Write one line of JSON to this descriptor and close it once frames flow.
+    #[arg(long, value_name = "FD", allow_negative_numbers = true, help_heading = "Diagnostics")]
+    pub ready_fd: Option<String>,
+
+    /// Print what was forwarded and dropped, and why, on standard error at the end. SIGUSR1 prints it at any time;
+    /// RUST_LOG=info or debug tells more.
+    #[arg(long, help_heading = "Diagnostics")]
+    pub stats: bool,
+
+    /// Ends at once, successfully: Tart's way to find out that sudo asks for no password.
+    #[arg(long, hide = true)]
+    pub sudo_escalation_probing: bool,
+
+    /// Set by Softnet when it has re-run itself through sudo.
+    #[arg(long, hide = true)]
+    pub sudo_escalation_done: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn both_flag_forms_and_repeated_lists_are_taken() {
+        let separate = ["softnet", "--vm-fd", "0", "--allow", "10.0.0.0/8,@host", "--allow", "1.2.3.4"];
+        let joined = ["softnet", "--vm-fd=0", "--allow=10.0.0.0/8", "--allow=@host,1.2.3.4"];
+        for line in [&separate[..], &joined[..]] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.vm.vm_fd.as_deref(), Some("0"));
+            assert_eq!(cli.port.allow, ["10.0.0.0/8", "@host", "1.2.3.4"]);
+        }
+    }
+
+    #[test]
+    fn the_published_command_line_is_taken() {
+        let line = "softnet --vm-fd 0 --vm-mac-address 5a:94:ef:e4:0c:ee --vm-net-type host --bootpd-lease-time 600 \
+                    --user ci --group ci --allow @host --block 1.1.1.1/32 --expose 2222:22,8080:80 \
+                    --sudo-escalation-done";
+        let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
+        assert_eq!(cli.port.expose, ["2222:22", "8080:80"]);
+        assert!(cli.port.sudo_escalation_done && !cli.port.sudo_escalation_probing);
+    }
+
+    #[test]
+    fn run_takes_everything_behind_the_dashes() {
+        let cli = Cli::try_parse_from(["softnet", "run", "--stats", "--", "vmm", "--fd", "{fd}"]).unwrap();
+        let Some(Command::Run(run)) = cli.command else { panic!("not run") };
+        assert_eq!(run.command, ["vmm", "--fd", "{fd}"]);
+        assert!(run.port.stats);
+    }
+}

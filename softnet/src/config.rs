@@ -1,0 +1,405 @@
+//! The one place where arguments become a configuration, or an error that names the flag, the value, the reason and the
+//! fix. Nothing on the system is changed here.
+
+use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
+
+use softnet_filter::{Action, MacAddr, NetType, Policy, Rule, Target};
+
+use crate::cli::{PortArgs, VmArgs};
+use crate::sys;
+use crate::vm::VmSocket;
+
+/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server hands out no lease below two minutes, and more than a
+/// day brings back the exhaustion of addresses that a short lease cures.
+const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
+
+/// A command line that cannot be carried out.
+#[derive(Debug, Eq, PartialEq)]
+pub struct ConfigError {
+    flag: &'static str,
+    value: Option<String>,
+    reason: String,
+}
+
+impl ConfigError {
+    /// `value` of `flag` cannot be used, for `reason`, which ends with what to do.
+    pub fn new(flag: &'static str, value: impl Into<String>, reason: impl fmt::Display) -> Self {
+        ConfigError { flag, value: Some(value.into()), reason: reason.to_string() }
+    }
+
+    /// `flag` itself is missing or contradicts another.
+    pub fn flag(flag: &'static str, reason: impl fmt::Display) -> Self {
+        ConfigError { flag, value: None, reason: reason.to_string() }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            // A value may hold anything; quoted and escaped it stays on one line.
+            Some(value) => write!(f, "{} {value:?}: {}", self.flag, self.reason),
+            None => write!(f, "{}: {}", self.flag, self.reason),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Which host side carries the frames.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum HostSide {
+    /// An existing TAP.
+    Tap(String),
+    /// A new TAP in an existing bridge.
+    Bridge(String),
+    /// The managed network, or passt without the privilege for it.
+    Managed {
+        /// Name of the network and its bridge.
+        network: String,
+        /// Whether the user named it, and so would not want passt instead.
+        explicit: bool,
+        /// The subnet asked for.
+        subnet: Option<ipnet::Ipv4Net>,
+    },
+}
+
+/// A checked configuration of one filtering process.
+#[derive(Debug)]
+pub struct Config {
+    /// The VM's socket.
+    pub vm: VmSocket,
+    /// The VM's MAC address, unicast and non-zero.
+    pub vm_mac: MacAddr,
+    /// Everything that `softnet run` configures too.
+    pub port: PortSettings,
+}
+
+/// What `softnet` and `softnet run` have in common, checked.
+#[derive(Debug)]
+pub struct PortSettings {
+    /// Whether the VM reaches the world.
+    pub net_type: NetType,
+    /// Where its frames go.
+    pub host: HostSide,
+    /// Seconds that the DHCP server's leases last.
+    pub lease_time: u32,
+    /// Port forwards, not yet parsed.
+    pub expose: Vec<String>,
+    /// Whether the lease is given back at the end.
+    pub release: bool,
+    /// `--allow` and `--block`.
+    pub rules: Vec<Rule>,
+    /// User to become.
+    pub user: Option<String>,
+    /// Group to become.
+    pub group: Option<String>,
+    /// Whether a kernel without sandboxing is an error.
+    pub require_sandbox: bool,
+    /// Where readiness is told.
+    pub ready: Option<OwnedFd>,
+    /// Whether the counters are printed at the end.
+    pub stats: bool,
+}
+
+impl PortSettings {
+    /// The rules as a table.
+    pub fn policy(&self) -> Policy {
+        Policy::new(self.rules.clone())
+    }
+}
+
+impl TryFrom<(VmArgs, PortArgs)> for Config {
+    type Error = ConfigError;
+
+    fn try_from((vm, port): (VmArgs, PortArgs)) -> Result<Self, ConfigError> {
+        let fd = vm.vm_fd.ok_or_else(|| {
+            ConfigError::flag(
+                "--vm-fd",
+                "is missing; pass the number of the VM's socket, or let `softnet run` make one",
+            )
+        })?;
+        let mac = vm.vm_mac_address.ok_or_else(|| {
+            ConfigError::flag("--vm-mac-address", "is missing; pass the MAC address of the VM's network card")
+        })?;
+        let vm_mac = parse_mac(&mac)?;
+        let port = PortSettings::try_from(port)?;
+        let socket = adopt("--vm-fd", &fd)?;
+        let vm = VmSocket::check(socket).map_err(|error| ConfigError::new("--vm-fd", fd, error))?;
+        Ok(Config { vm, vm_mac, port })
+    }
+}
+
+impl TryFrom<PortArgs> for PortSettings {
+    type Error = ConfigError;
+
+    fn try_from(args: PortArgs) -> Result<Self, ConfigError> {
+        let net_type = match args.vm_net_type.as_str() {
+            "nat" => NetType::Nat,
+            "host" => NetType::Host,
+            other => return Err(ConfigError::new("--vm-net-type", other, "is neither \"nat\" nor \"host\"")),
+        };
+        let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
+        let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
+        rules.extend(parse_rules("--block", &args.block, Action::Block)?);
+        let host = host_side(&args)?;
+        let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
+        Ok(PortSettings {
+            net_type,
+            host,
+            lease_time,
+            expose: args.expose,
+            release: !args.no_release,
+            rules,
+            user: args.user,
+            group: args.group,
+            require_sandbox: args.require_sandbox,
+            ready,
+            stats: args.stats,
+        })
+    }
+}
+
+/// A MAC address that a VM can have: unicast and non-zero (rule L1).
+///
+/// # Errors
+/// When it is malformed, multicast or zero.
+pub fn parse_mac(value: &str) -> Result<MacAddr, ConfigError> {
+    let error = |reason: &str| ConfigError::new("--vm-mac-address", value, reason);
+    let mac: MacAddr = value.parse().map_err(|_| {
+        error("is not a MAC address; write six octets in hexadecimal, such as 5a:94:ef:e4:0c:ee")
+    })?;
+    if mac.is_zero() {
+        return Err(error(
+            "is the zero address; a VM needs an address of its own, such as 5a:94:ef:e4:0c:ee",
+        ));
+    }
+    if !mac.is_unicast() {
+        return Err(error("is a multicast address; a VM needs a unicast one, with an even first octet"));
+    }
+    Ok(mac)
+}
+
+fn parse_lease_time(value: &str) -> Result<u32, ConfigError> {
+    let error = || {
+        let (low, high) = (LEASE_TIME.start(), LEASE_TIME.end());
+        ConfigError::new(
+            "--bootpd-lease-time",
+            value,
+            format!("is not a number of seconds from {low} to {high}"),
+        )
+    };
+    value.parse().ok().filter(|seconds| LEASE_TIME.contains(seconds)).ok_or_else(error)
+}
+
+fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<Vec<Rule>, ConfigError> {
+    let rule = |value: &String| {
+        let target: Target = value.trim().parse().map_err(|error| ConfigError::new(flag, value, error))?;
+        Ok(Rule { target, action })
+    };
+    values.iter().map(rule).collect()
+}
+
+#[cfg(target_os = "linux")]
+fn host_side(args: &PortArgs) -> Result<HostSide, ConfigError> {
+    use crate::cli::DEFAULT_NETWORK;
+
+    let contradiction = |flag, other| {
+        Err(ConfigError::flag(
+            flag,
+            format_args!("contradicts {other}; a VM has one host side, so give one of them"),
+        ))
+    };
+    match (&args.tap, &args.bridge) {
+        (Some(_), Some(_)) => return contradiction("--tap", "--bridge"),
+        (Some(_), None) if args.network.is_some() => return contradiction("--tap", "--network"),
+        (Some(_), None) if args.subnet.is_some() => return contradiction("--tap", "--subnet"),
+        (None, Some(_)) if args.network.is_some() => return contradiction("--bridge", "--network"),
+        (None, Some(_)) if args.subnet.is_some() => return contradiction("--bridge", "--subnet"),
+        _ => {}
+    }
+    let flag = if args.tap.is_some() { "--tap" } else { "--bridge" };
+    if (args.tap.is_some() || args.bridge.is_some()) && !args.expose.is_empty() {
+        return Err(ConfigError::flag(
+            "--expose",
+            format_args!(
+                "contradicts {flag}; forwards belong to the network that Softnet manages, so leave {flag} out"
+            ),
+        ));
+    }
+    if let Some(name) = &args.tap {
+        return Ok(HostSide::Tap(interface_name("--tap", name)?));
+    }
+    if let Some(name) = &args.bridge {
+        return Ok(HostSide::Bridge(interface_name("--bridge", name)?));
+    }
+    let subnet = args.subnet.as_deref().map(parse_subnet).transpose()?;
+    let explicit = args.network.is_some() || subnet.is_some();
+    let network = network_name(args.network.as_deref().unwrap_or(DEFAULT_NETWORK))?;
+    Ok(HostSide::Managed { network, explicit, subnet })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn host_side(_args: &PortArgs) -> Result<HostSide, ConfigError> {
+    Ok(HostSide::Managed { network: "vmnet".to_owned(), explicit: false, subnet: None })
+}
+
+/// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.
+#[cfg(target_os = "linux")]
+fn interface_name(flag: &'static str, name: &str) -> Result<String, ConfigError> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
+        let reason =
+            "is no interface name; use 1 to 15 characters without spaces, slashes, colons and percent signs";
+        return Err(ConfigError::new(flag, name, reason));
+    }
+    Ok(name.to_owned())
+}
+
+/// A name for the managed network: also an identifier in nftables and a directory's name.
+///
+/// # Errors
+/// When it has other characters than letters, digits and underscores, or a wrong length.
+#[cfg(target_os = "linux")]
+pub fn network_name(name: &str) -> Result<String, ConfigError> {
+    let fits = name.len() <= 15
+        && name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    if !fits {
+        let reason = "is no network name; use a letter, then up to 14 letters, digits and underscores";
+        return Err(ConfigError::new("--network", name, reason));
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(target_os = "linux")]
+fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, ConfigError> {
+    let error = |reason: &str| ConfigError::new("--subnet", value, reason);
+    let subnet: ipnet::Ipv4Net =
+        value.parse().map_err(|_| error("is no IPv4 network; write it as 192.168.77.0/24"))?;
+    if !(16..=29).contains(&subnet.prefix_len()) {
+        return Err(error("has no useful size; use a prefix length from 16 to 29"));
+    }
+    if subnet.trunc() != subnet {
+        return Err(error(&format!("has host bits set; write {}", subnet.trunc())));
+    }
+    if !subnet.network().is_private() && !is_shared(subnet.network()) {
+        return Err(error("is not private; use a network within 10/8, 172.16/12, 192.168/16 or 100.64/10"));
+    }
+    Ok(subnet)
+}
+
+/// Carrier-grade NAT space, RFC 6598.
+#[cfg(target_os = "linux")]
+fn is_shared(address: std::net::Ipv4Addr) -> bool {
+    let [a, b, ..] = address.octets();
+    a == 100 && b & 0xc0 == 64
+}
+
+fn parse_ready_fd(value: &str) -> Result<OwnedFd, ConfigError> {
+    let fd = adopt("--ready-fd", value)?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|error| ConfigError::new("--ready-fd", value, error))?;
+    if flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDONLY {
+        return Err(ConfigError::new(
+            "--ready-fd",
+            value,
+            "is open for reading only; pass the writing end of a pipe",
+        ));
+    }
+    Ok(fd)
+}
+
+fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, ConfigError> {
+    let number: RawFd = value.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| {
+        ConfigError::new(flag, value, "is no descriptor number; pass one such as 0 (standard input) or 3")
+    })?;
+    if number == libc::STDERR_FILENO {
+        return Err(ConfigError::new(
+            flag,
+            value,
+            "is standard error, where Softnet writes its log; pass another",
+        ));
+    }
+    sys::fd::adopt(number).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBADF) => {
+            ConfigError::new(flag, value, "is not open; let the launcher pass it on without close-on-exec")
+        }
+        Some(libc::EBUSY) => {
+            ConfigError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")
+        }
+        _ => ConfigError::new(flag, value, error),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn settings(line: &str) -> Result<PortSettings, ConfigError> {
+        let words = std::iter::once("softnet").chain(line.split_whitespace());
+        PortSettings::try_from(crate::cli::Cli::try_parse_from(words).unwrap().port)
+    }
+
+    fn refusal(line: &str) -> String {
+        settings(line).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn mac_addresses_that_no_vm_can_have_are_refused() {
+        for bad in [
+            "",
+            "5a:94:ef:e4:0c",
+            "5a:94:ef:e4:0c:eg",
+            "00:00:00:00:00:00",
+            "01:00:5e:00:00:01",
+            "ff:ff:ff:ff:ff:ff",
+        ] {
+            let error = parse_mac(bad).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--vm-mac-address {bad:?}: ")), "{error}");
+        }
+        parse_mac("5a:94:ef:e4:0c:ee").unwrap();
+    }
+
+    #[test]
+    fn errors_name_flag_value_and_reason_on_one_line() {
+        for (line, flag, value) in [
+            ("--allow 10.0.0.0/33", "--allow", "10.0.0.0/33"),
+            ("--allow @hots", "--allow", "@hots"),
+            ("--block 2001:db8::/32", "--block", "2001:db8::/32"),
+            ("--vm-net-type bridged", "--vm-net-type", "bridged"),
+            ("--bootpd-lease-time 60", "--bootpd-lease-time", "60"),
+            ("--dhcp-lease-time -5", "--bootpd-lease-time", "-5"),
+            ("--ready-fd x", "--ready-fd", "x"),
+            ("--ready-fd 999", "--ready-fd", "999"),
+            ("--subnet 10.0.0.1/24", "--subnet", "10.0.0.1/24"),
+            ("--subnet 8.8.8.0/24", "--subnet", "8.8.8.0/24"),
+            ("--network a-b", "--network", "a-b"),
+            ("--tap far/away", "--tap", "far/away"),
+        ] {
+            let error = refusal(line);
+            assert!(error.starts_with(&format!("{flag} {value:?}: ")), "{line}: {error}");
+            assert!(!error.contains('\n'));
+        }
+        assert!(refusal("--allow ::/0").contains("yet"), "{}", refusal("--allow ::/0"));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "--tap a --bridge b",
+            "--tap a --network n",
+            "--bridge b --subnet 10.0.0.0/24",
+            "--tap a --expose 80:80",
+        ] {
+            assert!(refusal(line).contains("contradicts"), "{line}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_managed_network_with_short_leases() {
+        let settings = settings("").unwrap();
+        let expected = HostSide::Managed { network: "softnet0".to_owned(), explicit: false, subnet: None };
+        assert_eq!((settings.host, settings.lease_time, settings.release), (expected, 600, true));
+    }
+}

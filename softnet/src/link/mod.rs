@@ -1,0 +1,74 @@
+//! What carries frames: the narrow trait that both sides of Softnet implement.
+//!
+//! A link hides its transport: partial writes, length prefixes, batching and full queues stay inside it. It knows
+//! nothing of the filter, and the VM's link nothing of the host's.
+
+mod batch;
+mod stream;
+
+use std::fmt;
+use std::io;
+
+use mio::{Interest, Registry, Token};
+
+pub use batch::{BATCH_FRAMES, FrameBatch};
+pub use stream::StreamLink;
+
+/// Bytes of an Ethernet header without a VLAN tag.
+pub const ETHERNET_HEADER: usize = 14;
+
+/// One side's carrier of Ethernet frames. Every call returns at once; none blocks.
+pub trait Link: fmt::Debug {
+    /// Lets `registry` wake the event loop under `token` for `interest`; called again when the interest changes.
+    fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()>;
+
+    /// Fills the empty `batch` with the frames that have arrived, as many as it takes.
+    fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError>;
+
+    /// Sends the frames of `batch` from its front, removing each that has left. What a full queue does not take stays
+    /// in the batch, and the caller tries again when the link is writable.
+    fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError>;
+
+    /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second
+    /// while the link is silent, and only if [`Link::needs_probe`].
+    fn probe(&mut self) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    /// Whether the transport fails to report that its far end has gone.
+    fn needs_probe(&self) -> bool {
+        false
+    }
+}
+
+/// Whether a link may have more frames right now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Received {
+    /// The batch is full: ask again before waiting for a wake-up.
+    More,
+    /// Nothing is left: the poller will tell.
+    Drained,
+}
+
+/// Whether a batch has left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Sent {
+    /// The batch is empty.
+    All,
+    /// The far end's queue is full; the rest of the batch is still in it.
+    Blocked,
+}
+
+/// Why a link is dead. A frame that could not be carried is never an error: it is dropped and counted.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The far end closed the link: the ordinary end.
+    #[error("the far end closed the link")]
+    Closed,
+    /// The far end broke the framing; nothing after it can be read.
+    #[error("broken framing: a frame of {0} bytes announced")]
+    Framing(usize),
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+}

@@ -1,0 +1,91 @@
+//! Notices the death of the process that started Softnet, so that no filter outlives its VM's launcher (rule R3).
+
+use std::io;
+
+use mio::{Registry, Token};
+
+#[cfg(target_os = "linux")]
+pub use linux::ParentWatch;
+#[cfg(not(target_os = "linux"))]
+pub use portable::ParentWatch;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use super::*;
+    use std::os::fd::{AsRawFd, OwnedFd};
+
+    use mio::Interest;
+    use mio::unix::SourceFd;
+    use rustix::process::{PidfdFlags, getppid, pidfd_open};
+
+    /// A `pidfd` of the parent, which becomes readable when the parent ends.
+    #[derive(Debug)]
+    pub struct ParentWatch {
+        parent: Option<OwnedFd>,
+    }
+
+    impl ParentWatch {
+        /// Watches the present parent. A parent outside of this PID namespace cannot be watched.
+        pub fn new() -> io::Result<Self> {
+            let parent = match getppid() {
+                Some(pid) => Some(pidfd_open(pid, PidfdFlags::NONBLOCK)?),
+                None => None,
+            };
+            Ok(ParentWatch { parent })
+        }
+
+        /// Lets `registry` wake the event loop under `token` when the parent ends.
+        pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+            match &self.parent {
+                Some(pidfd) => {
+                    registry.register(&mut SourceFd(&pidfd.as_raw_fd()), token, Interest::READABLE)
+                }
+                None => Ok(()),
+            }
+        }
+
+        /// Whether the parent has to be asked for, because nothing wakes the loop.
+        pub fn needs_probe(&self) -> bool {
+            false
+        }
+
+        /// Whether the parent is gone, where it has to be asked for.
+        pub fn is_gone(&self) -> bool {
+            false
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod portable {
+    use super::*;
+    use rustix::process::{Pid, getppid};
+
+    /// Remembers the parent; a process whose parent ends is given to another.
+    #[derive(Debug)]
+    pub struct ParentWatch {
+        parent: Option<Pid>,
+    }
+
+    impl ParentWatch {
+        /// Remembers the present parent.
+        pub fn new() -> io::Result<Self> {
+            Ok(ParentWatch { parent: getppid() })
+        }
+
+        /// Nothing wakes the loop: see [`ParentWatch::needs_probe`].
+        pub fn register(&mut self, _registry: &Registry, _token: Token) -> io::Result<()> {
+            Ok(())
+        }
+
+        /// Whether the parent has to be asked for, because nothing wakes the loop.
+        pub fn needs_probe(&self) -> bool {
+            true
+        }
+
+        /// Whether the parent is gone.
+        pub fn is_gone(&self) -> bool {
+            getppid() != self.parent
+        }
+    }
+}

@@ -1,0 +1,456 @@
+//! The event loop: the one file that knows both sides and the filter between them.
+//!
+//! One thread, one poller. Each turn reads the clock once, gives each direction a budget of one batch, and then looks
+//! at everything else, so that neither direction, nor timers, nor signals starve under a flood (rule R2). Nothing ticks:
+//! the alarm is set to the next deadline that somebody has.
+
+use std::io;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token};
+use softnet_filter::{Lease, Port, PortEvent, Timestamp, Verdict};
+
+use crate::clock::{self, Alarm};
+use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
+use crate::parent::ParentWatch;
+use crate::signals::Signals;
+
+/// How long frames wait for a full queue before they are dropped. Long enough for a VM that is merely busy; a VM that
+/// does not read at all must not hold up what the filter has to see, such as a DHCP reply.
+const STALL_LIMIT: Duration = Duration::from_millis(100);
+
+/// How often a silent link is asked whether its far end still lives, if nothing else tells.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Acts on the VM's lease outside of the filter: port forwards follow it.
+pub trait LeaseFollower: std::fmt::Debug {
+    /// Lets `registry` wake the event loop under `token`, if the follower needs to be woken.
+    fn register(&mut self, registry: &mio::Registry, token: Token) -> io::Result<()>;
+    /// The VM has this lease now, or none.
+    fn lease_changed(&mut self, lease: Option<Lease>, now: Timestamp);
+    /// The poller woke for the follower, or its deadline has come.
+    ///
+    /// # Errors
+    /// When Softnet has to end.
+    fn attend(&mut self, now: Timestamp) -> Result<(), RelayError>;
+    /// When to call [`LeaseFollower::attend`] at the latest.
+    fn deadline(&self) -> Option<Timestamp>;
+}
+
+/// Follows nothing.
+#[derive(Debug)]
+pub struct NoFollower;
+
+impl LeaseFollower for NoFollower {
+    fn register(&mut self, _registry: &mio::Registry, _token: Token) -> io::Result<()> {
+        Ok(())
+    }
+    fn lease_changed(&mut self, _lease: Option<Lease>, _now: Timestamp) {}
+    fn attend(&mut self, _now: Timestamp) -> Result<(), RelayError> {
+        Ok(())
+    }
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+}
+
+/// The ordinary reasons to end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The VM closed its side.
+    VmClosed,
+    /// SIGINT, SIGTERM or SIGHUP.
+    Signal,
+    /// The process that started Softnet is gone.
+    ParentGone,
+}
+
+/// Why Softnet cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The VM's side broke.
+    #[error("the VM's socket failed: {0}")]
+    Vm(#[source] LinkError),
+    /// The host's side broke.
+    #[error("the link to the host's network is gone: {0}")]
+    Host(#[source] LinkError),
+    /// The privileged parent ended or refused.
+    #[error("{0}")]
+    Follower(String),
+    /// The poller failed.
+    #[error("the event loop failed: {0}")]
+    Poll(#[from] io::Error),
+}
+
+/// Everything that can wake the loop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wake {
+    Vm,
+    Host,
+    Alarm,
+    Terminate,
+    Statistics,
+    Parent,
+    Follower,
+}
+
+impl Wake {
+    const ALL: [Wake; 7] =
+        [Wake::Vm, Wake::Host, Wake::Alarm, Wake::Terminate, Wake::Statistics, Wake::Parent, Wake::Follower];
+
+    fn token(self) -> Token {
+        Token(self as usize)
+    }
+
+    fn from_token(token: Token) -> Option<Wake> {
+        Wake::ALL.get(token.0).copied()
+    }
+}
+
+/// One direction's frames in flight.
+#[derive(Debug)]
+struct Lane {
+    batch: FrameBatch,
+    /// The source may have frames.
+    readable: bool,
+    /// The batch waits for the destination's queue until then.
+    blocked_until: Option<Timestamp>,
+    /// The destination did not take its frames in time and has taken none since.
+    stalled: bool,
+    /// Frames that a full queue cost.
+    queue_full: u64,
+}
+
+impl Lane {
+    fn new(max_frame: usize) -> Self {
+        Lane {
+            batch: FrameBatch::new(max_frame),
+            readable: true,
+            blocked_until: None,
+            stalled: false,
+            queue_full: 0,
+        }
+    }
+
+    /// Whether a turn would do something without a wake-up.
+    fn has_work(&self) -> bool {
+        self.readable && self.blocked_until.is_none()
+    }
+
+    /// Receives one batch from `from`, keeps the frames that `judge` forwards, and sends them to `to`.
+    fn turn(
+        &mut self,
+        from: &mut dyn Link,
+        to: &mut dyn Link,
+        now: Timestamp,
+        mut judge: impl FnMut(&[u8]) -> Verdict,
+    ) -> Result<(), LaneError> {
+        if self.blocked_until.is_some() || !self.readable {
+            return Ok(());
+        }
+        self.batch.clear();
+        self.readable = from.recv(&mut self.batch).map_err(LaneError::From)? == Received::More;
+        self.batch.retain(|frame| judge(frame) == Verdict::Forward);
+        self.send(to, now).map_err(LaneError::To)
+    }
+
+    /// Sends what the batch holds; waits for a full queue, but not for ever.
+    fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
+        match to.send(&mut self.batch)? {
+            Sent::All => {
+                self.blocked_until = None;
+                self.stalled = false;
+            }
+            Sent::Blocked if self.stalled || self.blocked_until.is_some_and(|until| now >= until) => {
+                self.queue_full = self.queue_full.saturating_add(self.batch.len() as u64);
+                self.batch.clear();
+                self.blocked_until = None;
+                self.stalled = true;
+            }
+            Sent::Blocked => {
+                self.blocked_until.get_or_insert(now.saturating_add(STALL_LIMIT));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which end of a lane failed.
+enum LaneError {
+    From(LinkError),
+    To(LinkError),
+}
+
+/// What leaves the loop.
+enum Stop {
+    Ended(Ended),
+    Failed(RelayError),
+}
+
+impl Stop {
+    fn vm(error: LinkError) -> Self {
+        match error {
+            LinkError::Closed => Stop::Ended(Ended::VmClosed),
+            other => Stop::Failed(RelayError::Vm(other)),
+        }
+    }
+
+    fn host(error: LinkError) -> Self {
+        Stop::Failed(RelayError::Host(error))
+    }
+}
+
+impl<E: Into<RelayError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Stop::Failed(error.into())
+    }
+}
+
+/// Both links, the port between them and all that wakes them.
+#[derive(Debug)]
+pub struct Relay {
+    vm: Box<dyn Link>,
+    host: Box<dyn Link>,
+    port: Port,
+    follower: Box<dyn LeaseFollower>,
+    poll: Poll,
+    alarm: Alarm,
+    terminate: Signals,
+    statistics: Signals,
+    parent: ParentWatch,
+    from_vm: Lane,
+    from_host: Lane,
+    next_probe: Option<Timestamp>,
+    /// Frames from the host that were longer than its MTU.
+    host_oversized: u64,
+}
+
+impl Relay {
+    /// Connects `vm` and `host` through `port`. Frames of up to `max_frame` bytes are taken from each side.
+    ///
+    /// # Errors
+    /// When the poller or the signal handlers cannot be set up.
+    pub fn new(
+        mut vm: Box<dyn Link>,
+        mut host: Box<dyn Link>,
+        port: Port,
+        mut follower: Box<dyn LeaseFollower>,
+        mut parent: ParentWatch,
+        max_frame: usize,
+    ) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        vm.register(registry, Wake::Vm.token(), Interest::READABLE)?;
+        host.register(registry, Wake::Host.token(), Interest::READABLE)?;
+        follower.register(registry, Wake::Follower.token())?;
+        parent.register(registry, Wake::Parent.token())?;
+        let alarm = Alarm::new(registry, Wake::Alarm.token())?;
+        let mut terminate = Signals::termination()?;
+        terminate.register(registry, Wake::Terminate.token())?;
+        let mut statistics = Signals::statistics()?;
+        statistics.register(registry, Wake::Statistics.token())?;
+        let needs_probe = vm.needs_probe() || parent.needs_probe();
+        Ok(Relay {
+            vm,
+            host,
+            port,
+            follower,
+            poll,
+            alarm,
+            terminate,
+            statistics,
+            parent,
+            from_vm: Lane::new(max_frame),
+            from_host: Lane::new(max_frame),
+            host_oversized: 0,
+            next_probe: needs_probe.then(|| clock::now().saturating_add(PROBE_INTERVAL)),
+        })
+    }
+
+    /// Carries frames until there is a reason to end.
+    ///
+    /// # Errors
+    /// When a link or the loop itself fails. A bad frame never does (rule R3).
+    pub fn run(&mut self) -> Result<Ended, RelayError> {
+        let mut events = Events::with_capacity(Wake::ALL.len());
+        loop {
+            match self.turn(&mut events) {
+                Ok(()) => {}
+                Err(Stop::Ended(ended)) => return Ok(ended),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// One turn: a batch a direction, whatever is due, and what woke the loop.
+    fn turn(&mut self, events: &mut Events) -> Result<(), Stop> {
+        let now = clock::now();
+        self.carry_from_vm(now)?;
+        self.carry_from_host(now)?;
+        self.attend(now)?;
+        let timeout = if self.from_vm.has_work() || self.from_host.has_work() {
+            Some(Duration::ZERO)
+        } else {
+            self.alarm.set(self.next_deadline())?;
+            self.alarm.poll_timeout()
+        };
+        match self.poll.poll(events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
+            _ => {}
+        }
+        for event in &*events {
+            let readable = event.is_readable() || event.is_error() || event.is_read_closed();
+            match Wake::from_token(event.token()) {
+                Some(Wake::Vm) => {
+                    self.from_vm.readable |= readable;
+                    if event.is_writable() {
+                        self.resume_to_vm(now)?;
+                    }
+                }
+                Some(Wake::Host) => {
+                    self.from_host.readable |= readable;
+                    if event.is_writable() {
+                        self.resume_to_host(now)?;
+                    }
+                }
+                Some(Wake::Alarm) => self.alarm.fired(),
+                Some(Wake::Terminate) => {
+                    self.terminate.drain();
+                    return Err(Stop::Ended(Ended::Signal));
+                }
+                Some(Wake::Statistics) => {
+                    self.statistics.drain();
+                    self.print_statistics();
+                }
+                Some(Wake::Parent) => return Err(Stop::Ended(Ended::ParentGone)),
+                Some(Wake::Follower) => self.follower.attend(now)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn carry_from_vm(&mut self, now: Timestamp) -> Result<(), Stop> {
+        let Relay { from_vm, vm, host, port, .. } = self;
+        let outcome = from_vm.turn(&mut **vm, &mut **host, now, |frame| port.from_vm(frame, now));
+        for _ in 0..from_vm.batch.take_truncated() {
+            let _ = port.truncated_from_vm();
+        }
+        outcome.map_err(|error| match error {
+            LaneError::From(error) => Stop::vm(error),
+            LaneError::To(error) => Stop::host(error),
+        })?;
+        if self.from_vm.batch.is_empty() { Ok(()) } else { self.want_host_writable(true) }
+    }
+
+    fn carry_from_host(&mut self, now: Timestamp) -> Result<(), Stop> {
+        let Relay { from_host, vm, host, port, .. } = self;
+        let outcome = from_host.turn(&mut **host, &mut **vm, now, |frame| port.from_host(frame, now));
+        self.host_oversized = self.host_oversized.saturating_add(from_host.batch.take_truncated() as u64);
+        outcome.map_err(|error| match error {
+            LaneError::From(error) => Stop::host(error),
+            LaneError::To(error) => Stop::vm(error),
+        })?;
+        if self.from_host.batch.is_empty() { Ok(()) } else { self.want_vm_writable(true) }
+    }
+
+    /// Expiry, stalled queues, forwards and probes.
+    fn attend(&mut self, now: Timestamp) -> Result<(), Stop> {
+        self.port.advance(now);
+        while let Some(event) = self.port.poll_event() {
+            log_event(&event);
+            if matches!(event, PortEvent::Bound(_) | PortEvent::Unbound { .. }) {
+                self.follower.lease_changed(self.port.lease(), now);
+            }
+        }
+        if self.from_vm.blocked_until.is_some_and(|until| now >= until) {
+            self.resume_to_host(now)?;
+        }
+        if self.from_host.blocked_until.is_some_and(|until| now >= until) {
+            self.resume_to_vm(now)?;
+        }
+        if self.follower.deadline().is_some_and(|at| now >= at) {
+            self.follower.attend(now)?;
+        }
+        if self.next_probe.is_some_and(|at| now >= at) {
+            self.next_probe = Some(now.saturating_add(PROBE_INTERVAL));
+            self.vm.probe().map_err(Stop::vm)?;
+            if self.parent.is_gone() {
+                return Err(Stop::Ended(Ended::ParentGone));
+            }
+        }
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Timestamp> {
+        let deadlines = [
+            self.port.next_deadline(),
+            self.from_vm.blocked_until,
+            self.from_host.blocked_until,
+            self.follower.deadline(),
+            self.next_probe,
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// The host's queue may have room again.
+    fn resume_to_host(&mut self, now: Timestamp) -> Result<(), Stop> {
+        self.from_vm.send(&mut *self.host, now).map_err(Stop::host)?;
+        if self.from_vm.batch.is_empty() { self.want_host_writable(false) } else { Ok(()) }
+    }
+
+    /// The VM's queue may have room again.
+    fn resume_to_vm(&mut self, now: Timestamp) -> Result<(), Stop> {
+        self.from_host.send(&mut *self.vm, now).map_err(Stop::vm)?;
+        if self.from_host.batch.is_empty() { self.want_vm_writable(false) } else { Ok(()) }
+    }
+
+    fn want_host_writable(&mut self, wanted: bool) -> Result<(), Stop> {
+        Ok(self.host.register(self.poll.registry(), Wake::Host.token(), interest(wanted))?)
+    }
+
+    fn want_vm_writable(&mut self, wanted: bool) -> Result<(), Stop> {
+        Ok(self.vm.register(self.poll.registry(), Wake::Vm.token(), interest(wanted))?)
+    }
+
+    /// Gives the VM's lease back to the DHCP server, so that short-lived VMs do not exhaust its addresses.
+    pub fn release_lease(&mut self) {
+        let Some(release) = self.port.release() else { return };
+        let mut batch = FrameBatch::new(release.len());
+        batch.free_space()[..release.len()].copy_from_slice(&release);
+        batch.push(release.len());
+        match self.host.send(&mut batch) {
+            Ok(Sent::All) => tracing::info!("gave the lease back"),
+            Ok(Sent::Blocked) => tracing::warn!("the lease was not given back: the host's queue is full"),
+            Err(error) => tracing::warn!(%error, "the lease was not given back"),
+        }
+    }
+
+    /// Prints the counters as one line on standard error.
+    pub fn print_statistics(&self) {
+        eprintln!(
+            "softnet: {} vm-queue-full={} host-queue-full={} host-oversized={}",
+            self.port.counters(),
+            self.from_host.queue_full,
+            self.from_vm.queue_full,
+            self.host_oversized
+        );
+    }
+}
+
+fn interest(writable: bool) -> Interest {
+    if writable { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE }
+}
+
+fn log_event(event: &PortEvent) {
+    match event {
+        PortEvent::Bound(lease) => tracing::info!(address = %lease.address, "the VM has a lease"),
+        PortEvent::Renewed(lease) => tracing::debug!(address = %lease.address, "the VM renewed its lease"),
+        PortEvent::Unbound { lease, cause } => {
+            tracing::info!(address = %lease.address, ?cause, "the VM has lost its lease");
+        }
+        PortEvent::ClientIdChanged { used } => {
+            tracing::warn!(used, "the VM uses another DHCP client identifier than before");
+        }
+    }
+}

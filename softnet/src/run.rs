@@ -1,0 +1,294 @@
+//! `softnet run`: a VM and its filter as one command.
+//!
+//! Three processes: this one supervises; a fork of it is the filter, in a process group of its own so that a Ctrl-C meant
+//! for the VM does not cut its network; and the command is the VM. When one of them ends, so do the others.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
+use softnet_filter::MacAddr;
+
+use crate::cli::RunArgs;
+use crate::config::{Config, PortSettings, parse_mac};
+use crate::sys::process::{self, Fork};
+use crate::sys::signalfd::{Received, SignalFd};
+use crate::vm::VmSocket;
+
+/// How long the filter may take for a clean end.
+const FILTER_GRACE: Duration = Duration::from_secs(5);
+/// How long the VM may take to end after it was asked to.
+const VM_GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the command behind a filter and returns its exit status; 128 plus the signal's number if a signal ended it, as
+/// shells have it. `filter` is what the forked process does with its configuration.
+///
+/// # Errors
+/// When the arguments are wrong, the command cannot be started, or the filter fails while the VM runs.
+pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyhow::Result<ExitCode> {
+    let vm_mac = match &args.vm_mac_address {
+        Some(mac) => parse_mac(mac)?,
+        None => random_mac()?,
+    };
+    let mut port = PortSettings::try_from(args.port)?;
+    let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .context("socketpair")?;
+    crate::vm::raise_buffers(&vm_end);
+    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe")?;
+    let launcher = port.ready.replace(tell);
+
+    let filter = match process::fork().context("fork")? {
+        Fork::Child => {
+            drop((vm_end, told, launcher));
+            let _ = rustix::process::setpgid(None, None);
+            let vm = VmSocket::check(filter_end)?;
+            std::process::exit(filter(Config { vm, vm_mac, port }).into());
+        }
+        Fork::Parent(pid) => Filter::new(pid)?,
+    };
+    drop((filter_end, port));
+
+    // Blocked before the VM exists, so that no signal is lost between its start and the first wait.
+    let mut signals = SignalFd::new()?;
+    let Some(ready) = wait_until_ready(told, &mut signals, &filter)? else { return filter.failed_to_start() };
+    if let Some(launcher) = launcher {
+        let _ = File::from(launcher).write_all(&ready);
+    }
+    let arguments = Placeholders { fd: vm_end.as_raw_fd(), mac: vm_mac }.fill(&args.command);
+    let mut vm = match start_vm(&arguments, &vm_end, vm_mac) {
+        Ok(vm) => vm,
+        Err(error) => {
+            filter.end();
+            return Err(error);
+        }
+    };
+    drop(vm_end);
+    supervise(&mut vm, filter, &mut signals)
+}
+
+/// What a process ends with.
+pub type ExitStatusByte = u8;
+
+/// A MAC address that no other interface has: locally administered, unicast, 46 random bits.
+fn random_mac() -> anyhow::Result<MacAddr> {
+    let mut octets = [0; 6];
+    File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut octets))
+        .context("/dev/urandom")?;
+    octets[0] = (octets[0] & 0xfc) | 0x02;
+    Ok(MacAddr(octets))
+}
+
+fn start_vm(arguments: &[OsString], vm_end: &OwnedFd, mac: MacAddr) -> anyhow::Result<Child> {
+    let (program, arguments) = arguments.split_first().context("no command was given")?;
+    let mut command = Command::new(program);
+    command.args(arguments);
+    // For wrapper scripts, which cannot write a placeholder.
+    command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
+    process::spawn_with(&mut command, vm_end, Signal::TERM).with_context(|| {
+        format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
+    })
+}
+
+/// Waits for the filter's word that frames flow. `None` if it ended, or was told to end, before that.
+fn wait_until_ready(
+    told: OwnedFd,
+    signals: &mut SignalFd,
+    filter: &Filter,
+) -> anyhow::Result<Option<Vec<u8>>> {
+    let mut line = Vec::new();
+    let mut told = File::from(told);
+    loop {
+        let [readable, signalled] = wait([told.as_fd(), signals.as_fd()], None)?;
+        if signalled && signals.read()?.is_some_and(Received::asks_to_end) {
+            filter.signal(Signal::TERM);
+        }
+        if readable {
+            let mut chunk = [0; 512];
+            match told.read(&mut chunk)? {
+                0 => return Ok(line.ends_with(b"\n").then_some(line)),
+                count => line.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+}
+
+/// Passes signals on and waits for the end of either process; then ends the other.
+fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::Result<ExitCode> {
+    let vm_pid = Pid::from_child(vm);
+    let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("pidfd_open")?;
+    loop {
+        let [vm_ended, filter_ended, signalled] =
+            wait([vm_pidfd.as_fd(), filter.pidfd.as_fd(), signals.as_fd()], None)?;
+        if vm_ended {
+            let status = vm.wait()?;
+            filter.end();
+            return Ok(exit_code(status));
+        }
+        if filter_ended {
+            let status = filter.wait();
+            let _ = rustix::process::kill_process(vm_pid, Signal::TERM);
+            if !wait([vm_pidfd.as_fd()], Some(VM_GRACE))?[0] {
+                let _ = rustix::process::kill_process(vm_pid, Signal::KILL);
+            }
+            vm.wait()?;
+            anyhow::bail!("the filter ended ({status}) before the VM, which was ended too");
+        }
+        if signalled
+            && let Some(received) = signals.read()?
+            && received.is_for_the_vm()
+        {
+            let _ = rustix::process::kill_process(vm_pid, received.signal);
+        }
+    }
+}
+
+/// The forked filter.
+#[derive(Debug)]
+struct Filter {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Filter {
+    fn new(pid: Pid) -> anyhow::Result<Self> {
+        Ok(Filter { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")? })
+    }
+
+    fn signal(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(self.pid, signal);
+    }
+
+    /// Asks it to end, which gives the lease back, and waits; ends it by force if it takes too long.
+    fn end(self) {
+        self.signal(Signal::TERM);
+        if !wait([self.pidfd.as_fd()], Some(FILTER_GRACE)).is_ok_and(|[ended]| ended) {
+            self.signal(Signal::KILL);
+        }
+        self.wait();
+    }
+
+    fn wait(self) -> ExitStatus {
+        loop {
+            match rustix::process::waitpid(Some(self.pid), WaitOptions::empty()) {
+                Ok(Some((_, status))) => return ExitStatus::from_raw(status.as_raw()),
+                Err(rustix::io::Errno::INTR) | Ok(None) => {}
+                Err(_) => return ExitStatus::from_raw(0),
+            }
+        }
+    }
+
+    /// It has printed why; its status becomes ours.
+    fn failed_to_start(self) -> anyhow::Result<ExitCode> {
+        Ok(exit_code(self.wait()))
+    }
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+    ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
+}
+
+/// Waits until one of `fds` is readable or `limit` has passed; says which are.
+fn wait<const N: usize>(
+    fds: [std::os::fd::BorrowedFd<'_>; N],
+    limit: Option<Duration>,
+) -> io::Result<[bool; N]> {
+    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    let limit =
+        limit.map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() });
+    match poll(&mut polled, limit.as_ref()) {
+        Err(rustix::io::Errno::INTR) => Ok([false; N]),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(polled.map(|fd| !fd.revents().is_empty())),
+    }
+}
+
+/// The words in a command that stand for the VM's descriptor and MAC address.
+#[derive(Clone, Copy, Debug)]
+struct Placeholders {
+    fd: i32,
+    mac: MacAddr,
+}
+
+impl Placeholders {
+    /// `command` with the placeholders replaced; a QEMU command that has none gets its network card added.
+    fn fill(self, command: &[OsString]) -> Vec<OsString> {
+        let filled: Vec<OsString> = command.iter().map(|word| self.replace(word)).collect();
+        let is_qemu = command
+            .first()
+            .and_then(|program| std::path::Path::new(program).file_name())
+            .is_some_and(|name| name.as_bytes().starts_with(b"qemu-system-"));
+        if !is_qemu || filled != command {
+            return filled;
+        }
+        let card = [
+            "-netdev".to_owned(),
+            format!("dgram,id=softnet,local.type=fd,local.str={}", self.fd),
+            "-device".to_owned(),
+            format!("virtio-net-pci,netdev=softnet,mac={}", self.mac),
+        ];
+        filled.into_iter().chain(card.map(OsString::from)).collect()
+    }
+
+    fn replace(self, word: &OsStr) -> OsString {
+        let replaced = replace_all(word.as_bytes(), b"{fd}", self.fd.to_string().as_bytes());
+        OsString::from_vec(replace_all(&replaced, b"{mac}", self.mac.to_string().as_bytes()))
+    }
+}
+
+fn replace_all(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(to);
+        rest = &rest[at + from.len()..];
+    }
+    out.extend_from_slice(rest);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(words: &[&str]) -> Vec<OsString> {
+        let command: Vec<OsString> = words.iter().map(OsString::from).collect();
+        Placeholders { fd: 7, mac: MacAddr([2, 0, 0, 0, 0, 1]) }.fill(&command)
+    }
+
+    #[test]
+    fn placeholders_are_replaced_wherever_they_stand() {
+        let filled = fill(&["linux.uml", "vec0:transport=fd,fd={fd}", "mac={mac}/{mac}"]);
+        assert_eq!(
+            filled,
+            ["linux.uml", "vec0:transport=fd,fd=7", "mac=02:00:00:00:00:01/02:00:00:00:00:01"]
+        );
+    }
+
+    #[test]
+    fn qemu_gets_its_card_unless_it_says_where() {
+        let filled = fill(&["/usr/bin/qemu-system-x86_64", "disk.img"]);
+        assert_eq!(filled[2..4], ["-netdev", "dgram,id=softnet,local.type=fd,local.str=7"]);
+        assert_eq!(filled[5], "virtio-net-pci,netdev=softnet,mac=02:00:00:00:00:01");
+        assert_eq!(fill(&["qemu-system-x86_64", "-netdev", "x={fd}"]).len(), 3);
+        assert_eq!(fill(&["qemu-img", "disk.img"]).len(), 2);
+    }
+
+    #[test]
+    fn random_addresses_are_local_unicast_and_differ() {
+        let (a, b) = (random_mac().unwrap(), random_mac().unwrap());
+        assert!(a.is_unicast() && a != b);
+        assert_eq!(a.octets()[0] & 0x02, 0x02);
+    }
+}

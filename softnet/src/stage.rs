@@ -1,0 +1,89 @@
+//! The life of a filtering process as types: a checked configuration is opened with whatever privilege there is, sealed
+//! without any, and run. The compiler sees to the order, and nothing after the seal needs what it took away.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
+
+use crate::config::Config;
+use crate::host::{self, HostLink};
+use crate::link::ETHERNET_HEADER;
+use crate::parent::ParentWatch;
+use crate::relay::{Ended, Relay, RelayError};
+
+/// All links, timers and signal handlers are set up; privilege is still there.
+#[derive(Debug)]
+pub struct Opened {
+    relay: Relay,
+    ready: Option<(OwnedFd, String)>,
+    release: bool,
+    stats: bool,
+}
+
+impl Opened {
+    /// Opens both sides of `config` and puts the port between them.
+    ///
+    /// # Errors
+    /// A [`crate::config::ConfigError`] for what the user can mend on the command line, anything else with its context.
+    pub fn open(config: Config) -> anyhow::Result<Self> {
+        let parent = ParentWatch::new()?;
+        let policy = config.port.policy();
+        let HostLink { link, uplink, mode, follower } = host::open(&config.port, policy.bridge_isolation())?;
+        let port = Port::new(PortConfig {
+            vm_mac: config.vm_mac,
+            gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
+            net_type: config.port.net_type,
+            policy,
+            mtu: uplink.mtu,
+        })?;
+        let ready_line = serde_json::json!({
+            "mode": mode.name(),
+            "gateway": uplink.address,
+            "subnet": uplink.subnet.trunc().to_string(),
+            "mtu": uplink.mtu,
+            "interface": uplink.interface,
+        });
+        let max_frame = usize::from(uplink.mtu) + ETHERNET_HEADER;
+        let relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
+        tracing::info!(mode = mode.name(), gateway = %uplink.address, interface = %uplink.interface, "opened");
+        Ok(Opened {
+            relay,
+            ready: config.port.ready.map(|fd| (fd, ready_line.to_string())),
+            release: config.port.release,
+            stats: config.port.stats,
+        })
+    }
+
+    /// Gives up all privilege.
+    pub fn seal(self) -> anyhow::Result<Sealed> {
+        Ok(Sealed(self))
+    }
+}
+
+/// No privilege is left; frames may be parsed.
+#[derive(Debug)]
+pub struct Sealed(Opened);
+
+impl Sealed {
+    /// Tells that frames flow, carries them until there is a reason to end, and gives the lease back.
+    ///
+    /// # Errors
+    /// When a link breaks.
+    pub fn run(self) -> Result<Ended, RelayError> {
+        let Opened { mut relay, ready, release, stats } = self.0;
+        if let Some((fd, line)) = ready {
+            // Nobody reading is no reason to end: the launcher may not care any more.
+            let _ = writeln!(File::from(fd), "{line}");
+        }
+        let outcome = relay.run();
+        if release {
+            relay.release_lease();
+        }
+        if stats {
+            relay.print_statistics();
+        }
+        outcome
+    }
+}

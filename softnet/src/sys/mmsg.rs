@@ -1,0 +1,117 @@
+//! Many datagrams in one system call: `recvmmsg(2)` and `sendmmsg(2)`.
+//!
+//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in [`MessageArray`] and are
+//! filled anew for every call from slices that outlive it.
+#![expect(unsafe_code, reason = "recvmmsg and sendmmsg take arrays of raw pointers")]
+
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use crate::link::BATCH_FRAMES;
+
+/// Message headers for one call, allocated once.
+pub struct MessageArray {
+    headers: Box<[libc::mmsghdr; BATCH_FRAMES]>,
+    vectors: Box<[libc::iovec; BATCH_FRAMES]>,
+}
+
+impl fmt::Debug for MessageArray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageArray").finish_non_exhaustive()
+    }
+}
+
+/// One received datagram.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Datagram {
+    /// Bytes stored.
+    pub len: usize,
+    /// The datagram was longer than its buffer (`MSG_TRUNC`).
+    pub truncated: bool,
+}
+
+impl MessageArray {
+    /// An array of [`BATCH_FRAMES`] headers.
+    pub fn new() -> Self {
+        let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        // SAFETY: all-zero is a valid mmsghdr: null pointers with zero lengths.
+        let header: libc::mmsghdr = unsafe { mem::zeroed() };
+        MessageArray { headers: Box::new([header; BATCH_FRAMES]), vectors: Box::new([empty; BATCH_FRAMES]) }
+    }
+
+    /// Receives up to as many datagrams as there are `buffers`, without waiting; calls `each` with the index of every
+    /// buffer that was filled. Returns how many were.
+    ///
+    /// # Errors
+    /// Those of `recvmmsg(2)`; `EAGAIN` if nothing has arrived.
+    pub fn receive<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
+        mut each: impl FnMut(usize, Datagram),
+    ) -> io::Result<usize> {
+        let mut offered = 0;
+        for ((header, vector), buffer) in self.headers.iter_mut().zip(self.vectors.iter_mut()).zip(buffers) {
+            *vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_flags = 0;
+            offered += 1;
+        }
+        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that is
+        // mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                offered,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        for (index, header) in self.headers.iter().take(count).enumerate() {
+            let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
+            each(index, Datagram { len: header.msg_len as usize, truncated });
+        }
+        Ok(count)
+    }
+
+    /// Sends each of `frames` as one datagram, without waiting. Returns how many left, counted from the first.
+    ///
+    /// # Errors
+    /// Those of `sendmmsg(2)` for the first frame; `EAGAIN` if the far end's queue is full.
+    pub fn send<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        frames: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<usize> {
+        let mut offered = 0;
+        for ((header, vector), frame) in self.headers.iter_mut().zip(self.vectors.iter_mut()).zip(frames) {
+            *vector = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            offered += 1;
+        }
+        // SAFETY: the first `offered` headers each point to one iovec over a slice borrowed for 'a, which outlives this
+        // call; sendmmsg only reads through them.
+        let count = unsafe {
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                offered,
+                (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
+            )
+        };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl Default for MessageArray {
+    fn default() -> Self {
+        MessageArray::new()
+    }
+}

@@ -1,0 +1,63 @@
+//! Processes: a fork of this one, and a child that gets one descriptor and dies with us.
+//!
+//! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
+//! allocate.
+#![expect(unsafe_code, reason = "fork(2), and prctl(2) between fork and exec")]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rustix::process::{Pid, Signal};
+
+/// Which side of a fork this is.
+#[derive(Debug)]
+pub enum Fork {
+    /// The process that forked.
+    Parent(Pid),
+    /// The new process.
+    Child,
+}
+
+/// Forks a process that has no second thread.
+///
+/// # Errors
+/// `EAGAIN` or `ENOMEM`; `EBUSY` if there is a second thread, whose locks the child would hold for ever.
+pub fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap is whole.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
+    }
+}
+
+/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
+/// process ends, however it ends.
+///
+/// # Errors
+/// Those of starting the command.
+pub fn spawn_with(command: &mut Command, descriptor: &OwnedFd, on_our_death: Signal) -> io::Result<Child> {
+    let number = descriptor.as_raw_fd();
+    let signal = on_our_death.as_raw();
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        // SAFETY: fcntl and prctl are async-signal-safe and take numbers only.
+        unsafe {
+            if libc::fcntl(number, libc::F_SETFD, 0) < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, signal) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        // The signal is not sent for a parent that died before it was asked for.
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: `prepare` allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()
+}

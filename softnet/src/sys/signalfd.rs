@@ -1,0 +1,91 @@
+//! Signals with their origin: `signalfd(2)`.
+//!
+//! A supervisor has to know whether the kernel sent a SIGINT to the whole foreground group (then the VM has it already)
+//! or somebody sent it to this process alone (then it must be passed on). `unsafe`, because signal sets and the
+//! record that is read are C structs.
+#![expect(unsafe_code, reason = "signalfd and sigprocmask take C structs by pointer")]
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::process::Signal;
+
+/// What a supervisor reads.
+const SIGNALS: [libc::c_int; 6] =
+    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+
+/// A signal that was sent to this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Which.
+    pub signal: Signal,
+    /// The kernel sent it, as a terminal does to its foreground group.
+    pub from_kernel: bool,
+}
+
+impl Received {
+    /// Whether the sender wants this process to end.
+    pub fn asks_to_end(self) -> bool {
+        [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].contains(&self.signal)
+    }
+
+    /// Whether the VM has to be told, because nobody else told it.
+    pub fn is_for_the_vm(self) -> bool {
+        !self.from_kernel
+    }
+}
+
+/// Blocks the supervisor's signals and makes them readable.
+#[derive(Debug)]
+pub struct SignalFd(OwnedFd);
+
+impl SignalFd {
+    /// From now on the signals arrive here only. Children start with none blocked (the standard library sees to that).
+    ///
+    /// # Errors
+    /// Those of `signalfd(2)`.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a sigset_t is filled by sigemptyset before it is read; all pointers are to locals that live through
+        // the calls; the descriptor that signalfd returns is ours alone.
+        unsafe {
+            let mut set: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in SIGNALS {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(SignalFd(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+
+    /// The next signal that has arrived, if any.
+    ///
+    /// # Errors
+    /// Those of `read(2)`.
+    pub fn read(&mut self) -> io::Result<Option<Received>> {
+        const SIZE: usize = mem::size_of::<libc::signalfd_siginfo>();
+        let mut record = [0u8; SIZE];
+        match rustix::io::read(&self.0, &mut record) {
+            Ok(SIZE) => {}
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        // SAFETY: the kernel filled the whole record, and any bytes are a valid signalfd_siginfo.
+        let record: libc::signalfd_siginfo = unsafe { mem::transmute(record) };
+        let signal = Signal::from_named_raw(record.ssi_signo as i32);
+        Ok(signal.map(|signal| Received { signal, from_kernel: record.ssi_code > 0 }))
+    }
+}
+
+impl AsFd for SignalFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

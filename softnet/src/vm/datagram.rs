@@ -1,0 +1,195 @@
+//! One bare frame a datagram, many datagrams a system call.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::peer::PeerWatch;
+use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
+use crate::sys::mmsg::MessageArray;
+
+/// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
+/// which must harm nothing (rule L3). What follows decides: silence for this long was the end.
+const END_GRACE: Duration = Duration::from_secs(2);
+
+/// The VM's datagram socket.
+#[derive(Debug)]
+pub struct DatagramLink {
+    socket: OwnedFd,
+    registered: bool,
+    messages: MessageArray,
+    peer: Option<PeerWatch>,
+    /// When a zero-length datagram arrived that no frame has followed yet.
+    end_announced: Option<Instant>,
+}
+
+impl DatagramLink {
+    /// Takes a connected datagram socket and makes it non-blocking.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let peer = PeerWatch::new(&socket).inspect_err(|error| {
+            tracing::debug!(%error, "the kernel cannot tell when the VM's socket closes; watching the parent only");
+        });
+        let messages = MessageArray::new();
+        Ok(DatagramLink { socket, registered: false, messages, peer: peer.ok(), end_announced: None })
+    }
+}
+
+impl Link for DatagramLink {
+    fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
+        let fd = self.socket.as_raw_fd();
+        let mut source = SourceFd(&fd);
+        if std::mem::replace(&mut self.registered, true) {
+            registry.reregister(&mut source, token, interest)
+        } else {
+            registry.register(&mut source, token, interest)
+        }
+    }
+
+    fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
+        let mut filled = [None; crate::link::BATCH_FRAMES];
+        let received = self.messages.receive(self.socket.as_fd(), batch.slots(), |index, datagram| {
+            filled[index] = Some(datagram);
+        });
+        let count = match received {
+            Ok(count) => count,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => return Ok(Received::Drained),
+                Some(libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED) => {
+                    return Err(LinkError::Closed);
+                }
+                _ => return Err(LinkError::Io("receive from the VM", error)),
+            },
+        };
+        for (index, datagram) in filled.iter().take(count).flatten().enumerate() {
+            self.end_announced = (datagram.len == 0).then(Instant::now);
+            if datagram.truncated {
+                batch.push_truncated();
+            } else {
+                batch.push_slot(index, datagram.len);
+            }
+        }
+        Ok(if count == filled.len() { Received::More } else { Received::Drained })
+    }
+
+    fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
+        while !batch.is_empty() {
+            match self.messages.send(self.socket.as_fd(), batch.frames()) {
+                Ok(count) => batch.advance(count),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN | libc::ENOBUFS) => return Ok(Sent::Blocked),
+                    Some(libc::EINTR) => {}
+                    Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOTCONN | libc::EPIPE) => {
+                        return Err(LinkError::Closed);
+                    }
+                    // A frame that the socket cannot take at all (EMSGSIZE): it is lost, the link is not.
+                    _ => batch.advance(1),
+                },
+            }
+        }
+        Ok(Sent::All)
+    }
+
+    fn probe(&mut self) -> Result<(), LinkError> {
+        if self.end_announced.is_some_and(|since| since.elapsed() >= END_GRACE) {
+            return Err(LinkError::Closed);
+        }
+        match &self.peer {
+            Some(peer) if !peer.is_alive() => Err(LinkError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    fn needs_probe(&self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    const MAX: usize = 1514;
+
+    fn pair() -> (UnixDatagram, DatagramLink) {
+        let (near, far) = UnixDatagram::pair().unwrap();
+        (near, DatagramLink::new(far.into()).unwrap())
+    }
+
+    #[test]
+    fn a_datagram_is_a_frame_and_a_long_one_is_counted_as_cut() {
+        let (near, mut link) = pair();
+        near.send(&[1; 60]).unwrap();
+        near.send(&[2; MAX + 1]).unwrap();
+        near.send(&[3; MAX]).unwrap();
+        let mut batch = FrameBatch::new(MAX);
+        assert_eq!(link.recv(&mut batch).unwrap(), Received::Drained);
+        assert_eq!(
+            batch.frames().map(|frame| (frame[0], frame.len())).collect::<Vec<_>>(),
+            [(1, 60), (3, MAX)]
+        );
+        assert_eq!(batch.take_truncated(), 1);
+    }
+
+    #[test]
+    fn a_full_queue_blocks_and_keeps_what_did_not_fit() {
+        let (near, mut link) = pair();
+        near.set_nonblocking(true).unwrap();
+        let mut batch = FrameBatch::new(MAX);
+        let mut sent = 0u32;
+        while sent < 5_000 {
+            batch.clear();
+            for _ in 0..crate::link::BATCH_FRAMES {
+                batch.free_space()[..4].copy_from_slice(&sent.to_be_bytes());
+                batch.push(60);
+                sent += 1;
+            }
+            if link.send(&mut batch).unwrap() == Sent::Blocked {
+                break;
+            }
+        }
+        assert!(!batch.is_empty(), "the queue never filled: the test shows nothing");
+        let mut expected = 0u32;
+        let mut frame = [0; 60];
+        loop {
+            while near.recv(&mut frame).is_ok() {
+                assert_eq!(frame[..4], expected.to_be_bytes());
+                expected += 1;
+            }
+            if batch.is_empty() {
+                break;
+            }
+            link.send(&mut batch).unwrap();
+        }
+        assert_eq!(expected, sent);
+    }
+
+    #[test]
+    fn a_peer_that_closes_without_a_word_is_found_by_the_probe() {
+        let (near, mut link) = pair();
+        link.probe().unwrap();
+        drop(near);
+        assert!(matches!(link.probe(), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn an_empty_datagram_is_a_frame_until_silence_makes_it_the_end() {
+        let (near, mut link) = pair();
+        let mut batch = FrameBatch::new(MAX);
+        near.send(&[]).unwrap();
+        link.recv(&mut batch).unwrap();
+        assert_eq!(batch.frames().next(), Some(&[][..]));
+        link.probe().unwrap();
+        link.end_announced = Instant::now().checked_sub(END_GRACE);
+        near.send(&[1; 60]).unwrap();
+        batch.clear();
+        link.recv(&mut batch).unwrap();
+        link.probe().unwrap();
+        link.end_announced = Instant::now().checked_sub(END_GRACE);
+        assert!(matches!(link.probe(), Err(LinkError::Closed)));
+    }
+}
