@@ -69,16 +69,16 @@ pub enum Ended {
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The VM's side broke.
-    #[error("the VM's socket failed: {0}")]
+    #[error("the VM's socket failed")]
     Vm(#[source] LinkError),
     /// The host's side broke.
-    #[error("the link to the host's network is gone: {0}")]
+    #[error("the link to the host's network is gone")]
     Host(#[source] LinkError),
     /// The privileged parent ended or refused.
     #[error("{0}")]
     Follower(String),
     /// The poller failed.
-    #[error("the event loop failed: {0}")]
+    #[error("the event loop failed")]
     Poll(#[from] io::Error),
 }
 

@@ -14,14 +14,14 @@ use crate::sys::tun;
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
-/// Why a TAP cannot be attached to.
+/// Why a TAP cannot be attached to. The caller names the flag and its value.
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
     /// `/dev/net/tun` cannot be opened.
     #[error(
         "{CLONE_DEVICE} cannot be opened: {0}; load the kernel's tun module (modprobe tun) or allow access to it"
     )]
-    NoDevice(#[source] io::Error),
+    NoDevice(io::Error),
     /// Another process is attached.
     #[error("is busy: another process is attached to it; stop that process or use another TAP")]
     Busy,
@@ -32,7 +32,7 @@ pub enum TapError {
     NotPermitted(String),
     /// The kernel refused for another reason.
     #[error("cannot be attached to: {0}")]
-    Io(#[source] io::Error),
+    Io(io::Error),
 }
 
 /// An attached TAP.

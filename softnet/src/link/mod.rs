@@ -69,6 +69,6 @@ pub enum LinkError {
     #[error("broken framing: a frame of {0} bytes announced")]
     Framing(usize),
     /// The operating system refused.
-    #[error("{0}: {1}")]
+    #[error("cannot {0}")]
     Io(&'static str, #[source] io::Error),
 }
