@@ -46,21 +46,30 @@
     )
 )]
 
+mod arp;
+mod checksum;
 mod counters;
+mod destination;
+mod dhcp;
+mod frame;
+mod icmp;
+mod ipv4;
 mod lease;
 mod mac;
 mod policy;
 mod port;
+mod table;
+#[cfg(test)]
+mod testing;
 mod time;
 mod verdict;
 
 pub use counters::{Counters, DirectionCounters};
+pub use dhcp::ReleaseFrame;
 pub use lease::{Lease, Resolvers};
 pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
-pub use port::{
-    AdoptError, ConfigError, Gateway, NetType, Port, PortConfig, PortEvent, ReleaseFrame, UnboundCause,
-};
+pub use port::{AdoptError, ConfigError, Gateway, NetType, Port, PortConfig, PortEvent, UnboundCause};
 pub use time::Timestamp;
 pub use verdict::{DropReason, Verdict};
 

@@ -1,15 +1,19 @@
 //! The port of one VM: everything that is known about it, and the judgement of its frames.
 
-use core::fmt;
 use core::net::Ipv4Addr;
-use core::ops::Deref;
 
 use ipnet::Ipv4Net;
 
+use crate::arp::Arp;
 use crate::counters::Counters;
+use crate::destination;
+use crate::dhcp::{self, ClientIds, Dhcp, ReleaseFrame};
+use crate::frame::{self, EtherType, Frame};
+use crate::ipv4::{self, Packet, Part, Transport, Udp};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::policy::Policy;
+use crate::table::Table;
 use crate::time::Timestamp;
 use crate::verdict::{DropReason, Verdict};
 
@@ -141,29 +145,77 @@ pub enum AdoptError {
     ClientId,
 }
 
-/// A DHCPRELEASE as a whole Ethernet frame, for the host side.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ReleaseFrame {
-    bytes: [u8; Self::CAPACITY],
-    len: usize,
+/// What identifies the VM and its gateway on the wire.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity {
+    pub(crate) vm_mac: MacAddr,
+    pub(crate) gateway_mac: MacAddr,
+    pub(crate) gateway: Ipv4Addr,
+    network: u32,
+    mask: u32,
+    /// The longest frame that the link carries.
+    max_frame_len: usize,
 }
 
-impl ReleaseFrame {
-    /// Headers, the fixed part, and the options with the longest client identifier.
-    const CAPACITY: usize = 14 + 20 + 8 + 240 + 3 + 6 + 257 + 1;
-}
-
-impl Deref for ReleaseFrame {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
+impl Identity {
+    fn new(config: &PortConfig) -> Result<Self, ConfigError> {
+        let PortConfig { vm_mac, gateway, mtu, .. } = *config;
+        let subnet = gateway.subnet.trunc();
+        if !vm_mac.is_unicast() {
+            return Err(ConfigError::VmMac(vm_mac));
+        }
+        if !gateway.mac.is_unicast() {
+            return Err(ConfigError::GatewayMac(gateway.mac));
+        }
+        if vm_mac == gateway.mac {
+            return Err(ConfigError::SameMac(vm_mac));
+        }
+        if subnet.prefix_len() > 30 {
+            return Err(ConfigError::SubnetTooSmall(subnet));
+        }
+        if mtu < 576 {
+            return Err(ConfigError::Mtu(mtu));
+        }
+        let identity = Self {
+            vm_mac,
+            gateway_mac: gateway.mac,
+            gateway: gateway.address,
+            network: subnet.network().to_bits(),
+            mask: subnet.netmask().to_bits(),
+            max_frame_len: usize::from(mtu).saturating_add(frame::HEADER_LEN),
+        };
+        if !identity.is_on_link(gateway.address) || !identity.is_host(gateway.address) {
+            return Err(ConfigError::GatewayAddress { address: gateway.address, subnet });
+        }
+        Ok(identity)
     }
-}
 
-impl fmt::Debug for ReleaseFrame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReleaseFrame").field("len", &self.len).finish_non_exhaustive()
+    /// Whether an address is of the VM's own network.
+    pub(crate) fn is_on_link(&self, address: Ipv4Addr) -> bool {
+        address.to_bits() & self.mask == self.network
+    }
+
+    /// Whether an address could be some host's: not one that D1 names, nor multicast.
+    fn is_host(&self, address: Ipv4Addr) -> bool {
+        let bits = address.to_bits();
+        // 0.0.0.0/8, 127.0.0.0/8, and 224.0.0.0/4 with all above.
+        let is_special = matches!(address.octets(), [0 | 127 | 224.., ..]);
+        !is_special && bits != self.network && bits != self.network | !self.mask
+    }
+
+    /// Whether DHCP may give the VM this address (B2).
+    pub(crate) fn may_be_leased(&self, address: Ipv4Addr) -> bool {
+        self.is_on_link(address) && self.is_host(address) && address != self.gateway
+    }
+
+    /// Whether an address that DHCP names as a resolver may be opened as one (D5).
+    pub(crate) fn is_sane_resolver(&self, address: Ipv4Addr) -> bool {
+        self.is_host(address)
+    }
+
+    /// Whether a MAC address may be that of another station (L5).
+    pub(crate) fn may_be_peer(&self, mac: MacAddr) -> bool {
+        mac.is_unicast() && mac != self.vm_mac
     }
 }
 
@@ -172,15 +224,16 @@ impl fmt::Debug for ReleaseFrame {
 /// Frames of both directions must be given in the order in which they pass, with a `now` that does not go back.
 #[derive(Debug)]
 pub struct Port {
-    config: PortConfig,
-    lease: Option<Lease>,
+    identity: Identity,
+    table: Table,
+    dhcp: Dhcp,
     counters: Counters,
 }
 
 impl Port {
     /// How many different DHCP client identifiers a VM may use in its life: firmware, installer, system, and one to
     /// spare (rule C5).
-    pub const MAX_CLIENT_IDS: usize = 4;
+    pub const MAX_CLIENT_IDS: usize = ClientIds::CAPACITY;
 
     /// A port without a lease.
     ///
@@ -188,17 +241,16 @@ impl Port {
     ///
     /// If the configuration contradicts itself.
     pub fn new(config: PortConfig) -> Result<Self, ConfigError> {
-        if !config.vm_mac.is_unicast() {
-            return Err(ConfigError::VmMac(config.vm_mac));
-        }
-        Ok(Self { config, lease: None, counters: Counters::default() })
+        let identity = Identity::new(&config)?;
+        let table = Table::new(&config.policy, config.gateway, config.net_type)?;
+        Ok(Self { identity, table, dhcp: Dhcp::default(), counters: Counters::default() })
     }
 
     /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with whole
     /// checksums.
     pub fn from_vm(&mut self, frame: &[u8], now: Timestamp) -> Verdict {
         self.advance(now);
-        let verdict = if frame.len() < 14 { Verdict::Drop(DropReason::Runt) } else { Verdict::Forward };
+        let verdict = verdict(self.judge_from_vm(frame, now));
         self.counters.from_vm.count(verdict, frame.len())
     }
 
@@ -209,8 +261,7 @@ impl Port {
     /// finished must be finished first, unless it is a super-frame.
     pub fn from_host(&mut self, frame: &[u8], now: Timestamp) -> Verdict {
         self.advance(now);
-        let verdict =
-            if frame.len() < 14 { Verdict::Drop(DropReason::HostMalformed) } else { Verdict::Forward };
+        let verdict = verdict(self.judge_from_host(frame, now));
         self.counters.from_host.count(verdict, frame.len())
     }
 
@@ -221,27 +272,30 @@ impl Port {
 
     /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always true.
     pub fn poll_event(&mut self) -> Option<PortEvent> {
-        None
+        self.dhcp.poll_event()
     }
 
     /// When [`Port::advance`] has something to do: the end of the lease.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.lease.and_then(|lease| lease.expires)
+        self.dhcp.lease().and_then(|lease| lease.expires)
     }
 
     /// Does what is due at the time `now`: ends a lease that has run out. Judging a frame does the same, so calling
     /// this late never lets a frame pass; calling it at the deadline makes the event come in time.
+    #[inline(always)]
     pub fn advance(&mut self, now: Timestamp) {
-        let _ = now;
+        self.dhcp.advance(now);
     }
 
     /// The VM's lease, if it has one that was valid when the port was last told the time.
     pub fn lease(&self) -> Option<Lease> {
-        self.lease
+        self.dhcp.lease().copied()
     }
 
     /// Takes over a lease that the VM got before this port existed, from the DHCP server's lease file, with the
     /// client identifier (option 61: type byte and value) under which the server files it, if any.
+    ///
+    /// Resolvers that cannot be any are left out (rule D5).
     ///
     /// # Errors
     ///
@@ -252,22 +306,183 @@ impl Port {
         client_id: Option<&[u8]>,
         now: Timestamp,
     ) -> Result<(), AdoptError> {
-        let _ = client_id;
+        self.advance(now);
+        if self.dhcp.lease().is_some() {
+            return Err(AdoptError::Bound);
+        }
+        if lease.server != self.identity.gateway {
+            return Err(AdoptError::Server(lease.server));
+        }
+        if !self.identity.may_be_leased(lease.address) {
+            return Err(AdoptError::Address(lease.address));
+        }
         if !lease.is_valid_at(now) {
             return Err(AdoptError::Expired);
         }
-        self.lease = Some(lease);
+        let client_id = match client_id {
+            None => None,
+            Some(id) if !(2..=255).contains(&id.len()) => return Err(AdoptError::ClientId),
+            Some(id) => self.dhcp.client_ids.find(id).or_else(|| self.dhcp.client_ids.add(id)),
+        };
+        let resolvers = lease
+            .resolvers
+            .iter()
+            .filter(|resolver| self.identity.is_sane_resolver(*resolver) && *resolver != lease.address);
+        self.dhcp.bind(Lease { resolvers: resolvers.collect(), ..lease }, client_id);
         Ok(())
     }
 
     /// Gives the VM's address back at a clean end: the binding is gone at once, and the DHCPRELEASE that tells the
     /// server (RFC 2131, section 4.4.6) is returned for the host side. `None` without a lease.
     pub fn release(&mut self) -> Option<ReleaseFrame> {
-        None
+        let frame = ReleaseFrame::new(&self.dhcp, &self.identity);
+        self.dhcp.give_up(UnboundCause::Released);
+        frame
     }
 
     /// What was forwarded and dropped so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The rules L, A, S, D and C.
+    #[inline(always)]
+    fn judge_from_vm(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
+        // L3
+        let frame = Frame::parse(bytes).ok_or(DropReason::Runt)?;
+        if bytes.len() > self.identity.max_frame_len {
+            return Err(DropReason::Oversize);
+        }
+        // L1
+        if frame.source != self.identity.vm_mac {
+            return Err(DropReason::SourceMac);
+        }
+        match frame.ether_type {
+            EtherType::Ipv4 => self.judge_ipv4_from_vm(&frame, now),
+            EtherType::Arp => {
+                let arp = Arp::parse(frame.payload).ok_or(DropReason::ArpMalformed)?;
+                if frame.has_trailer(Arp::LEN) {
+                    return Err(DropReason::TrailingBytes);
+                }
+                arp.judge_from_vm(
+                    &frame,
+                    &self.identity,
+                    &self.table,
+                    self.dhcp.lease(),
+                    self.dhcp.offered(now),
+                )
+            }
+            // L2
+            EtherType::Vlan => Err(DropReason::VlanTag),
+            EtherType::Ipv6 => Err(DropReason::Ipv6),
+            EtherType::Other => Err(DropReason::EtherType),
+        }
+    }
+
+    #[inline(always)]
+    fn judge_ipv4_from_vm(&mut self, frame: &Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        // S2
+        let packet = Packet::parse(frame.payload).ok_or(DropReason::Ipv4Malformed)?;
+        // L4
+        if frame.has_trailer(packet.len) {
+            return Err(DropReason::TrailingBytes);
+        }
+        packet.judge_header()?;
+        // S5
+        let transport = Transport::parse(&packet)?;
+        if let Transport::Udp(udp) = transport
+            && udp.is_dhcp_from_vm()
+        {
+            return dhcp::judge_from_vm(&mut self.dhcp, &self.identity, frame, &packet, udp, now);
+        }
+        // S1. A lease that has run out was ended before.
+        let Some(lease) = self.dhcp.lease() else {
+            return Err(DropReason::NoLease);
+        };
+        if packet.source != lease.address {
+            return Err(DropReason::SourceAddress);
+        }
+        destination::judge(&self.table, &self.identity, lease, frame, &packet, transport)
+    }
+
+    /// The rules B and I.
+    #[inline(always)]
+    fn judge_from_host(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
+        // I4
+        let frame = Frame::parse(bytes).ok_or(DropReason::HostMalformed)?;
+        // I2
+        match frame.ether_type {
+            EtherType::Ipv4 | EtherType::Arp => {}
+            EtherType::Vlan => return Err(DropReason::HostVlanTag),
+            EtherType::Ipv6 | EtherType::Other => return Err(DropReason::HostEtherType),
+        }
+        let is_for_vm = frame.destination == self.identity.vm_mac || frame.destination.is_broadcast();
+        if !is_for_vm && !is_multicast_ipv4(&frame) {
+            return Err(DropReason::OtherStation);
+        }
+        if frame.ether_type == EtherType::Arp {
+            let arp = Arp::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
+            return arp.judge_from_host(&frame, &self.identity);
+        }
+        let packet = Packet::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
+        if !is_for_vm && !packet.destination.is_multicast() {
+            return Err(DropReason::OtherStation);
+        }
+        // B6. What hides its ports, or is a later fragment of what had others, is no DHCP to anyone (I1).
+        if packet.protocol == ipv4::UDP
+            && let Part::Whole(payload) | Part::First(payload) = packet.part
+        {
+            let &[s0, s1, d0, d1, ..] =
+                payload.first_chunk::<{ ipv4::UDP_HEADER_LEN }>().ok_or(DropReason::HostMalformed)?;
+            let udp = Udp {
+                source_port: u16::from_be_bytes([s0, s1]),
+                destination_port: u16::from_be_bytes([d0, d1]),
+            };
+            if udp.destination_port == dhcp::CLIENT_PORT {
+                return dhcp::judge_from_host(&mut self.dhcp, &self.identity, &frame, &packet, udp, now);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn verdict(judgement: Result<(), DropReason>) -> Verdict {
+    match judgement {
+        Ok(()) => Verdict::Forward,
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Whether a frame is for the stations of an IPv4 multicast group (RFC 1112, section 6.4).
+fn is_multicast_ipv4(frame: &Frame<'_>) -> bool {
+    frame.ether_type == EtherType::Ipv4
+        && matches!(frame.destination.octets(), [0x01, 0x00, 0x5e, 0..=0x7f, _, _])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    /// The way of a VM from its first DHCP message to its first answer from the world.
+    #[test]
+    fn a_vm_starts_and_talks() {
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 53).frame(), NOW), drop_for(DropReason::NoLease));
+        assert_eq!(port.from_vm(&DhcpFrame::discover().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        let lease = port.lease().unwrap();
+        assert_eq!(port.poll_event(), Some(PortEvent::Bound(lease)));
+        assert_eq!(lease.address, OWN_IP);
+        assert_eq!(port.next_deadline(), Some(NOW.saturating_add(core::time::Duration::from_secs(600))));
+        assert_eq!(port.from_vm(&ArpFrame::request(GATEWAY_IP).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 53).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&IpFrame::udp(WORLD_IP, 53).reversed().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.counters().from_vm.forwarded_frames(), 5);
+        assert_eq!(port.counters().from_host.forwarded_frames(), 3);
     }
 }

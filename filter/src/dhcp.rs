@@ -1,0 +1,21 @@
+//! DHCP (RFC 2131) as seen from between the client and the server: the messages that a VM may send (rules C), the
+//! replies that may reach it, and the lease that is learnt from them (rules B).
+//!
+//! All state is a few fixed fields; a VM that floods makes none of them grow. What is remembered beyond the lease:
+//! the address last offered, the open transactions, the client identifiers used, and the rate.
+
+mod client;
+mod message;
+mod release;
+mod reply;
+mod state;
+
+pub(crate) use client::judge_from_vm;
+pub use release::ReleaseFrame;
+pub(crate) use reply::judge_from_host;
+pub(crate) use state::{ClientIds, Dhcp};
+
+/// The port of a DHCP server.
+pub(crate) const SERVER_PORT: u16 = 67;
+/// The port of a DHCP client.
+pub(crate) const CLIENT_PORT: u16 = 68;

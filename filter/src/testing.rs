@@ -1,0 +1,356 @@
+//! Frames and ports for the tests of this crate: valid by default, broken field by field.
+
+use core::net::Ipv4Addr;
+
+use crate::checksum::{self, Sum};
+use crate::verdict::{DropReason, Verdict};
+use crate::{Action, Gateway, MacAddr, NetType, Policy, Port, PortConfig, Rule, Timestamp};
+
+pub(crate) const VM: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x01]);
+pub(crate) const GATEWAY: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0xfe]);
+pub(crate) const STRANGER: MacAddr = MacAddr([0x02, 0, 0, 0, 0, 0x77]);
+
+pub(crate) const OWN_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 2);
+pub(crate) const OTHER_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 3);
+pub(crate) const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+pub(crate) const NEIGHBOUR_IP: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 77);
+pub(crate) const RESOLVER_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 53);
+pub(crate) const WORLD_IP: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
+
+/// Any time; tests count from here.
+pub(crate) const NOW: Timestamp = Timestamp::from_secs(1_000);
+
+pub(crate) fn drop_for(reason: DropReason) -> Verdict {
+    Verdict::Drop(reason)
+}
+
+pub(crate) fn config(allow: &[&str], block: &[&str]) -> PortConfig {
+    let rules = |list: &[&str], action| {
+        list.iter().map(|target| Rule { target: target.parse().unwrap(), action }).collect::<Vec<_>>()
+    };
+    PortConfig {
+        vm_mac: VM,
+        gateway: Gateway { mac: GATEWAY, address: GATEWAY_IP, subnet: "192.168.64.0/24".parse().unwrap() },
+        net_type: NetType::Nat,
+        policy: Policy::new([rules(allow, Action::Allow), rules(block, Action::Block)].concat()),
+        mtu: 1500,
+    }
+}
+
+/// A port without a lease.
+pub(crate) fn fresh() -> Port {
+    Port::new(config(&[], &[])).unwrap()
+}
+
+/// A port with a lease of [`OWN_IP`] for 600 s from [`NOW`], with [`RESOLVER_IP`].
+pub(crate) fn bound() -> Port {
+    bound_with(&[], &[])
+}
+
+pub(crate) fn bound_with(allow: &[&str], block: &[&str]) -> Port {
+    bound_by(config(allow, block))
+}
+
+pub(crate) fn bound_by(config: PortConfig) -> Port {
+    let mut port = Port::new(config).unwrap();
+    assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+    assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+    assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+    assert!(matches!(port.poll_event(), Some(crate::PortEvent::Bound(_))));
+    port
+}
+
+/// An Ethernet frame.
+pub(crate) fn ethernet(destination: MacAddr, source: MacAddr, ether_type: u16, payload: &[u8]) -> Vec<u8> {
+    [&destination.octets()[..], &source.octets(), &ether_type.to_be_bytes(), payload].concat()
+}
+
+/// An IPv4 packet in its frame. From the VM into the world by default.
+#[derive(Clone)]
+pub(crate) struct IpFrame {
+    pub(crate) to_mac: MacAddr,
+    pub(crate) from_mac: MacAddr,
+    pub(crate) from: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
+    pub(crate) protocol: u8,
+    pub(crate) ttl: u8,
+    /// Flags and offset.
+    pub(crate) fragment: u16,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl IpFrame {
+    pub(crate) fn new(to: Ipv4Addr, protocol: u8, payload: impl Into<Vec<u8>>) -> Self {
+        Self {
+            to_mac: GATEWAY,
+            from_mac: VM,
+            from: OWN_IP,
+            to,
+            protocol,
+            ttl: 64,
+            fragment: 0,
+            payload: payload.into(),
+        }
+    }
+
+    pub(crate) fn udp(to: Ipv4Addr, port: u16) -> Self {
+        Self::new(to, 17, udp(40_000, port, b"some data"))
+    }
+
+    pub(crate) fn tcp(to: Ipv4Addr, port: u16) -> Self {
+        Self::new(to, 6, tcp(40_000, port))
+    }
+
+    pub(crate) fn icmp(to: Ipv4Addr, kind: u8) -> Self {
+        Self::new(to, 1, [kind, 0, 0, 0, 0, 1, 0, 1])
+    }
+
+    /// The way back: from the gateway's MAC address and the destination to the VM.
+    pub(crate) fn reversed(self) -> Self {
+        Self { to_mac: self.from_mac, from_mac: self.to_mac, from: self.to, to: self.from, ..self }
+    }
+
+    pub(crate) fn to_mac(self, to_mac: MacAddr) -> Self {
+        Self { to_mac, ..self }
+    }
+
+    pub(crate) fn fragment(self, fragment: u16) -> Self {
+        Self { fragment, ..self }
+    }
+
+    pub(crate) fn packet(&self) -> Vec<u8> {
+        let mut packet = vec![0x45, 0];
+        packet.extend((20 + self.payload.len() as u16).to_be_bytes());
+        packet.extend([0x12, 0x34]);
+        packet.extend(self.fragment.to_be_bytes());
+        packet.extend([self.ttl, self.protocol, 0, 0]);
+        packet.extend(self.from.octets());
+        packet.extend(self.to.octets());
+        fix_header(&mut packet);
+        packet.extend(&self.payload);
+        packet
+    }
+
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        ethernet(self.to_mac, self.from_mac, 0x0800, &self.packet())
+    }
+}
+
+/// Makes the header checksum of a packet right, whose header has as many words as it says.
+pub(crate) fn fix_header(packet: &mut [u8]) {
+    let len = (usize::from(packet[0] & 0x0f) * 4).min(packet.len());
+    packet[10..12].fill(0);
+    let checksum = Sum::default().add(&packet[..len]).checksum();
+    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// A UDP datagram without a checksum.
+pub(crate) fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+    let len = (8 + data.len() as u16).to_be_bytes();
+    [&from.to_be_bytes()[..], &to.to_be_bytes(), &len, &[0, 0], data].concat()
+}
+
+/// A TCP SYN without a checksum.
+pub(crate) fn tcp(from: u16, to: u16) -> Vec<u8> {
+    let mut segment = vec![0; 20];
+    segment[0..2].copy_from_slice(&from.to_be_bytes());
+    segment[2..4].copy_from_slice(&to.to_be_bytes());
+    segment[12] = 5 << 4;
+    segment[13] = 2;
+    segment
+}
+
+/// ARP of the VM, a request by default.
+#[derive(Clone, Copy)]
+pub(crate) struct ArpFrame {
+    pub(crate) to_mac: MacAddr,
+    pub(crate) from_mac: MacAddr,
+    pub(crate) operation: u16,
+    pub(crate) sender_mac: MacAddr,
+    pub(crate) sender: Ipv4Addr,
+    pub(crate) target: Ipv4Addr,
+}
+
+impl ArpFrame {
+    pub(crate) fn request(target: Ipv4Addr) -> Self {
+        Self {
+            to_mac: MacAddr::BROADCAST,
+            from_mac: VM,
+            operation: 1,
+            sender_mac: VM,
+            sender: OWN_IP,
+            target,
+        }
+    }
+
+    pub(crate) fn probe(target: Ipv4Addr) -> Self {
+        Self { sender: Ipv4Addr::UNSPECIFIED, ..Self::request(target) }
+    }
+
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        let mut body = vec![0, 1, 8, 0, 6, 4];
+        body.extend(self.operation.to_be_bytes());
+        body.extend(self.sender_mac.octets());
+        body.extend(self.sender.octets());
+        body.extend([0; 6]);
+        body.extend(self.target.octets());
+        ethernet(self.to_mac, self.from_mac, 0x0806, &body)
+    }
+}
+
+/// A DHCP message in its frame.
+#[derive(Clone)]
+pub(crate) struct DhcpFrame {
+    pub(crate) to_mac: MacAddr,
+    pub(crate) from_mac: MacAddr,
+    pub(crate) from: Ipv4Addr,
+    pub(crate) to: Ipv4Addr,
+    pub(crate) ports: (u16, u16),
+    /// The 240 fixed bytes.
+    pub(crate) fixed: Vec<u8>,
+    pub(crate) options: Vec<(u8, Vec<u8>)>,
+    /// What follows the options.
+    pub(crate) tail: Vec<u8>,
+}
+
+pub(crate) const XID: u32 = 0x1234_5678;
+
+impl DhcpFrame {
+    fn new(operation: u8, kind: u8) -> Self {
+        let mut fixed = vec![0; 240];
+        fixed[..4].copy_from_slice(&[operation, 1, 6, 0]);
+        fixed[28..34].copy_from_slice(&VM.octets());
+        fixed[236..].copy_from_slice(&[99, 130, 83, 99]);
+        let message = Self {
+            to_mac: MacAddr::BROADCAST,
+            from_mac: VM,
+            from: Ipv4Addr::UNSPECIFIED,
+            to: Ipv4Addr::BROADCAST,
+            ports: (68, 67),
+            fixed,
+            options: vec![(53, vec![kind])],
+            tail: vec![255],
+        };
+        message.xid(XID)
+    }
+
+    pub(crate) fn client(kind: u8) -> Self {
+        Self::new(1, kind)
+    }
+
+    pub(crate) fn discover() -> Self {
+        Self::client(1)
+    }
+
+    pub(crate) fn request() -> Self {
+        Self::client(3).address_option(50, OWN_IP).address_option(54, GATEWAY_IP)
+    }
+
+    /// As a client with a lease renews it (RFC 2131, section 4.3.2).
+    pub(crate) fn renewal() -> Self {
+        Self::client(3).unicast().ciaddr(OWN_IP)
+    }
+
+    pub(crate) fn release() -> Self {
+        Self::client(7).unicast().ciaddr(OWN_IP).address_option(54, GATEWAY_IP)
+    }
+
+    pub(crate) fn decline(address: Ipv4Addr) -> Self {
+        Self::client(4).address_option(50, address).address_option(54, GATEWAY_IP)
+    }
+
+    pub(crate) fn inform() -> Self {
+        Self::client(8).unicast().ciaddr(OWN_IP)
+    }
+
+    pub(crate) fn server(kind: u8) -> Self {
+        let message = Self {
+            to_mac: VM,
+            from_mac: GATEWAY,
+            from: GATEWAY_IP,
+            to: OWN_IP,
+            ports: (67, 68),
+            ..Self::new(2, kind)
+        };
+        message.address_option(54, GATEWAY_IP)
+    }
+
+    pub(crate) fn offer() -> Self {
+        Self::server(2).yiaddr(OWN_IP).lease_time(600)
+    }
+
+    pub(crate) fn ack() -> Self {
+        Self::server(5).yiaddr(OWN_IP).lease_time(600).address_option(6, RESOLVER_IP)
+    }
+
+    pub(crate) fn nak() -> Self {
+        Self { to_mac: MacAddr::BROADCAST, to: Ipv4Addr::BROADCAST, ..Self::server(6) }
+    }
+
+    fn unicast(self) -> Self {
+        Self { to_mac: GATEWAY, to: GATEWAY_IP, from: OWN_IP, ..self }
+    }
+
+    pub(crate) fn set(mut self, at: usize, bytes: &[u8]) -> Self {
+        self.fixed[at..at + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    pub(crate) fn xid(self, xid: u32) -> Self {
+        self.set(4, &xid.to_be_bytes())
+    }
+
+    pub(crate) fn ciaddr(self, address: Ipv4Addr) -> Self {
+        self.set(12, &address.octets())
+    }
+
+    pub(crate) fn yiaddr(self, address: Ipv4Addr) -> Self {
+        self.set(16, &address.octets())
+    }
+
+    /// Adds an option.
+    pub(crate) fn option(mut self, code: u8, value: &[u8]) -> Self {
+        self.options.push((code, value.to_vec()));
+        self
+    }
+
+    /// Takes all options of a code away.
+    pub(crate) fn without(mut self, code: u8) -> Self {
+        self.options.retain(|(other, _)| *other != code);
+        self
+    }
+
+    pub(crate) fn address_option(self, code: u8, address: Ipv4Addr) -> Self {
+        self.without(code).option(code, &address.octets())
+    }
+
+    pub(crate) fn lease_time(self, seconds: u32) -> Self {
+        self.without(51).option(51, &seconds.to_be_bytes())
+    }
+
+    pub(crate) fn message(&self) -> Vec<u8> {
+        let mut message = self.fixed.clone();
+        for (code, value) in &self.options {
+            message.extend([*code, value.len() as u8]);
+            message.extend(value);
+        }
+        message.extend(&self.tail);
+        message
+    }
+
+    pub(crate) fn packet(&self) -> IpFrame {
+        let mut datagram = udp(self.ports.0, self.ports.1, &self.message());
+        let checksum = checksum::udp(self.from.octets(), self.to.octets(), &datagram).checksum();
+        datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+        IpFrame {
+            to_mac: self.to_mac,
+            from_mac: self.from_mac,
+            from: self.from,
+            ..IpFrame::new(self.to, 17, datagram)
+        }
+    }
+
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        self.packet().frame()
+    }
+}
