@@ -438,17 +438,23 @@ impl<'a, F: Frames + ?Sized> Packet<'a, F> {
         usize::from(self.plan.count)
     }
 
+    /// Which of the VM's frames are in it, as indices into the batch, in order.
+    pub fn frames(&self) -> impl Iterator<Item = usize> + use<'a, F> {
+        let next = self.next;
+        let mut frame = usize::from(self.plan.first);
+        (0..self.plan.count).map(move |_| {
+            let this = frame;
+            frame = usize::from(next[frame]);
+            this
+        })
+    }
+
     /// The virtio-net header with, in a merged packet, its headers; then what each frame adds. At most
     /// [`MAX_PARTS`].
     pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> + use<'a, F> {
-        let (plan, next, frames) = (self.plan, self.next, self.frames);
+        let (plan, frames) = (self.plan, self.frames);
         let skip = if plan.count > 1 { plan.segment.header_len } else { 0 };
-        let mut frame = usize::from(plan.first);
-        let payloads = (0..plan.count).map(move |_| {
-            let payload = &frames.frame(frame)[skip..];
-            frame = usize::from(next[frame]);
-            payload
-        });
+        let payloads = self.frames().map(move |frame| &frames.frame(frame)[skip..]);
         std::iter::once(&plan.head[..usize::from(plan.head_len)]).chain(payloads)
     }
 }

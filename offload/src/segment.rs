@@ -127,6 +127,16 @@ impl<'f> Segments<'f> {
         }
     }
 
+    /// Leaves out the next `count` frames, which have been sent already.
+    pub fn skip(&mut self, count: usize) {
+        if count >= self.remaining() {
+            self.done = true;
+        } else {
+            self.sent += count * self.segment_size;
+            self.index = self.index.wrapping_add(count as u16);
+        }
+    }
+
     /// Writes the next frame's headers to the first [`header_len`](Segments::header_len) bytes of `out` and gives
     /// back its payload; `None` after the last.
     pub fn next_into(&mut self, out: &mut [u8; MAX_HEADER_LEN]) -> Option<&'f [u8]> {

@@ -162,7 +162,7 @@ impl Lane {
                 self.stalled = false;
             }
             Sent::Blocked if self.stalled || self.blocked_until.is_some_and(|until| now >= until) => {
-                self.queue_full = self.queue_full.saturating_add(self.batch.len() as u64);
+                self.queue_full = self.queue_full.saturating_add(self.batch.len_on_wire() as u64);
                 self.batch.clear();
                 self.blocked_until = None;
                 self.stalled = true;
@@ -226,7 +226,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Connects `vm` and `host` through `port`. Frames of up to `max_frame` bytes are taken from each side.
+    /// Connects `vm` and `host` through `port`. Frames are of up to `max_frame` bytes on the wire.
     ///
     /// # Errors
     /// When the poller or the signal handlers cannot be set up.
@@ -250,6 +250,8 @@ impl Relay {
         let mut statistics = Signals::statistics()?;
         statistics.register(registry, Wake::Statistics.token())?;
         let needs_probe = vm.needs_probe() || parent.needs_probe();
+        let longest_from_vm = vm.longest_received(max_frame);
+        let longest_from_host = host.longest_received(max_frame);
         Ok(Relay {
             vm,
             host,
@@ -260,8 +262,8 @@ impl Relay {
             terminate,
             statistics,
             parent,
-            from_vm: Lane::new(max_frame),
-            from_host: Lane::new(max_frame),
+            from_vm: Lane::new(longest_from_vm),
+            from_host: Lane::new(longest_from_host),
             host_oversized: 0,
             next_probe: needs_probe.then(|| clock::now().saturating_add(PROBE_INTERVAL)),
         })

@@ -2,20 +2,28 @@
 
 use std::ops::Range;
 
+use softnet_offload::{Frames, Malformed, Segments, VnetHeader, finish_checksum};
+
 /// The most frames in a batch: one turn's work for one direction (rule R2).
 pub const BATCH_FRAMES: usize = 64;
 
+/// The arena of a batch of super-frames in bytes: four of the longest, which is little enough to stay in a core's cache
+/// and cuts into fewer frames than a VM's socket queues.
+const SUPER_FRAME_ARENA: usize = 264 << 10;
+
 /// Up to [`BATCH_FRAMES`] frames of one direction, in order.
 ///
-/// Frames lie in one arena that is allocated once; small frames pack tightly, so the arena is also large enough for a
-/// few super-frames. Removing frames moves indices, never bytes.
+/// Frames lie in one arena that is allocated once; small frames pack tightly. Removing frames moves indices, never
+/// bytes. A frame may be a super-frame, which counts as one here and leaves as many (see [`super::cut`]).
 #[derive(Debug)]
 pub struct FrameBatch {
     arena: Box<[u8]>,
-    /// Where the kept frames lie in the arena, oldest first. Never grows beyond its first capacity.
-    frames: Vec<Range<usize>>,
+    /// The kept frames, oldest first. Never grows beyond its first capacity.
+    frames: Vec<Stored>,
     /// Frames before this index have been sent.
     sent: usize,
+    /// Frames of the super-frame at `sent` that have been sent.
+    cut: usize,
     /// First free byte of the arena.
     tail: usize,
     /// The longest frame that a link may store.
@@ -24,13 +32,26 @@ pub struct FrameBatch {
     truncated: usize,
 }
 
+/// One frame of a batch.
+#[derive(Debug)]
+struct Stored {
+    /// Where it lies in the arena.
+    bytes: Range<usize>,
+    /// What is left to do for it.
+    vnet: VnetHeader,
+    /// How many frames it is on the wire.
+    pieces: usize,
+}
+
 impl FrameBatch {
     /// A batch whose slots hold frames of up to `max_frame` bytes.
     pub fn new(max_frame: usize) -> Self {
+        let arena = (BATCH_FRAMES * max_frame).min(SUPER_FRAME_ARENA.max(max_frame));
         FrameBatch {
-            arena: vec![0; BATCH_FRAMES * max_frame].into_boxed_slice(),
+            arena: vec![0; arena].into_boxed_slice(),
             frames: Vec::with_capacity(BATCH_FRAMES),
             sent: 0,
+            cut: 0,
             tail: 0,
             max_frame,
             truncated: 0,
@@ -41,6 +62,7 @@ impl FrameBatch {
     pub fn clear(&mut self) {
         self.frames.clear();
         self.sent = 0;
+        self.cut = 0;
         self.tail = 0;
     }
 
@@ -54,9 +76,14 @@ impl FrameBatch {
         self.sent == self.frames.len()
     }
 
-    /// Frames left to send.
+    /// Frames left to send; a super-frame is one.
     pub fn len(&self) -> usize {
         self.frames.len() - self.sent
+    }
+
+    /// Frames left to send as they are on the wire; a super-frame is as many as it is cut into.
+    pub fn len_on_wire(&self) -> usize {
+        self.frames[self.sent..].iter().map(|frame| frame.pieces).sum::<usize>() - self.cut
     }
 
     /// Whether a link can store no further frame.
@@ -79,13 +106,34 @@ impl FrameBatch {
     pub fn push_at(&mut self, skip: usize, len: usize) {
         debug_assert!(self.frames.len() < BATCH_FRAMES);
         let start = self.tail + skip;
-        self.frames.push(start..start + len);
+        self.frames.push(Stored::whole(start..start + len));
         self.tail = start + len;
+    }
+
+    /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame, with what `vnet` leaves to do
+    /// for it: a partial checksum is completed at once, a super-frame is cut when it is sent.
+    ///
+    /// # Errors
+    /// What makes it impossible; the frame is then not in the batch.
+    pub fn push_offloaded(&mut self, len: usize, vnet: VnetHeader) -> Result<(), Malformed> {
+        let bytes = self.tail..self.tail + len;
+        let frame = &mut self.arena[bytes.clone()];
+        let pieces = if vnet.gso.is_some() {
+            Segments::new(frame, &vnet)?.remaining()
+        } else {
+            finish_checksum(frame, &vnet)?;
+            1
+        };
+        self.push(len);
+        if let Some(stored) = self.frames.last_mut().filter(|_| vnet.gso.is_some()) {
+            *stored = Stored { bytes, vnet, pieces };
+        }
+        Ok(())
     }
 
     /// Disjoint slots of [`FrameBatch::max_frame`] bytes each over the whole arena, for calls that fill many at once.
     /// Only for an empty batch; follow with [`FrameBatch::push_slot`].
-    pub fn slots(&mut self) -> impl Iterator<Item = &mut [u8]> {
+    pub fn slots(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
         debug_assert!(self.frames.is_empty());
         self.arena.chunks_exact_mut(self.max_frame)
     }
@@ -94,11 +142,11 @@ impl FrameBatch {
     pub fn push_slot(&mut self, index: usize, len: usize) {
         debug_assert!(len <= self.max_frame && self.frames.len() < BATCH_FRAMES);
         let start = index * self.max_frame;
-        self.frames.push(start..start + len);
+        self.frames.push(Stored::whole(start..start + len));
         self.tail = start + self.max_frame;
     }
 
-    /// Records that the transport cut a frame. Its bytes are not kept (rule L3).
+    /// Records a frame that the transport cut, or that cannot be cut by us. Its bytes are not kept (rule L3).
     pub fn push_truncated(&mut self) {
         self.truncated += 1;
     }
@@ -111,17 +159,61 @@ impl FrameBatch {
     /// Keeps the frames for which `keep` says so, in order.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
         let arena = &self.arena;
-        self.frames.retain(|frame| keep(&arena[frame.clone()]));
+        self.frames.retain(|frame| keep(&arena[frame.bytes.clone()]));
+    }
+
+    /// Removes those of the frames left to send for whose index `sent` says so: they have been sent, in whatever order.
+    pub fn remove_sent(&mut self, sent: impl Fn(usize) -> bool) {
+        let mut index = 0;
+        let first = std::mem::take(&mut self.sent);
+        self.frames.retain(|_| {
+            let gone = index < first || sent(index - first);
+            index += 1;
+            !gone
+        });
     }
 
     /// The frames left to send, oldest first.
     pub fn frames(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.frames[self.sent..].iter().map(|frame| &self.arena[frame.clone()])
+        self.frames[self.sent..].iter().map(|frame| &self.arena[frame.bytes.clone()])
     }
 
-    /// Marks the `count` oldest frames as sent.
-    pub fn advance(&mut self, count: usize) {
-        self.sent = self.frames.len().min(self.sent + count);
+    /// The frames left to send with what is left to do for each, and how many frames of it have been sent already.
+    pub(super) fn uncut(&self) -> impl Iterator<Item = (&[u8], &VnetHeader, usize)> {
+        let cut = std::iter::once(self.cut).chain(std::iter::repeat(0));
+        let frames = self.frames[self.sent..].iter();
+        frames.zip(cut).map(|(frame, cut)| (&self.arena[frame.bytes.clone()], &frame.vnet, cut))
+    }
+
+    /// Marks the `count` oldest frames as sent, where a super-frame is as many as it is cut into.
+    pub fn advance(&mut self, mut count: usize) {
+        while let Some(front) = self.frames.get(self.sent).filter(|_| count > 0) {
+            let left = front.pieces - self.cut;
+            if count < left {
+                self.cut += count;
+                return;
+            }
+            count -= left;
+            self.cut = 0;
+            self.sent += 1;
+        }
+    }
+}
+
+impl Frames for FrameBatch {
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn frame(&self, index: usize) -> &[u8] {
+        &self.arena[self.frames[self.sent + index].bytes.clone()]
+    }
+}
+
+impl Stored {
+    /// A frame as it is on the wire.
+    fn whole(bytes: Range<usize>) -> Self {
+        Stored { bytes, vnet: VnetHeader::default(), pieces: 1 }
     }
 }
 
@@ -163,5 +255,17 @@ mod tests {
         batch.push_slot(0, 4);
         batch.push_slot(3, 2);
         assert_eq!(batch.frames().collect::<Vec<_>>(), [&[0u8, 0, 0, 0][..], &[3u8, 3][..]]);
+    }
+
+    #[test]
+    fn frames_leave_in_any_order() {
+        let mut batch = FrameBatch::new(8);
+        for byte in 0..6u8 {
+            batch.free_space()[0] = byte;
+            batch.push(1);
+        }
+        batch.advance(1);
+        batch.remove_sent(|index| index == 0 || index == 2);
+        assert_eq!(batch.frames().map(|frame| frame[0]).collect::<Vec<_>>(), [2, 4, 5]);
     }
 }

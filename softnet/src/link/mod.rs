@@ -4,6 +4,7 @@
 //! nothing of the filter, and the VM's link nothing of the host's.
 
 mod batch;
+mod cut;
 mod stream;
 
 use std::fmt;
@@ -12,6 +13,7 @@ use std::io;
 use mio::{Interest, Registry, Token};
 
 pub use batch::{BATCH_FRAMES, FrameBatch};
+pub use cut::{Cutter, Pieces};
 pub use stream::StreamLink;
 
 /// Bytes of an Ethernet header without a VLAN tag.
@@ -28,6 +30,12 @@ pub trait Link: fmt::Debug {
     /// Sends the frames of `batch` from its front, removing each that has left. What a full queue does not take stays
     /// in the batch, and the caller tries again when the link is writable.
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError>;
+
+    /// The longest frame in bytes that [`Link::recv`] may store, if the longest on the wire is `on_wire`: a link that
+    /// takes super-frames from its far end needs room for them.
+    fn longest_received(&self, on_wire: usize) -> usize {
+        on_wire
+    }
 
     /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second
     /// while the link is silent, and only if [`Link::needs_probe`].

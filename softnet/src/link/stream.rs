@@ -7,7 +7,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
-use super::{BATCH_FRAMES, FrameBatch, Link, LinkError, Received, Sent};
+use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Sent};
 
 /// Bytes of the length before each frame.
 const PREFIX: usize = 4;
@@ -21,6 +21,7 @@ const LONGEST_ANNOUNCED: usize = 65_550 + 14;
 pub struct StreamLink {
     socket: OwnedFd,
     registered: bool,
+    cutter: Cutter,
     /// Bytes that were read but not handed over: the beginning of the next frame.
     carry: Vec<u8>,
     /// Bytes of an oversized frame still to be skipped.
@@ -33,7 +34,14 @@ impl StreamLink {
     /// Takes a connected stream socket and makes it non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(StreamLink { socket, registered: false, carry: Vec::new(), skip: 0, unsent: Vec::new() })
+        Ok(StreamLink {
+            socket,
+            registered: false,
+            cutter: Cutter::new(),
+            carry: Vec::new(),
+            skip: 0,
+            unsent: Vec::new(),
+        })
     }
 
     /// Moves whole frames from `bytes` of the batch's free space into the batch; keeps an incomplete one for later.
@@ -115,19 +123,20 @@ impl Link for StreamLink {
             return Ok(Sent::Blocked);
         }
         while !batch.is_empty() {
+            let mut frames: [Pieces<'_>; BATCH_FRAMES] = [[&[]; 2]; BATCH_FRAMES];
             let mut prefixes = [[0; PREFIX]; BATCH_FRAMES];
-            for (prefix, frame) in prefixes.iter_mut().zip(batch.frames()) {
-                *prefix = (frame.len() as u32).to_be_bytes();
+            let count = self.cutter.cut(batch, |index, pieces| {
+                frames[index] = pieces;
+                prefixes[index] = ((pieces[0].len() + pieces[1].len()) as u32).to_be_bytes();
+            });
+            let frames = || prefixes.iter().zip(&frames).take(count);
+            let mut slices = [IoSlice::new(&[]); 3 * BATCH_FRAMES];
+            for (slices, (prefix, [headers, rest])) in slices.chunks_exact_mut(3).zip(frames()) {
+                slices.copy_from_slice(&[IoSlice::new(prefix), IoSlice::new(headers), IoSlice::new(rest)]);
             }
-            let mut slices = [IoSlice::new(&[]); 2 * BATCH_FRAMES];
-            for ((pair, prefix), frame) in slices.chunks_exact_mut(2).zip(&prefixes).zip(batch.frames()) {
-                pair[0] = IoSlice::new(prefix);
-                pair[1] = IoSlice::new(frame);
-            }
-            let parts = 2 * batch.len();
             let written = rustix::net::sendmsg(
                 self.socket.as_fd(),
-                &slices[..parts],
+                &slices[..3 * count],
                 &mut rustix::net::SendAncillaryBuffer::default(),
                 rustix::net::SendFlags::NOSIGNAL,
             );
@@ -138,12 +147,12 @@ impl Link for StreamLink {
                 Err(error) => return Err(closed_or(error, "write to the stream socket")),
             };
             let mut whole = 0;
-            for (prefix, frame) in prefixes.iter().zip(batch.frames()) {
-                let size = PREFIX + frame.len();
+            for (prefix, [headers, rest]) in frames() {
+                let size = PREFIX + headers.len() + rest.len();
                 if written < size {
                     if written > 0 {
                         // The socket has the beginning, so it must get the rest before anything else.
-                        self.unsent.extend(prefix.iter().chain(frame).skip(written));
+                        self.unsent.extend(prefix.iter().chain(*headers).chain(*rest).skip(written));
                         whole += 1;
                     }
                     break;

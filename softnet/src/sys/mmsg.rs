@@ -10,12 +10,13 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
-use crate::link::BATCH_FRAMES;
+use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 
 /// Message headers for one call, allocated once.
 pub struct MessageArray {
     headers: Box<[libc::mmsghdr; BATCH_FRAMES]>,
-    vectors: Box<[libc::iovec; BATCH_FRAMES]>,
+    /// Two for each message: a cut frame's headers and its payload.
+    vectors: Box<[[libc::iovec; 2]; BATCH_FRAMES]>,
 }
 
 impl fmt::Debug for MessageArray {
@@ -39,7 +40,10 @@ impl MessageArray {
         let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
         // SAFETY: all-zero is a valid mmsghdr: null pointers with zero lengths.
         let header: libc::mmsghdr = unsafe { mem::zeroed() };
-        MessageArray { headers: Box::new([header; BATCH_FRAMES]), vectors: Box::new([empty; BATCH_FRAMES]) }
+        MessageArray {
+            headers: Box::new([header; BATCH_FRAMES]),
+            vectors: Box::new([[empty; 2]; BATCH_FRAMES]),
+        }
     }
 
     /// Receives up to as many datagrams as there are `buffers`, without waiting; calls `each` with the index of every
@@ -55,8 +59,8 @@ impl MessageArray {
     ) -> io::Result<usize> {
         let mut offered = 0;
         for ((header, vector), buffer) in self.headers.iter_mut().zip(self.vectors.iter_mut()).zip(buffers) {
-            *vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-            header.msg_hdr.msg_iov = vector;
+            vector[0] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            header.msg_hdr.msg_iov = vector.as_mut_ptr();
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_flags = 0;
             offered += 1;
@@ -80,29 +84,33 @@ impl MessageArray {
         Ok(count)
     }
 
-    /// Sends each of `frames` as one datagram, without waiting. Returns how many left, counted from the first.
+    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting. Returns how
+    /// many left, as [`FrameBatch::advance`] counts.
     ///
     /// # Errors
     /// Those of `sendmmsg(2)` for the first frame; `EAGAIN` if the far end's queue is full.
-    pub fn send<'a>(
+    pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
-        frames: impl Iterator<Item = &'a [u8]>,
+        cutter: &mut Cutter,
+        batch: &FrameBatch,
     ) -> io::Result<usize> {
-        let mut offered = 0;
-        for ((header, vector), frame) in self.headers.iter_mut().zip(self.vectors.iter_mut()).zip(frames) {
-            *vector = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
-            header.msg_hdr.msg_iov = vector;
-            header.msg_hdr.msg_iovlen = 1;
-            offered += 1;
-        }
-        // SAFETY: the first `offered` headers each point to one iovec over a slice borrowed for 'a, which outlives this
-        // call; sendmmsg only reads through them.
+        let offered = cutter.cut(batch, |index, pieces| {
+            let (header, vector) = (&mut self.headers[index], &mut self.vectors[index]);
+            let first = usize::from(pieces[0].is_empty());
+            for (vector, piece) in vector.iter_mut().zip(&pieces[first..]) {
+                *vector = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+            }
+            header.msg_hdr.msg_iov = vector.as_mut_ptr();
+            header.msg_hdr.msg_iovlen = (2 - first) as _;
+        });
+        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and `batch`, which
+        // are borrowed until this call returns; sendmmsg only reads through them.
         let count = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
                 self.headers.as_mut_ptr(),
-                offered,
+                offered as _,
                 (libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) as _,
             )
         };

@@ -1,4 +1,4 @@
-//! Attaching to a TAP: `TUNSETIFF` on `/dev/net/tun` (kernel doc `networking/tuntap.rst`).
+//! Attaching to a TAP: `TUNSETIFF` and its companions on `/dev/net/tun` (kernel doc `networking/tuntap.rst`).
 //!
 //! `unsafe`, because the interface request is a C union behind an ioctl.
 #![expect(unsafe_code, reason = "TUNSETIFF takes a struct with a union")]
@@ -6,6 +6,50 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `linux/if_tun.h`, where libc has no name for it.
+const TUN_F_USO4: libc::c_uint = 0x20;
+const TUN_F_USO6: libc::c_uint = 0x40;
+
+/// What a TAP with `IFF_VNET_HDR` takes and gives besides plain frames.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Offloads {
+    /// It gives TCP super-frames and partial checksums.
+    pub tcp: bool,
+    /// It takes and gives UDP super-frames.
+    pub udp: bool,
+}
+
+/// Agrees on the virtio-net header of a TAP attached with `IFF_VNET_HDR`: 10 bytes, little-endian, whatever an earlier
+/// user of a persistent TAP chose. Then asks for as much as the kernel offers of: partial checksums, TCP/IPv4
+/// super-frames with ECN, UDP super-frames.
+///
+/// # Errors
+/// When the kernel does not take the header's form. Offering nothing is no error.
+pub fn offload(tun: BorrowedFd<'_>) -> io::Result<Offloads> {
+    let header_size = softnet_offload::vnet::VNET_HEADER_LEN as libc::c_int;
+    let little_endian: libc::c_int = 1;
+    for (request, value) in [(libc::TUNSETVNETHDRSZ, header_size), (libc::TUNSETVNETLE, little_endian)] {
+        // SAFETY: both read one int, which lives here until the call returns.
+        if unsafe { libc::ioctl(tun.as_raw_fd(), request, &raw const value) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN;
+    // The kernel offers UDP for both families or not at all.
+    let udp = TUN_F_USO4 | TUN_F_USO6;
+    for (flags, offloads) in [
+        (tcp | udp, Offloads { tcp: true, udp: true }),
+        (tcp, Offloads { tcp: true, udp: false }),
+        (0, Offloads::default()),
+    ] {
+        // SAFETY: the argument is a number, not a pointer.
+        if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } == 0 {
+            return Ok(offloads);
+        }
+    }
+    Err(io::Error::last_os_error())
+}
 
 /// Attaches the open `/dev/net/tun` descriptor to the TAP `name`, or creates it if there is none and the caller may.
 /// `flags` are `IFF_TAP` and its companions.

@@ -8,7 +8,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::peer::PeerWatch;
-use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
+use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Sent};
 use crate::sys::mmsg::MessageArray;
 
 /// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
@@ -21,6 +21,7 @@ pub struct DatagramLink {
     socket: OwnedFd,
     registered: bool,
     messages: MessageArray,
+    cutter: Cutter,
     peer: Option<PeerWatch>,
     /// When a zero-length datagram arrived that no frame has followed yet.
     end_announced: Option<Instant>,
@@ -33,8 +34,14 @@ impl DatagramLink {
         let peer = PeerWatch::new(&socket).inspect_err(|error| {
             tracing::debug!(%error, "the kernel cannot tell when the VM's socket closes; watching the parent only");
         });
-        let messages = MessageArray::new();
-        Ok(DatagramLink { socket, registered: false, messages, peer: peer.ok(), end_announced: None })
+        Ok(DatagramLink {
+            socket,
+            registered: false,
+            messages: MessageArray::new(),
+            cutter: Cutter::new(),
+            peer: peer.ok(),
+            end_announced: None,
+        })
     }
 }
 
@@ -51,7 +58,9 @@ impl Link for DatagramLink {
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
         let mut filled = [None; crate::link::BATCH_FRAMES];
-        let received = self.messages.receive(self.socket.as_fd(), batch.slots(), |index, datagram| {
+        let slots = batch.slots();
+        let offered = slots.len().min(filled.len());
+        let received = self.messages.receive(self.socket.as_fd(), slots, |index, datagram| {
             filled[index] = Some(datagram);
         });
         let count = match received {
@@ -72,12 +81,12 @@ impl Link for DatagramLink {
                 batch.push_slot(index, datagram.len);
             }
         }
-        Ok(if count == filled.len() { Received::More } else { Received::Drained })
+        Ok(if count == offered { Received::More } else { Received::Drained })
     }
 
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
         while !batch.is_empty() {
-            match self.messages.send(self.socket.as_fd(), batch.frames()) {
+            match self.messages.send(self.socket.as_fd(), &mut self.cutter, batch) {
                 Ok(count) => batch.advance(count),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EAGAIN | libc::ENOBUFS) => return Ok(Sent::Blocked),
