@@ -21,9 +21,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-
-/// A hardware address as it stands in the frame.
-pub type Mac = [u8; 6];
+use softnet_filter::MacAddr;
 
 /// A request that the kernel refused or that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +106,7 @@ pub struct Link {
     /// Index of the bridge (or bond, or VRF) that it is a port of.
     pub master: Option<u32>,
     /// Its hardware address; `None` for links that are not Ethernet.
-    pub mac: Option<Mac>,
+    pub mac: Option<MacAddr>,
     /// Largest payload of one frame, in bytes.
     pub mtu: u32,
     /// Administratively up.
@@ -166,11 +164,11 @@ impl Netlink {
     /// Creates the bridge `name` with a fixed hardware address and MTU, down. Fails with `EEXIST` if the name is taken.
     ///
     /// A bridge whose address was set explicitly keeps it when ports come and go.
-    pub fn create_bridge(&mut self, name: &str, mac: Mac, mtu: u32) -> Result<(), Error> {
+    pub fn create_bridge(&mut self, name: &str, mac: MacAddr, mtu: u32) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.attributes.extend([
             LinkAttribute::IfName(name.into()),
-            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::Address(mac.octets().to_vec()),
             LinkAttribute::Mtu(mtu),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ]);
@@ -186,9 +184,9 @@ impl Netlink {
     }
 
     /// Sets the link's hardware address.
-    pub fn set_mac(&mut self, index: u32, mac: Mac) -> Result<(), Error> {
+    pub fn set_mac(&mut self, index: u32, mac: MacAddr) -> Result<(), Error> {
         self.set_link("set the MAC address", index, |message| {
-            message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+            message.attributes.push(LinkAttribute::Address(mac.octets().to_vec()));
         })
     }
 
@@ -363,7 +361,7 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok(),
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),

@@ -9,8 +9,9 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use softnet_filter::MacAddr;
 
-use crate::netlink::{self, Kind, Link, Mac, Netlink};
+use crate::netlink::{self, Kind, Link, Netlink};
 
 /// The host's end of the VM's segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -20,7 +21,7 @@ pub struct Gateway {
     /// Its index.
     pub index: u32,
     /// Its MAC.
-    pub mac: Mac,
+    pub mac: MacAddr,
     /// Its primary IPv4 address.
     pub address: Ipv4Addr,
     /// Length of the subnet's prefix, in bits.
@@ -146,7 +147,7 @@ pub fn join(
     netlink: &mut Netlink,
     tap: &str,
     bridge: &Link,
-    vm_mac: Mac,
+    vm_mac: MacAddr,
     isolated: bool,
 ) -> Result<Gateway, Error> {
     let port = netlink.link(tap)?.ok_or_else(|| Error::Missing(tap.to_owned()))?;
@@ -164,11 +165,10 @@ pub fn join(
 
 /// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered one, so that
 /// no bridge prefers it for its own; never the VM's MAC itself, which the bridge would then take for its own station.
-fn port_mac(vm_mac: Mac) -> Mac {
-    let [first, rest @ ..] = vm_mac;
-    let [b, c, d, e, f] = rest;
+fn port_mac(vm_mac: MacAddr) -> MacAddr {
+    let [first, b, c, d, e, f] = vm_mac.octets();
     let last = if first == 0xfe { f ^ 1 } else { f };
-    [0xfe, b, c, d, e, last]
+    MacAddr([0xfe, b, c, d, e, last])
 }
 
 #[cfg(test)]
@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn the_port_never_has_the_vms_own_address() {
-        assert_eq!(port_mac([0x52, 0x54, 0, 1, 2, 3]), [0xfe, 0x54, 0, 1, 2, 3]);
-        assert_eq!(port_mac([0xfe, 0x54, 0, 1, 2, 3]), [0xfe, 0x54, 0, 1, 2, 2]);
+        assert_eq!(port_mac(MacAddr([0x52, 0x54, 0, 1, 2, 3])), MacAddr([0xfe, 0x54, 0, 1, 2, 3]));
+        assert_eq!(port_mac(MacAddr([0xfe, 0x54, 0, 1, 2, 3])), MacAddr([0xfe, 0x54, 0, 1, 2, 2]));
     }
 
     #[test]
@@ -186,7 +186,7 @@ mod tests {
         let gateway = Gateway {
             name: "br0".into(),
             index: 1,
-            mac: [2; 6],
+            mac: MacAddr([2; 6]),
             address: Ipv4Addr::new(10, 1, 2, 3),
             prefix: 22,
             mtu: 1500,

@@ -4,7 +4,11 @@
 pub mod bridge;
 pub mod expose;
 #[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
 pub mod tap;
+#[cfg(target_os = "linux")]
+pub mod tools;
 
 use std::net::Ipv4Addr;
 
@@ -98,7 +102,7 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
     let tap = tap::Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
     Ok(HostLink {
         uplink: Uplink {
-            mac: gateway.mac,
+            mac: gateway.mac.octets(),
             address: gateway.address,
             subnet: gateway.subnet(),
             mtu: u16::try_from(gateway.mtu).unwrap_or(u16::MAX),

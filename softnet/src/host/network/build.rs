@@ -1,0 +1,264 @@
+//! Making a network whole, and taking it away. Both under the run directory's lock, both idempotent.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use softnet_filter::NetType;
+
+use super::record::{self, MemberRecord};
+use super::run_dir::{self, Lock, NetworkDir, RunDir};
+use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, ruleset, subnet, sysctl, type_name};
+use crate::host::bridge::{self, Gateway};
+use crate::host::expose::Forward;
+use crate::host::tools::Tool;
+use crate::netlink::{Kind, Link, Netlink};
+
+/// Makes the network whole: creates it, or puts right what is missing or different.
+///
+/// # Errors
+/// If the name or the subnet belongs to somebody else, the network was made with other settings, a program is missing, or
+/// the kernel refuses. What was done before the error stays, and the next start goes on from there.
+pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
+    let run_dir = RunDir::of_this_namespace();
+    let lock = run_dir.lock()?;
+    ensure_locked(config, &run_dir, &lock)
+}
+
+/// The same, under a lock that the caller goes on holding.
+pub(super) fn ensure_locked(
+    config: &NetworkConfig,
+    run_dir: &RunDir,
+    lock: &Lock,
+) -> Result<(Plan, Gateway), Error> {
+    // Before anything is touched.
+    Tool::Nft.find()?;
+    Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
+
+    let mut netlink = Netlink::open()?;
+    let directory = run_dir.network(config.name.as_str());
+    let (plan, link) = decide(config, &directory, &mut netlink)?;
+    directory.create()?;
+    run_dir::write_atomically(&directory.file("network"), &record::write_plan(&plan))?;
+    let members = members(&directory, lock)?;
+    let gateway = ensure_bridge(&plan, link, &members, &mut netlink)?;
+    sysctl::set_up_bridge(plan.name.as_str(), plan.net_type)?;
+    if plan.net_type == NetType::Nat && !sysctl::forwarding()? {
+        run_dir::write_atomically(&run_dir.forwarding_marker(), "")?;
+        sysctl::set_forwarding(true)?;
+    }
+    apply_rules(&plan, &members)?;
+    dnsmasq::ensure(&plan, &directory, gateway.index)?;
+    Ok((plan, gateway))
+}
+
+/// The plan: what the network has, if it is there, and what the start asks for. Returns the bridge too, if it is there.
+fn decide(
+    config: &NetworkConfig,
+    directory: &NetworkDir,
+    netlink: &mut Netlink,
+) -> Result<(Plan, Option<Link>), Error> {
+    let name = &config.name;
+    let in_subnet = |source| Error::Subnet { name: name.clone(), source };
+    let recorded = run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text));
+    let link = netlink.link(name.as_str())?;
+    let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
+    let plan = |subnet| Plan {
+        name: name.clone(),
+        subnet,
+        net_type: config.net_type,
+        lease_time: config.lease_time,
+    };
+
+    let mut present = recorded.as_ref().map(|recorded| recorded.subnet);
+    if let Some(link) = &link {
+        // The MAC comes of the name alone, so a bridge that has it is ours even if /run was emptied.
+        let marked = link.mac == Some(plan(Ipv4Net::default()).mac());
+        if link.kind != Kind::Bridge || !(marked || recorded.is_some()) {
+            return Err(Error::Foreign(name.clone()));
+        }
+        if present.is_none() {
+            present = netlink.addresses(link.index)?.first().map(Ipv4Net::trunc);
+        }
+    }
+    if let Some(recorded) = &recorded
+        && recorded.net_type != config.net_type
+    {
+        return Err(Error::TypeDiffers { name: name.clone(), present: type_name(recorded.net_type) });
+    }
+    match (present, wanted) {
+        (Some(present), Some(wanted)) if present != wanted => {
+            Err(Error::SubnetDiffers { name: name.clone(), present, wanted })
+        }
+        (Some(present), _) => Ok((plan(present), link)),
+        (None, wanted) => {
+            let own = link.as_ref().map(|link| link.index);
+            let routes = netlink.routes()?;
+            let taken = routes.iter().filter(|route| route.output.is_none() || route.output != own);
+            let taken: Vec<Ipv4Net> = taken.map(|route| route.destination).collect();
+            Ok((plan(subnet::choose(wanted, &taken).map_err(in_subnet)?), link))
+        }
+    }
+}
+
+/// Sees to it that the bridge is there with its address, and that the members' TAPs are its ports.
+fn ensure_bridge(
+    plan: &Plan,
+    link: Option<Link>,
+    members: &[MemberRecord],
+    netlink: &mut Netlink,
+) -> Result<Gateway, Error> {
+    let name = plan.name.as_str();
+    let link = match link {
+        Some(link) => link,
+        None => {
+            netlink.create_bridge(name, plan.mac(), MTU)?;
+            bridge::find(netlink, name)?
+        }
+    };
+    if link.mac != Some(plan.mac()) {
+        netlink.set_mac(link.index, plan.mac())?;
+    }
+    if link.mtu != MTU {
+        netlink.set_mtu(link.index, MTU)?;
+    }
+    let addresses = netlink.addresses(link.index)?;
+    for &foreign in addresses.iter().filter(|&&address| address != plan.gateway()) {
+        tracing::warn!(bridge = name, address = %foreign, "removing an address that is not the gateway's");
+        netlink.remove_address(link.index, foreign)?;
+    }
+    if !addresses.contains(&plan.gateway()) {
+        netlink.add_address(link.index, plan.gateway())?;
+    }
+    if !link.up {
+        netlink.set_up(link.index)?;
+    }
+    for member in members {
+        if let Some((tap, isolated)) = &member.tap {
+            reattach(netlink, tap, *isolated, &link, member)?;
+        }
+    }
+    let link = bridge::find(netlink, name)?;
+    Ok(bridge::gateway(netlink, &link)?)
+}
+
+/// Puts the TAP of a running member back where it belongs, if somebody deleted the bridge under it.
+fn reattach(
+    netlink: &mut Netlink,
+    tap: &str,
+    isolated: bool,
+    bridge: &Link,
+    member: &MemberRecord,
+) -> Result<(), Error> {
+    let Some(port) = netlink.link(tap)? else { return Ok(()) };
+    if port.master != Some(bridge.index) || port.isolated != Some(isolated) {
+        tracing::warn!(tap, bridge = bridge.name, "putting a VM's TAP back on its bridge");
+        bridge::join(netlink, tap, bridge, member.mac, isolated)?;
+    }
+    Ok(())
+}
+
+/// The members that live; what the dead left behind is removed.
+pub(super) fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
+    run_dir::living(&directory.leases())?;
+    let living = run_dir::living(&directory.ports())?;
+    Ok(living.iter().filter_map(|(_, text)| record::read_member(text)).collect())
+}
+
+/// Puts the network's whole table in place, with the forwards of all `members`.
+pub(super) fn apply_rules(plan: &Plan, members: &[MemberRecord]) -> Result<(), Error> {
+    let forwards: Vec<Forward> = members.iter().flat_map(|member| member.forwards.iter().copied()).collect();
+    Tool::Nft.run(&["-f", "-"], &ruleset::replacement(plan, &forwards))?;
+    Ok(())
+}
+
+/// Whether an address is one that the network hands out.
+pub(super) fn hands_out(plan: &Plan, address: Ipv4Addr) -> bool {
+    let (first, last) = subnet::pool(plan.subnet);
+    (first..=last).contains(&address)
+}
+
+/// What taking a network down came to.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Down {
+    /// There was something to take down.
+    pub existed: bool,
+    /// VMs that were attached and have no network now.
+    pub cut_off: usize,
+    /// What became of IPv4 forwarding.
+    pub forwarding: Forwarding,
+}
+
+/// What became of the host's IPv4 forwarding.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Forwarding {
+    /// Softnet had not turned it on.
+    Untouched,
+    /// Softnet had turned it on and has turned it off.
+    TurnedOff,
+    /// Softnet had turned it on, but the interface named here may have come to rely on it.
+    LeftOnFor(String),
+}
+
+/// The networks of this network namespace, by name.
+pub fn names() -> Result<Vec<NetworkName>, Error> {
+    Ok(RunDir::of_this_namespace().networks()?.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// Takes the network away: dnsmasq, table, bridge and directory. It is no error if there is none.
+///
+/// # Errors
+/// [`Error::InUse`] if VMs are attached and `force` is not given, [`Error::Foreign`] if the name is somebody else's.
+pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
+    let run_dir = RunDir::of_this_namespace();
+    let lock = run_dir.lock()?;
+    let directory = run_dir.network(name.as_str());
+    let attached = members(&directory, &lock)?.len();
+    if attached > 0 && !force {
+        return Err(Error::InUse { name: name.clone(), count: attached });
+    }
+    let recorded = run_dir::read(&directory.file("network"))?;
+    let mut netlink = Netlink::open()?;
+    let link = netlink.link(name.as_str())?;
+    let marked = Plan {
+        name: name.clone(),
+        subnet: Ipv4Net::default(),
+        net_type: NetType::Nat,
+        lease_time: super::DEFAULT_LEASE_TIME,
+    };
+    if let Some(link) = &link
+        && (link.kind != Kind::Bridge || (recorded.is_none() && link.mac != Some(marked.mac())))
+    {
+        return Err(Error::Foreign(name.clone()));
+    }
+    let existed = recorded.is_some() || link.is_some();
+    dnsmasq::stop(&directory)?;
+    if existed {
+        Tool::Nft.run(&["-f", "-"], &ruleset::removal(name.as_str()))?;
+    }
+    if let Some(link) = link {
+        netlink.delete_link(link.index)?;
+    }
+    directory.remove()?;
+    let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
+    Ok(Down { existed, cut_off: attached, forwarding })
+}
+
+/// Turns IPv4 forwarding off if Softnet turned it on and nothing else on the host looks as if it routed.
+fn restore_forwarding(run_dir: &RunDir, netlink: &mut Netlink) -> Result<Forwarding, Error> {
+    let marker = run_dir.forwarding_marker();
+    if run_dir::read(&marker)?.is_none() {
+        return Ok(Forwarding::Untouched);
+    }
+    if let Some(other) = run_dir.networks()?.into_iter().next() {
+        return Ok(Forwarding::LeftOnFor(other));
+    }
+    run_dir::remove_file(&marker)?;
+    let routes = |link: &Link| link.up && matches!(link.kind, Kind::Bridge | Kind::Tun(_) | Kind::Wireguard);
+    match netlink.links()?.into_iter().find(routes) {
+        Some(link) => Ok(Forwarding::LeftOnFor(link.name)),
+        None => {
+            sysctl::set_forwarding(false)?;
+            Ok(Forwarding::TurnedOff)
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! A running Softnet's part in a managed network: its place on the bridge, its leased address, its forwards.
+//!
+//! The files under `ports/` and `leases/` are the truth, and the kernel's table is made from them: whoever changes a file
+//! renders the table anew, for all members, under the lock. So a start repairs what others had installed, and removes what
+//! a killed one left.
+
+use std::net::Ipv4Addr;
+
+use softnet_filter::MacAddr;
+
+use super::build::{apply_rules, ensure_locked, hands_out, members};
+use super::record::{self, MemberRecord};
+use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
+use super::{Error, NetworkConfig, Plan};
+use crate::host::bridge::{self, Gateway};
+use crate::host::expose::{Forward, Op};
+use crate::netlink::Netlink;
+
+/// Who joins.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Member {
+    /// The VM's MAC.
+    pub mac: MacAddr,
+}
+
+/// A place in the network, held until it is left or the process dies.
+///
+/// Dropping it leaves the network, if it is dropped by the process that joined: a forked child that inherits one must not.
+#[derive(Debug)]
+pub struct Membership {
+    run_dir: RunDir,
+    directory: NetworkDir,
+    plan: Plan,
+    gateway: Gateway,
+    record: MemberRecord,
+    port: Option<Claim>,
+    lease: Option<Claim>,
+}
+
+impl Membership {
+    /// Makes the network whole and takes a place in it, in one step, so that no `down` comes between.
+    ///
+    /// # Errors
+    /// Those of [`super::ensure`]; [`Error::MacTaken`] if a running Softnet has this MAC.
+    pub fn join(config: &NetworkConfig, member: &Member) -> Result<Self, Error> {
+        let run_dir = RunDir::of_this_namespace();
+        let lock = run_dir.lock()?;
+        let (plan, gateway) = ensure_locked(config, &run_dir, &lock)?;
+        if member.mac == gateway.mac {
+            return Err(Error::MacIsGateway(member.mac));
+        }
+        let directory = run_dir.network(plan.name.as_str());
+        let path = directory.ports().join(member.mac.to_string());
+        let Some(mut port) = Claim::take(path.clone())? else {
+            let holder = run_dir::read(&path)?.and_then(|text| record::read_member(&text));
+            let pid = holder.map(|holder| holder.pid);
+            return Err(Error::MacTaken { name: plan.name, mac: member.mac, pid });
+        };
+        let record = MemberRecord {
+            mac: member.mac,
+            pid: std::process::id(),
+            tap: None,
+            address: None,
+            forwards: Vec::new(),
+        };
+        port.write(&record::write_member(&record))?;
+        Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
+    }
+
+    /// What was decided for the network.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The network's gateway.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
+    pub fn attach(&mut self, tap: &str, isolated: bool) -> Result<(), Error> {
+        let lock = self.run_dir.lock()?;
+        let mut netlink = Netlink::open()?;
+        let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
+        self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
+        self.record.tap = Some((tap.to_owned(), isolated));
+        self.write(&lock)
+    }
+
+    /// Notes which address the VM has now, and takes the address's lock.
+    ///
+    /// # Errors
+    /// [`Error::LeaseTaken`] if another VM has it, [`Error::NotOurs`] if the network does not hand it out; then no address
+    /// is noted.
+    pub fn set_address(&mut self, address: Option<Ipv4Addr>) -> Result<(), Error> {
+        if address == self.record.address {
+            return Ok(());
+        }
+        let lock = self.run_dir.lock()?;
+        self.record.address = None;
+        if let Some(former) = self.lease.take() {
+            former.release()?;
+        }
+        let claimed = address.map_or(Ok(()), |address| self.claim(address));
+        self.write(&lock)?;
+        claimed
+    }
+
+    fn claim(&mut self, address: Ipv4Addr) -> Result<(), Error> {
+        if !hands_out(&self.plan, address) {
+            return Err(Error::NotOurs(address, self.plan.name.clone()));
+        }
+        let path = self.directory.leases().join(address.to_string());
+        let Some(mut lease) = Claim::take(path.clone())? else {
+            let holder = run_dir::read(&path)?.unwrap_or_default().trim().to_owned();
+            return Err(Error::LeaseTaken { address, holder });
+        };
+        lease.write(&format!("{}\n", self.record.mac))?;
+        self.lease = Some(lease);
+        self.record.address = Some(address);
+        Ok(())
+    }
+
+    /// Carries out all `ops` or none. Forwards lead to the address noted by [`Membership::set_address`] only.
+    pub fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
+        let former = self.record.forwards.clone();
+        for &op in ops {
+            match op {
+                Op::Remove(forward) => self.record.forwards.retain(|installed| *installed != forward),
+                Op::Install(Forward { to, .. }) if Some(to) != self.record.address => {
+                    self.record.forwards = former;
+                    return Err(Error::NotOurs(to, self.plan.name.clone()));
+                }
+                Op::Install(forward) => self.record.forwards.push(forward),
+            }
+        }
+        let applied = self.run_dir.lock().map_err(Error::from).and_then(|lock| {
+            self.write(&lock)?;
+            apply_rules(&self.plan, &members(&self.directory, &lock)?)
+        });
+        if applied.is_err() {
+            self.record.forwards = former;
+        }
+        applied
+    }
+
+    /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
+    pub fn leave(mut self) -> Result<(), Error> {
+        self.give_up()
+    }
+
+    fn give_up(&mut self) -> Result<(), Error> {
+        let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
+        let lock = self.run_dir.lock()?;
+        if let Some(lease) = lease {
+            lease.release()?;
+        }
+        port.release()?;
+        // The network may have been taken down by force; then there is no table to correct.
+        if self.record.forwards.is_empty() || !self.directory.file("network").exists() {
+            return Ok(());
+        }
+        apply_rules(&self.plan, &members(&self.directory, &lock)?)
+    }
+
+    fn write(&mut self, _lock: &Lock) -> Result<(), Error> {
+        if let Some(port) = &mut self.port {
+            port.write(&record::write_member(&self.record))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if self.record.pid != std::process::id() {
+            return;
+        }
+        if let Err(error) = self.give_up() {
+            tracing::warn!(%error, network = %self.plan.name, "the next start will clean up");
+        }
+    }
+}

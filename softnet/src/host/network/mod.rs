@@ -1,0 +1,298 @@
+//! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet makes and all later ones join.
+//!
+//! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
+//! place: a bridge with a MAC and an address of its own ([`build`]), one nftables table ([`ruleset`]), one dnsmasq
+//! ([`dnsmasq`]), the switches of [`sysctl`] and a directory with locks ([`run_dir`]). Each start goes through all of them
+//! and puts right what is missing or different, so there is no other repair, and a network that is whole costs a few
+//! milliseconds.
+//!
+//! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
+//! recognised by the next start and removed. The network itself stays until `softnet network down`.
+
+pub mod build;
+pub mod dnsmasq;
+mod member;
+mod record;
+mod ruleset;
+mod run_dir;
+mod status;
+mod subnet;
+mod sysctl;
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use softnet_filter::{MacAddr, NetType};
+
+use super::{bridge, tools};
+use crate::netlink;
+
+pub use build::{Down, Forwarding, down, ensure, names};
+pub use member::{Member, Membership};
+pub use status::{Status, status};
+
+/// MTU of the bridge and so of every VM on it, in bytes: that of Ethernet.
+pub const MTU: u32 = 1500;
+
+/// Lease time unless told otherwise. Short, so that a pool survives VMs that come and go without a farewell.
+pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(600);
+
+/// The shortest lease time that dnsmasq accepts.
+pub const SHORTEST_LEASE_TIME: Duration = Duration::from_secs(120);
+
+/// The name of a managed network, which is its bridge's name too.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct NetworkName(String);
+
+/// Why a name cannot be a network's.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error(
+    "a network's name is 1 to 15 of the characters a-z, A-Z, 0-9, - and _, and begins with a letter or digit"
+)]
+pub struct NameError;
+
+impl NetworkName {
+    /// The network that a VM joins unless told otherwise. NAT and host-only VMs do not share one.
+    pub fn default_for(net_type: NetType) -> Self {
+        NetworkName(match net_type {
+            NetType::Nat => "softnet0".to_owned(),
+            NetType::Host => "softnet_host0".to_owned(),
+        })
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NetworkName {
+    type Err = NameError;
+
+    /// The name becomes an interface's name, a file's name and a word in an nftables ruleset, so it holds nothing that
+    /// means anything to any of them.
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+        let taken = matches!(text, "lock" | "ip_forward" | "all" | "default" | "lo");
+        if first && text.len() <= 15 && text.bytes().all(plain) && !taken {
+            Ok(NetworkName(text.to_owned()))
+        } else {
+            Err(NameError)
+        }
+    }
+}
+
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a start asks for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct NetworkConfig {
+    /// Which network.
+    pub name: NetworkName,
+    /// Its subnet; `None` takes what the network has, or a free one for a new network.
+    pub subnet: Option<Ipv4Net>,
+    /// Whether its VMs reach the world.
+    pub net_type: NetType,
+    /// How long a lease lasts. The latest start decides for all.
+    pub lease_time: Duration,
+}
+
+/// What was decided for a network.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Plan {
+    /// Its name and its bridge's.
+    pub name: NetworkName,
+    /// Its subnet, without host bits.
+    pub subnet: Ipv4Net,
+    /// Whether its VMs reach the world.
+    pub net_type: NetType,
+    /// How long a lease lasts.
+    pub lease_time: Duration,
+}
+
+impl Plan {
+    /// The gateway's address with the subnet's prefix length.
+    pub fn gateway(&self) -> Ipv4Net {
+        subnet::gateway(self.subnet)
+    }
+
+    /// The bridge's MAC: the same for the same name on every boot, so that guests that know networks by their gateway's
+    /// MAC know this one again. Locally administered; "SN", then a hash (FNV-1a) of the name.
+    pub fn mac(&self) -> MacAddr {
+        let hash = self.name.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let [a, b, c, ..] = hash.to_be_bytes();
+        MacAddr([0x0a, b'S', b'N', a, b, c])
+    }
+}
+
+/// Why a managed network cannot be had. The message stands alone.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The name belongs to somebody else's interface.
+    #[error(
+        "interface {0} exists and is no network of Softnet's; join it with --bridge {0} if it is a bridge, or choose \
+         another name with --network"
+    )]
+    Foreign(NetworkName),
+    /// The subnet cannot be used.
+    #[error("network {name}: {source}")]
+    Subnet {
+        /// The network.
+        name: NetworkName,
+        /// Why.
+        source: subnet::Error,
+    },
+    /// The network has another subnet than the one asked for.
+    #[error(
+        "network {name} has the subnet {present}, not {wanted}; leave out --subnet, choose another --network, or remove \
+         the network with `softnet network down {name}`"
+    )]
+    SubnetDiffers {
+        /// The network.
+        name: NetworkName,
+        /// What it has.
+        present: Ipv4Net,
+        /// What was asked for.
+        wanted: Ipv4Net,
+    },
+    /// NAT and host-only VMs do not share a network.
+    #[error(
+        "network {name} was made for --vm-net-type {present}; choose another --network, or remove it with \
+         `softnet network down {name}`"
+    )]
+    TypeDiffers {
+        /// The network.
+        name: NetworkName,
+        /// `nat` or `host`.
+        present: &'static str,
+    },
+    /// Another VM with this MAC runs.
+    #[error(
+        "a VM with the MAC {mac} is on network {name} already{}; give each VM a MAC of its own",
+        match pid { Some(pid) => format!(" (process {pid})"), None => String::new() }
+    )]
+    MacTaken {
+        /// The network.
+        name: NetworkName,
+        /// The MAC.
+        mac: MacAddr,
+        /// The Softnet that has it.
+        pid: Option<u32>,
+    },
+    /// The VM claims to be its own gateway.
+    #[error("the VM's MAC {0} is the gateway's; give the VM another")]
+    MacIsGateway(MacAddr),
+    /// Another VM holds the address that was leased to this one.
+    #[error(
+        "{address} is leased to {holder} already, so this VM must not have it; `softnet network status` shows both"
+    )]
+    LeaseTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// The VM that has it.
+        holder: String,
+    },
+    /// The address lies outside of the network.
+    #[error("{0} is no address that network {1} hands out")]
+    NotOurs(Ipv4Addr, NetworkName),
+    /// VMs are attached.
+    #[error(
+        "network {name} has {count} running VM(s); stop them first, or use `softnet network down {name} --force`"
+    )]
+    InUse {
+        /// The network.
+        name: NetworkName,
+        /// How many.
+        count: usize,
+    },
+    /// A bridge or TAP.
+    #[error(transparent)]
+    Bridge(#[from] bridge::Error),
+    /// The kernel's interfaces.
+    #[error(transparent)]
+    Netlink(#[from] netlink::Error),
+    /// The kernel's switches.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
+    /// nft.
+    #[error(transparent)]
+    Tool(#[from] tools::Error),
+    /// dnsmasq.
+    #[error(transparent)]
+    Dnsmasq(#[from] dnsmasq::Error),
+    /// The run directory.
+    #[error(transparent)]
+    Files(#[from] run_dir::Error),
+}
+
+/// The word for a network's type that the command line and the files use.
+pub(crate) fn type_name(net_type: NetType) -> &'static str {
+    match net_type {
+        NetType::Nat => "nat",
+        NetType::Host => "host",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A network as most are.
+    pub fn plan(net_type: NetType) -> Plan {
+        Plan {
+            name: "softnet0".parse().unwrap(),
+            subnet: "192.168.64.0/24".parse().unwrap(),
+            net_type,
+            lease_time: DEFAULT_LEASE_TIME,
+        }
+    }
+
+    #[test]
+    fn names_that_mean_something_elsewhere_are_refused() {
+        for good in ["softnet0", "a", "my_net_2", "fifteen_letters"] {
+            assert_eq!(good.parse::<NetworkName>().unwrap().as_str(), good);
+        }
+        let bad = [
+            "",
+            "-x",
+            "_x",
+            ".",
+            "..",
+            "a/b",
+            "a b",
+            "a\"",
+            "sixteen_letters0",
+            "ä",
+            "all",
+            "lock",
+            "netns-1",
+            "a%d",
+        ];
+        for bad in bad {
+            assert_eq!(bad.parse::<NetworkName>(), Err(NameError), "{bad}");
+        }
+        for net_type in [NetType::Nat, NetType::Host] {
+            let name = NetworkName::default_for(net_type);
+            assert_eq!(name.as_str().parse::<NetworkName>(), Ok(name));
+        }
+    }
+
+    #[test]
+    fn a_networks_mac_is_its_own_and_stays() {
+        let first = plan(NetType::Nat);
+        let other = Plan { name: "softnet1".parse().unwrap(), ..first.clone() };
+        assert!(first.mac().is_unicast());
+        assert_eq!(first.mac(), Plan { subnet: "10.0.0.0/24".parse().unwrap(), ..first.clone() }.mac());
+        assert_ne!(first.mac(), other.mac());
+    }
+}

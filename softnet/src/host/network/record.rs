@@ -1,0 +1,119 @@
+//! The text of the files in the run directory: one `key value` a line, the keys in any order, unknown ones passed over.
+
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use softnet_filter::{MacAddr, NetType};
+
+use super::{NetworkName, Plan, type_name};
+use crate::host::expose::{Expose, Forward};
+
+/// The text of the `network` file.
+pub fn write_plan(plan: &Plan) -> String {
+    let Plan { name: _, subnet, net_type, lease_time } = plan;
+    format!("subnet {subnet}\ntype {}\nlease-time {}\n", type_name(*net_type), lease_time.as_secs())
+}
+
+/// The plan of the network `name`; `None` if the text is not one that [`write_plan`] made.
+pub fn read_plan(name: &NetworkName, text: &str) -> Option<Plan> {
+    let net_type = match value(text, "type")? {
+        "nat" => NetType::Nat,
+        "host" => NetType::Host,
+        _ => return None,
+    };
+    Some(Plan {
+        name: name.clone(),
+        subnet: value(text, "subnet")?.parse::<Ipv4Net>().ok()?,
+        net_type,
+        lease_time: Duration::from_secs(value(text, "lease-time")?.parse().ok()?),
+    })
+}
+
+/// What a running Softnet says of itself in its file under `ports/`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct MemberRecord {
+    /// The VM's MAC, which is the file's name too.
+    pub mac: MacAddr,
+    /// The process that holds the lock.
+    pub pid: u32,
+    /// The TAP and whether it is an isolated port, once there is one.
+    pub tap: Option<(String, bool)>,
+    /// The VM's address, once the lease is known.
+    pub address: Option<Ipv4Addr>,
+    /// The forwards that are to be installed now.
+    pub forwards: Vec<Forward>,
+}
+
+/// The text of a member's file.
+pub fn write_member(member: &MemberRecord) -> String {
+    let mut text = format!("mac {}\npid {}\n", member.mac, member.pid);
+    // Writing to a String cannot fail.
+    if let Some((tap, isolated)) = &member.tap {
+        let _ = writeln!(text, "tap {tap}\nisolated {isolated}");
+    }
+    if let Some(address) = member.address {
+        let _ = writeln!(text, "address {address}");
+    }
+    for Forward { expose, to } in &member.forwards {
+        let _ = writeln!(text, "forward {expose} {to}");
+    }
+    text
+}
+
+/// What a member's file says; `None` if it is not one that [`write_member`] made.
+pub fn read_member(text: &str) -> Option<MemberRecord> {
+    let tap = value(text, "tap").map(|tap| (tap.to_owned(), value(text, "isolated") != Some("false")));
+    let forward = |line: &str| {
+        let (expose, to) = line.strip_prefix("forward ")?.split_once(' ')?;
+        Some(Forward { expose: expose.parse::<Expose>().ok()?, to: to.parse().ok()? })
+    };
+    Some(MemberRecord {
+        mac: value(text, "mac")?.parse().ok()?,
+        pid: value(text, "pid")?.parse().ok()?,
+        tap,
+        address: value(text, "address").and_then(|address| address.parse().ok()),
+        forwards: text.lines().filter_map(forward).collect(),
+    })
+}
+
+fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.split_once(' ').filter(|(found, _)| *found == key))
+        .map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::plan;
+    use super::*;
+
+    #[test]
+    fn a_plan_reads_back() {
+        for net_type in [NetType::Nat, NetType::Host] {
+            let plan = plan(net_type);
+            assert_eq!(read_plan(&plan.name, &write_plan(&plan)), Some(plan));
+        }
+        assert_eq!(read_plan(&plan(NetType::Nat).name, "subnet 10.0.0.0/24\n"), None);
+    }
+
+    #[test]
+    fn a_member_reads_back() {
+        let to = Ipv4Addr::new(192, 168, 64, 5);
+        let forward = |text: &str| Forward { expose: text.parse().unwrap(), to };
+        let mut member = MemberRecord {
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            pid: 42,
+            tap: None,
+            address: None,
+            forwards: Vec::new(),
+        };
+        assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
+        member.tap = Some(("snt0".into(), false));
+        member.address = Some(to);
+        member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
+        assert_eq!(read_member(&write_member(&member)), Some(member));
+        assert_eq!(read_member(""), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! What `softnet network status` shows.
+
+use std::fmt;
+
+use super::dnsmasq::{self, LeaseEntry};
+use super::record::{self, MemberRecord};
+use super::run_dir::{self, RunDir};
+use super::{Error, NetworkName, Plan, ruleset, type_name};
+use crate::host::tools::Tool;
+use crate::netlink::{Link, Netlink};
+
+/// A network as it is at this moment.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Status {
+    /// What was decided for it.
+    pub plan: Plan,
+    /// Its bridge; `None` if somebody deleted it.
+    pub bridge: Option<Link>,
+    /// The process that serves DHCP and DNS; `None` if it does not run.
+    pub dnsmasq: Option<u32>,
+    /// Whether the nftables table is there; `None` if the caller may not know.
+    pub table: Option<bool>,
+    /// The server's leases, those of VMs that have ended included.
+    pub leases: Vec<LeaseEntry>,
+    /// The running VMs.
+    pub members: Vec<MemberRecord>,
+}
+
+/// Looks at the network `name`, changing nothing; `None` if there is none.
+pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
+    let directory = RunDir::of_this_namespace().network(name.as_str());
+    let Some(plan) =
+        run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text))
+    else {
+        return Ok(None);
+    };
+    let members = run_dir::peek(&directory.ports())?;
+    let table = ruleset::table(name.as_str());
+    Ok(Some(Status {
+        bridge: Netlink::open()?.link(name.as_str())?,
+        dnsmasq: dnsmasq::running(&directory),
+        table: rustix::process::geteuid()
+            .is_root()
+            .then(|| Tool::Nft.run(&["list", "table", "ip", &table], "").is_ok()),
+        leases: dnsmasq::leases(&directory)?,
+        members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),
+        plan,
+    }))
+}
+
+impl Status {
+    /// Nothing is missing that the next start would put back.
+    pub fn is_whole(&self) -> bool {
+        self.bridge.as_ref().is_some_and(|bridge| bridge.up)
+            && self.dnsmasq.is_some()
+            && self.table != Some(false)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MISSING: &str = "missing (the next start puts it back)";
+        let Status { plan, .. } = self;
+        writeln!(f, "network {} ({})", plan.name, type_name(plan.net_type))?;
+        match &self.bridge {
+            Some(link) => {
+                let state = if link.up { "up" } else { "down" };
+                writeln!(f, "  bridge   {state}, MAC {}, MTU {}", plan.mac(), link.mtu)?;
+            }
+            None => writeln!(f, "  bridge   {MISSING}")?,
+        }
+        writeln!(f, "  subnet   {}, gateway {}", plan.subnet, plan.gateway().addr())?;
+        match self.dnsmasq {
+            Some(pid) => {
+                let seconds = plan.lease_time.as_secs();
+                writeln!(f, "  dnsmasq  process {pid}, {} leases of {seconds} s", self.leases.len())?;
+            }
+            None => writeln!(f, "  dnsmasq  {MISSING}")?,
+        }
+        match self.table {
+            Some(true) => writeln!(f, "  nftables table {}", ruleset::table(plan.name.as_str()))?,
+            Some(false) => writeln!(f, "  nftables {MISSING}")?,
+            None => {}
+        }
+        if self.members.is_empty() {
+            return write!(f, "  no VM is attached");
+        }
+        write!(f, "  VMs")?;
+        for member in &self.members {
+            let address = member.address.map_or("no address yet".to_owned(), |address| address.to_string());
+            let tap = member.tap.as_ref().map_or("no TAP yet", |(tap, _)| tap);
+            write!(f, "\n    {} {address} on {tap}, process {}", member.mac, member.pid)?;
+            for forward in &member.forwards {
+                write!(f, "\n      {forward}")?;
+            }
+        }
+        Ok(())
+    }
+}
