@@ -64,10 +64,11 @@ fn judge_closely(
         // D2: a block wins over D5, since D5 is for what no rule matches.
         Class::Blocked => return Err(DropReason::Blocked),
         Class::Never => return Err(DropReason::NeverDestination),
+        // D9 before D5: a network without a world has no resolver out there either.
+        Class::HostOnly => return Err(DropReason::HostOnly),
         Class::NotGlobal => Some(DropReason::NotGlobal),
         Class::Multicast => Some(DropReason::Multicast),
         Class::Neighbour => Some(DropReason::Neighbour),
-        Class::HostOnly => Some(DropReason::HostOnly),
     };
     let is_on_link = identity.is_on_link(destination);
 
