@@ -107,3 +107,326 @@ fn multicast_mac(group: Ipv4Addr) -> MacAddr {
     let [_, b, c, d] = group.octets();
     MacAddr([0x01, 0x00, 0x5e, b & 0x7f, c, d])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use crate::{NetType, Port, PortConfig, Verdict};
+
+    /// A port with these flags, whose neighbours' network is allowed if a test says so.
+    fn judge(port: &mut Port, frame: &IpFrame) -> Verdict {
+        port.from_vm(&frame.frame(), NOW)
+    }
+
+    /// The frame's destination that would be right if the destination were allowed.
+    fn right_mac(to: Ipv4Addr) -> MacAddr {
+        if to.is_multicast() { multicast_mac(to) } else { GATEWAY }
+    }
+
+    /// L5: packets for the world and the gateway go to the gateway's MAC address.
+    #[test]
+    fn l5_unicast_goes_to_the_gateway() {
+        let mut port = bound();
+        for to in [WORLD_IP, GATEWAY_IP] {
+            let frame = IpFrame::udp(to, 80);
+            for (mac, expected) in [
+                (GATEWAY, Verdict::Forward),
+                (STRANGER, drop_for(DropReason::DestinationMac)),
+                (VM, drop_for(DropReason::DestinationMac)),
+                (MacAddr::ZERO, drop_for(DropReason::DestinationMac)),
+                (MacAddr::BROADCAST, drop_for(DropReason::GroupMac)),
+                (MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]), drop_for(DropReason::GroupMac)),
+                (MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x0e]), drop_for(DropReason::GroupMac)),
+                (MacAddr([0x01, 0x00, 0x5e, 9, 9, 9]), drop_for(DropReason::GroupMac)),
+                (MacAddr([0x33, 0x33, 0, 0, 0, 1]), drop_for(DropReason::GroupMac)),
+            ] {
+                assert_eq!(judge(&mut port, &frame.clone().in_frame_to(mac)), expected, "{to} in {mac}");
+            }
+        }
+        // That the gateway is allowed by name makes no other station the gateway.
+        let mut port = bound_with(&["@host", "9.9.9.9"], &[]);
+        for to in [WORLD_IP, GATEWAY_IP] {
+            let frame = IpFrame::udp(to, 80).in_frame_to(STRANGER);
+            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::DestinationMac));
+        }
+    }
+
+    /// L5: a neighbour that is allowed by name is reached at its own MAC address, or through the gateway.
+    #[test]
+    fn l5_allowed_neighbour_is_reached_directly() {
+        let mut port = bound_with(&["192.168.64.0/24"], &[]);
+        let frame = IpFrame::udp(NEIGHBOUR_IP, 80);
+        for (mac, expected) in [
+            (STRANGER, Verdict::Forward),
+            (GATEWAY, Verdict::Forward),
+            (VM, drop_for(DropReason::DestinationMac)),
+            (MacAddr::ZERO, drop_for(DropReason::DestinationMac)),
+            (MacAddr::BROADCAST, drop_for(DropReason::GroupMac)),
+            (MacAddr([0x01, 0x00, 0x5e, 40, 64, 77]), drop_for(DropReason::GroupMac)),
+        ] {
+            assert_eq!(judge(&mut port, &frame.clone().in_frame_to(mac)), expected, "{mac}");
+        }
+    }
+
+    /// L5: multicast goes in its own MAC address, of which the upper bit of 23 is not the group's.
+    #[test]
+    fn l5_multicast_goes_in_its_own_mac() {
+        let group = Ipv4Addr::new(239, 129, 2, 3);
+        let mut port = bound_with(&["224.0.0.0/4"], &[]);
+        let frame = IpFrame::udp(group, 5353);
+        let own = MacAddr([0x01, 0x00, 0x5e, 1, 2, 3]);
+        assert_eq!(judge(&mut port, &frame.clone().in_frame_to(own)), Verdict::Forward);
+        let others = [
+            MacAddr([0x01, 0x00, 0x5e, 129, 2, 3]),
+            MacAddr([0x01, 0x00, 0x5e, 1, 2, 4]),
+            MacAddr::BROADCAST,
+            GATEWAY,
+        ];
+        for mac in others {
+            assert_eq!(
+                judge(&mut port, &frame.clone().in_frame_to(mac)),
+                drop_for(DropReason::MulticastMac),
+                "{mac}"
+            );
+        }
+    }
+
+    /// D1: nothing opens these, in whatever frame.
+    #[test]
+    fn d1_never_whatever_the_flags() {
+        let mut port = bound_with(&["0.0.0.0/0", "192.168.64.0/24", "127.0.0.0/8"], &[]);
+        let never = [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "240.0.0.1",
+            "255.255.255.255",
+            "192.168.64.0",
+            "192.168.64.255",
+        ];
+        for to in never.map(|to| to.parse().unwrap()).into_iter().chain([OWN_IP]) {
+            for mac in [GATEWAY, STRANGER, VM, MacAddr::BROADCAST] {
+                let verdict = judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(mac));
+                assert_eq!(verdict, drop_for(DropReason::NeverDestination), "{to} in {mac}");
+            }
+        }
+        // The own address is the one that is leased now.
+        assert_eq!(judge(&mut port, &IpFrame::udp(OTHER_IP, 80)), Verdict::Forward);
+        // So it is with no flags at all.
+        let verdict = judge(&mut bound(), &IpFrame::udp(OWN_IP, 80));
+        assert_eq!(verdict, drop_for(DropReason::NeverDestination));
+    }
+
+    /// D2: what is allowed passes and what is blocked does not, for every protocol.
+    #[test]
+    fn d2_rules_decide() {
+        let mut port =
+            bound_with(&["10.0.0.0/8", "9.9.9.9", "192.168.64.77"], &["10.1.0.0/16", "9.0.0.0/8", "8.8.8.8"]);
+        let allowed = ["10.0.0.1", "10.2.0.1", "9.9.9.9", "192.168.64.77"];
+        let blocked = ["10.1.0.1", "9.9.9.8", "8.8.8.8"];
+        for (list, expected) in
+            [(&allowed[..], Verdict::Forward), (&blocked[..], drop_for(DropReason::Blocked))]
+        {
+            for to in list.iter().map(|to| to.parse().unwrap()) {
+                for frame in [
+                    IpFrame::udp(to, 80),
+                    IpFrame::tcp(to, 80),
+                    IpFrame::icmp(to, 8),
+                    IpFrame::new(to, 47, []),
+                ] {
+                    assert_eq!(judge(&mut port, &frame), expected, "{to}");
+                }
+            }
+        }
+        let mut port = bound_with(&[], &["@host"]);
+        assert_eq!(judge(&mut port, &IpFrame::icmp(GATEWAY_IP, 8)), drop_for(DropReason::Blocked));
+    }
+
+    /// D3: the world is open, all else is not, by the names that users see.
+    #[test]
+    fn d3_only_the_world_is_open() {
+        let mut port = bound();
+        for (to, expected) in [
+            (WORLD_IP, Verdict::Forward),
+            (Ipv4Addr::new(10, 0, 0, 1), drop_for(DropReason::NotGlobal)),
+            (Ipv4Addr::new(169, 254, 169, 254), drop_for(DropReason::NotGlobal)),
+            (Ipv4Addr::new(224, 0, 0, 251), drop_for(DropReason::Multicast)),
+            (NEIGHBOUR_IP, drop_for(DropReason::Neighbour)),
+        ] {
+            assert_eq!(judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))), expected, "{to}");
+            assert_eq!(judge(&mut port, &IpFrame::icmp(to, 8).in_frame_to(right_mac(to))), expected, "{to}");
+        }
+    }
+
+    /// D4: no tunnels to the gateway; to the world any protocol. An explicit rule is explicit.
+    #[test]
+    fn d4_protocols_for_the_gateway() {
+        let mut port = bound();
+        for protocol in (0..=255).filter(|protocol| ![1, 6, 17].contains(protocol)) {
+            let frame = IpFrame::new(GATEWAY_IP, protocol, [0; 64]);
+            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::GatewayProtocol), "{protocol}");
+            assert_eq!(
+                judge(&mut port, &IpFrame::new(WORLD_IP, protocol, [0; 64])),
+                Verdict::Forward,
+                "{protocol}"
+            );
+        }
+        for frame in
+            [IpFrame::udp(GATEWAY_IP, 123), IpFrame::tcp(GATEWAY_IP, 22), IpFrame::icmp(GATEWAY_IP, 8)]
+        {
+            assert_eq!(judge(&mut port, &frame), Verdict::Forward);
+        }
+        let mut port = bound_with(&["@host"], &[]);
+        assert_eq!(judge(&mut port, &IpFrame::new(GATEWAY_IP, 47, [0; 64])), Verdict::Forward);
+    }
+
+    /// D5: a resolver is open at port 53 of UDP and TCP, and nowhere else.
+    #[test]
+    fn d5_resolver_is_open_for_dns() {
+        let mut port = bound();
+        let closed = drop_for(DropReason::ResolverPort);
+        for (frame, expected) in [
+            (IpFrame::udp(RESOLVER_IP, 53), Verdict::Forward),
+            (IpFrame::tcp(RESOLVER_IP, 53), Verdict::Forward),
+            (IpFrame::udp(RESOLVER_IP, 52), closed),
+            (IpFrame::tcp(RESOLVER_IP, 54), closed),
+            (IpFrame::tcp(RESOLVER_IP, 853), closed),
+            (IpFrame::icmp(RESOLVER_IP, 8), closed),
+            (IpFrame::new(RESOLVER_IP, 132, udp(1000, 53, &[0; 64])), closed),
+            (IpFrame::new(RESOLVER_IP, 17, udp(53, 1000, b"")), closed),
+            (IpFrame::udp(Ipv4Addr::new(10, 0, 0, 54), 53), drop_for(DropReason::NotGlobal)),
+            (IpFrame::udp(RESOLVER_IP, 53).in_frame_to(STRANGER), drop_for(DropReason::DestinationMac)),
+        ] {
+            assert_eq!(judge(&mut port, &frame), expected);
+        }
+    }
+
+    /// D5: a rule that matches the resolver decides, either way.
+    #[test]
+    fn d5_rules_win_over_the_resolver() {
+        for block in ["10.0.0.53", "10.0.0.0/8", "0.0.0.0/0"] {
+            let mut port = bound_with(&[], &[block]);
+            assert_eq!(
+                judge(&mut port, &IpFrame::udp(RESOLVER_IP, 53)),
+                drop_for(DropReason::Blocked),
+                "{block}"
+            );
+        }
+        let mut port = bound_with(&["10.0.0.0/8"], &[]);
+        assert_eq!(judge(&mut port, &IpFrame::udp(RESOLVER_IP, 80)), Verdict::Forward);
+    }
+
+    /// D5: a resolver on the own network is reached at its own MAC address, for DNS.
+    #[test]
+    fn d5_resolver_on_the_own_network() {
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::request().frame(), NOW);
+        let _ = port.from_host(&DhcpFrame::ack().address_option(6, NEIGHBOUR_IP).frame(), NOW);
+        let dns = IpFrame::udp(NEIGHBOUR_IP, 53);
+        assert_eq!(judge(&mut port, &dns.clone().in_frame_to(STRANGER)), Verdict::Forward);
+        assert_eq!(judge(&mut port, &dns), Verdict::Forward);
+        assert_eq!(judge(&mut port, &dns.in_frame_to(MacAddr::BROADCAST)), drop_for(DropReason::GroupMac));
+        assert_eq!(
+            judge(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)),
+            drop_for(DropReason::ResolverPort)
+        );
+    }
+
+    /// D5: what is no resolver is not opened by calling it one; and no more of them than fit.
+    #[test]
+    fn d5_insane_resolvers_open_nothing() {
+        let insane =
+            ["127.0.0.1", "224.0.0.251", "0.0.0.0", "255.255.255.255", "192.168.64.255", "192.168.64.2"];
+        let insane: Vec<u8> = insane.iter().flat_map(|ip| ip.parse::<Ipv4Addr>().unwrap().octets()).collect();
+        let many = (1..=9).flat_map(|n| [10, 0, 0, n]);
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::request().frame(), NOW);
+        let value: Vec<u8> = insane.into_iter().chain(many).collect();
+        let _ = port.from_host(&DhcpFrame::ack().without(6).option(6, &value).frame(), NOW);
+        let resolvers: Vec<Ipv4Addr> = port.lease().unwrap().resolvers.iter().collect();
+        assert_eq!(resolvers, [1, 2, 3, 4, 5, 6].map(|n| Ipv4Addr::new(10, 0, 0, n)));
+        let mdns = Ipv4Addr::new(224, 0, 0, 251);
+        assert_eq!(
+            judge(&mut port, &IpFrame::udp(mdns, 53).in_frame_to(multicast_mac(mdns))),
+            drop_for(DropReason::Multicast)
+        );
+        assert_eq!(
+            judge(&mut port, &IpFrame::udp(Ipv4Addr::LOCALHOST, 53)),
+            drop_for(DropReason::NeverDestination)
+        );
+    }
+
+    /// D8: `--allow=0.0.0.0/0` opens the metadata service, neighbours, multicast; and no more.
+    #[test]
+    fn d8_allowing_everything() {
+        let mut port = bound_with(&["0.0.0.0/0"], &[]);
+        for to in ["169.254.169.254", "10.0.0.1", "168.63.129.16", "192.168.64.77", "224.0.0.251", "9.9.9.9"]
+        {
+            let to: Ipv4Addr = to.parse().unwrap();
+            assert_eq!(
+                judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))),
+                Verdict::Forward,
+                "{to}"
+            );
+        }
+        assert_eq!(judge(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)), Verdict::Forward);
+        for (frame, reason) in [
+            (IpFrame::udp(Ipv4Addr::LOCALHOST, 80), DropReason::NeverDestination),
+            (IpFrame { from_mac: STRANGER, ..IpFrame::udp(WORLD_IP, 80) }, DropReason::SourceMac),
+            (IpFrame { from: OTHER_IP, ..IpFrame::udp(WORLD_IP, 80) }, DropReason::SourceAddress),
+            (IpFrame::udp(NEIGHBOUR_IP, 67).in_frame_to(STRANGER), DropReason::DhcpPorts),
+            (IpFrame::icmp(NEIGHBOUR_IP, 5).in_frame_to(STRANGER), DropReason::IcmpType),
+            (IpFrame::udp(NEIGHBOUR_IP, 80).fragment(1), DropReason::FragmentRestricted),
+        ] {
+            assert_eq!(judge(&mut port, &frame), drop_for(reason));
+        }
+    }
+
+    /// D9: a network of the type `host` has no world; the flags still open what they name.
+    #[test]
+    fn d9_host_network() {
+        let mut port =
+            bound_by(PortConfig { net_type: NetType::Host, ..config(&["192.168.64.77", "8.8.8.8"], &[]) });
+        for (to, expected) in [
+            (WORLD_IP, drop_for(DropReason::HostOnly)),
+            (GATEWAY_IP, Verdict::Forward),
+            (NEIGHBOUR_IP, Verdict::Forward),
+            (Ipv4Addr::new(8, 8, 8, 8), Verdict::Forward),
+            (OTHER_IP, drop_for(DropReason::Neighbour)),
+            (Ipv4Addr::new(10, 0, 0, 1), drop_for(DropReason::NotGlobal)),
+        ] {
+            assert_eq!(judge(&mut port, &IpFrame::tcp(to, 80)), expected, "{to}");
+        }
+        assert_eq!(judge(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
+    }
+
+    /// S4: no fragment, first or later, goes where only some ports or protocols are open, or to a neighbour.
+    #[test]
+    fn s4_fragments_to_restricted_destinations() {
+        for allow in [&[][..], &["0.0.0.0/0"], &["@host", "192.168.64.0/24", "10.0.0.53"]] {
+            let mut port = bound_with(allow, &[]);
+            for (to, mac) in [(GATEWAY_IP, GATEWAY), (RESOLVER_IP, GATEWAY), (NEIGHBOUR_IP, STRANGER)] {
+                for (fragment, payload) in [(0x2000, udp(1000, 53, &[0; 64])[..32].to_vec()), (4, vec![0; 8])]
+                {
+                    let frame = IpFrame::new(to, 17, payload).fragment(fragment).in_frame_to(mac);
+                    let expected = match judge(&mut port, &frame) {
+                        // Without the flag a neighbour is closed altogether.
+                        verdict if to == NEIGHBOUR_IP && allow.is_empty() => {
+                            assert!(!verdict.is_forward());
+                            continue;
+                        }
+                        verdict => verdict,
+                    };
+                    assert_eq!(expected, drop_for(DropReason::FragmentRestricted), "{to}");
+                }
+            }
+            let frame = IpFrame::new(WORLD_IP, 17, [0; 8]).fragment(4);
+            assert_eq!(judge(&mut port, &frame), Verdict::Forward);
+            assert_eq!(judge(&mut port, &frame.in_frame_to(STRANGER)), drop_for(DropReason::DestinationMac));
+        }
+        // What is allowed beyond the network is not restricted.
+        let frame = IpFrame::new(Ipv4Addr::new(10, 9, 9, 9), 17, [0; 8]).fragment(4);
+        assert_eq!(judge(&mut bound_with(&["10.0.0.0/8"], &[]), &frame), Verdict::Forward);
+    }
+}

@@ -485,4 +485,274 @@ mod tests {
         assert_eq!(port.counters().from_vm.forwarded_frames(), 5);
         assert_eq!(port.counters().from_host.forwarded_frames(), 3);
     }
+
+    /// L1: no other source address, whatever the frame carries.
+    #[test]
+    fn l1_foreign_source_mac_is_dropped() {
+        let mut port = bound();
+        let foreign = [GATEWAY, STRANGER, MacAddr::ZERO, MacAddr::BROADCAST, MacAddr([3, 0, 0, 0, 0, 1])];
+        let near = (0..48).map(|bit| {
+            let mut mac = VM.octets();
+            mac[bit / 8] ^= 1 << (bit % 8);
+            MacAddr(mac)
+        });
+        for from_mac in near.chain(foreign) {
+            for frame in [
+                IpFrame { from_mac, ..IpFrame::udp(WORLD_IP, 80) }.frame(),
+                ArpFrame { from_mac, ..ArpFrame::request(GATEWAY_IP) }.frame(),
+                DhcpFrame { from_mac, ..DhcpFrame::discover() }.frame(),
+                ethernet(GATEWAY, from_mac, 0x86dd, &[]),
+            ] {
+                assert_eq!(port.from_vm(&frame, NOW), drop_for(DropReason::SourceMac), "{from_mac}");
+            }
+        }
+    }
+
+    /// L1: the VM has an address of its own.
+    #[test]
+    fn l1_vm_mac_is_unicast() {
+        for vm_mac in [MacAddr::ZERO, MacAddr::BROADCAST, MacAddr([1, 0, 0x5e, 0, 0, 1])] {
+            let error = Port::new(PortConfig { vm_mac, ..config(&[], &[]) }).unwrap_err();
+            assert_eq!(error, ConfigError::VmMac(vm_mac));
+        }
+    }
+
+    /// R4: a configuration that contradicts itself is refused.
+    #[test]
+    fn r4_configuration_is_checked() {
+        let config = config(&[], &[]);
+        let gateway = config.gateway;
+        let with = |mac, address: &str, subnet: &str| {
+            let gateway = Gateway { mac, address: address.parse().unwrap(), subnet: subnet.parse().unwrap() };
+            Port::new(PortConfig { gateway, ..config.clone() }).err()
+        };
+        let ip = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let address =
+            |address, subnet| Some(ConfigError::GatewayAddress { address: ip(address), subnet: net(subnet) });
+        assert_eq!(with(GATEWAY, "10.0.0.1", "10.0.0.0/30"), None);
+        assert_eq!(with(GATEWAY, "10.0.0.1", "10.0.0.3/30"), None);
+        assert_eq!(
+            with(GATEWAY, "10.0.0.1", "10.0.0.0/31"),
+            Some(ConfigError::SubnetTooSmall(net("10.0.0.0/31")))
+        );
+        assert_eq!(
+            with(GATEWAY, "10.0.0.1", "10.0.0.1/32"),
+            Some(ConfigError::SubnetTooSmall(net("10.0.0.1/32")))
+        );
+        for bad in ["10.0.0.0", "10.0.0.255", "10.0.1.1", "0.0.0.0"] {
+            assert_eq!(with(GATEWAY, bad, "10.0.0.0/24"), address(bad, "10.0.0.0/24"));
+        }
+        assert_eq!(with(GATEWAY, "127.0.0.1", "127.0.0.0/8"), address("127.0.0.1", "127.0.0.0/8"));
+        for mac in [MacAddr::ZERO, MacAddr::BROADCAST] {
+            assert_eq!(with(mac, "10.0.0.1", "10.0.0.0/24"), Some(ConfigError::GatewayMac(mac)));
+        }
+        assert_eq!(with(VM, "10.0.0.1", "10.0.0.0/24"), Some(ConfigError::SameMac(VM)));
+        let mtu = |mtu| Port::new(PortConfig { mtu, gateway, ..config.clone() }).err();
+        assert_eq!((mtu(575), mtu(576), mtu(u16::MAX)), (Some(ConfigError::Mtu(575)), None, None));
+    }
+
+    /// S1: the leased address and no other, and DHCP alone without a lease.
+    #[test]
+    fn s1_source_is_the_lease() {
+        let mut port = bound();
+        for from in
+            [GATEWAY_IP, OTHER_IP, Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, WORLD_IP, Ipv4Addr::LOCALHOST]
+        {
+            for frame in [IpFrame::udp(WORLD_IP, 80), IpFrame::tcp(WORLD_IP, 80), IpFrame::icmp(WORLD_IP, 8)]
+            {
+                let frame = IpFrame { from, ..frame };
+                assert_eq!(port.from_vm(&frame.frame(), NOW), drop_for(DropReason::SourceAddress), "{from}");
+                assert_eq!(fresh().from_vm(&frame.frame(), NOW), drop_for(DropReason::NoLease), "{from}");
+                let later = frame.fragment(9);
+                assert_eq!(port.from_vm(&later.frame(), NOW), drop_for(DropReason::SourceAddress), "{from}");
+            }
+        }
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), Verdict::Forward);
+        assert_eq!(fresh().from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
+    }
+
+    /// S1: an offer is no lease.
+    #[test]
+    fn s1_offer_is_no_lease() {
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::discover().frame(), NOW);
+        let _ = port.from_host(&DhcpFrame::offer().frame(), NOW);
+        assert_eq!(port.from_vm(&IpFrame::udp(GATEWAY_IP, 53).frame(), NOW), drop_for(DropReason::NoLease));
+    }
+
+    /// I1: what is for the VM passes, whoever sent it.
+    #[test]
+    fn i1_incoming_traffic_passes() {
+        let mut port = fresh();
+        for (to_mac, to) in [
+            (VM, OWN_IP),
+            (VM, OTHER_IP),
+            (MacAddr::BROADCAST, Ipv4Addr::BROADCAST),
+            (MacAddr::BROADCAST, Ipv4Addr::new(192, 168, 64, 255)),
+            (MacAddr([0x01, 0, 0x5e, 0, 0, 0xfb]), Ipv4Addr::new(224, 0, 0, 251)),
+            (MacAddr::BROADCAST, Ipv4Addr::new(224, 0, 0, 251)),
+            (VM, Ipv4Addr::new(224, 0, 0, 251)),
+        ] {
+            for from_mac in [GATEWAY, STRANGER] {
+                for from in [GATEWAY_IP, NEIGHBOUR_IP, WORLD_IP] {
+                    let back = |frame: IpFrame| IpFrame { to_mac, from_mac, from, to, ..frame };
+                    for frame in [
+                        back(IpFrame::udp(to, 1234)),
+                        back(IpFrame::udp(to, 67)),
+                        back(IpFrame::tcp(to, 22)),
+                        back(IpFrame::icmp(to, 3)),
+                        back(IpFrame::icmp(to, 8)),
+                        back(IpFrame::new(to, 47, [0; 9])),
+                        back(IpFrame::udp(to, 1234).fragment(0x2000)),
+                        back(IpFrame::udp(to, 68).fragment(0x2001)),
+                        back(IpFrame::new(to, 17, [0; 3]).fragment(7)),
+                    ] {
+                        assert_eq!(port.from_host(&frame.frame(), NOW), Verdict::Forward);
+                    }
+                }
+            }
+        }
+        let arp =
+            ArpFrame { to_mac: VM, from_mac: GATEWAY, sender_mac: GATEWAY, ..ArpFrame::request(OWN_IP) };
+        for to_mac in [VM, MacAddr::BROADCAST] {
+            assert_eq!(port.from_host(&ArpFrame { to_mac, ..arp }.frame(), NOW), Verdict::Forward);
+        }
+    }
+
+    /// I1: a super-frame is one frame, up to the longest that there is.
+    #[test]
+    fn i1_super_frames_pass() {
+        let mut port = fresh();
+        let mut segment = tcp(80, 40_000);
+        segment.resize(65_515, 0);
+        let frame = IpFrame::new(WORLD_IP, 6, segment).reversed().frame();
+        assert_eq!(frame.len(), 65_549);
+        assert_eq!(port.from_host(&frame, NOW), Verdict::Forward);
+    }
+
+    /// I2: frames for other stations and groups do not pass.
+    #[test]
+    fn i2_other_stations() {
+        let mut port = bound();
+        let frame = IpFrame::udp(WORLD_IP, 80).reversed();
+        let arp = ArpFrame { from_mac: GATEWAY, sender_mac: GATEWAY, ..ArpFrame::request(OWN_IP) };
+        for mac in [
+            STRANGER,
+            GATEWAY,
+            MacAddr::ZERO,
+            MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]),
+            MacAddr([0x33, 0x33, 0, 0, 0, 1]),
+            MacAddr([0x01, 0, 0x5e, 0x80, 0, 0xfb]),
+            MacAddr([0x01, 0, 0x5e, 0, 0, 0xfb]),
+        ] {
+            let dropped = drop_for(DropReason::OtherStation);
+            assert_eq!(port.from_host(&frame.clone().in_frame_to(mac).frame(), NOW), dropped, "{mac}");
+            assert_eq!(port.from_host(&ArpFrame { to_mac: mac, ..arp }.frame(), NOW), dropped, "{mac}");
+        }
+    }
+
+    /// I2: nothing but IPv4 and ARP, and no tags.
+    #[test]
+    fn i2_other_ether_types() {
+        let mut port = bound();
+        let packet = IpFrame::udp(WORLD_IP, 80).reversed().packet();
+        for ether_type in 0..=u16::MAX {
+            let expected = match ether_type {
+                0x0800 => Verdict::Forward,
+                0x0806 => drop_for(DropReason::HostMalformed),
+                0x8100 | 0x88a8 | 0x9100 | 0x9200 | 0x9300 => drop_for(DropReason::HostVlanTag),
+                _ => drop_for(DropReason::HostEtherType),
+            };
+            for to_mac in [VM, MacAddr::BROADCAST] {
+                let frame = ethernet(to_mac, GATEWAY, ether_type, &packet);
+                assert_eq!(port.from_host(&frame, NOW), expected, "{ether_type:#06x}");
+            }
+        }
+    }
+
+    /// I4: every prefix of every kind of frame, and every byte of them changed: a verdict, and no lease.
+    #[test]
+    fn i4_garbage_harms_nothing() {
+        let frames = [
+            IpFrame::udp(WORLD_IP, 80).reversed().frame(),
+            IpFrame::tcp(WORLD_IP, 80).reversed().frame(),
+            ArpFrame { to_mac: VM, from_mac: GATEWAY, sender_mac: GATEWAY, ..ArpFrame::request(OWN_IP) }
+                .frame(),
+            DhcpFrame::ack().frame(),
+            DhcpFrame::nak().frame(),
+        ];
+        let mut port = fresh();
+        let malformed = drop_for(DropReason::HostMalformed);
+        for frame in &frames {
+            for len in 0..frame.len() {
+                assert!(!port.from_host(&frame[..len], NOW).is_forward(), "{len}");
+                let _ = port.from_vm(&frame[..len], NOW);
+                if len < 34 {
+                    assert_eq!(port.from_host(&frame[..len], NOW), malformed, "{len}");
+                }
+            }
+            for at in 0..frame.len() {
+                for value in [0, 1, 0x45, 0x7f, 0x80, 0xff] {
+                    let mut frame = frame.clone();
+                    frame[at] = value;
+                    let _ = port.from_host(&frame, NOW);
+                    let _ = port.from_vm(&frame, NOW);
+                }
+            }
+        }
+        assert_eq!(port.lease(), None);
+        for byte in [0, 0x08, 0x45, 0xff] {
+            for len in [0, 1, 13, 14, 33, 34, 60, 1514, 65_535, 65_600] {
+                let _ = port.from_host(&vec![byte; len], NOW);
+                let _ = port.from_vm(&vec![byte; len], NOW);
+            }
+        }
+        assert_eq!(port.lease(), None);
+    }
+
+    /// A lease of the server's file is taken over if a reply with it would have been believed.
+    #[test]
+    fn adopt_checks_the_lease() {
+        let lease = Lease {
+            address: OWN_IP,
+            server: GATEWAY_IP,
+            expires: Some(Timestamp::from_secs(1_600)),
+            resolvers: [RESOLVER_IP, Ipv4Addr::LOCALHOST, OWN_IP].into_iter().collect(),
+        };
+        let mut port = fresh();
+        for (bad, error) in [
+            (Lease { address: GATEWAY_IP, ..lease }, AdoptError::Address(GATEWAY_IP)),
+            (Lease { address: WORLD_IP, ..lease }, AdoptError::Address(WORLD_IP)),
+            (Lease { server: OTHER_IP, ..lease }, AdoptError::Server(OTHER_IP)),
+            (Lease { expires: Some(NOW), ..lease }, AdoptError::Expired),
+        ] {
+            assert_eq!(port.adopt(bad, None, NOW), Err(error));
+        }
+        for id in [&[][..], &[0], &[0; 256]] {
+            assert_eq!(port.adopt(lease, Some(id), NOW), Err(AdoptError::ClientId));
+        }
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.adopt(lease, Some(b"\0system"), NOW), Ok(()));
+        let adopted = Lease { resolvers: [RESOLVER_IP].into_iter().collect(), ..lease };
+        assert_eq!(port.lease(), Some(adopted));
+        assert_eq!(port.poll_event(), Some(PortEvent::Bound(adopted)));
+        assert_eq!(port.adopt(lease, None, NOW), Err(AdoptError::Bound));
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), Verdict::Forward);
+        // After its end another one can be.
+        let longest = [7; 255];
+        let next = Lease { expires: None, ..lease };
+        assert_eq!(port.adopt(next, Some(&longest), Timestamp::from_secs(1_600)), Ok(()));
+        assert_eq!(port.next_deadline(), None);
+        // The identifier is the one under which the lease is given back, and one of four (C5).
+        assert!(port.release().is_some_and(|frame| frame.windows(255).any(|window| window == longest)));
+        for (n, expected) in
+            [(1, Verdict::Forward), (2, Verdict::Forward), (3, drop_for(DropReason::DhcpClientIdLimit))]
+        {
+            let discover = DhcpFrame::discover().option(61, &[0, n]).frame();
+            assert_eq!(port.from_vm(&discover, Timestamp::from_secs(1_600)), expected);
+        }
+        let known = DhcpFrame::discover().option(61, b"\0system").frame();
+        assert_eq!(port.from_vm(&known, Timestamp::from_secs(1_600)), Verdict::Forward);
+    }
 }

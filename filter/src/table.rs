@@ -204,3 +204,194 @@ fn fill(entries: &mut [u16], index: usize, free_bits: u8, class: u16) {
     let start = index & !count.wrapping_sub(1);
     entries.iter_mut().skip(start).take(count).for_each(|entry| *entry = class);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Rule;
+    use crate::testing::*;
+
+    fn table(allow: &[&str], block: &[&str]) -> Table {
+        let config = config(allow, block);
+        Table::new(&config.policy, config.gateway, config.net_type).unwrap()
+    }
+
+    fn class(table: &Table, address: &str) -> Class {
+        table.classify(address.parse().unwrap())
+    }
+
+    /// The addresses before, at the start, at the end and after a prefix.
+    fn edges(prefix: &str) -> [Option<Ipv4Addr>; 4] {
+        let net: ipnet::Ipv4Net = prefix.parse().unwrap();
+        let (first, last) = (net.network().to_bits(), net.broadcast().to_bits());
+        [first.checked_sub(1), Some(first), Some(last), last.checked_add(1)]
+            .map(|bits| bits.map(Ipv4Addr::from))
+    }
+
+    /// D3: each special network begins and ends where the registry says.
+    #[test]
+    fn d3_boundaries_are_exact() {
+        let table = table(&[], &[]);
+        for (prefix, inside) in [
+            ("0.0.0.0/8", Class::Never),
+            ("10.0.0.0/8", Class::NotGlobal),
+            ("100.64.0.0/10", Class::NotGlobal),
+            ("127.0.0.0/8", Class::Never),
+            ("169.254.0.0/16", Class::NotGlobal),
+            ("172.16.0.0/12", Class::NotGlobal),
+            ("168.63.129.16/32", Class::NotGlobal),
+            ("192.0.0.0/24", Class::NotGlobal),
+            ("192.0.2.0/24", Class::NotGlobal),
+            ("192.88.99.0/24", Class::NotGlobal),
+            ("192.168.0.0/16", Class::NotGlobal),
+            ("198.18.0.0/15", Class::NotGlobal),
+            ("198.51.100.0/24", Class::NotGlobal),
+            ("203.0.113.0/24", Class::NotGlobal),
+        ] {
+            let [before, first, last, after] = edges(prefix);
+            for address in [first, last].into_iter().flatten() {
+                assert_eq!(table.classify(address), inside, "{address} of {prefix}");
+            }
+            for address in [before, after].into_iter().flatten() {
+                assert_eq!(table.classify(address), Class::World, "{address} beside {prefix}");
+            }
+        }
+        assert_eq!(class(&table, "169.254.169.254"), Class::NotGlobal);
+        assert_eq!(class(&table, "223.255.255.255"), Class::World);
+        assert_eq!(class(&table, "224.0.0.0"), Class::Multicast);
+        assert_eq!(class(&table, "239.255.255.255"), Class::Multicast);
+        assert_eq!(class(&table, "240.0.0.0"), Class::Never);
+    }
+
+    /// D3: two addresses in 192.0.0.0/24 are global after all.
+    #[test]
+    fn d3_exceptions_are_exact() {
+        let table = table(&[], &[]);
+        for last in 0..=255 {
+            let expected = if matches!(last, 9 | 10) { Class::World } else { Class::NotGlobal };
+            assert_eq!(table.classify(Ipv4Addr::new(192, 0, 0, last)), expected, "{last}");
+        }
+    }
+
+    /// D1: whatever is allowed, these are not.
+    #[test]
+    fn d1_never_whatever_the_flags() {
+        let everything =
+            ["0.0.0.0/0", "0.0.0.0/8", "127.0.0.1", "240.0.0.0/4", "255.255.255.255", "192.168.64.0/24"];
+        let neighbours = ["192.168.64.0/32", "192.168.64.255", "0.0.0.0", "240.1.2.3/32", "@host"];
+        let table = table(&[&everything[..], &neighbours].concat(), &[]);
+        for prefix in ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"] {
+            for address in edges(prefix)[1..3].iter().flatten() {
+                assert_eq!(table.classify(*address), Class::Never, "{address}");
+            }
+        }
+        for address in
+            ["0.0.0.0", "127.0.0.1", "240.1.2.3", "255.255.255.255", "192.168.64.0", "192.168.64.255"]
+        {
+            assert_eq!(class(&table, address), Class::Never, "{address}");
+        }
+        assert_eq!(class(&table, "192.168.64.254"), Class::Allowed);
+        assert_eq!(class(&table, "192.168.64.1"), Class::Allowed);
+    }
+
+    /// D2: the longest prefix decides, in whatever order the rules come.
+    #[test]
+    fn d2_longest_prefix_decides() {
+        let table =
+            table(&["10.0.0.0/8", "10.1.2.0/24", "10.1.2.4"], &["10.1.0.0/16", "10.1.2.3", "9.0.0.0/8"]);
+        for (address, expected) in [
+            ("10.0.0.1", Class::Allowed),
+            ("10.1.0.1", Class::Blocked),
+            ("10.1.2.1", Class::Allowed),
+            ("10.1.2.3", Class::Blocked),
+            ("10.1.2.4", Class::Allowed),
+            ("10.2.0.0", Class::Allowed),
+            ("11.0.0.0", Class::World),
+            ("9.9.9.9", Class::Blocked),
+        ] {
+            assert_eq!(class(&table, address), expected, "{address}");
+        }
+    }
+
+    /// D2: on the same prefix the block wins, however it is written.
+    #[test]
+    fn d2_block_wins_on_the_same_prefix() {
+        let table = table(&["10.9.9.9/8", "@host", "8.8.8.8"], &["10.0.0.0/8", "192.168.64.1", "8.8.8.8/32"]);
+        for address in ["10.0.0.1", "192.168.64.1", "8.8.8.8"] {
+            assert_eq!(class(&table, address), Class::Blocked, "{address}");
+        }
+    }
+
+    /// D8: allowing everything opens D3, and nothing of D1.
+    #[test]
+    fn d8_allowing_everything_opens_d3() {
+        let table = table(&["0.0.0.0/0"], &[]);
+        for address in
+            ["169.254.169.254", "10.1.1.1", "192.168.64.77", "224.0.0.251", "168.63.129.16", "9.9.9.9"]
+        {
+            assert_eq!(class(&table, address), Class::Allowed, "{address}");
+        }
+        assert_eq!(class(&table, "127.0.0.1"), Class::Never);
+    }
+
+    /// D9: without a world what was global is closed, the exceptions of D3 too.
+    #[test]
+    fn d9_host_network_has_no_world() {
+        let config = crate::PortConfig { net_type: NetType::Host, ..config(&["8.8.8.8"], &[]) };
+        let table = Table::new(&config.policy, config.gateway, config.net_type).unwrap();
+        for (address, expected) in [
+            ("9.9.9.9", Class::HostOnly),
+            ("192.0.0.9", Class::HostOnly),
+            ("8.8.8.8", Class::Allowed),
+            ("10.0.0.1", Class::NotGlobal),
+            ("192.168.64.1", Class::Gateway),
+            ("192.168.64.2", Class::Neighbour),
+        ] {
+            assert_eq!(class(&table, address), expected, "{address}");
+        }
+    }
+
+    /// D3: the VM's own network is closed, but for the gateway, even where its addresses are public.
+    #[test]
+    fn d3_neighbours_are_closed() {
+        let mut config = config(&[], &[]);
+        config.gateway.subnet = "203.0.112.0/23".parse().unwrap();
+        config.gateway.address = Ipv4Addr::new(203, 0, 112, 1);
+        let table = Table::new(&config.policy, config.gateway, config.net_type).unwrap();
+        for (address, expected) in [
+            ("203.0.111.255", Class::World),
+            ("203.0.112.0", Class::Never),
+            ("203.0.112.1", Class::Gateway),
+            ("203.0.112.2", Class::Neighbour),
+            ("203.0.113.254", Class::Neighbour),
+            ("203.0.113.255", Class::Never),
+            ("203.0.114.0", Class::World),
+        ] {
+            assert_eq!(class(&table, address), expected, "{address}");
+        }
+    }
+
+    /// More blocks than 16 bits can number are refused, not confused.
+    #[test]
+    fn too_many_rules_are_refused() {
+        let many = |count: u32| {
+            // One address in each of so many /24, no two of them neighbours within a /16 but by 128.
+            let rules = (0..count).map(|n| Rule {
+                target: Target::Net(ipnet::Ipv4Net::new(Ipv4Addr::from((n << 9) + 0x0100_0001), 32).unwrap()),
+                action: Action::Block,
+            });
+            let config = config(&[], &[]);
+            Table::new(&Policy::new(rules.collect()), config.gateway, config.net_type)
+        };
+        let table = many(40_000).unwrap();
+        assert_eq!(class(&table, "1.0.0.1"), Class::Blocked);
+        assert_eq!(class(&table, "1.0.2.1"), Class::Blocked);
+        assert_eq!(class(&table, "1.0.2.2"), Class::World);
+        assert_eq!(many(70_000).unwrap_err(), ConfigError::TooManyRules);
+    }
+
+    #[test]
+    fn debug_is_short() {
+        assert!(format!("{:?}", table(&[], &[])).starts_with("Table { blocks: "));
+    }
+}

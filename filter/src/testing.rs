@@ -110,7 +110,7 @@ impl IpFrame {
         Self { to_mac: self.from_mac, from_mac: self.to_mac, from: self.to, to: self.from, ..self }
     }
 
-    pub(crate) fn to_mac(self, to_mac: MacAddr) -> Self {
+    pub(crate) fn in_frame_to(self, to_mac: MacAddr) -> Self {
         Self { to_mac, ..self }
     }
 

@@ -113,6 +113,10 @@ pub(crate) fn judge_from_vm(
         (None, None) => None,
     };
     match options.message_type {
+        // With rapid commit the server may answer by an ACK at once (RFC 4039).
+        DISCOVER if options.has_rapid_commit => {
+            dhcp.transactions.open(message.transaction, Asked::Request, client_id);
+        }
         DISCOVER => dhcp.transactions.open(message.transaction, Asked::Discover, client_id),
         REQUEST => dhcp.transactions.open(message.transaction, Asked::Request, client_id),
         INFORM => dhcp.transactions.open(message.transaction, Asked::Inform, client_id),
@@ -188,5 +192,426 @@ fn duid_address(duid: &[u8]) -> Option<[u8; 6]> {
     match duid {
         [0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..] => address.try_into().ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use crate::{Port, Verdict};
+
+    fn judge(port: &mut Port, frame: &DhcpFrame) -> Verdict {
+        port.from_vm(&frame.frame(), NOW)
+    }
+
+    /// The verdict on a message of a VM without a lease.
+    fn first(frame: &DhcpFrame) -> Verdict {
+        judge(&mut fresh(), frame)
+    }
+
+    /// C1: from 68 to 67, and none of the two ports otherwise, wherever it goes.
+    #[test]
+    fn c1_ports() {
+        let mut port = bound();
+        for (from, to, expected) in [
+            (67, 68, drop_for(DropReason::DhcpPorts)),
+            (67, 67, drop_for(DropReason::DhcpPorts)),
+            (68, 68, drop_for(DropReason::DhcpPorts)),
+            (67, 53, drop_for(DropReason::DhcpPorts)),
+            (4000, 67, drop_for(DropReason::DhcpPorts)),
+            (4000, 68, drop_for(DropReason::DhcpPorts)),
+            (68, 53, Verdict::Forward),
+            (4000, 69, Verdict::Forward),
+        ] {
+            for destination in [WORLD_IP, GATEWAY_IP] {
+                let frame = IpFrame::new(destination, 17, udp(from, to, &[0; 300]));
+                assert_eq!(port.from_vm(&frame.frame(), NOW), expected, "{from} to {to}");
+            }
+            if expected != Verdict::Forward {
+                assert_eq!(first(&DhcpFrame { ports: (from, to), ..DhcpFrame::discover() }), expected);
+            }
+        }
+        // TCP has no DHCP.
+        assert_eq!(port.from_vm(&IpFrame::tcp(WORLD_IP, 67).frame(), NOW), Verdict::Forward);
+    }
+
+    /// C1: broadcast in a broadcast frame, or with a lease to the server in the server's.
+    #[test]
+    fn c1_destination() {
+        let to = |to_mac, to| DhcpFrame { to_mac, to, ..DhcpFrame::request() };
+        for (frame, without, with) in [
+            (to(MacAddr::BROADCAST, Ipv4Addr::BROADCAST), true, true),
+            (to(GATEWAY, Ipv4Addr::BROADCAST), false, false),
+            (to(MacAddr([0x01, 0, 0x5e, 0, 0, 1]), Ipv4Addr::BROADCAST), false, false),
+            (to(GATEWAY, GATEWAY_IP), false, true),
+            (to(MacAddr::BROADCAST, GATEWAY_IP), false, false),
+            (to(STRANGER, GATEWAY_IP), false, false),
+            (to(STRANGER, NEIGHBOUR_IP), false, false),
+            (to(GATEWAY, WORLD_IP), false, false),
+            (to(MacAddr::BROADCAST, Ipv4Addr::new(192, 168, 64, 255)), false, false),
+        ] {
+            let expected =
+                |passes| if passes { Verdict::Forward } else { drop_for(DropReason::DhcpDestination) };
+            assert_eq!(first(&frame), expected(without), "{}, {}", frame.to_mac, frame.to);
+            assert_eq!(judge(&mut bound(), &frame), expected(with), "{}, {}", frame.to_mac, frame.to);
+            let mut open = bound_with(&["0.0.0.0/0"], &[]);
+            assert_eq!(judge(&mut open, &frame), expected(with), "{}, {}", frame.to_mac, frame.to);
+        }
+    }
+
+    /// C1: whole and of valid lengths.
+    #[test]
+    fn c1_whole_packets_only() {
+        let packet = DhcpFrame::discover().packet();
+        assert_eq!(
+            fresh().from_vm(&packet.clone().fragment(0x4000).frame(), NOW),
+            Verdict::Forward,
+            "DF is no fragment"
+        );
+        let mut first = packet.clone();
+        first.payload.truncate(96);
+        assert_eq!(fresh().from_vm(&first.fragment(0x2000).frame(), NOW), drop_for(DropReason::DhcpFragment));
+        let mut short = packet.clone();
+        short.payload.truncate(200);
+        assert_eq!(fresh().from_vm(&short.frame(), NOW), drop_for(DropReason::UdpLength));
+        let empty = IpFrame { payload: udp(68, 67, b""), ..packet.clone() };
+        assert_eq!(fresh().from_vm(&empty.frame(), NOW), drop_for(DropReason::DhcpHeader));
+        let fixed_but_one = IpFrame { payload: udp(68, 67, &DhcpFrame::discover().fixed[..239]), ..packet };
+        assert_eq!(fresh().from_vm(&fixed_but_one.frame(), NOW), drop_for(DropReason::DhcpHeader));
+    }
+
+    /// C2: the fixed part, byte by byte.
+    #[test]
+    fn c2_fixed_part() {
+        let header = drop_for(DropReason::DhcpHeader);
+        for (at, value) in [(0, 2), (0, 0), (1, 6), (1, 0), (2, 0), (2, 16), (3, 1), (27, 1), (24, 10)] {
+            assert_eq!(first(&DhcpFrame::discover().set(at, &[value])), header, "{at}");
+        }
+        for at in 236..240 {
+            assert_eq!(first(&DhcpFrame::discover().set(at, &[0])), header, "{at}");
+        }
+        for at in 28..44 {
+            let verdict = first(&DhcpFrame::discover().set(at, &[0x55]));
+            assert_eq!(verdict, drop_for(DropReason::DhcpHardwareAddress), "{at}");
+        }
+        // Seconds, flags, `sname` and `file` are the client's.
+        for at in [8, 9, 10, 11, 44, 107, 108, 235] {
+            assert_eq!(first(&DhcpFrame::discover().set(at, &[1])), Verdict::Forward, "{at}");
+        }
+    }
+
+    /// C2: options within the message, an end, and nothing but padding behind it.
+    #[test]
+    fn c2_options_are_well_formed() {
+        let with_tail = |tail: &[u8]| DhcpFrame { tail: tail.to_vec(), ..DhcpFrame::discover() };
+        let malformed = drop_for(DropReason::DhcpOptions);
+        assert_eq!(first(&with_tail(&[0, 0, 0, 255, 0, 0, 0])), Verdict::Forward);
+        assert_eq!(first(&with_tail(&[12, 3, b'f', b'o', b'o', 255])), Verdict::Forward);
+        assert_eq!(first(&with_tail(&[12, 0, 255])), Verdict::Forward);
+        for tail in [
+            &[][..],
+            &[0, 0],
+            &[12],
+            &[12, 1],
+            &[12, 2, b'f'],
+            &[12, 2, b'f', b'o'],
+            &[12, 255, 1, 2, 3, 255],
+            &[255, 82, 1, 1],
+            &[255, 0, 0, 1],
+            &[255, 255],
+            &[50, 3, 1, 2, 3, 255],
+            &[50, 5, 1, 2, 3, 4, 5, 255],
+            &[54, 0, 255],
+            &[51, 2, 1, 1, 255],
+        ] {
+            assert_eq!(first(&with_tail(tail)), malformed, "{tail:?}");
+        }
+    }
+
+    /// C2: one message type, of one byte; what tells addresses occurs once.
+    #[test]
+    fn c2_options_occur_once() {
+        let malformed = drop_for(DropReason::DhcpOptions);
+        assert_eq!(first(&DhcpFrame::discover().without(53)), malformed);
+        assert_eq!(first(&DhcpFrame::discover().without(53).option(53, &[])), malformed);
+        assert_eq!(first(&DhcpFrame::discover().without(53).option(53, &[1, 1])), malformed);
+        assert_eq!(first(&DhcpFrame::discover().option(53, &[1])), malformed);
+        assert_eq!(first(&DhcpFrame::discover().option(53, &[3])), malformed);
+        for code in [50, 51, 54] {
+            let once = DhcpFrame::discover().option(code, &[1, 2, 3, 4]);
+            assert_eq!(first(&once), Verdict::Forward, "{code}");
+            assert_eq!(first(&once.option(code, &[1, 2, 3, 4])), malformed, "{code}");
+        }
+    }
+
+    /// C3: of all types only a client's.
+    #[test]
+    fn c3_message_types() {
+        for kind in 0..=255 {
+            let expected = match kind {
+                1 | 3 => Verdict::Forward,
+                // With no lease there is nothing to decline or release.
+                4 => drop_for(DropReason::DhcpDecline),
+                7 => drop_for(DropReason::DhcpRelease),
+                8 => Verdict::Forward,
+                _ => drop_for(DropReason::DhcpMessageType),
+            };
+            assert_eq!(first(&DhcpFrame::client(kind)), expected, "{kind}");
+        }
+    }
+
+    /// C4: from nobody or from the own address, in the header and in `ciaddr`.
+    #[test]
+    fn c4_addresses() {
+        for address in [GATEWAY_IP, OTHER_IP, WORLD_IP, Ipv4Addr::BROADCAST] {
+            let from = DhcpFrame { from: address, ..DhcpFrame::request() };
+            let with = DhcpFrame::request().ciaddr(address);
+            for mut port in [fresh(), bound()] {
+                assert_eq!(judge(&mut port, &from), drop_for(DropReason::DhcpSource), "{address}");
+                assert_eq!(judge(&mut port, &with), drop_for(DropReason::DhcpClientAddress), "{address}");
+            }
+        }
+        let from = DhcpFrame { from: OWN_IP, ..DhcpFrame::request() };
+        let with = DhcpFrame::request().ciaddr(OWN_IP);
+        assert_eq!(first(&from), drop_for(DropReason::DhcpSource));
+        assert_eq!(first(&with), drop_for(DropReason::DhcpClientAddress));
+        assert_eq!(judge(&mut bound(), &from), Verdict::Forward);
+        assert_eq!(judge(&mut bound(), &with), Verdict::Forward);
+        assert_eq!(judge(&mut bound(), &DhcpFrame::renewal()), Verdict::Forward);
+        assert_eq!(judge(&mut bound(), &DhcpFrame::inform()), Verdict::Forward);
+    }
+
+    /// D7: a VM renews its lease wherever else it may not send.
+    #[test]
+    fn d7_renewal_survives_every_block() {
+        let mut port = bound_with(&[], &["0.0.0.0/0", "@host", "255.255.255.255"]);
+        assert_eq!(judge(&mut port, &DhcpFrame::renewal()), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        let rebinding = DhcpFrame { from: OWN_IP, ..DhcpFrame::client(3).ciaddr(OWN_IP) };
+        assert_eq!(judge(&mut port, &rebinding), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+    }
+
+    /// C5: no relay information, no overload, wherever they stand.
+    #[test]
+    fn c5_relay_and_overload_are_dropped() {
+        for (code, value, reason) in [
+            (82, &[1, 1, 0][..], DropReason::DhcpRelayOption),
+            (82, &[], DropReason::DhcpRelayOption),
+            (52, &[1], DropReason::DhcpOverload),
+            (52, &[3], DropReason::DhcpOverload),
+            (52, &[], DropReason::DhcpOverload),
+        ] {
+            assert_eq!(first(&DhcpFrame::request().option(code, value)), drop_for(reason));
+            let mut before = DhcpFrame::request();
+            before.options.insert(0, (code, value.to_vec()));
+            assert_eq!(first(&before), drop_for(reason));
+        }
+    }
+
+    /// C5: a client identifier in one piece, of a type and at least one byte.
+    #[test]
+    fn c5_client_id_is_whole() {
+        let id = |id: &[u8]| DhcpFrame::discover().option(61, id);
+        assert_eq!(first(&id(b"\0id")), Verdict::Forward);
+        assert_eq!(first(&id(&[0, 1])), Verdict::Forward);
+        for frame in [id(&[]), id(&[0]), id(b"\0id").option(61, b"\0id"), id(b"\0id").option(61, &[])] {
+            assert_eq!(first(&frame), drop_for(DropReason::DhcpClientId));
+        }
+    }
+
+    /// C5: whoever names a MAC address names the own.
+    #[test]
+    fn c5_client_id_names_the_own_mac() {
+        for mac in [VM, STRANGER, GATEWAY] {
+            let mac = mac.octets();
+            let is_own = mac == VM.octets();
+            let with = |prefix: &[u8], suffix: &[u8]| [prefix, &mac, suffix].concat();
+            let iaid = [255, 1, 2, 3, 4];
+            let ids = [
+                with(&[1], &[]),
+                with(&[6], &[]),
+                with(&[38], &[]),
+                with(&[&iaid[..], &[0, 3, 0, 1]].concat(), &[]),
+                with(&[&iaid[..], &[0, 1, 0, 1, 9, 9, 9, 9]].concat(), &[]),
+                with(&[255, 0, 3, 0, 1], &[]),
+                with(&[255, 0, 1, 0, 1, 9, 9, 9, 9], &[]),
+                with(&[0, 3, 0, 1], &[]),
+                with(&[0, 1, 0, 1, 9, 9, 9, 9], &[]),
+            ];
+            for id in &ids {
+                let expected =
+                    if is_own { Verdict::Forward } else { drop_for(DropReason::DhcpClientIdForeign) };
+                assert_eq!(first(&DhcpFrame::discover().option(61, id)), expected, "{id:02x?}");
+            }
+            // Of the type, but not of its form.
+            for id in [
+                with(&[1], &[0]),
+                with(&[1, 0], &[]),
+                with(&[&iaid[..], &[0, 3, 0, 6]].concat(), &[]),
+                with(&[&iaid[..], &[0, 3, 0, 1]].concat(), &[0]),
+                with(&[&iaid[..], &[0, 1, 0, 1, 9, 9, 9]].concat(), &[]),
+            ] {
+                let verdict = first(&DhcpFrame::discover().option(61, &id));
+                assert_eq!(verdict, drop_for(DropReason::DhcpClientIdForeign), "{id:02x?}");
+            }
+            // Names, DUIDs of other kinds (enterprise, UUID), and what a person typed: no MAC address to the server.
+            for id in [
+                with(&[0], &[]),
+                with(&[39], &[]),
+                with(&[254], &[]),
+                with(&[255, 1, 2, 3, 4, 0, 2], &[]),
+                with(&[255, 1, 2, 3, 4, 0, 4], &[]),
+                b"client".to_vec(),
+                vec![255, 1],
+                vec![255, 1, 2, 3, 4],
+            ] {
+                assert_eq!(first(&DhcpFrame::discover().option(61, &id)), Verdict::Forward, "{id:02x?}");
+            }
+        }
+        assert_eq!(
+            first(&DhcpFrame::discover().option(61, &[1, 2])),
+            drop_for(DropReason::DhcpClientIdForeign)
+        );
+    }
+
+    /// C5: four different identifiers in a life, each change told, none of them forgotten.
+    #[test]
+    fn c5_client_ids_are_few() {
+        let mut port = fresh();
+        let id = |id: &[u8]| DhcpFrame::discover().option(61, id);
+        let mut longest = [7; 255];
+        longest[0] = 0;
+        let ids: [&[u8]; 4] = [b"\0firmware", b"\0installer", b"\0system", &longest];
+        let mut now = NOW;
+        let mut judge = |port: &mut Port, frame: &DhcpFrame| {
+            now = now.saturating_add(core::time::Duration::from_secs(1));
+            port.from_vm(&frame.frame(), now)
+        };
+        for (used, text) in (1..).zip(ids) {
+            assert_eq!(judge(&mut port, &id(text)), Verdict::Forward);
+            let event = (used > 1).then_some(PortEvent::ClientIdChanged { used });
+            assert_eq!(port.poll_event(), event);
+            assert_eq!(judge(&mut port, &id(ids[0])), Verdict::Forward);
+            assert_eq!(judge(&mut port, &DhcpFrame::discover()), Verdict::Forward);
+            assert_eq!(port.poll_event(), None);
+        }
+        let limit = drop_for(DropReason::DhcpClientIdLimit);
+        assert_eq!(judge(&mut port, &id(b"\0fifth")), limit);
+        assert_eq!(judge(&mut port, &id(&longest[..254])), limit);
+        for text in ids {
+            assert_eq!(judge(&mut port, &id(text)), Verdict::Forward);
+        }
+        assert_eq!(Port::MAX_CLIENT_IDS, 4);
+    }
+
+    /// C5: an identifier that does not pass for another reason is not counted.
+    #[test]
+    fn c5_dropped_messages_use_up_no_client_id() {
+        let mut port = fresh();
+        for n in 0..10 {
+            let release = DhcpFrame::client(7).option(61, &[0, n]);
+            assert_eq!(judge(&mut port, &release), drop_for(DropReason::DhcpRelease));
+        }
+        for n in 10..14 {
+            assert_eq!(judge(&mut port, &DhcpFrame::discover().option(61, &[0, n])), Verdict::Forward);
+        }
+    }
+
+    /// C6: a RELEASE is of the own lease, and ends it at once.
+    #[test]
+    fn c6_release() {
+        let mut port = bound();
+        let lease = port.lease().unwrap();
+        for frame in
+            [DhcpFrame::release().ciaddr(OTHER_IP), DhcpFrame::release().ciaddr(Ipv4Addr::UNSPECIFIED)]
+        {
+            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::DhcpRelease));
+            assert_eq!(port.lease(), Some(lease));
+        }
+        assert_eq!(judge(&mut port, &DhcpFrame::release()), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Released }));
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
+        let broadcast = DhcpFrame::client(7).ciaddr(OWN_IP);
+        assert_eq!(judge(&mut port, &broadcast), drop_for(DropReason::DhcpRelease));
+    }
+
+    /// C6: a DECLINE is of the lease or of the standing offer, and ends both at once.
+    #[test]
+    fn c6_decline() {
+        let mut port = bound();
+        let lease = port.lease().unwrap();
+        for frame in
+            [DhcpFrame::decline(OTHER_IP), DhcpFrame::client(4), DhcpFrame::decline(Ipv4Addr::UNSPECIFIED)]
+        {
+            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::DhcpDecline));
+            assert_eq!(judge(&mut fresh(), &frame), drop_for(DropReason::DhcpDecline));
+        }
+        assert_eq!(port.lease(), Some(lease));
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Declined }));
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), drop_for(DropReason::DhcpDecline));
+
+        let mut port = fresh();
+        let _ = judge(&mut port, &DhcpFrame::discover());
+        let _ = port.from_host(&DhcpFrame::offer().frame(), NOW);
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OTHER_IP)), drop_for(DropReason::DhcpDecline));
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), Verdict::Forward);
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), drop_for(DropReason::DhcpDecline));
+        assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), drop_for(DropReason::ArpNoLease));
+        // The address can be had again.
+        let _ = judge(&mut port, &DhcpFrame::discover());
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+    }
+
+    /// C6: an ACK that crosses the RELEASE or DECLINE on its way would bind an address that the server takes to be
+    /// free; so it is void, and stays so if the VM asks again by the same number.
+    #[test]
+    fn c6_giving_up_voids_replies_on_their_way() {
+        let late = drop_for(DropReason::ReplyTransaction);
+        for give_up in [DhcpFrame::release(), DhcpFrame::decline(OWN_IP)] {
+            let mut port = bound();
+            assert_eq!(judge(&mut port, &DhcpFrame::renewal()), Verdict::Forward);
+            assert_eq!(judge(&mut port, &give_up), Verdict::Forward);
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
+            assert_eq!(judge(&mut port, &DhcpFrame::request()), Verdict::Forward);
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
+            assert_eq!(port.lease(), None);
+            // Other numbers than that one cannot be confused.
+            assert_eq!(judge(&mut port, &DhcpFrame::request().xid(7)), Verdict::Forward);
+            assert_eq!(port.from_host(&DhcpFrame::ack().xid(7).frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+        }
+        // A DISCOVER with rapid commit may be answered by an ACK.
+        let mut port = bound();
+        let _ = judge(&mut port, &DhcpFrame::discover().option(80, &[]));
+        let _ = judge(&mut port, &DhcpFrame::release());
+        let _ = judge(&mut port, &DhcpFrame::discover());
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
+    }
+
+    /// C7: a burst of ten, then one a second; what is dropped anyway does not count.
+    #[test]
+    fn c7_rate() {
+        let mut port = fresh();
+        let at = |millis| NOW.saturating_add(core::time::Duration::from_millis(millis));
+        for _ in 0..100 {
+            let _ = port.from_vm(&DhcpFrame::client(2).frame(), at(0));
+        }
+        let passed = |port: &mut Port, count, millis| {
+            let frame = DhcpFrame::discover().frame();
+            (0..count).filter(|_| port.from_vm(&frame, at(millis)).is_forward()).count()
+        };
+        assert_eq!(passed(&mut port, 100, 0), 10);
+        assert_eq!(passed(&mut port, 100, 999), 0);
+        assert_eq!(passed(&mut port, 100, 1_000), 1);
+        assert_eq!(passed(&mut port, 100, 3_500), 2);
+        assert_eq!(passed(&mut port, 100, 4_000), 1);
+        assert_eq!(passed(&mut port, 100, 60_000), 10);
+        assert_eq!(port.counters().from_vm.dropped(DropReason::DhcpRate), 100 * 6 - 24);
+        assert_eq!(port.from_vm(&DhcpFrame::discover().frame(), Timestamp::MAX), Verdict::Forward);
     }
 }

@@ -20,6 +20,7 @@ pub(crate) mod code {
     pub(crate) const MESSAGE_TYPE: u8 = 53;
     pub(crate) const SERVER: u8 = 54;
     pub(crate) const CLIENT_ID: u8 = 61;
+    pub(crate) const RAPID_COMMIT: u8 = 80;
     pub(crate) const RELAY_AGENT: u8 = 82;
     pub(crate) const END: u8 = 255;
 }
@@ -92,6 +93,7 @@ pub(crate) struct Options<'a> {
     pub(crate) client_id: Option<&'a [u8]>,
     /// A multiple of 4 bytes.
     pub(crate) resolvers: &'a [u8],
+    pub(crate) has_rapid_commit: bool,
     pub(crate) has_overload: bool,
     pub(crate) has_relay_agent: bool,
 }
@@ -140,6 +142,7 @@ impl<'a> Options<'a> {
                     return Err(OptionsError::ClientId);
                 }
                 code::CLIENT_ID => options.client_id = Some(value),
+                code::RAPID_COMMIT => options.has_rapid_commit = true,
                 code::OVERLOAD => options.has_overload = true,
                 code::RELAY_AGENT => options.has_relay_agent = true,
                 _ => {}

@@ -117,3 +117,82 @@ impl Writer {
         Some(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+    use crate::{PortEvent, UnboundCause, Verdict};
+
+    /// The frame of a lease without a client identifier, byte by byte.
+    #[test]
+    fn release_is_a_dhcprelease() {
+        let mut port = bound();
+        let lease = port.lease().unwrap();
+        let frame = port.release().unwrap();
+        let expected = DhcpFrame::release().xid(XID + 1);
+        let expected = DhcpFrame { tail: [&[255][..], &[0; 50]].concat(), ..expected };
+        let mut packet = expected.packet();
+        packet.fragment = 0x4000;
+        let mut expected = packet.packet();
+        expected[4..6].fill(0);
+        fix_header(&mut expected);
+        assert_eq!(frame[..], ethernet(GATEWAY, VM, 0x0800, &expected)[..]);
+        assert_eq!(frame.len(), 14 + 20 + 8 + 300);
+        assert_eq!(format!("{frame:?}"), "ReleaseFrame { len: 342, .. }");
+
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Released }));
+        assert_eq!(port.release(), None);
+        assert_eq!(port.poll_event(), None);
+    }
+
+    /// The server files the lease by the identifier in the request that it acknowledged.
+    #[test]
+    fn release_carries_the_client_id_of_the_lease() {
+        let mut longest = [b'x'; 255];
+        longest[0] = 0;
+        for id in [&b"\0system"[..], &longest[..46], &longest[..47], &longest] {
+            let mut port = fresh();
+            let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").frame(), NOW);
+            let _ = port.from_vm(&DhcpFrame::request().option(61, id).frame(), NOW);
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+            let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").xid(99).frame(), NOW);
+            let frame = port.release().unwrap();
+            let options = &frame[14 + 20 + 8 + 240..];
+            let expected =
+                [&[53, 1, 7, 54, 4][..], &GATEWAY_IP.octets(), &[61, id.len() as u8], id, &[255]].concat();
+            assert_eq!(options[..expected.len()], expected);
+            assert!(options[expected.len()..].iter().all(|byte| *byte == 0));
+            assert_eq!(options.len(), expected.len().max(60));
+            // A server checks what a port checks of its VM.
+            assert_eq!(frame[14 + 20 + 8 + 4..][..4], 100_u32.to_be_bytes());
+            let mut other = fresh();
+            let _ = other.from_vm(&DhcpFrame::request().frame(), NOW);
+            let _ = other.from_host(&DhcpFrame::ack().frame(), NOW);
+            assert_eq!(other.from_vm(&frame, NOW), Verdict::Forward);
+            assert_eq!(other.lease(), None);
+            let (source, destination) = (OWN_IP.octets(), GATEWAY_IP.octets());
+            assert!(checksum::udp(source, destination, &frame[34..]).is_valid());
+        }
+    }
+
+    /// A checksum that comes out as 0 is written as its other zero.
+    #[test]
+    fn release_has_a_checksum() {
+        let release = |xid: u32| {
+            let mut port = fresh();
+            let _ = port.from_vm(&DhcpFrame::request().xid(xid).frame(), NOW);
+            assert_eq!(port.from_host(&DhcpFrame::ack().xid(xid).frame(), NOW), Verdict::Forward);
+            port.release().unwrap()
+        };
+        // The lower half of the transaction number is one word of the sum. Adding the checksum to it leaves 0.
+        let frame = release(0);
+        let checksum = u16::from_be_bytes([frame[40], frame[41]]);
+        let frame = release(u32::from(checksum));
+        assert_eq!(frame[48..50], (checksum + 1).to_be_bytes());
+        let frame = release(u32::from(checksum));
+        assert_ne!(frame[40..42], [0, 0]);
+        assert_eq!(frame[40..42], [0xff, 0xff]);
+    }
+}

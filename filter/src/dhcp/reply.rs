@@ -143,3 +143,504 @@ fn verified_payload<'a>(packet: &Packet<'a>, payload: &'a [u8]) -> Result<&'a [u
 fn judge_address(identity: &Identity, address: Ipv4Addr) -> Result<(), DropReason> {
     if identity.may_be_leased(address) { Ok(()) } else { Err(DropReason::ReplyAddress) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::UnboundCause;
+    use crate::testing::*;
+    use crate::{AdoptError, Port, PortEvent, Verdict};
+
+    /// A port that waits for replies to [`XID`].
+    fn waiting() -> Port {
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+        port
+    }
+
+    /// The verdict on a reply that a VM without a lease waits for, after which it still has none unless it passed.
+    fn judge(frame: &DhcpFrame) -> Verdict {
+        judge_bytes(&frame.frame())
+    }
+
+    fn judge_bytes(bytes: &[u8]) -> Verdict {
+        let mut port = waiting();
+        let verdict = port.from_host(bytes, NOW);
+        assert_eq!(port.lease().is_some(), verdict.is_forward());
+        // The true reply is still awaited.
+        if !verdict.is_forward() {
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        }
+        verdict
+    }
+
+    fn at(secs: u64) -> Timestamp {
+        NOW.saturating_add(Duration::from_secs(secs))
+    }
+
+    /// B1: what is learnt from an ACK that has everything.
+    #[test]
+    fn b1_ack_binds() {
+        let mut port = waiting();
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        let lease = Lease {
+            address: OWN_IP,
+            server: GATEWAY_IP,
+            expires: Some(at(600)),
+            resolvers: [RESOLVER_IP].into_iter().collect(),
+        };
+        assert_eq!(port.lease(), Some(lease));
+        assert_eq!(port.poll_event(), Some(PortEvent::Bound(lease)));
+        assert_eq!(port.poll_event(), None);
+        assert_eq!(port.next_deadline(), Some(at(600)));
+    }
+
+    /// B1: destination MAC own or broadcast, destination IP the address given or broadcast.
+    #[test]
+    fn b1_destination() {
+        let dropped = drop_for(DropReason::ReplyDestination);
+        for (to_mac, to, expected) in [
+            (VM, OWN_IP, Verdict::Forward),
+            (VM, Ipv4Addr::BROADCAST, Verdict::Forward),
+            (MacAddr::BROADCAST, OWN_IP, Verdict::Forward),
+            (MacAddr::BROADCAST, Ipv4Addr::BROADCAST, Verdict::Forward),
+            (VM, OTHER_IP, dropped),
+            (VM, Ipv4Addr::new(192, 168, 64, 255), dropped),
+            (VM, Ipv4Addr::UNSPECIFIED, dropped),
+            (MacAddr([0x01, 0, 0x5e, 0, 0, 1]), Ipv4Addr::new(224, 0, 0, 1), dropped),
+            (STRANGER, OWN_IP, drop_for(DropReason::OtherStation)),
+        ] {
+            assert_eq!(judge(&DhcpFrame { to_mac, to, ..DhcpFrame::ack() }), expected, "{to} in {to_mac}");
+        }
+    }
+
+    /// B1: from the gateway, by MAC address, IP address, port and server identifier.
+    #[test]
+    fn b1_server() {
+        let dropped = drop_for(DropReason::ReplyServer);
+        for from_mac in [STRANGER, VM, MacAddr::BROADCAST] {
+            assert_eq!(judge(&DhcpFrame { from_mac, ..DhcpFrame::ack() }), dropped);
+        }
+        for from in [NEIGHBOUR_IP, WORLD_IP, Ipv4Addr::UNSPECIFIED] {
+            assert_eq!(judge(&DhcpFrame { from, ..DhcpFrame::ack() }), dropped);
+        }
+        for port in [53, 68, 66, 1067] {
+            assert_eq!(judge(&DhcpFrame { ports: (port, 68), ..DhcpFrame::ack() }), dropped);
+        }
+        assert_eq!(judge(&DhcpFrame::ack().address_option(54, NEIGHBOUR_IP)), dropped);
+        assert_eq!(judge(&DhcpFrame::ack().without(54)), dropped);
+    }
+
+    /// B1: nothing is learnt from what goes to another port, which passes (I1).
+    #[test]
+    fn b1_other_ports_are_no_dhcp() {
+        let mut port = waiting();
+        for to in [67, 69, 1068] {
+            let frame = DhcpFrame { ports: (67, to), ..DhcpFrame::ack() };
+            assert_eq!(port.from_host(&frame.frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease(), None);
+        }
+        let tcp = IpFrame { protocol: 6, ..DhcpFrame::ack().packet() };
+        assert_eq!(port.from_host(&tcp.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+    }
+
+    /// B1: a UDP checksum that is right, and one at all; a right header checksum.
+    #[test]
+    fn b1_checksums() {
+        let frame = DhcpFrame::ack().frame();
+        let payload = 14 + 20;
+        for bit in 0..16 {
+            let mut frame = frame.clone();
+            frame[payload + 6 + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(judge_bytes(&frame), drop_for(DropReason::ReplyChecksum), "bit {bit}");
+        }
+        let mut none = frame.clone();
+        none[payload + 6..payload + 8].fill(0);
+        assert_eq!(judge_bytes(&none), drop_for(DropReason::ReplyChecksum));
+        let mut other = frame.clone();
+        other[payload + 8 + 240] ^= 1;
+        assert_eq!(judge_bytes(&other), drop_for(DropReason::ReplyChecksum));
+        let mut header = frame;
+        header[14 + 8] ^= 1;
+        assert_eq!(judge_bytes(&header), drop_for(DropReason::ReplyChecksum));
+    }
+
+    /// B1: options in the IP header move the rest, and the checksum covers them.
+    #[test]
+    fn b1_ip_options_are_skipped() {
+        let packet = DhcpFrame::ack().packet().packet();
+        let mut packet = [&packet[..20], &[1, 1, 1, 0], &packet[20..]].concat();
+        packet[0] = 0x46;
+        let len = (packet.len() as u16).to_be_bytes();
+        packet[2..4].copy_from_slice(&len);
+        fix_header(&mut packet);
+        assert_eq!(judge_bytes(&ethernet(VM, GATEWAY, 0x0800, &packet)), Verdict::Forward);
+        packet[21] = 0;
+        assert_eq!(judge_bytes(&ethernet(VM, GATEWAY, 0x0800, &packet)), drop_for(DropReason::ReplyChecksum));
+    }
+
+    /// B1: a whole packet whose UDP length is its own.
+    #[test]
+    fn b1_fragments_and_lengths() {
+        let packet = DhcpFrame::ack().packet();
+        assert_eq!(judge_bytes(&packet.clone().fragment(0x4000).frame()), Verdict::Forward);
+        let first = packet.clone().fragment(0x2000).frame();
+        assert_eq!(judge_bytes(&first), drop_for(DropReason::ReplyFragment));
+        let mut longer = packet.clone();
+        longer.payload.push(0);
+        assert_eq!(judge_bytes(&longer.frame()), drop_for(DropReason::ReplyHeader));
+        let mut shorter = packet.clone();
+        shorter.payload.pop();
+        assert_eq!(judge_bytes(&shorter.frame()), drop_for(DropReason::ReplyHeader));
+        // A whole datagram, but no whole message.
+        let mut short = DhcpFrame::ack();
+        short.fixed.truncate(239);
+        (short.options, short.tail) = (vec![], vec![]);
+        assert_eq!(judge(&short), drop_for(DropReason::ReplyHeader));
+    }
+
+    /// B1: op, hlen, cookie; the other fields are the server's.
+    #[test]
+    fn b1_fixed_part() {
+        let dropped = drop_for(DropReason::ReplyHeader);
+        for (at, value) in [(0, 1), (0, 0), (2, 0), (2, 16), (236, 0), (237, 0), (238, 0), (239, 0)] {
+            assert_eq!(judge(&DhcpFrame::ack().set(at, &[value])), dropped, "{at}");
+        }
+        for at in 28..34 {
+            let other = DhcpFrame::ack().set(at, &[0x55]);
+            assert_eq!(judge(&other), drop_for(DropReason::ReplyHardwareAddress), "{at}");
+        }
+        for at in [3, 8, 10, 20, 24, 44, 108] {
+            assert_eq!(judge(&DhcpFrame::ack().set(at, &[1])), Verdict::Forward, "{at}");
+        }
+    }
+
+    /// B1: an open transaction of this VM, which the reply closes.
+    #[test]
+    fn b1_transaction() {
+        let dropped = drop_for(DropReason::ReplyTransaction);
+        assert_eq!(judge(&DhcpFrame::ack().xid(XID + 1)), dropped);
+        assert_eq!(fresh().from_host(&DhcpFrame::ack().frame(), NOW), dropped);
+        assert_eq!(fresh().from_host(&DhcpFrame::offer().frame(), NOW), dropped);
+        assert_eq!(fresh().from_host(&DhcpFrame::ack().xid(0).frame(), NOW), dropped);
+        let mut port = bound();
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), dropped);
+        assert!(port.lease().is_some());
+        // A message that was dropped opened nothing.
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::request().set(24, &[1]).frame(), NOW);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
+    }
+
+    /// B1: sixteen transactions are open at once, in any order; of more the oldest is forgotten.
+    #[test]
+    fn b1_transactions_are_bounded() {
+        let mut port = fresh();
+        let request = |port: &mut Port, xid: u32, secs: u64| {
+            assert_eq!(port.from_vm(&DhcpFrame::request().xid(xid).frame(), at(secs)), Verdict::Forward);
+        };
+        for n in 0..16 {
+            request(&mut port, n, n.into());
+        }
+        // Used again, it is not the oldest any more.
+        request(&mut port, 0, 16);
+        request(&mut port, 16, 17);
+        let ack = |port: &mut Port, xid| port.from_host(&DhcpFrame::ack().xid(xid).frame(), at(17));
+        assert_eq!(ack(&mut port, 1), drop_for(DropReason::ReplyTransaction));
+        for xid in [16, 15, 2, 0, 7] {
+            assert_eq!(ack(&mut port, xid), Verdict::Forward, "{xid}");
+            assert_eq!(ack(&mut port, xid), drop_for(DropReason::ReplyTransaction), "{xid}");
+        }
+        // Closed ones make room.
+        request(&mut port, 100, 18);
+        assert_eq!(ack(&mut port, 3), Verdict::Forward);
+    }
+
+    /// B1: of the types a server has, one; other types bind nothing.
+    #[test]
+    fn b1_types() {
+        for kind in 0..=255 {
+            let mut port = waiting();
+            let frame = DhcpFrame::server(kind).yiaddr(OWN_IP).lease_time(600);
+            let expected = match kind {
+                2 | 5 | 6 => Verdict::Forward,
+                _ => drop_for(DropReason::ReplyType),
+            };
+            assert_eq!(port.from_host(&frame.frame(), NOW), expected, "{kind}");
+            assert_eq!(port.lease().is_some(), kind == 5, "{kind}");
+        }
+    }
+
+    /// B2: an address of the network that can be a VM's; in an OFFER too.
+    #[test]
+    fn b2_address() {
+        for address in
+            ["192.168.64.0", "192.168.64.255", "192.168.64.1", "192.168.65.2", "9.9.9.9", "255.255.255.255"]
+        {
+            let address: Ipv4Addr = address.parse().unwrap();
+            for frame in [DhcpFrame::ack(), DhcpFrame::offer()] {
+                let to = if address.is_broadcast() { OWN_IP } else { address };
+                let frame = DhcpFrame { to, ..frame.yiaddr(address) };
+                let reason =
+                    if to == address { DropReason::ReplyAddress } else { DropReason::ReplyDestination };
+                assert_eq!(judge(&frame), drop_for(reason), "{address}");
+                let frame = DhcpFrame { to: Ipv4Addr::BROADCAST, ..frame };
+                assert_eq!(judge(&frame), drop_for(DropReason::ReplyAddress), "{address}");
+            }
+        }
+        let unspecified =
+            DhcpFrame { to: Ipv4Addr::BROADCAST, ..DhcpFrame::ack().yiaddr(Ipv4Addr::UNSPECIFIED) };
+        assert_eq!(judge(&unspecified), drop_for(DropReason::ReplyAddress));
+    }
+
+    /// B2: no special address, even if the network were made of them.
+    #[test]
+    fn b2_special_addresses() {
+        for (subnet, gateway, address) in [
+            ("127.0.0.0/7", "126.0.0.1", "127.0.0.2"),
+            ("0.0.0.0/7", "1.0.0.1", "0.1.2.3"),
+            ("192.0.0.0/2", "192.168.64.1", "224.0.0.5"),
+            ("192.0.0.0/2", "192.168.64.1", "240.0.0.5"),
+        ] {
+            let mut config = config(&[], &[]);
+            config.gateway.subnet = subnet.parse().unwrap();
+            config.gateway.address = gateway.parse().unwrap();
+            let server = config.gateway.address;
+            let address: Ipv4Addr = address.parse().unwrap();
+            let mut port = Port::new(config).unwrap();
+            let _ = port.from_vm(&DhcpFrame::request().frame(), NOW);
+            let ack = DhcpFrame { from: server, to: address, ..DhcpFrame::ack() };
+            let ack = ack.yiaddr(address).address_option(54, server);
+            assert_eq!(port.from_host(&ack.frame(), NOW), drop_for(DropReason::ReplyAddress), "{address}");
+            let lease = Lease { address, server, expires: None, resolvers: Resolvers::default() };
+            assert_eq!(port.adopt(lease, None, NOW), Err(AdoptError::Address(address)));
+        }
+    }
+
+    /// B3: an ACK to an INFORM passes, and binds nothing; one that gives an address does not pass.
+    #[test]
+    fn b3_ack_to_inform() {
+        let mut port = bound();
+        let lease = port.lease();
+        let inform = |port: &mut Port| {
+            assert_eq!(port.from_vm(&DhcpFrame::inform().xid(9).frame(), NOW), Verdict::Forward);
+        };
+        let ack = DhcpFrame::server(5).xid(9).option(6, &[9, 9, 9, 9]);
+        let no_time = |frame: &DhcpFrame, port: &mut Port| port.from_host(&frame.frame(), NOW);
+        inform(&mut port);
+        for frame in [
+            ack.clone().yiaddr(OWN_IP).lease_time(600),
+            DhcpFrame { to: OTHER_IP, ..ack.clone().yiaddr(OTHER_IP).lease_time(600) },
+            DhcpFrame::nak().xid(9),
+            DhcpFrame::offer().xid(9),
+        ] {
+            assert_eq!(no_time(&frame, &mut port), drop_for(DropReason::ReplyTransaction));
+        }
+        assert_eq!(no_time(&ack.clone().lease_time(600), &mut port), drop_for(DropReason::ReplyLeaseTime));
+        let elsewhere = DhcpFrame { to: OTHER_IP, ..ack.clone() };
+        assert_eq!(no_time(&elsewhere, &mut port), drop_for(DropReason::ReplyDestination));
+        assert_eq!(no_time(&ack, &mut port), Verdict::Forward);
+        assert_eq!(no_time(&ack, &mut port), drop_for(DropReason::ReplyTransaction));
+        inform(&mut port);
+        let broadcast = DhcpFrame { to: Ipv4Addr::BROADCAST, to_mac: MacAddr::BROADCAST, ..ack.clone() };
+        assert_eq!(no_time(&broadcast, &mut port), Verdict::Forward);
+        assert_eq!(port.lease(), lease);
+        assert_eq!(port.poll_event(), None);
+        // Without a lease there is no address to send it to but all.
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::client(8).xid(9).frame(), NOW);
+        assert_eq!(no_time(&ack, &mut port), drop_for(DropReason::ReplyDestination));
+        assert_eq!(no_time(&broadcast, &mut port), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+    }
+
+    /// B3: a transaction that is both is answered by what fits.
+    #[test]
+    fn b3_inform_and_request_of_the_same_number() {
+        let mut port = bound();
+        let _ = port.from_vm(&DhcpFrame::inform().frame(), NOW);
+        let _ = port.from_vm(&DhcpFrame::renewal().frame(), NOW);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(10)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(610)));
+    }
+
+    /// B3: no lease time, one of 0, one of another length: no lease.
+    #[test]
+    fn b3_lease_time() {
+        assert_eq!(judge(&DhcpFrame::ack().lease_time(0)), drop_for(DropReason::ReplyLeaseTime));
+        assert_eq!(judge(&DhcpFrame::ack().without(51)), drop_for(DropReason::ReplyLeaseTime));
+        for value in [&[][..], &[0, 0, 1], &[0, 0, 0, 2, 88]] {
+            let frame = DhcpFrame::ack().without(51).option(51, value);
+            assert_eq!(judge(&frame), drop_for(DropReason::ReplyOptions), "{value:?}");
+        }
+    }
+
+    /// B3: malformed options, or one that occurs twice.
+    #[test]
+    fn b3_malformed_ack() {
+        let dropped = drop_for(DropReason::ReplyOptions);
+        for frame in [
+            DhcpFrame::ack().option(53, &[5]),
+            DhcpFrame::ack().option(53, &[6]),
+            DhcpFrame::ack().without(53),
+            DhcpFrame::ack().option(51, &[0, 0, 2, 88]),
+            DhcpFrame::ack().option(54, &GATEWAY_IP.octets()),
+            DhcpFrame::ack().without(54).option(54, &[192, 168, 64]),
+            DhcpFrame::ack().option(6, &[9, 9, 9, 9]),
+            DhcpFrame::ack().without(6).option(6, &[]),
+            DhcpFrame::ack().without(6).option(6, &[9, 9, 9, 9, 9]),
+            DhcpFrame { tail: vec![], ..DhcpFrame::ack() },
+            DhcpFrame { tail: vec![12], ..DhcpFrame::ack() },
+            DhcpFrame { tail: vec![12, 9, 255], ..DhcpFrame::ack() },
+        ] {
+            assert_eq!(judge(&frame), dropped);
+        }
+        let padded = DhcpFrame { tail: vec![0, 0, 255, 0, 0], ..DhcpFrame::ack() };
+        assert_eq!(judge(&padded), Verdict::Forward);
+        // A server may overload `sname` and `file`; nothing is learnt from there.
+        assert_eq!(judge(&DhcpFrame::ack().option(52, &[3])), Verdict::Forward);
+    }
+
+    /// B4: infinity has no end, the longest finite lease does not overflow, and a lease ends when it ends.
+    #[test]
+    fn b4_lease_times() {
+        let bind = |seconds, now| {
+            let mut port = fresh();
+            let _ = port.from_vm(&DhcpFrame::request().frame(), now);
+            assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(seconds).frame(), now), Verdict::Forward);
+            port
+        };
+        let data = IpFrame::udp(WORLD_IP, 80).frame();
+        let mut port = bind(0xffff_ffff, NOW);
+        assert_eq!(port.next_deadline(), None);
+        assert_eq!(port.from_vm(&data, Timestamp::MAX), Verdict::Forward);
+
+        let mut port = bind(0xffff_fffe, NOW);
+        assert_eq!(port.next_deadline(), Some(at(0xffff_fffe)));
+        assert_eq!(port.from_vm(&data, at(0xffff_fffd)), Verdict::Forward);
+        assert_eq!(port.from_vm(&data, at(0xffff_fffe)), drop_for(DropReason::NoLease));
+
+        let mut port = bind(600, Timestamp::from_nanos(u64::MAX - 5));
+        assert_eq!(port.next_deadline(), Some(Timestamp::MAX));
+        assert_eq!(port.from_vm(&data, Timestamp::from_nanos(u64::MAX - 1)), Verdict::Forward);
+        assert_eq!(port.from_vm(&data, Timestamp::MAX), drop_for(DropReason::NoLease));
+
+        let mut port = bind(1, NOW);
+        let lease = port.lease().unwrap();
+        assert_eq!(port.from_vm(&data, Timestamp::from_nanos(at(1).as_nanos() - 1)), Verdict::Forward);
+        assert_eq!(port.lease(), Some(lease));
+        assert_eq!(port.from_vm(&data, at(1)), drop_for(DropReason::NoLease));
+        assert_eq!(port.lease(), None);
+        let _ = port.poll_event();
+        assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Expired }));
+        assert_eq!(port.poll_event(), None);
+    }
+
+    /// B4: a frame of the other direction, or the timer, ends the lease just as well.
+    #[test]
+    fn b4_expiry_is_noticed_anywhere() {
+        let mut port = bound();
+        let _ = port.from_host(&[], at(600));
+        assert_eq!(port.lease(), None);
+        let mut port = bound();
+        port.advance(Timestamp::from_nanos(at(600).as_nanos() - 1));
+        assert!(port.lease().is_some());
+        port.advance(at(600));
+        assert_eq!((port.lease(), port.next_deadline()), (None, None));
+        assert!(matches!(port.poll_event(), Some(PortEvent::Unbound { cause: UnboundCause::Expired, .. })));
+    }
+
+    /// B5: a new ACK replaces the binding: the same address for longer, or another one.
+    #[test]
+    fn b5_ack_replaces() {
+        let mut port = bound();
+        let first = port.lease().unwrap();
+        let _ = port.from_vm(&DhcpFrame::renewal().frame(), at(300));
+        let ack = DhcpFrame::ack().address_option(6, WORLD_IP);
+        assert_eq!(port.from_host(&ack.frame(), at(300)), Verdict::Forward);
+        let second = port.lease().unwrap();
+        let resolvers = [WORLD_IP].into_iter().collect();
+        assert_eq!(second, Lease { expires: Some(at(900)), resolvers, ..first });
+        assert_eq!(port.poll_event(), Some(PortEvent::Renewed(second)));
+        assert_eq!(port.poll_event(), None);
+
+        let _ = port.from_vm(&DhcpFrame::request().frame(), at(300));
+        let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
+        assert_eq!(port.from_host(&ack.frame(), at(300)), Verdict::Forward);
+        let third = port.lease().unwrap();
+        assert_eq!(third.address, OTHER_IP);
+        assert_eq!(
+            port.poll_event(),
+            Some(PortEvent::Unbound { lease: second, cause: UnboundCause::Replaced })
+        );
+        assert_eq!(port.poll_event(), Some(PortEvent::Bound(third)));
+        let data = IpFrame::udp(WORLD_IP, 80);
+        assert_eq!(port.from_vm(&data.frame(), at(300)), drop_for(DropReason::SourceAddress));
+        assert_eq!(port.from_vm(&IpFrame { from: OTHER_IP, ..data }.frame(), at(300)), Verdict::Forward);
+    }
+
+    /// B5: a NAK ends the binding, if it has everything that an ACK must have.
+    #[test]
+    fn b5_nak_revokes() {
+        let mut port = bound();
+        let lease = port.lease().unwrap();
+        let _ = port.from_vm(&DhcpFrame::renewal().frame(), NOW);
+        for frame in [
+            DhcpFrame { from_mac: STRANGER, ..DhcpFrame::nak() },
+            DhcpFrame { from: NEIGHBOUR_IP, ..DhcpFrame::nak() },
+            DhcpFrame { ports: (53, 68), ..DhcpFrame::nak() },
+            DhcpFrame { to: OWN_IP, ..DhcpFrame::nak() },
+            DhcpFrame::nak().xid(XID + 1),
+            DhcpFrame::nak().set(30, &[9]),
+            DhcpFrame::nak().without(54),
+            DhcpFrame::nak().option(53, &[6]),
+        ] {
+            assert!(!port.from_host(&frame.frame(), NOW).is_forward());
+            assert_eq!(port.lease(), Some(lease));
+        }
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Refused }));
+        assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+    }
+
+    /// B5: a NAK ends an offer too.
+    #[test]
+    fn b5_nak_ends_the_offer() {
+        let mut port = waiting();
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), drop_for(DropReason::ArpNoLease));
+    }
+
+    /// B6: a datagram for the client's port reaches the VM only as a reply that passes, whoever sent it.
+    #[test]
+    fn b6_rogue_servers_do_not_reach_the_vm() {
+        let mut port = bound();
+        let _ = port.from_vm(&DhcpFrame::renewal().frame(), NOW);
+        let rogue = DhcpFrame { from_mac: STRANGER, from: NEIGHBOUR_IP, ..DhcpFrame::ack() };
+        let rogue = rogue.address_option(54, NEIGHBOUR_IP);
+        for frame in [
+            rogue.clone(),
+            DhcpFrame { to_mac: MacAddr::BROADCAST, to: Ipv4Addr::BROADCAST, ..rogue.clone() },
+            DhcpFrame { ports: (53, 68), ..rogue.clone() },
+            DhcpFrame { fixed: DhcpFrame::offer().fixed, options: DhcpFrame::offer().options, ..rogue },
+        ] {
+            assert_eq!(port.from_host(&frame.frame(), NOW), drop_for(DropReason::ReplyServer));
+        }
+        // A DNS answer to a query that the VM sent from port 68 is as good as a forgery.
+        let dns = IpFrame::new(OWN_IP, 17, udp(53, 68, b"anything"));
+        let dns = IpFrame { to_mac: VM, from_mac: GATEWAY, from: GATEWAY_IP, ..dns };
+        assert_eq!(port.from_host(&dns.frame(), NOW), drop_for(DropReason::ReplyServer));
+        let first = dns.clone().fragment(0x2000);
+        assert_eq!(port.from_host(&first.frame(), NOW), drop_for(DropReason::ReplyServer));
+        // A datagram that shows no ports could be one.
+        let hidden = IpFrame { payload: udp(67, 68, b"")[..7].to_vec(), ..dns };
+        assert_eq!(port.from_host(&hidden.frame(), NOW), drop_for(DropReason::HostMalformed));
+    }
+}

@@ -295,3 +295,69 @@ impl Rate {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    fn event(used: usize) -> PortEvent {
+        PortEvent::ClientIdChanged { used }
+    }
+
+    /// R1: events that nobody fetches make nothing grow.
+    #[test]
+    fn r1_events_are_bounded() {
+        let mut dhcp = Dhcp::default();
+        assert_eq!(dhcp.poll_event(), None);
+        for round in 0..5 {
+            dhcp.push_event(event(round));
+            dhcp.push_event(event(round + 1));
+            assert_eq!(dhcp.poll_event(), Some(event(round)));
+            assert_eq!(dhcp.poll_event(), Some(event(round + 1)));
+            assert_eq!(dhcp.poll_event(), None);
+        }
+        (0..20).for_each(|used| dhcp.push_event(event(used)));
+        for used in 12..20 {
+            assert_eq!(dhcp.poll_event(), Some(event(used)));
+        }
+        assert_eq!(dhcp.poll_event(), None);
+    }
+
+    #[test]
+    fn client_ids_are_found() {
+        let mut ids = ClientIds::default();
+        assert_eq!((ids.get(0), ids.find(b""), ids.used()), (None, None, 0));
+        for (number, id) in (0..).zip([&b"one"[..], b"two", &[7; 255], b"on"]) {
+            assert!(ids.has_room());
+            assert_eq!(ids.add(id), Some(number));
+            assert_eq!(ids.find(id), Some(number));
+            assert_eq!(ids.get(number), Some(id));
+            assert_eq!(ids.get(number + 1), None);
+        }
+        assert!(!ids.has_room());
+        assert_eq!(ids.add(b"five"), None);
+        assert_eq!(ids.used(), 4);
+        assert_eq!(ids.find(b"thr"), None);
+        let mut ids = ClientIds::default();
+        assert_eq!(ids.add(&[0; 256]), None);
+        assert_eq!(ids.used(), 0);
+    }
+
+    #[test]
+    fn fresh_transaction_numbers_follow_the_last() {
+        let mut transactions = Transactions::default();
+        assert_eq!(transactions.fresh_id(), 1);
+        transactions.open(u32::MAX, Asked::Request, None);
+        assert_eq!(transactions.fresh_id(), 0);
+    }
+
+    /// C7, B4: no time overflows the rate.
+    #[test]
+    fn c7_rate_at_the_end_of_time() {
+        let mut rate = Rate::default();
+        assert!((0..100).all(|_| rate.take(Timestamp::MAX)));
+        let mut rate = Rate::default();
+        assert_eq!((0..100).filter(|_| rate.take(NOW)).count(), 10);
+    }
+}
