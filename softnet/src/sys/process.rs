@@ -45,8 +45,12 @@ pub fn spawn_with(command: &mut Command, descriptor: &OwnedFd, on_our_death: Sig
     let signal = on_our_death.as_raw();
     let parent = rustix::process::getpid();
     let prepare = move || {
-        // SAFETY: fcntl and prctl are async-signal-safe and take numbers only.
+        // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
         unsafe {
+            // The supervisor's blocked signals are not the command's.
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
             if libc::fcntl(number, libc::F_SETFD, 0) < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, signal) < 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -41,7 +41,7 @@ impl Received {
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
-    /// From now on the signals arrive here only. Children start with none blocked (the standard library sees to that).
+    /// From now on the signals arrive here only. Children inherit the mask: see [`super::process::spawn_with`].
     ///
     /// # Errors
     /// Those of `signalfd(2)`.
