@@ -182,6 +182,7 @@ enum LaneError {
 }
 
 /// What leaves the loop.
+#[derive(Debug)]
 enum Stop {
     Ended(Ended),
     Failed(RelayError),
@@ -296,6 +297,11 @@ impl Relay {
             self.alarm.set(self.next_deadline())?;
             self.alarm.poll_timeout()
         };
+        self.wait(events, timeout, now)
+    }
+
+    /// Waits for something to happen, and takes note of it.
+    fn wait(&mut self, events: &mut Events, timeout: Option<Duration>, now: Timestamp) -> Result<(), Stop> {
         match self.poll.poll(events, timeout) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
             _ => {}
@@ -454,5 +460,156 @@ fn log_event(event: &PortEvent) {
         PortEvent::ClientIdChanged { used } => {
             tracing::warn!(used, "the VM uses another DHCP client identifier than before");
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::vm::DatagramLink;
+    use softnet_filter::{Gateway, MacAddr, NetType, Policy, PortConfig, Resolvers};
+    use std::os::unix::net::UnixDatagram;
+
+    const VM: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    const HOST: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+    const MAX_FRAME: usize = 1514;
+
+    /// A relay between two socket pairs, whose far ends are the VM and the host.
+    fn relay() -> (UnixDatagram, Relay, UnixDatagram) {
+        let (vm, vm_end) = UnixDatagram::pair().unwrap();
+        let (host, host_end) = UnixDatagram::pair().unwrap();
+        for socket in [&vm, &host] {
+            socket.set_nonblocking(true).unwrap();
+        }
+        let gateway = "192.168.64.1".parse().unwrap();
+        let port = Port::new(PortConfig {
+            vm_mac: MacAddr(VM),
+            gateway: Gateway {
+                mac: MacAddr(HOST),
+                address: gateway,
+                subnet: "192.168.64.0/24".parse().unwrap(),
+            },
+            net_type: NetType::Nat,
+            policy: Policy::default(),
+            mtu: 1500,
+        });
+        let relay = Relay::new(
+            Box::new(DatagramLink::new(vm_end.into()).unwrap()),
+            Box::new(DatagramLink::new(host_end.into()).unwrap()),
+            port.unwrap(),
+            Box::new(NoFollower),
+            ParentWatch::new().unwrap(),
+            MAX_FRAME,
+        );
+        (vm, relay.unwrap(), host)
+    }
+
+    fn lease_until(relay: &mut Relay, expires: Timestamp) {
+        let address = "192.168.64.7".parse().unwrap();
+        let server = "192.168.64.1".parse().unwrap();
+        let lease = Lease { address, server, expires: Some(expires), resolvers: Resolvers::default() };
+        relay.port.adopt(lease, None, clock::now()).unwrap();
+    }
+
+    /// An ARP request of the VM for its gateway, which passes while the VM has its lease.
+    fn arp_request() -> Vec<u8> {
+        let body =
+            [&[0, 1, 8, 0, 6, 4, 0, 1][..], &VM, &[192, 168, 64, 7], &[0; 6], &[192, 168, 64, 1]].concat();
+        [&[0xff; 6][..], &VM, &[8, 6], &body].concat()
+    }
+
+    /// A frame that the host sends to the VM.
+    fn arp_reply() -> Vec<u8> {
+        let body =
+            [&[0, 1, 8, 0, 6, 4, 0, 2][..], &HOST, &[192, 168, 64, 1], &VM, &[192, 168, 64, 7]].concat();
+        [&VM[..], &HOST, &[8, 6], &body].concat()
+    }
+
+    /// One turn that never sleeps, after taking note of what has happened.
+    fn turn(relay: &mut Relay) -> Result<(), Stop> {
+        let now = clock::now();
+        relay.wait(&mut Events::with_capacity(8), Some(Duration::ZERO), now)?;
+        relay.carry_from_vm(now)?;
+        relay.carry_from_host(now)?;
+        relay.attend(now)
+    }
+
+    fn received(socket: &UnixDatagram) -> usize {
+        std::iter::from_fn(|| socket.recv(&mut [0; MAX_FRAME]).ok()).count()
+    }
+
+    #[test]
+    fn frames_pass_both_ways_and_bad_ones_are_counted() {
+        let (vm, mut relay, host) = relay();
+        lease_until(&mut relay, Timestamp::MAX);
+        vm.send(&arp_request()).unwrap();
+        vm.send(b"garbage").unwrap();
+        vm.send(&[0; MAX_FRAME + 1]).unwrap();
+        host.send(&arp_reply()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!((received(&vm), received(&host)), (1, 1));
+        let counters = relay.port.counters().to_string();
+        assert!(counters.contains("runt=1") && counters.contains("truncated=1"), "{counters}");
+    }
+
+    #[test]
+    fn a_lease_ends_on_time_in_the_middle_of_a_flood() {
+        let (vm, mut relay, host) = relay();
+        let expires = clock::now().saturating_add(Duration::from_millis(20));
+        lease_until(&mut relay, expires);
+        // The VM's queue never runs dry, so no turn ever waits.
+        while clock::now() < expires {
+            while vm.send(&arp_request()).is_ok() {}
+            turn(&mut relay).unwrap();
+            received(&host);
+        }
+        while vm.send(&arp_request()).is_ok() {}
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&host), 0);
+        assert!(relay.port.lease().is_none());
+    }
+
+    #[test]
+    fn a_flood_one_way_leaves_the_other_its_turn() {
+        let (vm, mut relay, host) = relay();
+        lease_until(&mut relay, Timestamp::MAX);
+        for _ in 0..50 {
+            while vm.send(&arp_request()).is_ok() {}
+            host.send(&arp_reply()).unwrap();
+            turn(&mut relay).unwrap();
+            assert_eq!(received(&vm), 1, "the host's frame did not pass in the same turn");
+            received(&host);
+        }
+    }
+
+    #[test]
+    fn a_vm_that_does_not_read_costs_its_own_frames_only() {
+        let (vm, mut relay, host) = relay();
+        lease_until(&mut relay, Timestamp::MAX);
+        // Past the wait for a full queue, frames are read, judged and dropped at once.
+        while relay.from_host.queue_full < 100 {
+            let _ = host.send(&arp_reply());
+            turn(&mut relay).unwrap();
+        }
+        vm.send(&arp_request()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&host), 1, "the other direction is stuck");
+        // And when it reads again, it gets what comes then.
+        assert!(received(&vm) > 0);
+        while {
+            turn(&mut relay).unwrap();
+            received(&vm) > 0
+        } {}
+        host.send(&arp_reply()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&vm), 1);
+    }
+
+    #[test]
+    fn a_vm_that_closes_ends_the_loop_at_the_next_frame() {
+        let (vm, mut relay, host) = relay();
+        drop(vm);
+        host.send(&arp_reply()).unwrap();
+        assert!(matches!(turn(&mut relay), Err(Stop::Ended(Ended::VmClosed))));
     }
 }
