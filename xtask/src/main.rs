@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask NAME`. One command a file.
 #![expect(clippy::print_stdout, reason = "these are programs for people, and this is what they print")]
 
+mod bench;
 mod cargo;
 mod demo;
 mod packages;
@@ -21,6 +22,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Bench(bench::Args),
     Demo(demo::Args),
     Test(test::Args),
 }
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
 
 fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
     match command {
+        Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args, stage),
         Command::Test(args) => test::run(&args),
     }

@@ -1,0 +1,200 @@
+//! The decision alone, in instructions: unlike time, the same on a busy machine.
+//!
+//! callgrind counts the instructions of a whole program, so each case is run with few and with many decisions, and the
+//! difference is divided by the difference in decisions: what happens once, such as building the table of rules,
+//! cancels.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use lab::wire::{self, Arp, Dhcp, Mac, dhcp_kind, dhcp_option};
+use softnet_filter::{
+    Action, Gateway, MacAddr, NetType, Policy, Port, PortConfig, Rule, Target, Timestamp, Verdict,
+};
+
+const VM: Mac = Mac([2, 0, 0, 0, 0x77, 2]);
+const HOST: Mac = Mac([2, 0, 0, 0, 0x77, 1]);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 2);
+/// A destination that no rule names: the search has to find that out.
+const WORLD: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
+
+/// Few and many decisions.
+const TIMES: [u64; 2] = [1_000, 11_000];
+
+/// What is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// A UDP frame of 64 bytes from the VM.
+    Udp,
+    /// An ARP request from the VM for the gateway.
+    Arp,
+    /// A TCP frame of 1,514 bytes from the VM.
+    Tcp,
+    /// A UDP frame of 64 bytes to the VM.
+    Reply,
+}
+
+/// The decisions that are counted: case, rules, and the most instructions that are good enough.
+const CASES: [(Case, usize, Option<f64>); 7] = [
+    (Case::Udp, 0, Some(170.0)),
+    (Case::Udp, 10, None),
+    (Case::Udp, 1_000, None),
+    (Case::Udp, 10_000, Some(220.0)),
+    (Case::Tcp, 0, None),
+    (Case::Reply, 0, None),
+    (Case::Arp, 0, Some(130.0)),
+];
+
+/// One counted case.
+#[derive(Clone, Copy, Debug)]
+pub struct Count {
+    /// What was judged.
+    pub case: Case,
+    /// Rules of the port.
+    pub rules: usize,
+    /// Instructions for each decision.
+    pub instructions: f64,
+    /// The most that are good enough.
+    pub reach: Option<f64>,
+}
+
+impl Count {
+    /// As the report calls it.
+    pub fn name(&self) -> String {
+        let case = match self.case {
+            Case::Udp => "UDP, 64 bytes, from the VM",
+            Case::Arp => "ARP request from the VM",
+            Case::Tcp => "TCP, 1,514 bytes, from the VM",
+            Case::Reply => "UDP, 64 bytes, to the VM",
+        };
+        format!("{case}, {} rules", self.rules)
+    }
+}
+
+/// Counts all cases.
+///
+/// # Errors
+/// Without valgrind.
+pub fn count() -> Result<Vec<Count>> {
+    CASES
+        .into_iter()
+        .map(|(case, rules, reach)| {
+            let [few, many] = TIMES;
+            let instructions =
+                (callgrind(case, rules, many)? - callgrind(case, rules, few)?) / (many - few) as f64;
+            Ok(Count { case, rules, instructions, reach })
+        })
+        .collect()
+}
+
+/// The counts as a table.
+pub fn table(counts: &[Count]) -> String {
+    let mut table = format!("{:<44}{:>14}{:>10}\n", "decision", "instructions", "reach");
+    for count in counts {
+        let reach = count.reach.map_or(String::new(), |reach| format!("{reach:.0}"));
+        let verdict = match count.reach {
+            Some(reach) if count.instructions <= reach => "  reached",
+            Some(_) => "  MISSED",
+            None => "",
+        };
+        let _ = writeln!(table, "{:<44}{:>14.0}{reach:>10}{verdict}", count.name(), count.instructions);
+    }
+    table
+}
+
+/// Instructions of a whole run.
+fn callgrind(case: Case, rules: usize, times: u64) -> Result<f64> {
+    let case = clap::ValueEnum::to_possible_value(&case).context("a value for every case")?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args(["decide", case.get_name(), &rules.to_string(), &times.to_string()])
+        .stdin(Stdio::null())
+        .output()
+        .context("start valgrind (Debian package valgrind)")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "valgrind: {text}");
+    let collected =
+        text.lines().find_map(|line| line.split_once("Collected : ")).context("valgrind counted nothing")?;
+    Ok(collected.1.trim().parse()?)
+}
+
+/// Makes the same decision `times` times.
+///
+/// # Errors
+/// If the frame is not forwarded: a drop would be cheaper.
+pub fn decide(case: Case, rules: usize, times: u64) -> Result<()> {
+    let now = Timestamp::from_secs(1);
+    let mut port = bound_port(rules, now)?;
+    let udp = |from: Ipv4Addr, to: Ipv4Addr| {
+        wire::Ipv4::new(from, to, wire::udp((from, 4000), (to, 4000), &[0; 22]))
+    };
+    let frame = match case {
+        Case::Udp => udp(ADDRESS, WORLD).frame(HOST, VM),
+        Case::Reply => udp(WORLD, ADDRESS).frame(VM, HOST),
+        Case::Tcp => {
+            let payload = wire::tcp((ADDRESS, 4000), (WORLD, 80), 1, 0x10, &[0; 1460]);
+            wire::Ipv4::new(ADDRESS, WORLD, payload).frame(HOST, VM)
+        }
+        Case::Arp => Arp::request(VM, ADDRESS, GATEWAY).frame(),
+    };
+    for _ in 0..times {
+        let frame = std::hint::black_box(&frame);
+        let verdict = match case {
+            Case::Reply => port.from_host(frame, now),
+            Case::Udp | Case::Tcp | Case::Arp => port.from_vm(frame, now),
+        };
+        ensure!(verdict == Verdict::Forward, "{verdict:?}");
+    }
+    Ok(())
+}
+
+/// A port whose VM has its lease, by the ordinary four messages.
+fn bound_port(rules: usize, now: Timestamp) -> Result<Port> {
+    let rules = (0..rules).map(|index| {
+        // Networks of many lengths all over the address space, none of which holds the destination.
+        let bits = (index as u32).wrapping_mul(0x9e37_79b1) | 0x8000_0000;
+        let length = 16 + (index % 17) as u8;
+        let net = ipnet::Ipv4Net::new(Ipv4Addr::from(bits), length)?.trunc();
+        Ok(Rule {
+            target: Target::Net(net),
+            action: if index % 2 == 0 { Action::Block } else { Action::Allow },
+        })
+    });
+    let rules: Vec<Rule> = rules.collect::<Result<_>>()?;
+    let gateway =
+        Gateway { mac: MacAddr(HOST.0), address: GATEWAY, subnet: ipnet::Ipv4Net::new(GATEWAY, 16)? };
+    let mut port = Port::new(PortConfig {
+        vm_mac: MacAddr(VM.0),
+        gateway,
+        net_type: NetType::Nat,
+        policy: Policy::from(rules),
+        mtu: 1500,
+    })?;
+    let request = Dhcp::client(dhcp_kind::REQUEST, 7, VM)
+        .with(dhcp_option::REQUESTED_ADDRESS, &ADDRESS.octets())
+        .with(dhcp_option::SERVER, &GATEWAY.octets());
+    let discover = Dhcp::client(dhcp_kind::DISCOVER, 7, VM);
+    let reply = |kind: u8| {
+        let mut reply = Dhcp::server(kind, 7, VM, GATEWAY)
+            .with(dhcp_option::LEASE_TIME, &3600_u32.to_be_bytes())
+            .with(dhcp_option::SUBNET_MASK, &[255, 255, 0, 0])
+            .with(dhcp_option::ROUTER, &GATEWAY.octets());
+        reply.yiaddr = ADDRESS;
+        reply.packet(GATEWAY, ADDRESS).frame(VM, HOST)
+    };
+    for (from_vm, frame) in [
+        (true, discover.broadcast()),
+        (false, reply(dhcp_kind::OFFER)),
+        (true, request.broadcast()),
+        (false, reply(dhcp_kind::ACK)),
+    ] {
+        let verdict = if from_vm { port.from_vm(&frame, now) } else { port.from_host(&frame, now) };
+        ensure!(verdict == Verdict::Forward, "DHCP: {verdict:?}");
+    }
+    ensure!(port.lease().is_some(), "the port has no lease");
+    Ok(port)
+}

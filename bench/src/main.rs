@@ -1,0 +1,137 @@
+//! The benchmark: what Softnet costs with its filter on, and what others cost.
+//!
+//! `cargo xtask bench` starts it in a release build.
+#![expect(clippy::print_stdout, reason = "a report for people")]
+
+mod decision;
+mod peers;
+mod plot;
+mod pump;
+mod report;
+mod startup;
+mod traffic;
+mod usage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use lab::stage::{self, Stage};
+
+use peers::{Kind, Running, Site};
+use report::{Figures, Report};
+use traffic::{Direction, Servers};
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// One short repetition: to see that it works, not to compare
+    #[arg(long)]
+    quick: bool,
+    /// Compare only these
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// Where the report's files go
+    #[arg(long, value_name = "DIR", default_value = "target/bench")]
+    output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Instructions for each decision of the filter, counted by callgrind
+    Filter,
+    #[command(hide = true)]
+    Pump { peer: pump::Peer },
+    #[command(hide = true)]
+    Decide { case: decision::Case, rules: usize, times: u64 },
+}
+
+fn main() -> ExitCode {
+    let stage = stage::enter();
+    match perform(Args::parse(), stage) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(args: Args, stage: Stage) -> Result<ExitCode> {
+    match args.command {
+        Some(Command::Pump { peer }) => pump::run(peer).map(|()| ExitCode::SUCCESS),
+        Some(Command::Decide { case, rules, times }) => {
+            decision::decide(case, rules, times).map(|()| ExitCode::SUCCESS)
+        }
+        Some(Command::Filter) => {
+            let counts = decision::count()?;
+            print!("{}", decision::table(&counts));
+            Ok(ExitCode::SUCCESS)
+        }
+        None if stage == Stage::Outside => {
+            let status = stage::command(std::env::args_os().skip(1))?.status()?;
+            Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+        }
+        None => inside(&args),
+    }
+}
+
+/// The whole benchmark, in namespaces of its own.
+fn inside(args: &Args) -> Result<ExitCode> {
+    let (repetitions, duration) =
+        if args.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_millis(1500)) };
+    let site = Site::build()?;
+    let servers = Servers::start()?;
+    let wanted = |kind: &Kind| args.only.is_empty() || args.only.iter().any(|name| name == kind.name());
+    let mut report = Report::default();
+    for repetition in 1..=repetitions {
+        for kind in Kind::ALL.into_iter().filter(wanted) {
+            eprintln!("{repetition}/{repetitions} {}", kind.name());
+            match measure(kind, &site, &servers, duration) {
+                Ok(figures) => report.add(kind, figures),
+                // The others can still be compared.
+                Err(error) => eprintln!("  {error:#}"),
+            }
+        }
+    }
+    if args.only.is_empty() {
+        startup::measure(&site, if args.quick { 3 } else { 15 }, &mut report)?;
+        startup::measure_idle(&site, if args.quick { 10 } else { 100 }, &mut report)?;
+    }
+    report.decisions =
+        decision::count().inspect_err(|error| eprintln!("decisions: {error:#}")).unwrap_or_default();
+    std::fs::create_dir_all(&args.output).context("make the folder for the report")?;
+    std::fs::write(args.output.join("bench.json"), serde_json::to_string_pretty(&report.json())? + "\n")?;
+    plot::draw(&report, &args.output.join("bench.svg"))?;
+    print!("{}", report.table());
+    println!("\n{}", args.output.join("bench.json").display());
+    println!("{}", args.output.join("bench.svg").display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All traffic through one peer, once.
+fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration) -> Result<Figures> {
+    let running = Running::start(kind, site)?;
+    let (guest, server, peer) = (&running.guest, running.server, running.process.as_ref());
+    let mut figures = Figures::default();
+    let idle = peer.map(usage::Process::memory).transpose()?;
+    for (name, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
+        for count in [1, 4] {
+            let flow = servers.streams(guest, server, (direction, count), duration, peer)?;
+            figures.flow(&format!("tcp{count}-{name}"), flow);
+        }
+        let flow = servers.datagrams(guest, server, direction, duration, peer)?;
+        figures.flow(&format!("udp-{name}"), flow);
+    }
+    let times = servers.round_trips(guest, server, duration)?;
+    figures.round_trips(&times);
+    if let Some((idle, peer)) = idle.zip(peer) {
+        figures.set("memory-idle", idle.0 as f64);
+        figures.set("memory", peer.memory()?.1 as f64);
+    }
+    Ok(figures)
+}

@@ -1,0 +1,51 @@
+//! What a process used: CPU time, memory, wake-ups.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+/// A process whose use is read from `/proc`.
+#[derive(Clone, Copy, Debug)]
+pub struct Process(pub u32);
+
+impl Process {
+    /// CPU time of all of its threads so far, in user and kernel mode.
+    ///
+    /// The scheduler's count is exact to the nanosecond; the ticks of `/proc/PID/stat` are not.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn cpu(&self) -> Result<Duration> {
+        let mut total = Duration::ZERO;
+        for thread in fs::read_dir(format!("/proc/{}/task", self.0))? {
+            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+            let nanoseconds = text.split_whitespace().next().context("an empty schedstat")?;
+            total += Duration::from_nanos(nanoseconds.parse()?);
+        }
+        Ok(total)
+    }
+
+    /// Resident memory now and at its peak, in bytes.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        Ok((self.status("VmRSS:")? * 1024, self.status("VmHWM:")? * 1024))
+    }
+
+    /// How often it went to sleep so far.
+    ///
+    /// # Errors
+    /// If it is gone.
+    pub fn sleeps(&self) -> Result<u64> {
+        self.status("voluntary_ctxt_switches:")
+    }
+
+    fn status(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0))?;
+        let value =
+            status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| field.to_owned())?;
+        Ok(value.split_whitespace().next().unwrap_or_default().parse()?)
+    }
+}
