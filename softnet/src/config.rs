@@ -7,6 +7,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use softnet_filter::{Action, MacAddr, NetType, Policy, Rule, Target};
 
 use crate::cli::{PortArgs, VmArgs};
+use crate::host::expose::{self, Expose};
+#[cfg(target_os = "linux")]
+use crate::host::network::NetworkName;
 use crate::sys;
 use crate::vm::VmSocket;
 
@@ -84,8 +87,8 @@ pub struct PortSettings {
     pub host: HostSide,
     /// Seconds that the DHCP server's leases last.
     pub lease_time: u32,
-    /// Port forwards, not yet parsed.
-    pub expose: Vec<String>,
+    /// Port forwards, none of which claims another's port.
+    pub expose: Vec<Expose>,
     /// Whether the lease is given back at the end.
     pub release: bool,
     /// `--allow` and `--block`.
@@ -142,13 +145,14 @@ impl TryFrom<PortArgs> for PortSettings {
         let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
-        let host = host_side(&args)?;
+        let expose = parse_exposes(&args.expose)?;
+        let host = host_side(&args, net_type)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         Ok(PortSettings {
             net_type,
             host,
             lease_time,
-            expose: args.expose,
+            expose,
             release: !args.no_release,
             rules,
             user: args.user,
@@ -200,10 +204,21 @@ fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<
     values.iter().map(rule).collect()
 }
 
-#[cfg(target_os = "linux")]
-fn host_side(args: &PortArgs) -> Result<HostSide, ConfigError> {
-    use crate::cli::DEFAULT_NETWORK;
+fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, ConfigError> {
+    let parse =
+        |value: &String| value.trim().parse().map_err(|error| ConfigError::new("--expose", value, error));
+    let exposes = values.iter().map(parse).collect::<Result<Vec<Expose>, _>>()?;
+    match expose::first_collision(&exposes) {
+        None => Ok(exposes),
+        Some((first, second)) => {
+            let reason = format!("exposes the port that {first} exposes already; a port leads to one place");
+            Err(ConfigError::new("--expose", second.to_string(), reason))
+        }
+    }
+}
 
+#[cfg(target_os = "linux")]
+fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError> {
     let contradiction = |flag, other| {
         Err(ConfigError::flag(
             flag,
@@ -235,12 +250,15 @@ fn host_side(args: &PortArgs) -> Result<HostSide, ConfigError> {
     }
     let subnet = args.subnet.as_deref().map(parse_subnet).transpose()?;
     let explicit = args.network.is_some() || subnet.is_some();
-    let network = network_name(args.network.as_deref().unwrap_or(DEFAULT_NETWORK))?;
+    let network = match &args.network {
+        Some(name) => network_name(name)?,
+        None => NetworkName::default_for(net_type).to_string(),
+    };
     Ok(HostSide::Managed { network, explicit, subnet })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn host_side(_args: &PortArgs) -> Result<HostSide, ConfigError> {
+fn host_side(_args: &PortArgs, _net_type: NetType) -> Result<HostSide, ConfigError> {
     Ok(HostSide::Managed { network: "vmnet".to_owned(), explicit: false, subnet: None })
 }
 
@@ -256,20 +274,16 @@ fn interface_name(flag: &'static str, name: &str) -> Result<String, ConfigError>
     Ok(name.to_owned())
 }
 
-/// A name for the managed network: also an identifier in nftables and a directory's name.
+/// The name of a managed network.
 ///
 /// # Errors
-/// When it has other characters than letters, digits and underscores, or a wrong length.
+/// When it cannot be one.
 #[cfg(target_os = "linux")]
 pub fn network_name(name: &str) -> Result<String, ConfigError> {
-    let fits = name.len() <= 15
-        && name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if !fits {
-        let reason = "is no network name; use a letter, then up to 14 letters, digits and underscores";
-        return Err(ConfigError::new("--network", name, reason));
+    match name.parse::<NetworkName>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(error) => Err(ConfigError::new("--network", name, error)),
     }
-    Ok(name.to_owned())
 }
 
 #[cfg(target_os = "linux")]
@@ -375,6 +389,9 @@ mod tests {
             ("--subnet 10.0.0.1/24", "--subnet", "10.0.0.1/24"),
             ("--subnet 8.8.8.0/24", "--subnet", "8.8.8.0/24"),
             ("--network a-b", "--network", "a-b"),
+            ("--expose 80", "--expose", "80"),
+            ("--expose 80:99999", "--expose", "80:99999"),
+            ("--expose 80:80,80:81", "--expose", "80:81/tcp"),
             ("--tap far/away", "--tap", "far/away"),
         ] {
             let error = refusal(line);

@@ -11,6 +11,10 @@ pub mod host;
 pub mod link;
 pub mod logging;
 #[cfg(target_os = "linux")]
+pub mod manage;
+#[cfg(target_os = "linux")]
+pub mod monitor;
+#[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod parent;
 pub mod relay;

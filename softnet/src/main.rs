@@ -22,7 +22,8 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
-        Some(Command::Network(_)) => Err(anyhow::anyhow!("network: not yet")),
+        #[cfg(target_os = "linux")]
+        Some(Command::Network(args)) => softnet::manage::run(&args),
     };
     ExitCode::from(status(outcome))
 }

@@ -30,7 +30,8 @@ impl Opened {
     pub fn open(config: Config) -> anyhow::Result<Self> {
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
-        let HostLink { link, uplink, mode, follower } = host::open(&config.port, policy.bridge_isolation())?;
+        let HostLink { link, uplink, mode, follower } =
+            host::open(&config.port, config.vm_mac, policy.bridge_isolation())?;
         let port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
             gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },

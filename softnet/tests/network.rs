@@ -57,7 +57,7 @@ fn mac(last: u8) -> MacAddr {
 }
 
 fn join(last: u8) -> Result<Membership> {
-    Ok(Membership::join(&config(), &Member { mac: mac(last) })?)
+    Ok(Membership::join(&config(), &Member { mac: mac(last), exposes: Vec::new() })?)
 }
 
 /// A VM without a filter: a host whose cable ends in the bridge, as a TAP would.
@@ -68,7 +68,7 @@ struct Vm {
 
 impl Vm {
     fn new(last: u8, config: &NetworkConfig) -> Result<Vm> {
-        let mut membership = Membership::join(config, &Member { mac: mac(last) })?;
+        let mut membership = Membership::join(config, &Member { mac: mac(last), exposes: Vec::new() })?;
         let main = Host::main()?;
         let host = Host::new(&format!("vm{last}"))?;
         let port = format!("port{last}");
@@ -491,7 +491,7 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     ensure!(matches!(second.set_address(Some(plan.gateway().addr())), Err(Error::NotOurs(..))));
     first.leave()?;
     second.set_address(Some(address))?;
-    let gateway = Member { mac: plan.mac() };
+    let gateway = Member { mac: plan.mac(), exposes: Vec::new() };
     ensure!(matches!(Membership::join(&config(), &gateway), Err(Error::MacIsGateway(_))));
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use softnet_filter::MacAddr;
 
+use super::sysctl;
 use crate::netlink::{self, Kind, Link, Netlink};
 
 /// The host's end of the VM's segment.
@@ -88,6 +89,9 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The kernel refused.
+    #[error(transparent)]
+    Sysctl(#[from] sysctl::Error),
 }
 
 /// The existing bridge `name`.
@@ -154,6 +158,7 @@ pub fn join(
     if let Some(mac) = bridge.mac {
         netlink.set_mac(bridge.index, mac)?;
     }
+    sysctl::silence_ipv6(&port.name)?;
     netlink.set_mac(port.index, port_mac(vm_mac))?;
     netlink.set_mtu(port.index, bridge.mtu)?;
     netlink.enslave(port.index, bridge.index)?;

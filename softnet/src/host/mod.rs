@@ -4,7 +4,13 @@
 pub mod bridge;
 pub mod expose;
 #[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
 pub mod network;
+#[cfg(target_os = "linux")]
+pub mod reservation;
+#[cfg(target_os = "linux")]
+pub mod sysctl;
 #[cfg(target_os = "linux")]
 pub mod tap;
 #[cfg(target_os = "linux")]
@@ -14,9 +20,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::config::{ConfigError, HostSide, PortSettings};
 use crate::link::Link;
-use crate::relay::{LeaseFollower, NoFollower};
+use crate::relay::LeaseFollower;
+
+#[cfg(target_os = "linux")]
+pub use linux::open;
 
 /// What kind of host side it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,44 +80,4 @@ pub struct HostLink {
     pub mode: Mode,
     /// What follows the VM's lease.
     pub follower: Box<dyn LeaseFollower>,
-}
-
-/// Opens the host side that `settings` ask for.
-///
-/// # Errors
-/// A [`ConfigError`] for an interface that cannot serve; anything else with its context.
-#[cfg(target_os = "linux")]
-pub fn open(settings: &PortSettings, _isolated: bool) -> anyhow::Result<HostLink> {
-    match &settings.host {
-        HostSide::Tap(name) => open_tap(name),
-        HostSide::Bridge(_) | HostSide::Managed { .. } => {
-            Err(ConfigError::flag("--tap", "is missing; this build knows no other host side").into())
-        }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn open_tap(name: &str) -> anyhow::Result<HostLink> {
-    use crate::netlink::{Kind, Netlink};
-
-    let unusable = |error: &dyn std::fmt::Display| ConfigError::new("--tap", name, error);
-    let mut netlink = Netlink::open()?;
-    let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
-    let multi_queue = match netlink.link(name)?.map(|link| link.kind) {
-        Some(Kind::Tun(tun)) => tun.multi_queue,
-        _ => false,
-    };
-    let tap = tap::Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
-    Ok(HostLink {
-        uplink: Uplink {
-            mac: gateway.mac.octets(),
-            address: gateway.address,
-            subnet: gateway.subnet(),
-            mtu: u16::try_from(gateway.mtu).unwrap_or(u16::MAX),
-            interface: tap.name().to_owned(),
-        },
-        link: Box::new(tap),
-        mode: Mode::Tap,
-        follower: Box::new(NoFollower),
-    })
 }

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "fork(2), and prctl(2) between fork and exec")]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
@@ -33,6 +33,35 @@ pub fn fork() -> io::Result<Fork> {
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
     }
+}
+
+/// Closes every descriptor but standard error and those to `keep`; standard input and output lead nowhere afterwards.
+///
+/// For a process that forked and goes on with something else: values that it inherited still hold the numbers, so it must
+/// never return to where they are used or dropped.
+///
+/// # Errors
+/// When `/proc` or `/dev/null` cannot be opened.
+pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let nowhere = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for number in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
+        // SAFETY: dup2 takes numbers only; what they stood for is not used any more.
+        if unsafe { libc::dup2(nowhere.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // Closed below with the others.
+    let _ = nowhere.into_raw_fd();
+    let open: Vec<libc::c_int> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for number in open {
+        if number > libc::STDERR_FILENO && keep.iter().all(|kept| kept.as_raw_fd() != number) {
+            // SAFETY: the caller promises that nothing uses the number any more.
+            unsafe { libc::close(number) };
+        }
+    }
+    Ok(())
 }
 
 /// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this

@@ -5,6 +5,7 @@
 //! a killed one left.
 
 use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use softnet_filter::MacAddr;
 
@@ -13,7 +14,7 @@ use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::{Forward, Op};
+use crate::host::expose::{Expose, Forward, Op};
 use crate::netlink::Netlink;
 
 /// Who joins.
@@ -21,6 +22,8 @@ use crate::netlink::Netlink;
 pub struct Member {
     /// The VM's MAC.
     pub mac: MacAddr,
+    /// The ports that it will expose.
+    pub exposes: Vec<Expose>,
 }
 
 /// A place in the network, held until it is left or the process dies.
@@ -61,9 +64,13 @@ impl Membership {
             pid: std::process::id(),
             tap: None,
             address: None,
+            exposes: member.exposes.clone(),
             forwards: Vec::new(),
         };
         port.write(&record::write_member(&record))?;
+        if record.waiting().next().is_some() {
+            apply_rules(&plan, &members(&directory, &lock)?)?;
+        }
         Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
     }
 
@@ -75,6 +82,11 @@ impl Membership {
     /// The network's gateway.
     pub fn gateway(&self) -> &Gateway {
         &self.gateway
+    }
+
+    /// The descriptors whose locks are the membership.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.port.iter().chain(&self.lease).map(Claim::as_fd).collect()
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
@@ -157,7 +169,7 @@ impl Membership {
         }
         port.release()?;
         // The network may have been taken down by force; then there is no table to correct.
-        if self.record.forwards.is_empty() || !self.directory.file("network").exists() {
+        if self.record.exposes.is_empty() || !self.directory.file("network").exists() {
             return Ok(());
         }
         apply_rules(&self.plan, &members(&self.directory, &lock)?)

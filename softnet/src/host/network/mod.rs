@@ -2,7 +2,7 @@
 //!
 //! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
 //! place: a bridge with a MAC and an address of its own ([`build`]), one nftables table ([`ruleset`]), one dnsmasq
-//! ([`dnsmasq`]), the switches of [`sysctl`] and a directory with locks ([`run_dir`]). Each start goes through all of them
+//! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
 //! and puts right what is missing or different, so there is no other repair, and a network that is whole costs a few
 //! milliseconds.
 //!
@@ -17,7 +17,6 @@ mod ruleset;
 mod run_dir;
 mod status;
 mod subnet;
-mod sysctl;
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -27,7 +26,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::{bridge, tools};
+use super::{bridge, sysctl, tools};
 use crate::netlink;
 
 pub use build::{Down, Forwarding, down, ensure, names};
@@ -155,7 +154,7 @@ pub enum Error {
     /// The network has another subnet than the one asked for.
     #[error(
         "network {name} has the subnet {present}, not {wanted}; leave out --subnet, choose another --network, or remove \
-         the network with `softnet network down {name}`"
+         the network with `softnet network down --network {name}`"
     )]
     SubnetDiffers {
         /// The network.
@@ -168,7 +167,7 @@ pub enum Error {
     /// NAT and host-only VMs do not share a network.
     #[error(
         "network {name} was made for --vm-net-type {present}; choose another --network, or remove it with \
-         `softnet network down {name}`"
+         `softnet network down --network {name}`"
     )]
     TypeDiffers {
         /// The network.
@@ -207,7 +206,7 @@ pub enum Error {
     NotOurs(Ipv4Addr, NetworkName),
     /// VMs are attached.
     #[error(
-        "network {name} has {count} running VM(s); stop them first, or use `softnet network down {name} --force`"
+        "network {name} has {count} running VM(s); stop them first, or use `softnet network down --network {name} --force`"
     )]
     InUse {
         /// The network.

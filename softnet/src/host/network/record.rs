@@ -42,8 +42,18 @@ pub struct MemberRecord {
     pub tap: Option<(String, bool)>,
     /// The VM's address, once the lease is known.
     pub address: Option<Ipv4Addr>,
+    /// The ports that it exposes.
+    pub exposes: Vec<Expose>,
     /// The forwards that are to be installed now.
     pub forwards: Vec<Forward>,
+}
+
+impl MemberRecord {
+    /// The ports that are exposed and lead nowhere yet.
+    pub fn waiting(&self) -> impl Iterator<Item = Expose> {
+        let leads = |expose: &Expose| self.forwards.iter().any(|forward| forward.expose == *expose);
+        self.exposes.iter().copied().filter(move |expose| !leads(expose))
+    }
 }
 
 /// The text of a member's file.
@@ -55,6 +65,9 @@ pub fn write_member(member: &MemberRecord) -> String {
     }
     if let Some(address) = member.address {
         let _ = writeln!(text, "address {address}");
+    }
+    for expose in &member.exposes {
+        let _ = writeln!(text, "expose {expose}");
     }
     for Forward { expose, to } in &member.forwards {
         let _ = writeln!(text, "forward {expose} {to}");
@@ -74,6 +87,7 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
         pid: value(text, "pid")?.parse().ok()?,
         tap,
         address: value(text, "address").and_then(|address| address.parse().ok()),
+        exposes: text.lines().filter_map(|line| line.strip_prefix("expose ")?.parse().ok()).collect(),
         forwards: text.lines().filter_map(forward).collect(),
     })
 }
@@ -107,11 +121,13 @@ mod tests {
             pid: 42,
             tap: None,
             address: None,
+            exposes: Vec::new(),
             forwards: Vec::new(),
         };
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
         member.tap = Some(("snt0".into(), false));
         member.address = Some(to);
+        member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
         assert_eq!(read_member(&write_member(&member)), Some(member));
         assert_eq!(read_member(""), None);

@@ -1,4 +1,4 @@
-//! The kernel's switches that a managed network needs (kernel doc `networking/ip-sysctl.rst`).
+//! The kernel's switches that bridges and TAPs need (kernel doc `networking/ip-sysctl.rst`).
 //!
 //! `/proc/sys/net` shows the network namespace of the process that reads it, unlike sysfs.
 
@@ -33,9 +33,14 @@ pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
     set(&conf.join("rp_filter"), "1")?;
     set(&conf.join("accept_redirects"), "0")?;
     set(&conf.join("send_redirects"), "0")?;
-    // The filter passes no IPv6, so the bridge need not speak it. A kernel without IPv6 has no such switch.
-    let ipv6 = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
-    if ipv6.exists() { set(&ipv6, "1") } else { Ok(()) }
+    silence_ipv6(name)
+}
+
+/// Keeps the host from speaking IPv6 on an interface of its own: the filter passes none, so it would only be dropped. A
+/// kernel without IPv6 has no such switch.
+pub fn silence_ipv6(name: &str) -> Result<(), Error> {
+    let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
+    if switch.exists() { set(&switch, "1") } else { Ok(()) }
 }
 
 /// Whether the host forwards IPv4 packets.

@@ -1,0 +1,142 @@
+//! Which host side a VM gets on Linux, and opening it.
+
+use anyhow::Context;
+use rustix::process::{geteuid, getuid};
+use rustix::thread::CapabilitySet;
+use softnet_filter::MacAddr;
+
+use super::bridge::{self, Gateway};
+use super::network::{self, Member, Membership, NetworkConfig};
+use super::reservation::Reservation;
+use super::tap::Tap;
+use super::{HostLink, Mode, Uplink};
+use crate::config::{ConfigError, HostSide, PortSettings};
+use crate::monitor::{self, Custody};
+use crate::netlink::{Kind, Netlink};
+use crate::relay::NoFollower;
+
+/// The name of a new TAP; the kernel picks the number.
+const NEW_TAP: &str = "snt%d";
+
+/// Opens the host side that `settings` ask for. `isolated` VMs do not reach the bridge's other ports.
+///
+/// On the managed network the process forks: this returns in the child, and the parent stays as its [`monitor`].
+///
+/// # Errors
+/// A [`ConfigError`] for what the user can mend on the command line; anything else with its context.
+pub fn open(settings: &PortSettings, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
+    match &settings.host {
+        HostSide::Tap(name) => open_tap(name),
+        HostSide::Bridge(name) => open_bridge(name, vm_mac, isolated),
+        HostSide::Managed { network, .. } if may_manage() => {
+            let config = NetworkConfig {
+                name: network.parse().map_err(|error| ConfigError::new("--network", network, error))?,
+                subnet: managed_subnet(&settings.host),
+                net_type: settings.net_type,
+                lease_time: std::time::Duration::from_secs(settings.lease_time.into()),
+            };
+            open_managed(&config, settings, vm_mac, isolated)
+        }
+        HostSide::Managed { explicit: true, network, .. } => {
+            let reason =
+                "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
+            Err(ConfigError::new("--network", network, reason).into())
+        }
+        HostSide::Managed { .. } => {
+            Err(ConfigError::flag("--tap", "is missing, and only root may do without").into())
+        }
+    }
+}
+
+fn managed_subnet(host: &HostSide) -> Option<ipnet::Ipv4Net> {
+    match host {
+        HostSide::Managed { subnet, .. } => *subnet,
+        HostSide::Tap(_) | HostSide::Bridge(_) => None,
+    }
+}
+
+/// Whether this process may make interfaces and rules: root, and in a container with the capability too.
+fn may_manage() -> bool {
+    geteuid().is_root()
+        && rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
+}
+
+fn open_tap(name: &str) -> anyhow::Result<HostLink> {
+    let unusable = |error: &dyn std::fmt::Display| ConfigError::new("--tap", name, error);
+    let mut netlink = Netlink::open()?;
+    let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
+    let multi_queue = match netlink.link(name)?.map(|link| link.kind) {
+        Some(Kind::Tun(tun)) => tun.multi_queue,
+        _ => false,
+    };
+    let tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
+    Ok(HostLink {
+        uplink: uplink(&gateway, &tap),
+        link: Box::new(tap),
+        mode: Mode::Tap,
+        follower: Box::new(NoFollower),
+    })
+}
+
+fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
+    let unusable = |error: bridge::Error| ConfigError::new("--bridge", name, error);
+    let mut netlink = Netlink::open()?;
+    let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
+    // Before anything is made.
+    bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
+    let tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
+    let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
+    Ok(HostLink {
+        uplink: uplink(&gateway, &tap),
+        link: Box::new(tap),
+        mode: Mode::Bridge,
+        follower: Box::new(NoFollower),
+    })
+}
+
+fn open_managed(
+    config: &NetworkConfig,
+    settings: &PortSettings,
+    vm_mac: MacAddr,
+    isolated: bool,
+) -> anyhow::Result<HostLink> {
+    let reserve = |expose| {
+        Reservation::make(expose, getuid().is_root())
+            .map_err(|error| ConfigError::new("--expose", expose.to_string(), error))
+    };
+    let reservations = settings.expose.iter().map(reserve).collect::<Result<_, _>>()?;
+    let member = Member { mac: vm_mac, exposes: settings.expose.clone() };
+    let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
+    let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
+    membership.attach(tap.name(), isolated)?;
+    let uplink = uplink(membership.gateway(), &tap);
+    let custody = Custody { membership, exposes: settings.expose.clone(), reservations };
+    let follower = monitor::entrust(custody).context("cannot start the worker")?;
+    Ok(HostLink { uplink, link: Box::new(tap), mode: Mode::Network, follower })
+}
+
+/// What the user can mend on the command line is an error of the command line.
+fn on_the_command_line(error: network::Error) -> anyhow::Error {
+    use network::Error as E;
+    match &error {
+        E::Foreign(name) | E::TypeDiffers { name, .. } => {
+            ConfigError::new("--network", name.as_str(), &error).into()
+        }
+        E::Subnet { .. } | E::SubnetDiffers { .. } => ConfigError::flag("--subnet", &error).into(),
+        E::MacTaken { mac, .. } | E::MacIsGateway(mac) => {
+            ConfigError::new("--vm-mac-address", mac.to_string(), &error).into()
+        }
+        _ => error.into(),
+    }
+}
+
+fn uplink(gateway: &Gateway, tap: &Tap) -> Uplink {
+    Uplink {
+        mac: gateway.mac.octets(),
+        address: gateway.address,
+        subnet: gateway.subnet(),
+        mtu: u16::try_from(gateway.mtu).unwrap_or(u16::MAX),
+        interface: tap.name().to_owned(),
+    }
+}

@@ -1,0 +1,45 @@
+//! `softnet network`: look at the managed network, and take it away.
+
+use std::io::{self, Write};
+
+use crate::cli::{NetworkAction, NetworkCommandArgs};
+use crate::config::network_name;
+use crate::host::network::{self, Forwarding, NetworkName};
+
+/// Carries out the command. What was asked for goes to standard output.
+///
+/// # Errors
+/// When the name is none, VMs are attached, or something cannot be removed.
+pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match &args.action {
+        NetworkAction::Status(args) => match network::status(&name(&args.network)?)? {
+            Some(status) => writeln!(out, "{status}")?,
+            None => writeln!(out, "there is no network {}", args.network)?,
+        },
+        NetworkAction::Down(args) => {
+            let down = network::down(&name(&args.network.network)?, args.force)?;
+            let name = &args.network.network;
+            if !down.existed {
+                writeln!(out, "there is no network {name}")?;
+                return Ok(());
+            }
+            writeln!(out, "network {name} is gone")?;
+            if down.cut_off > 0 {
+                writeln!(out, "{} running VM(s) have no network now", down.cut_off)?;
+            }
+            match down.forwarding {
+                Forwarding::Untouched => {}
+                Forwarding::TurnedOff => writeln!(out, "IPv4 forwarding is off again")?,
+                Forwarding::LeftOnFor(other) => {
+                    writeln!(out, "IPv4 forwarding, which Softnet turned on, stays on for {other}")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> anyhow::Result<NetworkName> {
+    Ok(network_name(text)?.parse()?)
+}

@@ -1,0 +1,200 @@
+//! The monitor's loop: waits for the worker, its reports and signals, and keeps the forwards where they belong.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::Custody;
+use super::message::{Report, SIZE};
+use crate::host::expose::Forwarder;
+use crate::host::network::Error;
+use crate::sys::signalfd::SignalFd;
+
+/// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
+pub const PACE: Duration = Duration::from_millis(100);
+
+/// The monitor.
+#[derive(Debug)]
+pub struct Guard {
+    custody: Custody,
+    channel: Option<OwnedFd>,
+    forwarder: Forwarder,
+    /// No report is read before.
+    quiet_until: Duration,
+    /// The worker was told to end for a reason that is the monitor's.
+    refused: bool,
+}
+
+impl Guard {
+    /// A monitor that hears the worker on `channel`.
+    pub fn new(custody: Custody, channel: OwnedFd) -> Self {
+        let forwarder = Forwarder::new(custody.exposes.clone());
+        Guard { custody, channel: Some(channel), forwarder, quiet_until: Duration::ZERO, refused: false }
+    }
+
+    /// Watches until the worker has ended, cleans up, and returns the status to end with: the worker's, 128 and the number
+    /// of the signal that killed it, or 1.
+    pub fn watch(mut self, worker: Pid) -> i32 {
+        let status = self.wait_for(worker);
+        let Guard { custody, refused, .. } = self;
+        if let Err(error) = custody.membership.leave() {
+            tracing::warn!(%error, "the next start will clean up");
+        }
+        if refused { 1 } else { status }
+    }
+
+    fn wait_for(&mut self, worker: Pid) -> i32 {
+        let prepared =
+            SignalFd::new().and_then(|signals| Ok((signals, pidfd_open(worker, PidfdFlags::empty())?)));
+        let (mut signals, process) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                tracing::error!(%error, "cannot watch the worker");
+                let _ = kill_process(worker, Signal::KILL);
+                return reap(worker);
+            }
+        };
+        loop {
+            let now = now();
+            let listening = self.channel.as_ref().filter(|_| now >= self.quiet_until);
+            let mut waiting = vec![
+                PollFd::new(&process, PollFlags::IN),
+                PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            ];
+            waiting.extend(listening.map(|channel| PollFd::new(channel, PollFlags::IN)));
+            let quiet = (self.channel.is_some() && now < self.quiet_until).then_some(self.quiet_until);
+            let deadline = [quiet, self.forwarder.next_deadline()].into_iter().flatten().min();
+            let timeout = deadline.map(|deadline| timespec(deadline.saturating_sub(now)));
+            if let Err(error) = poll(&mut waiting, timeout.as_ref())
+                && error != Errno::INTR
+            {
+                tracing::error!(%error, "cannot wait for the worker");
+                let _ = kill_process(worker, Signal::KILL);
+                return reap(worker);
+            }
+            let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(waiting);
+            if ready.first() == Some(&true) {
+                return reap(worker);
+            }
+            if ready.get(1) == Some(&true) {
+                pass_on(&mut signals, worker);
+            }
+            if ready.get(2) == Some(&true) {
+                self.hear(worker);
+            }
+            self.forward();
+        }
+    }
+
+    /// Reads all reports and acts upon the last.
+    fn hear(&mut self, worker: Pid) {
+        let Some(channel) = &self.channel else { return };
+        let mut latest = None;
+        loop {
+            // One byte more than a message, so that a longer one is not cut to look like one.
+            let mut bytes = [0; SIZE + 1];
+            match recv(channel, &mut bytes[..], RecvFlags::DONTWAIT) {
+                Ok((0, _)) => {
+                    // The worker is about to end; its process says when.
+                    self.channel = None;
+                    break;
+                }
+                Ok((length, _)) => match bytes.get(..length).and_then(Report::from_bytes) {
+                    Some(report) => latest = Some(report),
+                    None => {
+                        tracing::error!("the worker said what no worker says");
+                        return self.refuse(worker, Signal::KILL);
+                    }
+                },
+                Err(Errno::INTR) => {}
+                Err(_) => break,
+            }
+        }
+        self.quiet_until = now().saturating_add(PACE);
+        let address = match latest {
+            Some(Report::Lease(address)) => Some(address),
+            Some(Report::NoLease) => None,
+            None => return,
+        };
+        match self.custody.membership.set_address(address) {
+            Ok(()) => self.forwarder.set_address(address),
+            Err(error @ (Error::LeaseTaken { .. } | Error::NotOurs(..))) => {
+                tracing::error!("{error}");
+                self.refuse(worker, Signal::TERM);
+            }
+            Err(error) => {
+                // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
+                tracing::error!(%error, "cannot note the VM's address");
+                self.forwarder.set_address(None);
+            }
+        }
+    }
+
+    /// Ends the worker for a reason that was logged.
+    fn refuse(&mut self, worker: Pid, signal: Signal) {
+        self.refused = true;
+        self.channel = None;
+        self.forwarder.set_address(None);
+        let _ = kill_process(worker, signal);
+    }
+
+    /// Brings the forwards where they belong, if something is due.
+    fn forward(&mut self) {
+        let ops = self.forwarder.due(now());
+        if ops.is_empty() {
+            return;
+        }
+        match self.custody.membership.apply(&ops) {
+            Ok(()) => {
+                for op in ops {
+                    tracing::info!(?op, "forwarding changed");
+                    self.forwarder.done(op);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "forwarding could not be changed; trying again");
+                self.forwarder.failed(now());
+            }
+        }
+    }
+}
+
+/// Signals for this process are meant for the whole; those that the terminal sent, the worker has itself.
+fn pass_on(signals: &mut SignalFd, worker: Pid) {
+    while let Ok(Some(received)) = signals.read() {
+        if !received.from_kernel {
+            let _ = kill_process(worker, received.signal);
+        }
+    }
+}
+
+fn reap(worker: Pid) -> i32 {
+    loop {
+        match waitpid(Some(worker), WaitOptions::empty()) {
+            Ok(Some((_, status))) => {
+                let signal = status.terminating_signal();
+                if let Some(signal) = signal {
+                    tracing::error!(signal, "the worker was killed");
+                }
+                return status.exit_status().or(signal.map(|signal| 128 + signal)).unwrap_or(1);
+            }
+            Err(Errno::INTR) | Ok(None) => {}
+            Err(_) => return 1,
+        }
+    }
+}
+
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
+}

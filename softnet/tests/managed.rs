@@ -1,0 +1,315 @@
+//! The program on the managed network and on bridges: what it sets up for its VM, and that nothing of it stays, however it
+//! ends.
+#![cfg(target_os = "linux")]
+
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::deadline::{Deadline, until};
+use lab::harness::{self, Test};
+use lab::net::{HOST_ON_LAN, Host, World};
+use lab::stage::run;
+use lab::wire::{Arp, Dhcp, Mac, carries, dhcp_kind as kind, dhcp_option as option};
+use lab::{DhcpServer, Softnet, VmPort};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+fn main() -> ExitCode {
+    harness::main(vec![
+        Test::new("managed::an_exposed_port_leads_to_the_vm_while_it_runs", an_exposed_port_leads_to_the_vm),
+        Test::new("managed::no_kind_of_death_leaves_anything_behind", no_kind_of_death_leaves_anything),
+        Test::new("managed::a_taken_port_is_refused_before_anything_is_touched", a_taken_port_is_refused),
+        Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends),
+        Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down),
+        Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
+        Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
+    ])
+}
+
+const SOFTNET: &str = env!("CARGO_BIN_EXE_softnet");
+const FIRST: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const SECOND: Mac = Mac([2, 0, 0, 0, 0, 2]);
+
+/// A VM that speaks for itself, behind the program.
+struct Vm {
+    port: VmPort,
+    softnet: Softnet,
+    mac: Mac,
+    ready: serde_json::Value,
+}
+
+impl Vm {
+    fn start(mac: Mac, arguments: &[&str]) -> Result<Vm> {
+        let (port, theirs) = VmPort::pair()?;
+        let mut softnet = start(theirs, mac, arguments)?;
+        let ready = softnet.ready()?;
+        Ok(Vm { port, softnet, mac, ready })
+    }
+
+    /// The whole exchange with the server of the network.
+    fn lease(&self) -> Result<Ipv4Addr> {
+        self.port.send(&Dhcp::client(kind::DISCOVER, 7, self.mac).broadcast())?;
+        let offer = DhcpServer::told(&self.port, kind::OFFER, 7)?;
+        let server = offer.option(option::SERVER).context("no server")?.to_vec();
+        let request = Dhcp::client(kind::REQUEST, 7, self.mac)
+            .with(option::REQUESTED_ADDRESS, &offer.yiaddr.octets())
+            .with(option::SERVER, &server);
+        self.port.send(&request.broadcast())?;
+        Ok(DhcpServer::told(&self.port, kind::ACK, 7)?.yiaddr)
+    }
+
+    fn gateway(&self) -> Result<Ipv4Addr> {
+        Ok(self.ready["gateway"].as_str().context("no gateway")?.parse()?)
+    }
+
+    /// Sends datagrams to `to` from `host` until one arrives at the VM, which answers for its address.
+    fn is_reached(&self, host: &Host, to: SocketAddrV4, address: Ipv4Addr) -> Result<()> {
+        let sender = host.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        let deadline = Deadline::default();
+        while !deadline.left().is_zero() {
+            // Before the forward is there, the port is bound to nobody who reads.
+            let _ = sender.send_to(b"to the VM", to);
+            let soon = Deadline::after(std::time::Duration::from_millis(50));
+            while let Some(frame) = self.port.recv(soon)? {
+                if carries(&frame, b"to the VM") {
+                    return Ok(());
+                }
+                if frame.get(12..14) == Some(&[8, 6]) {
+                    let gateway = Mac(*frame[6..].first_chunk().context("cut short")?);
+                    self.port.send(&Arp::reply(self.mac, address, gateway, self.gateway()?).frame())?;
+                }
+            }
+        }
+        bail!("nothing that was sent to {to} arrived: {}", self.softnet.log())
+    }
+}
+
+fn start(theirs: OwnedFd, mac: Mac, arguments: &[&str]) -> Result<Softnet> {
+    Softnet::start(Path::new(SOFTNET), theirs, &mac.to_string(), arguments)
+}
+
+/// Runs the program to its end: exit code, standard output, standard error.
+fn softnet(arguments: &[&str]) -> Result<(i32, String, String)> {
+    let output = Command::new(SOFTNET).args(arguments).stdin(Stdio::null()).output()?;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok((output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr)))
+}
+
+fn refusal(mac: Mac, arguments: &[&str]) -> Result<String> {
+    let (_port, theirs) = VmPort::pair()?;
+    let mut softnet = start(theirs, mac, arguments)?;
+    let status = softnet.wait()?;
+    ensure!(status.code() == Some(2), "{status}: {}", softnet.log());
+    let mut log = String::new();
+    ensure!(
+        until(|| {
+            log = softnet.log();
+            log.ends_with('\n')
+        }),
+        "no word: {log}"
+    );
+    ensure!(log.lines().count() == 1, "more than one line: {log}");
+    Ok(log)
+}
+
+fn table() -> String {
+    run("nft", &["list", "table", "ip", "softnet-softnet0"]).unwrap_or_default()
+}
+
+/// The processes that `parent` started.
+fn children(parent: Pid) -> Result<Vec<Pid>> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    std::fs::read_to_string(path)?
+        .split_ascii_whitespace()
+        .map(|pid| Ok(Pid::from_raw(pid.parse()?)))
+        .collect()
+}
+
+/// The monitor's one lasting child. An nft that it has just run may still be about.
+fn worker_of(monitor: Pid) -> Result<Pid> {
+    let mut found = Vec::new();
+    ensure!(
+        until(|| {
+            found = children(monitor).unwrap_or_default();
+            found.len() == 1
+        }),
+        "not one worker: {found:?}"
+    );
+    Ok(found[0])
+}
+
+fn is_gone(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// What a running Softnet has on the host, beside the network itself.
+fn traces() -> Result<String> {
+    let links = run("ip", &["-oneline", "link"])?;
+    let taps = links.lines().filter(|link| link.contains("snt")).collect::<String>();
+    let files = run("find", &["/run/softnet/softnet0/ports", "/run/softnet/softnet0/leases", "-type", "f"])?;
+    let forwards = table().lines().filter(|line| line.contains("elements")).collect::<String>();
+    Ok(format!("{taps}{files}{forwards}"))
+}
+
+fn an_exposed_port_leads_to_the_vm() -> Result<()> {
+    let world = World::build()?;
+    let mut vm = Vm::start(FIRST, &["--expose=5000:53/udp,127.0.0.1:5001:53/udp"])?;
+    ensure!(vm.ready["mode"] == "network" && vm.ready["subnet"] == "192.168.64.0/24", "{}", vm.ready);
+    ensure!(UdpSocket::bind("0.0.0.0:5000").is_err(), "the port is not kept from others");
+    let address = vm.lease()?;
+    for (host, to) in [
+        (&world.lan, SocketAddrV4::new(HOST_ON_LAN, 5000)),
+        (&world.main, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5000)),
+        (&world.main, SocketAddrV4::new(HOST_ON_LAN, 5000)),
+        (&world.main, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5001)),
+    ] {
+        vm.is_reached(host, to, address)
+            .with_context(|| format!("{to} {:?} {:?}", host, vm.softnet.counters()))?;
+    }
+    // The monitor holds nothing of the VM's: no TAP, no socket.
+    let monitor = vm.softnet.pid();
+    let held = run("ls", &["-l", &format!("/proc/{monitor}/fd")])?;
+    ensure!(!held.contains("/dev/net/tun"), "{held}");
+    let status = vm.softnet.stop()?;
+    ensure!(status.success(), "{status}: {}", vm.softnet.log());
+    ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
+    ensure!(vm.port.is_closed());
+    UdpSocket::bind("0.0.0.0:5000").context("the port is free again")?;
+    Ok(())
+}
+
+fn no_kind_of_death_leaves_anything() -> Result<()> {
+    let _world = World::build()?;
+    type Deed = fn(&mut Vm, Pid, Pid) -> Result<()>;
+    let deaths: &[(&str, bool, Deed)] = &[
+        ("SIGTERM", true, |vm, _, _| vm.softnet.signal(Signal::SIGTERM)),
+        ("SIGINT to both, as from a terminal", true, |_, monitor, worker| {
+            kill(worker, Signal::SIGINT)?;
+            Ok(kill(monitor, Signal::SIGINT)?)
+        }),
+        ("the VM's end", true, |vm, _, _| {
+            vm.port = VmPort::pair()?.0;
+            Ok(())
+        }),
+        ("the worker killed", true, |_, _, worker| Ok(kill(worker, Signal::SIGKILL)?)),
+        ("the worker crashed", true, |_, _, worker| Ok(kill(worker, Signal::SIGABRT)?)),
+        ("the monitor killed", false, |_, monitor, _| Ok(kill(monitor, Signal::SIGKILL)?)),
+        ("both killed", false, |_, monitor, worker| {
+            kill(monitor, Signal::SIGSTOP)?;
+            kill(worker, Signal::SIGKILL)?;
+            Ok(kill(monitor, Signal::SIGKILL)?)
+        }),
+    ];
+    for (death, at_once, deed) in deaths {
+        let mut vm = Vm::start(FIRST, &["--expose=5000:80"]).context(*death)?;
+        let address = vm.lease().context(*death)?;
+        ensure!(until(|| table().contains(&format!("{address} . 80"))), "{death}: no forward\n{}", table());
+        let monitor = vm.softnet.pid();
+        let worker = worker_of(monitor).context(*death)?;
+        deed(&mut vm, monitor, worker).context(*death)?;
+        vm.softnet.wait().context(*death)?;
+        ensure!(until(|| is_gone(worker) && is_gone(monitor)), "{death}: a process stayed");
+        if !at_once {
+            let second = Vm::start(SECOND, &[]).context(*death)?;
+            ensure!(!table().contains("elements"), "{death}: {}", table());
+            drop(second.port);
+            let mut softnet = second.softnet;
+            softnet.wait()?;
+        }
+        ensure!(traces()?.is_empty(), "{death}: left behind: {}", traces()?);
+        TcpListener::bind("0.0.0.0:5000").with_context(|| format!("{death}: the port is not free"))?;
+    }
+    Ok(())
+}
+
+fn a_taken_port_is_refused() -> Result<()> {
+    let taken = TcpListener::bind("0.0.0.0:0")?;
+    let port = taken.local_addr()?.port();
+    let log = refusal(FIRST, &[&format!("--expose={port}:80")])?;
+    ensure!(log.contains("--expose") && log.contains("is taken by another program"), "{log}");
+    let log = refusal(FIRST, &["--expose=192.0.2.1:8080:80"])?;
+    ensure!(log.contains("192.0.2.1 is no address of this host"), "{log}");
+    ensure!(Host::main()?.ip("-oneline link")?.lines().count() == 1, "something was touched");
+    ensure!(!Path::new("/run/softnet").exists());
+    Ok(())
+}
+
+fn a_lease_that_ends() -> Result<()> {
+    let vm = Vm::start(FIRST, &["--expose=5000:80"])?;
+    let address = vm.lease()?;
+    ensure!(until(|| table().contains(&format!("{address} . 80"))), "{}", table());
+    let second = Vm::start(SECOND, &["--expose=5001:80"])?;
+    ensure!(second.lease()? != address);
+    let release = Dhcp { ciaddr: address, ..Dhcp::client(kind::RELEASE, 8, FIRST) }
+        .with(option::SERVER, &vm.gateway()?.octets());
+    let gateway = Mac(*hex(&run("ip", &["-oneline", "link", "show", "softnet0"])?)
+        .context("no MAC")?
+        .first_chunk()
+        .context("short")?);
+    vm.port.send(&release.packet(address, vm.gateway()?).frame(gateway, FIRST))?;
+    ensure!(until(|| !table().contains(&format!("{address} . 80"))), "{}", table());
+    ensure!(until(|| table().contains(". 5001 :")), "the other VM's forward went too: {}", table());
+    Ok(())
+}
+
+/// The MAC address in a line of `ip link`.
+fn hex(line: &str) -> Option<Vec<u8>> {
+    let text = line.split("link/ether ").nth(1)?.split(' ').next()?;
+    text.split(':').map(|octet| u8::from_str_radix(octet, 16).ok()).collect()
+}
+
+fn status_and_down() -> Result<()> {
+    ensure!(softnet(&["network", "status"])? == (0, "there is no network softnet0\n".into(), String::new()));
+    let mut vm = Vm::start(FIRST, &["--expose=5000:80"])?;
+    let address = vm.lease()?.to_string();
+    let shown = || softnet(&["network", "status"]).map(|(_, shown, _)| shown).unwrap_or_default();
+    ensure!(until(|| shown().contains(&format!("0.0.0.0:5000 -> {address}:80 tcp"))), "{}", shown());
+    ensure!(shown().contains(&format!("{FIRST} {address} on snt0")), "{}", shown());
+    let (code, _, refused) = softnet(&["network", "down"])?;
+    ensure!(code == 1 && refused.contains("has 1 running VM(s); stop them first"), "{code} {refused}");
+    vm.softnet.stop()?;
+    let (code, said, _) = softnet(&["network", "down"])?;
+    ensure!(code == 0 && said.contains("network softnet0 is gone"), "{code} {said}");
+    ensure!(said.contains("IPv4 forwarding is off again"), "{said}");
+    ensure!(softnet(&["network", "down"])?.1 == "there is no network softnet0\n");
+    Ok(())
+}
+
+fn a_new_tap_joins_a_bridge_and_goes() -> Result<()> {
+    let main = Host::main()?;
+    main.bridge("br0", "10.5.0.1/24")?;
+    let before = hex(&main.ip("-oneline link show br0")?);
+    let mut vm = Vm::start(FIRST, &["--bridge=br0"])?;
+    ensure!(vm.ready["mode"] == "bridge" && vm.ready["gateway"] == "10.5.0.1", "{}", vm.ready);
+    let tap = vm.ready["interface"].as_str().context("no interface")?.to_owned();
+    ensure!(main.ip(&format!("-d link show {tap}"))?.contains("isolated on"));
+    let mut open = Vm::start(SECOND, &["--bridge=br0", "--allow=0.0.0.0/0"])?;
+    let second = open.ready["interface"].as_str().context("no interface")?.to_owned();
+    ensure!(main.ip(&format!("-d link show {second}"))?.contains("isolated off"));
+    ensure!(hex(&main.ip("-oneline link show br0")?) == before, "the bridge's MAC is another");
+    ensure!(children(vm.softnet.pid())?.is_empty(), "no privileged parent is needed here");
+    ensure!(vm.softnet.stop()?.success() && open.softnet.stop()?.success());
+    ensure!(!main.ip("-oneline link")?.contains("snt"), "a TAP stayed");
+    ensure!(main.ip("addr show br0")?.contains("10.5.0.1/24"));
+    Ok(())
+}
+
+fn what_cannot_serve_is_refused() -> Result<()> {
+    let main = Host::main()?;
+    main.ip("link add br0 type bridge")?;
+    for (flag, reason) in [
+        ("--bridge=none", "there is no interface none"),
+        ("--bridge=lo", "lo is no bridge"),
+        ("--bridge=br0", "br0 has no IPv4 address"),
+        ("--network=br0", "interface br0 exists and is no network of Softnet's"),
+        ("--tap=lo", "lo is no TAP"),
+    ] {
+        let log = refusal(FIRST, &[flag])?;
+        ensure!(log.contains(reason), "{flag}: {log}");
+    }
+    ensure!(!main.ip("-oneline link")?.contains("snt"));
+    Ok(())
+}
