@@ -2,123 +2,122 @@
 
 use core::net::Ipv4Addr;
 
+use crate::dhcp::Dhcp;
 use crate::frame::Frame;
-use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::port::Identity;
 use crate::table::{Class, Table};
+use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
 const REQUEST: u16 = 1;
 const REPLY: u16 = 2;
 
+/// Bytes of ARP for IPv4 over Ethernet.
+pub(crate) const LEN: usize = 28;
+
 /// ARP for IPv4 over Ethernet, of full length.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Arp {
-    operation: u16,
-    sender_mac: MacAddr,
-    sender: Ipv4Addr,
-    target: Ipv4Addr,
+pub(crate) struct Arp<'a> {
+    packet: &'a [u8; LEN],
 }
 
-impl Arp {
-    /// Bytes of ARP for IPv4 over Ethernet.
-    pub(crate) const LEN: usize = 28;
-
+impl<'a> Arp<'a> {
     /// `None` if the packet is truncated, or for other hardware, another protocol or other address lengths (A1).
     #[inline(always)]
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let packet = bytes.first_chunk::<{ Self::LEN }>()?;
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         // Hardware type 1, protocol type 0x0800, address lengths 6 and 4.
-        let [
-            0,
-            1,
-            8,
-            0,
-            6,
-            4,
-            op0,
-            op1,
-            m0,
-            m1,
-            m2,
-            m3,
-            m4,
-            m5,
-            s0,
-            s1,
-            s2,
-            s3,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            t0,
-            t1,
-            t2,
-            t3,
-        ] = *packet
-        else {
-            return None;
-        };
-        Some(Self {
-            operation: u16::from_be_bytes([op0, op1]),
-            sender_mac: MacAddr([m0, m1, m2, m3, m4, m5]),
-            sender: Ipv4Addr::new(s0, s1, s2, s3),
-            target: Ipv4Addr::new(t0, t1, t2, t3),
-        })
+        const FIXED: u64 = u64::from_be_bytes([0, 1, 8, 0, 6, 4, 0, 0]);
+        let packet = bytes.first_chunk::<LEN>()?;
+        let [a, b, c, d, e, f, ..] = *packet;
+        (u64::from_be_bytes([a, b, c, d, e, f, 0, 0]) == FIXED).then_some(Self { packet })
     }
 
-    /// Judges ARP of the VM. `lease` is valid now; `offered` is the address that the server has just offered.
+    #[inline(always)]
+    fn operation(&self) -> u16 {
+        u16::from_be_bytes([self.packet[6], self.packet[7]])
+    }
+
+    #[inline(always)]
+    fn sender_mac(&self) -> MacAddr {
+        let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.packet;
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    #[inline(always)]
+    fn sender(&self) -> Ipv4Addr {
+        Ipv4Addr::new(self.packet[14], self.packet[15], self.packet[16], self.packet[17])
+    }
+
+    #[inline(always)]
+    fn target(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = *self.packet;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// Judges ARP of the VM, whose lease in `dhcp` is valid now.
     #[inline(always)]
     pub(crate) fn judge_from_vm(
-        &self,
-        frame: &Frame<'_>,
+        self,
+        frame: Frame<'_>,
         identity: &Identity,
         table: &Table,
-        lease: Option<&Lease>,
-        offered: Option<Ipv4Addr>,
+        dhcp: &Dhcp,
+        now: Timestamp,
     ) -> Result<(), DropReason> {
         // A1
-        if self.operation != REQUEST && self.operation != REPLY {
+        if self.operation() != REQUEST && self.operation() != REPLY {
             return Err(DropReason::ArpMalformed);
         }
         // L5: ARP goes to one station or to all, never to the groups of bridges and switches.
-        if !identity.may_be_peer(frame.destination) && !frame.destination.is_broadcast() {
-            return Err(if frame.destination.is_group() {
+        if !frame.destination().is_broadcast() && !identity.may_be_peer(frame.destination()) {
+            return Err(if frame.destination().is_group() {
                 DropReason::GroupMac
             } else {
                 DropReason::DestinationMac
             });
         }
         // A2
-        if self.sender_mac != identity.vm_mac {
+        if self.sender_mac() != identity.vm_mac {
             return Err(DropReason::ArpSenderMac);
         }
-        // A3, A4: whether somebody else has the address that the VM is about to use (RFC 5227, section 2.1.1).
-        let own = lease.map(|lease| lease.address);
-        if self.operation == REQUEST && self.sender.is_unspecified() {
-            let may_probe = Some(self.target) == own || Some(self.target) == offered;
-            return match own {
-                _ if may_probe => Ok(()),
-                Some(_) => Err(DropReason::ArpTarget),
-                None => Err(DropReason::ArpNoLease),
-            };
+        // A3, A5: what a VM asks all the time.
+        match dhcp.lease() {
+            Some(lease) if self.sender() == lease.address && self.target() == identity.gateway => Ok(()),
+            _ => self.judge_closely(identity, table, dhcp, now),
         }
-        let Some(lease) = lease else {
+    }
+
+    /// All but the VM's asking for the gateway.
+    fn judge_closely(
+        self,
+        identity: &Identity,
+        table: &Table,
+        dhcp: &Dhcp,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
+        let target = self.target();
+        let is_request = self.operation() == REQUEST;
+        // A3, A4: whether somebody else has the address that the VM is about to use (RFC 5227, section 2.1.1).
+        let is_probe = is_request && self.sender().is_unspecified();
+        if is_probe && Some(target) == dhcp.offered(now) {
+            return Ok(());
+        }
+        let Some(lease) = dhcp.lease() else {
             return Err(DropReason::ArpNoLease);
         };
-        if self.sender != lease.address {
+        if is_probe {
+            return if target == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) };
+        }
+        if self.sender() != lease.address {
             return Err(DropReason::ArpSenderAddress);
         }
         // A5. A reply tells nothing but the truth about the VM's own address, whoever asked.
-        if self.operation == REPLY
-            || self.target == identity.gateway
-            || self.target == lease.address
-            || lease.resolvers.contains(self.target)
-            || (identity.is_on_link(self.target) && table.classify(self.target) == Class::Allowed)
+        if !is_request
+            || target == identity.gateway
+            || target == lease.address
+            || lease.resolvers.contains(target)
+            || (identity.is_on_link(target) && table.classify(target) == Class::Allowed)
         {
             Ok(())
         } else {
@@ -127,9 +126,10 @@ impl Arp {
     }
 
     /// Judges ARP on its way to the VM: nobody but the gateway claims the gateway's address (I3).
-    pub(crate) fn judge_from_host(&self, frame: &Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
-        let from_gateway = self.sender_mac == identity.gateway_mac && frame.source == identity.gateway_mac;
-        if self.sender == identity.gateway && !from_gateway {
+    pub(crate) fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
+        let from_gateway =
+            self.sender_mac() == identity.gateway_mac && frame.source() == identity.gateway_mac;
+        if self.sender() == identity.gateway && !from_gateway {
             return Err(DropReason::ArpGateway);
         }
         Ok(())

@@ -3,8 +3,7 @@
 use core::net::Ipv4Addr;
 
 use crate::frame::Frame;
-use crate::icmp;
-use crate::ipv4::{self, Packet, Transport, Udp};
+use crate::ipv4::{self, Packet};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::port::Identity;
@@ -13,53 +12,28 @@ use crate::verdict::DropReason;
 
 const DNS_PORT: u16 = 53;
 
-/// Judges the destination of a packet that comes from the VM's own address and is not DHCP.
-#[inline(always)]
+/// Judges the destination of a packet that comes from the VM's own address and is not DHCP. `destination_port` is that
+/// of TCP or UDP; a later fragment has none.
 pub(crate) fn judge(
     table: &Table,
     identity: &Identity,
     lease: &Lease,
-    frame: &Frame<'_>,
-    packet: &Packet<'_>,
-    transport: Transport<'_>,
+    frame: Frame<'_>,
+    packet: Packet<'_>,
+    destination_port: Option<u16>,
 ) -> Result<(), DropReason> {
-    // D6: whoever it goes to.
-    if let Transport::Icmp(message) = transport {
-        icmp::judge(message, lease.address)?;
-    }
-    match table.classify(packet.destination) {
-        // D3, D4. The way into the world is the gateway.
-        Class::World if frame.destination == identity.gateway_mac && !packet.is_fragment() => Ok(()),
-        class => judge_closely(class, identity, lease, frame, packet, transport),
-    }
-}
-
-/// All but a whole packet for the world.
-fn judge_closely(
-    class: Class,
-    identity: &Identity,
-    lease: &Lease,
-    frame: &Frame<'_>,
-    packet: &Packet<'_>,
-    transport: Transport<'_>,
-) -> Result<(), DropReason> {
-    let destination = packet.destination;
+    let destination = packet.destination();
     let is_resolver = lease.resolvers.contains(destination);
-    let is_dns = match transport {
-        Transport::Tcp { destination_port } | Transport::Udp(Udp { destination_port, .. }) => {
-            destination_port == DNS_PORT
-        }
-        Transport::Icmp(_) | Transport::Opaque => false,
-    };
+    let is_dns = destination_port == Some(DNS_PORT);
 
     // D1: the own address is wherever the lease says.
     if destination == lease.address {
         return Err(DropReason::NeverDestination);
     }
-    let closed = match class {
+    let closed = match table.classify(destination) {
         Class::World | Class::Allowed => None,
         // D4
-        Class::Gateway if matches!(packet.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => None,
+        Class::Gateway if matches!(packet.protocol(), ipv4::ICMP | ipv4::TCP | ipv4::UDP) => None,
         Class::Gateway => Some(DropReason::GatewayProtocol),
         // D2: a block wins over D5, since D5 is for what no rule matches.
         Class::Blocked => return Err(DropReason::Blocked),
@@ -85,17 +59,18 @@ fn judge_closely(
 
     // L5
     if destination.is_multicast() {
-        return if frame.destination == multicast_mac(destination) {
+        return if frame.destination() == multicast_mac(destination) {
             Ok(())
         } else {
             Err(DropReason::MulticastMac)
         };
     }
     let is_neighbour = is_on_link && destination != identity.gateway;
-    if frame.destination == identity.gateway_mac || (is_neighbour && identity.may_be_peer(frame.destination))
+    if frame.destination() == identity.gateway_mac
+        || (is_neighbour && identity.may_be_peer(frame.destination()))
     {
         Ok(())
-    } else if frame.destination.is_group() {
+    } else if frame.destination().is_group() {
         Err(DropReason::GroupMac)
     } else {
         Err(DropReason::DestinationMac)
@@ -115,7 +90,7 @@ mod tests {
     use crate::{NetType, Port, PortConfig, Verdict};
 
     /// A port with these flags, whose neighbours' network is allowed if a test says so.
-    fn judge(port: &mut Port, frame: &IpFrame) -> Verdict {
+    fn sent(port: &mut Port, frame: &IpFrame) -> Verdict {
         port.from_vm(&frame.frame(), NOW)
     }
 
@@ -141,14 +116,14 @@ mod tests {
                 (MacAddr([0x01, 0x00, 0x5e, 9, 9, 9]), drop_for(DropReason::GroupMac)),
                 (MacAddr([0x33, 0x33, 0, 0, 0, 1]), drop_for(DropReason::GroupMac)),
             ] {
-                assert_eq!(judge(&mut port, &frame.clone().in_frame_to(mac)), expected, "{to} in {mac}");
+                assert_eq!(sent(&mut port, &frame.clone().in_frame_to(mac)), expected, "{to} in {mac}");
             }
         }
         // That the gateway is allowed by name makes no other station the gateway.
         let mut port = bound_with(&["@host", "9.9.9.9"], &[]);
         for to in [WORLD_IP, GATEWAY_IP] {
             let frame = IpFrame::udp(to, 80).in_frame_to(STRANGER);
-            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::DestinationMac));
+            assert_eq!(sent(&mut port, &frame), drop_for(DropReason::DestinationMac));
         }
     }
 
@@ -165,7 +140,7 @@ mod tests {
             (MacAddr::BROADCAST, drop_for(DropReason::GroupMac)),
             (MacAddr([0x01, 0x00, 0x5e, 40, 64, 77]), drop_for(DropReason::GroupMac)),
         ] {
-            assert_eq!(judge(&mut port, &frame.clone().in_frame_to(mac)), expected, "{mac}");
+            assert_eq!(sent(&mut port, &frame.clone().in_frame_to(mac)), expected, "{mac}");
         }
     }
 
@@ -176,7 +151,7 @@ mod tests {
         let mut port = bound_with(&["224.0.0.0/4"], &[]);
         let frame = IpFrame::udp(group, 5353);
         let own = MacAddr([0x01, 0x00, 0x5e, 1, 2, 3]);
-        assert_eq!(judge(&mut port, &frame.clone().in_frame_to(own)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &frame.clone().in_frame_to(own)), Verdict::Forward);
         let others = [
             MacAddr([0x01, 0x00, 0x5e, 129, 2, 3]),
             MacAddr([0x01, 0x00, 0x5e, 1, 2, 4]),
@@ -185,7 +160,7 @@ mod tests {
         ];
         for mac in others {
             assert_eq!(
-                judge(&mut port, &frame.clone().in_frame_to(mac)),
+                sent(&mut port, &frame.clone().in_frame_to(mac)),
                 drop_for(DropReason::MulticastMac),
                 "{mac}"
             );
@@ -207,14 +182,14 @@ mod tests {
         ];
         for to in never.map(|to| to.parse().unwrap()).into_iter().chain([OWN_IP]) {
             for mac in [GATEWAY, STRANGER, VM, MacAddr::BROADCAST] {
-                let verdict = judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(mac));
+                let verdict = sent(&mut port, &IpFrame::udp(to, 80).in_frame_to(mac));
                 assert_eq!(verdict, drop_for(DropReason::NeverDestination), "{to} in {mac}");
             }
         }
         // The own address is the one that is leased now.
-        assert_eq!(judge(&mut port, &IpFrame::udp(OTHER_IP, 80)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &IpFrame::udp(OTHER_IP, 80)), Verdict::Forward);
         // So it is with no flags at all.
-        let verdict = judge(&mut bound(), &IpFrame::udp(OWN_IP, 80));
+        let verdict = sent(&mut bound(), &IpFrame::udp(OWN_IP, 80));
         assert_eq!(verdict, drop_for(DropReason::NeverDestination));
     }
 
@@ -235,12 +210,12 @@ mod tests {
                     IpFrame::icmp(to, 8),
                     IpFrame::new(to, 47, []),
                 ] {
-                    assert_eq!(judge(&mut port, &frame), expected, "{to}");
+                    assert_eq!(sent(&mut port, &frame), expected, "{to}");
                 }
             }
         }
         let mut port = bound_with(&[], &["@host"]);
-        assert_eq!(judge(&mut port, &IpFrame::icmp(GATEWAY_IP, 8)), drop_for(DropReason::Blocked));
+        assert_eq!(sent(&mut port, &IpFrame::icmp(GATEWAY_IP, 8)), drop_for(DropReason::Blocked));
     }
 
     /// D3: the world is open, all else is not, by the names that users see.
@@ -254,8 +229,8 @@ mod tests {
             (Ipv4Addr::new(224, 0, 0, 251), drop_for(DropReason::Multicast)),
             (NEIGHBOUR_IP, drop_for(DropReason::Neighbour)),
         ] {
-            assert_eq!(judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))), expected, "{to}");
-            assert_eq!(judge(&mut port, &IpFrame::icmp(to, 8).in_frame_to(right_mac(to))), expected, "{to}");
+            assert_eq!(sent(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))), expected, "{to}");
+            assert_eq!(sent(&mut port, &IpFrame::icmp(to, 8).in_frame_to(right_mac(to))), expected, "{to}");
         }
     }
 
@@ -265,9 +240,9 @@ mod tests {
         let mut port = bound();
         for protocol in (0..=255).filter(|protocol| ![1, 6, 17].contains(protocol)) {
             let frame = IpFrame::new(GATEWAY_IP, protocol, [0; 64]);
-            assert_eq!(judge(&mut port, &frame), drop_for(DropReason::GatewayProtocol), "{protocol}");
+            assert_eq!(sent(&mut port, &frame), drop_for(DropReason::GatewayProtocol), "{protocol}");
             assert_eq!(
-                judge(&mut port, &IpFrame::new(WORLD_IP, protocol, [0; 64])),
+                sent(&mut port, &IpFrame::new(WORLD_IP, protocol, [0; 64])),
                 Verdict::Forward,
                 "{protocol}"
             );
@@ -275,10 +250,10 @@ mod tests {
         for frame in
             [IpFrame::udp(GATEWAY_IP, 123), IpFrame::tcp(GATEWAY_IP, 22), IpFrame::icmp(GATEWAY_IP, 8)]
         {
-            assert_eq!(judge(&mut port, &frame), Verdict::Forward);
+            assert_eq!(sent(&mut port, &frame), Verdict::Forward);
         }
         let mut port = bound_with(&["@host"], &[]);
-        assert_eq!(judge(&mut port, &IpFrame::new(GATEWAY_IP, 47, [0; 64])), Verdict::Forward);
+        assert_eq!(sent(&mut port, &IpFrame::new(GATEWAY_IP, 47, [0; 64])), Verdict::Forward);
     }
 
     /// D5: a resolver is open at port 53 of UDP and TCP, and nowhere else.
@@ -298,7 +273,7 @@ mod tests {
             (IpFrame::udp(Ipv4Addr::new(10, 0, 0, 54), 53), drop_for(DropReason::NotGlobal)),
             (IpFrame::udp(RESOLVER_IP, 53).in_frame_to(STRANGER), drop_for(DropReason::DestinationMac)),
         ] {
-            assert_eq!(judge(&mut port, &frame), expected);
+            assert_eq!(sent(&mut port, &frame), expected);
         }
     }
 
@@ -308,13 +283,13 @@ mod tests {
         for block in ["10.0.0.53", "10.0.0.0/8", "0.0.0.0/0"] {
             let mut port = bound_with(&[], &[block]);
             assert_eq!(
-                judge(&mut port, &IpFrame::udp(RESOLVER_IP, 53)),
+                sent(&mut port, &IpFrame::udp(RESOLVER_IP, 53)),
                 drop_for(DropReason::Blocked),
                 "{block}"
             );
         }
         let mut port = bound_with(&["10.0.0.0/8"], &[]);
-        assert_eq!(judge(&mut port, &IpFrame::udp(RESOLVER_IP, 80)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &IpFrame::udp(RESOLVER_IP, 80)), Verdict::Forward);
     }
 
     /// D5: a resolver on the own network is reached at its own MAC address, for DNS.
@@ -324,11 +299,11 @@ mod tests {
         let _ = port.from_vm(&DhcpFrame::request().frame(), NOW);
         let _ = port.from_host(&DhcpFrame::ack().address_option(6, NEIGHBOUR_IP).frame(), NOW);
         let dns = IpFrame::udp(NEIGHBOUR_IP, 53);
-        assert_eq!(judge(&mut port, &dns.clone().in_frame_to(STRANGER)), Verdict::Forward);
-        assert_eq!(judge(&mut port, &dns), Verdict::Forward);
-        assert_eq!(judge(&mut port, &dns.in_frame_to(MacAddr::BROADCAST)), drop_for(DropReason::GroupMac));
+        assert_eq!(sent(&mut port, &dns.clone().in_frame_to(STRANGER)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &dns), Verdict::Forward);
+        assert_eq!(sent(&mut port, &dns.in_frame_to(MacAddr::BROADCAST)), drop_for(DropReason::GroupMac));
         assert_eq!(
-            judge(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)),
+            sent(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)),
             drop_for(DropReason::ResolverPort)
         );
     }
@@ -348,11 +323,11 @@ mod tests {
         assert_eq!(resolvers, [1, 2, 3, 4, 5, 6].map(|n| Ipv4Addr::new(10, 0, 0, n)));
         let mdns = Ipv4Addr::new(224, 0, 0, 251);
         assert_eq!(
-            judge(&mut port, &IpFrame::udp(mdns, 53).in_frame_to(multicast_mac(mdns))),
+            sent(&mut port, &IpFrame::udp(mdns, 53).in_frame_to(multicast_mac(mdns))),
             drop_for(DropReason::Multicast)
         );
         assert_eq!(
-            judge(&mut port, &IpFrame::udp(Ipv4Addr::LOCALHOST, 53)),
+            sent(&mut port, &IpFrame::udp(Ipv4Addr::LOCALHOST, 53)),
             drop_for(DropReason::NeverDestination)
         );
     }
@@ -365,12 +340,12 @@ mod tests {
         {
             let to: Ipv4Addr = to.parse().unwrap();
             assert_eq!(
-                judge(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))),
+                sent(&mut port, &IpFrame::udp(to, 80).in_frame_to(right_mac(to))),
                 Verdict::Forward,
                 "{to}"
             );
         }
-        assert_eq!(judge(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &IpFrame::udp(NEIGHBOUR_IP, 80).in_frame_to(STRANGER)), Verdict::Forward);
         for (frame, reason) in [
             (IpFrame::udp(Ipv4Addr::LOCALHOST, 80), DropReason::NeverDestination),
             (IpFrame { from_mac: STRANGER, ..IpFrame::udp(WORLD_IP, 80) }, DropReason::SourceMac),
@@ -379,7 +354,7 @@ mod tests {
             (IpFrame::icmp(NEIGHBOUR_IP, 5).in_frame_to(STRANGER), DropReason::IcmpType),
             (IpFrame::udp(NEIGHBOUR_IP, 80).fragment(1), DropReason::FragmentRestricted),
         ] {
-            assert_eq!(judge(&mut port, &frame), drop_for(reason));
+            assert_eq!(sent(&mut port, &frame), drop_for(reason));
         }
     }
 
@@ -396,9 +371,9 @@ mod tests {
             (OTHER_IP, drop_for(DropReason::Neighbour)),
             (Ipv4Addr::new(10, 0, 0, 1), drop_for(DropReason::NotGlobal)),
         ] {
-            assert_eq!(judge(&mut port, &IpFrame::tcp(to, 80)), expected, "{to}");
+            assert_eq!(sent(&mut port, &IpFrame::tcp(to, 80)), expected, "{to}");
         }
-        assert_eq!(judge(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
+        assert_eq!(sent(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
     }
 
     /// S4: no fragment, first or later, goes where only some ports or protocols are open, or to a neighbour.
@@ -410,7 +385,7 @@ mod tests {
                 for (fragment, payload) in [(0x2000, udp(1000, 53, &[0; 64])[..32].to_vec()), (4, vec![0; 8])]
                 {
                     let frame = IpFrame::new(to, 17, payload).fragment(fragment).in_frame_to(mac);
-                    let expected = match judge(&mut port, &frame) {
+                    let expected = match sent(&mut port, &frame) {
                         // Without the flag a neighbour is closed altogether.
                         verdict if to == NEIGHBOUR_IP && allow.is_empty() => {
                             assert!(!verdict.is_forward());
@@ -422,11 +397,11 @@ mod tests {
                 }
             }
             let frame = IpFrame::new(WORLD_IP, 17, [0; 8]).fragment(4);
-            assert_eq!(judge(&mut port, &frame), Verdict::Forward);
-            assert_eq!(judge(&mut port, &frame.in_frame_to(STRANGER)), drop_for(DropReason::DestinationMac));
+            assert_eq!(sent(&mut port, &frame), Verdict::Forward);
+            assert_eq!(sent(&mut port, &frame.in_frame_to(STRANGER)), drop_for(DropReason::DestinationMac));
         }
         // What is allowed beyond the network is not restricted.
         let frame = IpFrame::new(Ipv4Addr::new(10, 9, 9, 9), 17, [0; 8]).fragment(4);
-        assert_eq!(judge(&mut bound_with(&["10.0.0.0/8"], &[]), &frame), Verdict::Forward);
+        assert_eq!(sent(&mut bound_with(&["10.0.0.0/8"], &[]), &frame), Verdict::Forward);
     }
 }

@@ -14,18 +14,18 @@ pub(crate) enum EtherType {
     Ipv4,
     Arp,
     Ipv6,
-    /// A VLAN tag of any kind: 802.1Q, 802.1ad, and the value of stacked tags from before that standard.
+    /// A VLAN tag of any kind: 802.1Q, 802.1ad, and the values of stacked tags from before that standard.
     Vlan,
     /// All else, a length (LLC) included.
     Other,
 }
 
 /// An Ethernet frame. Its header is whole; its payload is only bytes.
+///
+/// The fields stay where they are until they are asked for: most frames pass after a look at each of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    pub(crate) destination: MacAddr,
-    pub(crate) source: MacAddr,
-    pub(crate) ether_type: EtherType,
+    header: &'a [u8; HEADER_LEN],
     pub(crate) payload: &'a [u8],
 }
 
@@ -33,20 +33,54 @@ impl<'a> Frame<'a> {
     /// `None` for a runt.
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (header, payload) = bytes.split_first_chunk::<HEADER_LEN>()?;
-        let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *header;
-        Some(Self {
-            destination: MacAddr([d0, d1, d2, d3, d4, d5]),
-            source: MacAddr([s0, s1, s2, s3, s4, s5]),
-            ether_type: match u16::from_be_bytes([t0, t1]) {
-                0x0800 => EtherType::Ipv4,
-                0x0806 => EtherType::Arp,
-                0x86dd => EtherType::Ipv6,
-                0x8100 | 0x88a8 | 0x9100 | 0x9200 | 0x9300 => EtherType::Vlan,
-                _ => EtherType::Other,
-            },
-            payload,
-        })
+        let (header, payload) = bytes.split_first_chunk()?;
+        Some(Self { header, payload })
+    }
+
+    #[inline(always)]
+    pub(crate) fn destination(&self) -> MacAddr {
+        let [a, b, c, d, e, f, ..] = *self.header;
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    #[inline(always)]
+    pub(crate) fn source(&self) -> MacAddr {
+        let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.header;
+        MacAddr([a, b, c, d, e, f])
+    }
+
+    /// Whether the frame is for this one station.
+    #[inline(always)]
+    pub(crate) fn is_for(&self, station: MacWord) -> bool {
+        let [a, b, c, d, e, f, g, h, ..] = *self.header;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]) << 16 == station.0
+    }
+
+    /// Whether the frame is from this one station.
+    #[inline(always)]
+    pub(crate) fn is_from(&self, station: MacWord) -> bool {
+        let [_, _, _, _, _, _, a, b, c, d, e, f, g, h] = *self.header;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h]) << 16 == station.0
+    }
+
+    #[inline(always)]
+    pub(crate) fn ether_type(&self) -> EtherType {
+        let [.., high, low] = *self.header;
+        match u16::from_be_bytes([high, low]) {
+            0x0800 => EtherType::Ipv4,
+            0x0806 => EtherType::Arp,
+            other => Self::other_ether_type(other),
+        }
+    }
+
+    /// Kept out of the way of the two that pass.
+    #[cold]
+    fn other_ether_type(number: u16) -> EtherType {
+        match number {
+            0x86dd => EtherType::Ipv6,
+            0x8100 | 0x88a8 | 0x9100 | 0x9200 | 0x9300 => EtherType::Vlan,
+            _ => EtherType::Other,
+        }
     }
 
     /// Whether there are bytes behind a packet of `packet_len` bytes that padding does not explain (rule L4).
@@ -54,6 +88,18 @@ impl<'a> Frame<'a> {
     pub(crate) fn has_trailer(&self, packet_len: usize) -> bool {
         const PADDED_PAYLOAD: usize = PADDED_LEN - HEADER_LEN;
         self.payload.len() > packet_len && self.payload.len() > PADDED_PAYLOAD
+    }
+}
+
+/// A MAC address made ready for comparing it with those of frames: as one word, since the bytes behind either address
+/// in a header may be loaded with it and shifted out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MacWord(u64);
+
+impl From<MacAddr> for MacWord {
+    fn from(mac: MacAddr) -> Self {
+        let [a, b, c, d, e, f] = mac.octets();
+        Self(u64::from_le_bytes([0, 0, a, b, c, d, e, f]))
     }
 }
 
@@ -67,9 +113,18 @@ mod tests {
     fn parses_the_header() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x08, 0x06, 0xaa];
         let frame = Frame::parse(&bytes).unwrap();
-        assert_eq!(frame.destination, MacAddr([1, 2, 3, 4, 5, 6]));
-        assert_eq!(frame.source, MacAddr([7, 8, 9, 10, 11, 12]));
-        assert_eq!((frame.ether_type, frame.payload), (EtherType::Arp, &[0xaa][..]));
+        assert_eq!(frame.destination(), MacAddr([1, 2, 3, 4, 5, 6]));
+        assert_eq!(frame.source(), MacAddr([7, 8, 9, 10, 11, 12]));
+        assert_eq!((frame.ether_type(), frame.payload), (EtherType::Arp, &[0xaa][..]));
+        for bit in 0..48 {
+            let flipped = |mac: MacAddr| {
+                let mut octets = mac.octets();
+                octets[bit / 8] ^= 1 << (bit % 8);
+                MacWord::from(MacAddr(octets))
+            };
+            assert!(!frame.is_for(flipped(frame.destination())) && !frame.is_from(flipped(frame.source())));
+        }
+        assert!(frame.is_for(frame.destination().into()) && frame.is_from(frame.source().into()));
         assert!(Frame::parse(&bytes[..13]).is_none());
         assert!(Frame::parse(&bytes[..14]).is_some_and(|frame| frame.payload.is_empty()));
     }

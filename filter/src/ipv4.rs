@@ -19,18 +19,13 @@ const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 
 /// An IPv4 packet whose lengths fit into each other.
+///
+/// The fields stay where they are until they are asked for: most packets pass after a look at each of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packet<'a> {
-    pub(crate) source: Ipv4Addr,
-    pub(crate) destination: Ipv4Addr,
-    pub(crate) protocol: u8,
-    pub(crate) part: Part<'a>,
-    /// Bytes of header and payload.
-    pub(crate) len: usize,
     header: &'a [u8; HEADER_LEN],
     options: &'a [u8],
-    /// The flags and the fragment offset as they are in the header.
-    fragment: u16,
+    payload: &'a [u8],
 }
 
 /// How much of a transport header the packet's payload may be expected to hold.
@@ -48,89 +43,122 @@ impl<'a> Packet<'a> {
     /// `None` if this is not version 4 or the lengths do not fit (S2).
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let header = bytes.first_chunk::<HEADER_LEN>()?;
-        let [version_ihl, _, l0, l1, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] =
-            *header;
-        let len = usize::from(u16::from_be_bytes([l0, l1]));
-        let header_len = match version_ihl {
-            0x45 => HEADER_LEN,
-            0x46..=0x4f => usize::from(version_ihl & 0x0f).wrapping_mul(4),
-            _ => return None,
+        let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
+        let [version_ihl, _, l0, l1, ..] = *header;
+        let rest = rest.get(..usize::from(u16::from_be_bytes([l0, l1])).checked_sub(HEADER_LEN)?)?;
+        if version_ihl == 0x45 {
+            return Some(Self { header, options: &[], payload: rest });
+        }
+        let (options, payload) = rest.split_at_checked(Self::options_len(version_ihl)?)?;
+        Some(Self { header, options, payload })
+    }
+
+    /// The same for a packet that may have no options (S3).
+    #[inline(always)]
+    pub(crate) fn parse_plain(bytes: &'a [u8]) -> Result<Self, DropReason> {
+        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
+            return Err(DropReason::Ipv4Malformed);
         };
-        let packet = bytes.get(..len)?;
-        let payload = packet.get(header_len..)?;
-        let fragment = u16::from_be_bytes([f0, f1]);
-        Some(Self {
-            source: Ipv4Addr::new(s0, s1, s2, s3),
-            destination: Ipv4Addr::new(d0, d1, d2, d3),
-            protocol,
-            part: if fragment & (MORE_FRAGMENTS | OFFSET) == 0 {
-                Part::Whole(payload)
-            } else if fragment & OFFSET == 0 {
-                Part::First(payload)
-            } else {
-                Part::Later
-            },
-            len,
-            header,
-            options: packet.get(HEADER_LEN..header_len)?,
-            fragment,
-        })
+        let [version_ihl, _, l0, l1, ..] = *header;
+        let payload_len = usize::from(u16::from_be_bytes([l0, l1])).wrapping_sub(HEADER_LEN);
+        match rest.get(..payload_len) {
+            Some(payload) if version_ihl == 0x45 => Ok(Self { header, options: &[], payload }),
+            _ if Self::parse(bytes).is_some() => Err(DropReason::Ipv4Options),
+            _ => Err(DropReason::Ipv4Malformed),
+        }
+    }
+
+    fn options_len(version_ihl: u8) -> Option<usize> {
+        match version_ihl {
+            0x45..=0x4f => Some(usize::from(version_ihl).saturating_sub(0x45).saturating_mul(4)),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn source(&self) -> Ipv4Addr {
+        let [.., a, b, c, d, _, _, _, _] = *self.header;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    #[inline(always)]
+    pub(crate) fn destination(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = *self.header;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u8 {
+        self.header[9]
+    }
+
+    /// Bytes of header and payload.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        HEADER_LEN.wrapping_add(self.options.len()).wrapping_add(self.payload.len())
+    }
+
+    /// The flags and the fragment offset as they are in the header.
+    #[inline(always)]
+    fn fragment(&self) -> u16 {
+        u16::from_be_bytes([self.header[6], self.header[7]])
     }
 
     /// Whether this is a fragment, first or later.
+    #[inline(always)]
     pub(crate) fn is_fragment(&self) -> bool {
-        !matches!(self.part, Part::Whole(_))
+        self.fragment() & (MORE_FRAGMENTS | OFFSET) != 0
+    }
+
+    /// The payload, as what it may be read.
+    #[inline(always)]
+    pub(crate) fn part(&self) -> Part<'a> {
+        if !self.is_fragment() {
+            Part::Whole(self.payload)
+        } else if self.fragment() & OFFSET == 0 {
+            Part::First(self.payload)
+        } else {
+            Part::Later
+        }
     }
 
     /// Whether the header checksum is right.
     pub(crate) fn is_checksum_valid(&self) -> bool {
-        if self.options.is_empty() {
-            checksum::is_header_valid(self.header)
-        } else {
-            checksum::Sum::default().add(self.header).add(self.options).is_valid()
-        }
+        checksum::Sum::default().add(self.header).add(self.options).is_valid()
     }
 
-    /// Judges the header of a packet of the VM by itself: the rules S2 to S4 without the transport headers.
+    /// Judges the header of a packet of the VM by itself: the rest of S2.
     #[inline(always)]
     pub(crate) fn judge_header(&self) -> Result<(), DropReason> {
-        // S3
-        if !self.options.is_empty() {
-            return Err(DropReason::Ipv4Options);
-        }
-        // S2
         if !checksum::is_header_valid(self.header) {
             return Err(DropReason::Ipv4Checksum);
         }
-        let [_, _, _, _, _, _, _, _, ttl, ..] = *self.header;
-        if ttl == 0 {
+        if self.header[8] == 0 {
             return Err(DropReason::TtlZero);
         }
-        if self.fragment & RESERVED != 0 {
+        if self.fragment() & RESERVED != 0 {
             return Err(DropReason::ReservedFlag);
         }
-        if self.is_fragment() { self.judge_fragment() } else { Ok(()) }
+        Ok(())
     }
 
-    /// S4, what can be told from the header.
-    #[cold]
-    fn judge_fragment(&self) -> Result<(), DropReason> {
-        let payload_len = self.len.saturating_sub(HEADER_LEN);
-        let offset = usize::from(self.fragment & OFFSET);
-        let more = self.fragment & MORE_FRAGMENTS != 0;
+    /// Judges the header of a fragment: what of S4 can be told from it.
+    pub(crate) fn judge_fragment(&self) -> Result<(), DropReason> {
+        let payload_len = self.payload.len();
+        let offset = usize::from(self.fragment() & OFFSET);
+        let more = self.fragment() & MORE_FRAGMENTS != 0;
         // The reassembled packet would be longer than a packet can be (the "ping of death"). Its header counts too.
-        if offset.saturating_mul(8).saturating_add(self.len) > usize::from(u16::MAX) {
+        if offset.saturating_mul(8).saturating_add(self.len()) > usize::from(u16::MAX) {
             return Err(DropReason::FragmentBeyondEnd);
         }
-        if more && self.fragment & DONT_FRAGMENT != 0 {
+        if more && self.fragment() & DONT_FRAGMENT != 0 {
             return Err(DropReason::FragmentDontFragment);
         }
         if payload_len == 0 || (more && !payload_len.is_multiple_of(8)) {
             return Err(DropReason::FragmentLength);
         }
         // RFC 3128: it would overwrite the flags behind the ports of the first fragment.
-        if self.protocol == TCP && offset == 1 {
+        if self.protocol() == TCP && offset == 1 {
             return Err(DropReason::FragmentOffset);
         }
         Ok(())
@@ -161,15 +189,25 @@ pub(crate) enum Transport<'a> {
 pub(crate) const UDP_HEADER_LEN: usize = 8;
 
 impl<'a> Transport<'a> {
+    /// The destination port, of what has ports.
+    pub(crate) fn destination_port(&self) -> Option<u16> {
+        match *self {
+            Self::Tcp { destination_port } | Self::Udp(Udp { destination_port, .. }) => {
+                Some(destination_port)
+            }
+            Self::Icmp(_) | Self::Opaque => None,
+        }
+    }
+
     #[inline(always)]
-    pub(crate) fn parse(packet: &Packet<'a>) -> Result<Self, DropReason> {
-        let (payload, whole) = match packet.part {
+    pub(crate) fn parse(protocol: u8, part: Part<'a>) -> Result<Self, DropReason> {
+        let (payload, whole) = match part {
             Part::Whole(payload) => (payload, true),
             Part::First(payload) => (payload, false),
             Part::Later => return Ok(Self::Opaque),
         };
         let truncated = |reason| if whole { reason } else { DropReason::FragmentHeader };
-        match packet.protocol {
+        match protocol {
             UDP => {
                 let Some(&[s0, s1, d0, d1, l0, l1, _, _]) = payload.first_chunk::<UDP_HEADER_LEN>() else {
                     return Err(truncated(DropReason::UdpHeader));

@@ -4,11 +4,12 @@ use core::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::arp::Arp;
+use crate::arp::{self, Arp};
 use crate::counters::Counters;
 use crate::destination;
 use crate::dhcp::{self, ClientIds, Dhcp, ReleaseFrame};
-use crate::frame::{self, EtherType, Frame};
+use crate::frame::{self, EtherType, Frame, MacWord};
+use crate::icmp;
 use crate::ipv4::{self, Packet, Part, Transport, Udp};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
@@ -150,6 +151,8 @@ pub enum AdoptError {
 pub(crate) struct Identity {
     pub(crate) vm_mac: MacAddr,
     pub(crate) gateway_mac: MacAddr,
+    vm_mac_word: MacWord,
+    gateway_mac_word: MacWord,
     pub(crate) gateway: Ipv4Addr,
     network: u32,
     mask: u32,
@@ -179,6 +182,8 @@ impl Identity {
         let identity = Self {
             vm_mac,
             gateway_mac: gateway.mac,
+            vm_mac_word: vm_mac.into(),
+            gateway_mac_word: gateway.mac.into(),
             gateway: gateway.address,
             network: subnet.network().to_bits(),
             mask: subnet.netmask().to_bits(),
@@ -354,23 +359,17 @@ impl Port {
             return Err(DropReason::Oversize);
         }
         // L1
-        if frame.source != self.identity.vm_mac {
+        if !frame.is_from(self.identity.vm_mac_word) {
             return Err(DropReason::SourceMac);
         }
-        match frame.ether_type {
-            EtherType::Ipv4 => self.judge_ipv4_from_vm(&frame, now),
+        match frame.ether_type() {
+            EtherType::Ipv4 => self.judge_ipv4_from_vm(frame, now),
             EtherType::Arp => {
                 let arp = Arp::parse(frame.payload).ok_or(DropReason::ArpMalformed)?;
-                if frame.has_trailer(Arp::LEN) {
+                if frame.has_trailer(arp::LEN) {
                     return Err(DropReason::TrailingBytes);
                 }
-                arp.judge_from_vm(
-                    &frame,
-                    &self.identity,
-                    &self.table,
-                    self.dhcp.lease(),
-                    self.dhcp.offered(now),
-                )
+                arp.judge_from_vm(frame, &self.identity, &self.table, &self.dhcp, now)
             }
             // L2
             EtherType::Vlan => Err(DropReason::VlanTag),
@@ -380,29 +379,67 @@ impl Port {
     }
 
     #[inline(always)]
-    fn judge_ipv4_from_vm(&mut self, frame: &Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
-        // S2
-        let packet = Packet::parse(frame.payload).ok_or(DropReason::Ipv4Malformed)?;
+    fn judge_ipv4_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        // S2, S3
+        let packet = Packet::parse_plain(frame.payload)?;
         // L4
-        if frame.has_trailer(packet.len) {
+        if frame.has_trailer(packet.len()) {
             return Err(DropReason::TrailingBytes);
         }
         packet.judge_header()?;
+        match packet.part() {
+            part @ Part::Whole(_) => self.judge_part_from_vm(frame, packet, part, now),
+            part => self.judge_fragment_from_vm(frame, packet, part, now),
+        }
+    }
+
+    /// Apart from whole packets, so that these need not ask again what they are.
+    #[cold]
+    fn judge_fragment_from_vm(
+        &mut self,
+        frame: Frame<'_>,
+        packet: Packet<'_>,
+        part: Part<'_>,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
+        packet.judge_fragment()?;
+        self.judge_part_from_vm(frame, packet, part, now)
+    }
+
+    #[inline(always)]
+    fn judge_part_from_vm(
+        &mut self,
+        frame: Frame<'_>,
+        packet: Packet<'_>,
+        part: Part<'_>,
+        now: Timestamp,
+    ) -> Result<(), DropReason> {
         // S5
-        let transport = Transport::parse(&packet)?;
+        let transport = Transport::parse(packet.protocol(), part)?;
         if let Transport::Udp(udp) = transport
             && udp.is_dhcp_from_vm()
         {
-            return dhcp::judge_from_vm(&mut self.dhcp, &self.identity, frame, &packet, udp, now);
+            return dhcp::judge_from_vm(&mut self.dhcp, &self.identity, frame, packet, udp, now);
         }
         // S1. A lease that has run out was ended before.
         let Some(lease) = self.dhcp.lease() else {
             return Err(DropReason::NoLease);
         };
-        if packet.source != lease.address {
+        if packet.source() != lease.address {
             return Err(DropReason::SourceAddress);
         }
-        destination::judge(&self.table, &self.identity, lease, frame, &packet, transport)
+        // D6: whoever it goes to.
+        if let Transport::Icmp(message) = transport {
+            icmp::judge(message, lease.address)?;
+        }
+        // D3, D4: whole packets to the world, which go by the gateway.
+        if matches!(part, Part::Whole(_))
+            && self.table.is_world(packet.destination())
+            && frame.is_for(self.identity.gateway_mac_word)
+        {
+            return Ok(());
+        }
+        destination::judge(&self.table, &self.identity, lease, frame, packet, transport.destination_port())
     }
 
     /// The rules B and I.
@@ -411,26 +448,26 @@ impl Port {
         // I4
         let frame = Frame::parse(bytes).ok_or(DropReason::HostMalformed)?;
         // I2
-        match frame.ether_type {
+        match frame.ether_type() {
             EtherType::Ipv4 | EtherType::Arp => {}
             EtherType::Vlan => return Err(DropReason::HostVlanTag),
             EtherType::Ipv6 | EtherType::Other => return Err(DropReason::HostEtherType),
         }
-        let is_for_vm = frame.destination == self.identity.vm_mac || frame.destination.is_broadcast();
-        if !is_for_vm && !is_multicast_ipv4(&frame) {
+        let is_for_vm = frame.is_for(self.identity.vm_mac_word) || frame.destination().is_broadcast();
+        if !is_for_vm && !is_multicast_ipv4(frame) {
             return Err(DropReason::OtherStation);
         }
-        if frame.ether_type == EtherType::Arp {
+        if frame.ether_type() == EtherType::Arp {
             let arp = Arp::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
-            return arp.judge_from_host(&frame, &self.identity);
+            return arp.judge_from_host(frame, &self.identity);
         }
         let packet = Packet::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
-        if !is_for_vm && !packet.destination.is_multicast() {
+        if !is_for_vm && !packet.destination().is_multicast() {
             return Err(DropReason::OtherStation);
         }
         // B6. What hides its ports, or is a later fragment of what had others, is no DHCP to anyone (I1).
-        if packet.protocol == ipv4::UDP
-            && let Part::Whole(payload) | Part::First(payload) = packet.part
+        if packet.protocol() == ipv4::UDP
+            && let Part::Whole(payload) | Part::First(payload) = packet.part()
         {
             let &[s0, s1, d0, d1, ..] =
                 payload.first_chunk::<{ ipv4::UDP_HEADER_LEN }>().ok_or(DropReason::HostMalformed)?;
@@ -439,7 +476,7 @@ impl Port {
                 destination_port: u16::from_be_bytes([d0, d1]),
             };
             if udp.destination_port == dhcp::CLIENT_PORT {
-                return dhcp::judge_from_host(&mut self.dhcp, &self.identity, &frame, &packet, udp, now);
+                return dhcp::judge_from_host(&mut self.dhcp, &self.identity, frame, packet, udp, now);
             }
         }
         Ok(())
@@ -454,9 +491,9 @@ fn verdict(judgement: Result<(), DropReason>) -> Verdict {
 }
 
 /// Whether a frame is for the stations of an IPv4 multicast group (RFC 1112, section 6.4).
-fn is_multicast_ipv4(frame: &Frame<'_>) -> bool {
-    frame.ether_type == EtherType::Ipv4
-        && matches!(frame.destination.octets(), [0x01, 0x00, 0x5e, 0..=0x7f, _, _])
+fn is_multicast_ipv4(frame: Frame<'_>) -> bool {
+    frame.ether_type() == EtherType::Ipv4
+        && matches!(frame.destination().octets(), [0x01, 0x00, 0x5e, 0..=0x7f, _, _])
 }
 
 #[cfg(test)]

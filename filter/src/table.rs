@@ -79,7 +79,7 @@ type Block = [u16; 256];
 /// The compiled destinations of one VM.
 pub(crate) struct Table {
     /// By the upper 16 bits of the address.
-    root: Box<[u16]>,
+    root: Box<[u16; 1 << 16]>,
     /// By 8 further bits each.
     blocks: Vec<Block>,
 }
@@ -92,7 +92,7 @@ impl Table {
             NetType::Nat => Class::World,
             NetType::Host => Class::HostOnly,
         };
-        let mut table = Self { root: vec![world as u16; 1 << 16].into_boxed_slice(), blocks: Vec::new() };
+        let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new() };
 
         for (address, prefix) in NOT_GLOBAL {
             table.paint(address, prefix, Class::NotGlobal)?;
@@ -132,21 +132,35 @@ impl Table {
     }
 
     /// What the rules say about `destination`, except for the VM's own address, which changes.
-    #[inline]
     pub(crate) fn classify(&self, destination: Ipv4Addr) -> Class {
-        let [a, b, c, d] = destination.octets();
-        let mut entry = self.root.get(usize::from(u16::from_be_bytes([a, b]))).copied();
-        for byte in [c, d] {
-            match entry {
-                Some(number) if number >= FIRST_BLOCK => {
-                    let block = self.blocks.get(usize::from(number.wrapping_sub(FIRST_BLOCK)));
-                    entry = block.and_then(|block| block.get(usize::from(byte))).copied();
-                }
-                _ => break,
-            }
-        }
         // There is always an entry, and it is a class; if that were ever wrong, nothing would pass.
-        entry.and_then(|class| Class::ALL.get(usize::from(class))).copied().unwrap_or(Class::Never)
+        Class::ALL.get(usize::from(self.entry(destination))).copied().unwrap_or(Class::Never)
+    }
+
+    /// Whether `destination` is of [`Class::World`], where nearly all packets go.
+    #[inline(always)]
+    pub(crate) fn is_world(&self, destination: Ipv4Addr) -> bool {
+        self.entry(destination) == Class::World as u16
+    }
+
+    #[inline(always)]
+    fn entry(&self, destination: Ipv4Addr) -> u16 {
+        let [a, b, c, d] = destination.octets();
+        let entry = self.root.get(usize::from(u16::from_be_bytes([a, b]))).copied().unwrap_or(u16::MAX);
+        if entry < FIRST_BLOCK {
+            return entry;
+        }
+        let entry = self.entry_in(entry, c);
+        if entry < FIRST_BLOCK {
+            return entry;
+        }
+        self.entry_in(entry, d)
+    }
+
+    #[inline(always)]
+    fn entry_in(&self, block: u16, byte: u8) -> u16 {
+        let block = self.blocks.get(usize::from(block.wrapping_sub(FIRST_BLOCK)));
+        block.and_then(|block| block.get(usize::from(byte))).copied().unwrap_or(u16::MAX)
     }
 
     /// Gives every address of a prefix the class, over whatever was there.
@@ -155,7 +169,7 @@ impl Table {
         let high = u16::from_be_bytes([a, b]);
         let class = class as u16;
         if prefix <= 16 {
-            fill(&mut self.root, usize::from(high), 16_u8.saturating_sub(prefix), class);
+            fill(&mut self.root[..], usize::from(high), 16_u8.saturating_sub(prefix), class);
             return Ok(());
         }
         let second = Self::open(self.root.get_mut(usize::from(high)), &mut self.blocks)?;

@@ -26,8 +26,8 @@ impl Udp {
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
     identity: &Identity,
-    frame: &Frame<'_>,
-    packet: &Packet<'_>,
+    frame: Frame<'_>,
+    packet: Packet<'_>,
     udp: Udp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
@@ -37,12 +37,13 @@ pub(crate) fn judge_from_vm(
     if udp.source_port != CLIENT_PORT || udp.destination_port != SERVER_PORT {
         return Err(DropReason::DhcpPorts);
     }
-    let Part::Whole(datagram) = packet.part else {
+    let Part::Whole(datagram) = packet.part() else {
         return Err(DropReason::DhcpFragment);
     };
-    let is_broadcast = packet.destination.is_broadcast() && frame.destination.is_broadcast();
-    let is_to_server =
-        packet.destination == identity.gateway && frame.destination == identity.gateway_mac && own.is_some();
+    let is_broadcast = packet.destination().is_broadcast() && frame.destination().is_broadcast();
+    let is_to_server = packet.destination() == identity.gateway
+        && frame.destination() == identity.gateway_mac
+        && own.is_some();
     if !is_broadcast && !is_to_server {
         return Err(DropReason::DhcpDestination);
     }
@@ -74,7 +75,7 @@ pub(crate) fn judge_from_vm(
 
     // C4
     let is_own_or_none = |address: Ipv4Addr| address.is_unspecified() || Some(address) == own;
-    if !is_own_or_none(packet.source) {
+    if !is_own_or_none(packet.source()) {
         return Err(DropReason::DhcpSource);
     }
     if !is_own_or_none(message.client_address) {

@@ -24,23 +24,23 @@ const INFINITE: u32 = 0xffff_ffff;
 pub(crate) fn judge_from_host(
     dhcp: &mut Dhcp,
     identity: &Identity,
-    frame: &Frame<'_>,
-    packet: &Packet<'_>,
+    frame: Frame<'_>,
+    packet: Packet<'_>,
     udp: Udp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     // B1
-    if frame.source != identity.gateway_mac
-        || packet.source != identity.gateway
+    if frame.source() != identity.gateway_mac
+        || packet.source() != identity.gateway
         || udp.source_port != SERVER_PORT
     {
         return Err(DropReason::ReplyServer);
     }
-    let Part::Whole(payload) = packet.part else {
+    let Part::Whole(payload) = packet.part() else {
         return Err(DropReason::ReplyFragment);
     };
     let message = verified_payload(packet, payload)?;
-    if frame.destination != identity.vm_mac && !frame.destination.is_broadcast() {
+    if frame.destination() != identity.vm_mac && !frame.destination().is_broadcast() {
         return Err(DropReason::ReplyDestination);
     }
     let message = Message::parse(message).ok_or(DropReason::ReplyHeader)?;
@@ -56,7 +56,7 @@ pub(crate) fn judge_from_host(
     if options.server != Some(identity.gateway) {
         return Err(DropReason::ReplyServer);
     }
-    let is_to = |address: Ipv4Addr| packet.destination == address || packet.destination.is_broadcast();
+    let is_to = |address: Ipv4Addr| packet.destination() == address || packet.destination().is_broadcast();
 
     // B3: an ACK to an INFORM tells options, and nothing about an address.
     if options.message_type == kind::ACK && transaction.is_inform && message.your_address.is_unspecified() {
@@ -126,13 +126,13 @@ fn learn(
 
 /// B1: the bytes behind the UDP header, if lengths and checksums are right. A checksum of 0, which says that there is
 /// none, is not: the servers that are known always send one.
-fn verified_payload<'a>(packet: &Packet<'a>, payload: &'a [u8]) -> Result<&'a [u8], DropReason> {
+fn verified_payload<'a>(packet: Packet<'a>, payload: &'a [u8]) -> Result<&'a [u8], DropReason> {
     let &[_, _, _, _, l0, l1, c0, c1] =
         payload.first_chunk::<UDP_HEADER_LEN>().ok_or(DropReason::ReplyHeader)?;
     if usize::from(u16::from_be_bytes([l0, l1])) != payload.len() {
         return Err(DropReason::ReplyHeader);
     }
-    let sum = checksum::udp(packet.source.octets(), packet.destination.octets(), payload);
+    let sum = checksum::udp(packet.source().octets(), packet.destination().octets(), payload);
     if [c0, c1] == [0, 0] || !sum.is_valid() || !packet.is_checksum_valid() {
         return Err(DropReason::ReplyChecksum);
     }
