@@ -2,8 +2,7 @@
 
 use core::net::Ipv4Addr;
 
-use crate::frame::Frame;
-use crate::ipv4::{self, Packet};
+use crate::ipv4;
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::port::Identity;
@@ -12,19 +11,27 @@ use crate::verdict::DropReason;
 
 const DNS_PORT: u16 = 53;
 
-/// Judges the destination of a packet that comes from the VM's own address and is not DHCP. `destination_port` is that
-/// of TCP or UDP; a later fragment has none.
+/// Where a packet of the VM would go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Destination {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) protocol: u8,
+    /// The port, of TCP and UDP; a later fragment has none.
+    pub(crate) port: Option<u16>,
+    pub(crate) is_fragment: bool,
+}
+
+/// Judges where a packet goes that comes from the VM's own address and is not DHCP, in a frame for `mac`.
 pub(crate) fn judge(
     table: &Table,
     identity: &Identity,
     lease: &Lease,
-    frame: Frame<'_>,
-    packet: Packet<'_>,
-    destination_port: Option<u16>,
+    mac: MacAddr,
+    to: Destination,
 ) -> Result<(), DropReason> {
-    let destination = packet.destination();
+    let destination = to.address;
     let is_resolver = lease.resolvers.contains(destination);
-    let is_dns = destination_port == Some(DNS_PORT);
+    let is_dns = to.port == Some(DNS_PORT);
 
     // D1: the own address is wherever the lease says.
     if destination == lease.address {
@@ -33,7 +40,7 @@ pub(crate) fn judge(
     let closed = match table.classify(destination) {
         Class::World | Class::Allowed => None,
         // D4
-        Class::Gateway if matches!(packet.protocol(), ipv4::ICMP | ipv4::TCP | ipv4::UDP) => None,
+        Class::Gateway if matches!(to.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => None,
         Class::Gateway => Some(DropReason::GatewayProtocol),
         // D2: a block wins over D5, since D5 is for what no rule matches.
         Class::Blocked => return Err(DropReason::Blocked),
@@ -47,7 +54,7 @@ pub(crate) fn judge(
     let is_on_link = identity.is_on_link(destination);
 
     // S4: nobody can say for what port a later fragment is, and neighbours have been crashed by worse.
-    if packet.is_fragment() && (is_on_link || is_resolver) {
+    if to.is_fragment && (is_on_link || is_resolver) {
         return Err(DropReason::FragmentRestricted);
     }
     // D5
@@ -59,18 +66,12 @@ pub(crate) fn judge(
 
     // L5
     if destination.is_multicast() {
-        return if frame.destination() == multicast_mac(destination) {
-            Ok(())
-        } else {
-            Err(DropReason::MulticastMac)
-        };
+        return if mac == multicast_mac(destination) { Ok(()) } else { Err(DropReason::MulticastMac) };
     }
     let is_neighbour = is_on_link && destination != identity.gateway;
-    if frame.destination() == identity.gateway_mac
-        || (is_neighbour && identity.may_be_peer(frame.destination()))
-    {
+    if mac == identity.gateway_mac || (is_neighbour && identity.may_be_peer(mac)) {
         Ok(())
-    } else if frame.destination().is_group() {
+    } else if mac.is_group() {
         Err(DropReason::GroupMac)
     } else {
         Err(DropReason::DestinationMac)

@@ -10,7 +10,7 @@ mod release;
 mod reply;
 mod state;
 
-pub(crate) use client::judge_from_vm;
+pub(crate) use client::{Datagram, judge_from_vm};
 pub use release::ReleaseFrame;
 pub(crate) use reply::judge_from_host;
 pub(crate) use state::{ClientIds, Dhcp};

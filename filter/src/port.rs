@@ -6,9 +6,9 @@ use ipnet::Ipv4Net;
 
 use crate::arp::{self, Arp};
 use crate::counters::Counters;
-use crate::destination;
-use crate::dhcp::{self, ClientIds, Dhcp, ReleaseFrame};
-use crate::frame::{self, EtherType, Frame, MacWord};
+use crate::destination::{self, Destination};
+use crate::dhcp::{self, ClientIds, Datagram, Dhcp, ReleaseFrame};
+use crate::frame::{self, EtherType, Frame};
 use crate::icmp;
 use crate::ipv4::{self, Packet, Part, Transport, Udp};
 use crate::lease::Lease;
@@ -151,8 +151,12 @@ pub enum AdoptError {
 pub(crate) struct Identity {
     pub(crate) vm_mac: MacAddr,
     pub(crate) gateway_mac: MacAddr,
-    vm_mac_word: MacWord,
-    gateway_mac_word: MacWord,
+    /// The end of the header of the VM's IPv4 (see [`frame::tail`]).
+    ipv4_from_vm: u64,
+    /// The end of the header of the VM's ARP.
+    arp_from_vm: u64,
+    /// The start of the header of the VM's frames for the gateway (see [`frame::head`]).
+    vm_to_gateway: u64,
     pub(crate) gateway: Ipv4Addr,
     network: u32,
     mask: u32,
@@ -182,8 +186,9 @@ impl Identity {
         let identity = Self {
             vm_mac,
             gateway_mac: gateway.mac,
-            vm_mac_word: vm_mac.into(),
-            gateway_mac_word: gateway.mac.into(),
+            ipv4_from_vm: frame::tail(vm_mac, frame::IPV4),
+            arp_from_vm: frame::tail(vm_mac, frame::ARP),
+            vm_to_gateway: frame::head(gateway.mac, vm_mac),
             gateway: gateway.address,
             network: subnet.network().to_bits(),
             mask: subnet.netmask().to_bits(),
@@ -358,30 +363,43 @@ impl Port {
         if bytes.len() > self.identity.max_frame_len {
             return Err(DropReason::Oversize);
         }
-        // L1
-        if !frame.is_from(self.identity.vm_mac_word) {
-            return Err(DropReason::SourceMac);
+        // L1, L2: the source and the EtherType at once.
+        let tail = frame.tail();
+        if tail == self.identity.ipv4_from_vm {
+            self.judge_ipv4_from_vm(frame, now)
+        } else if tail == self.identity.arp_from_vm {
+            self.judge_arp_from_vm(frame, now)
+        } else {
+            Err(self.why_not_from_vm(frame))
         }
+    }
+
+    /// L1, L2: what is wrong with a frame that is neither IPv4 nor ARP of the VM.
+    #[cold]
+    fn why_not_from_vm(&self, frame: Frame<'_>) -> DropReason {
         match frame.ether_type() {
-            EtherType::Ipv4 => self.judge_ipv4_from_vm(frame, now),
-            EtherType::Arp => {
-                let arp = Arp::parse(frame.payload).ok_or(DropReason::ArpMalformed)?;
-                if frame.has_trailer(arp::LEN) {
-                    return Err(DropReason::TrailingBytes);
-                }
-                arp.judge_from_vm(frame, &self.identity, &self.table, &self.dhcp, now)
-            }
-            // L2
-            EtherType::Vlan => Err(DropReason::VlanTag),
-            EtherType::Ipv6 => Err(DropReason::Ipv6),
-            EtherType::Other => Err(DropReason::EtherType),
+            _ if frame.source() != self.identity.vm_mac => DropReason::SourceMac,
+            EtherType::Vlan => DropReason::VlanTag,
+            EtherType::Ipv6 => DropReason::Ipv6,
+            EtherType::Ipv4 | EtherType::Arp | EtherType::Other => DropReason::EtherType,
         }
+    }
+
+    #[inline(always)]
+    fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        // A1
+        let arp = Arp::parse(frame.payload()).ok_or(DropReason::ArpMalformed)?;
+        // L4
+        if frame.has_trailer(arp::LEN) {
+            return Err(DropReason::TrailingBytes);
+        }
+        arp.judge_from_vm(frame, &self.identity, &self.table, &self.dhcp, now)
     }
 
     #[inline(always)]
     fn judge_ipv4_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         // S2, S3
-        let packet = Packet::parse_plain(frame.payload)?;
+        let packet = Packet::parse_plain(frame.payload())?;
         // L4
         if frame.has_trailer(packet.len()) {
             return Err(DropReason::TrailingBytes);
@@ -389,21 +407,17 @@ impl Port {
         packet.judge_header()?;
         match packet.part() {
             part @ Part::Whole(_) => self.judge_part_from_vm(frame, packet, part, now),
-            part => self.judge_fragment_from_vm(frame, packet, part, now),
+            Part::First(_) | Part::Later => self.judge_fragment_from_vm(frame, now),
         }
     }
 
-    /// Apart from whole packets, so that these need not ask again what they are.
+    /// A fragment takes a way of its own, so that whole packets need not ask again and again what they are. It looks
+    /// at the packet afresh: to hand it over would cost every whole packet its registers.
     #[cold]
-    fn judge_fragment_from_vm(
-        &mut self,
-        frame: Frame<'_>,
-        packet: Packet<'_>,
-        part: Part<'_>,
-        now: Timestamp,
-    ) -> Result<(), DropReason> {
+    fn judge_fragment_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        let packet = Packet::parse_plain(frame.payload())?;
         packet.judge_fragment()?;
-        self.judge_part_from_vm(frame, packet, part, now)
+        self.judge_part_from_vm(frame, packet, packet.part(), now)
     }
 
     #[inline(always)]
@@ -419,7 +433,8 @@ impl Port {
         if let Transport::Udp(udp) = transport
             && udp.is_dhcp_from_vm()
         {
-            return dhcp::judge_from_vm(&mut self.dhcp, &self.identity, frame, packet, udp, now);
+            let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
+            return dhcp::judge_from_vm(&mut self.dhcp, &self.identity, frame, datagram, now);
         }
         // S1. A lease that has run out was ended before.
         let Some(lease) = self.dhcp.lease() else {
@@ -435,11 +450,17 @@ impl Port {
         // D3, D4: whole packets to the world, which go by the gateway.
         if matches!(part, Part::Whole(_))
             && self.table.is_world(packet.destination())
-            && frame.is_for(self.identity.gateway_mac_word)
+            && frame.head() == self.identity.vm_to_gateway
         {
             return Ok(());
         }
-        destination::judge(&self.table, &self.identity, lease, frame, packet, transport.destination_port())
+        let to = Destination {
+            address: packet.destination(),
+            protocol: packet.protocol(),
+            port: transport.destination_port(),
+            is_fragment: !matches!(part, Part::Whole(_)),
+        };
+        destination::judge(&self.table, &self.identity, lease, frame.destination(), to)
     }
 
     /// The rules B and I.
@@ -453,15 +474,15 @@ impl Port {
             EtherType::Vlan => return Err(DropReason::HostVlanTag),
             EtherType::Ipv6 | EtherType::Other => return Err(DropReason::HostEtherType),
         }
-        let is_for_vm = frame.is_for(self.identity.vm_mac_word) || frame.destination().is_broadcast();
+        let is_for_vm = frame.destination() == self.identity.vm_mac || frame.destination().is_broadcast();
         if !is_for_vm && !is_multicast_ipv4(frame) {
             return Err(DropReason::OtherStation);
         }
         if frame.ether_type() == EtherType::Arp {
-            let arp = Arp::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
+            let arp = Arp::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
             return arp.judge_from_host(frame, &self.identity);
         }
-        let packet = Packet::parse(frame.payload).ok_or(DropReason::HostMalformed)?;
+        let packet = Packet::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
         if !is_for_vm && !packet.destination().is_multicast() {
             return Err(DropReason::OtherStation);
         }

@@ -6,7 +6,7 @@ use crate::dhcp::message::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsErro
 use crate::dhcp::state::{Asked, Dhcp};
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame::Frame;
-use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
+use crate::ipv4::{Part, UDP_HEADER_LEN, Udp};
 use crate::mac::MacAddr;
 use crate::port::{Identity, PortEvent, UnboundCause};
 use crate::time::Timestamp;
@@ -21,29 +21,39 @@ impl Udp {
     }
 }
 
+/// A datagram of the VM on the DHCP ports.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Datagram<'a> {
+    pub(crate) source: Ipv4Addr,
+    pub(crate) destination: Ipv4Addr,
+    pub(crate) udp: Udp,
+    /// Header and message.
+    pub(crate) part: Part<'a>,
+}
+
 /// Judges a message, and takes note of it if it passes. The lease in `dhcp` is valid now.
 #[cold]
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
     identity: &Identity,
     frame: Frame<'_>,
-    packet: Packet<'_>,
-    udp: Udp,
+    datagram: Datagram<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
+
+    let Datagram { source, destination, udp, part } = datagram;
 
     // C1
     if udp.source_port != CLIENT_PORT || udp.destination_port != SERVER_PORT {
         return Err(DropReason::DhcpPorts);
     }
-    let Part::Whole(datagram) = packet.part() else {
+    let Part::Whole(datagram) = part else {
         return Err(DropReason::DhcpFragment);
     };
-    let is_broadcast = packet.destination().is_broadcast() && frame.destination().is_broadcast();
-    let is_to_server = packet.destination() == identity.gateway
-        && frame.destination() == identity.gateway_mac
-        && own.is_some();
+    let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
+    let is_to_server =
+        destination == identity.gateway && frame.destination() == identity.gateway_mac && own.is_some();
     if !is_broadcast && !is_to_server {
         return Err(DropReason::DhcpDestination);
     }
@@ -75,7 +85,7 @@ pub(crate) fn judge_from_vm(
 
     // C4
     let is_own_or_none = |address: Ipv4Addr| address.is_unspecified() || Some(address) == own;
-    if !is_own_or_none(packet.source()) {
+    if !is_own_or_none(source) {
         return Err(DropReason::DhcpSource);
     }
     if !is_own_or_none(message.client_address) {
