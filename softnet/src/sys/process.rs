@@ -2,7 +2,7 @@
 //!
 //! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
 //! allocate.
-#![expect(unsafe_code, reason = "fork(2), and prctl(2) between fork and exec")]
+#![expect(unsafe_code, reason = "fork(2), _exit(2), and prctl(2) between fork and exec")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -25,9 +25,7 @@ pub enum Fork {
 /// # Errors
 /// `EAGAIN` or `ENOMEM`; `EBUSY` if there is a second thread, whose locks the child would hold for ever.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    ensure_single_thread()?;
     // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap is whole.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),
@@ -62,6 +60,23 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Looks whether this is the only thread of the process.
+///
+/// # Errors
+/// `EBUSY` if there is a second thread.
+pub fn ensure_single_thread() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok(())
+}
+
+/// Ends the process at once: no destructors, no exit handlers, no buffers flushed.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(status) }
 }
 
 /// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this

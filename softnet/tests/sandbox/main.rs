@@ -1,0 +1,21 @@
+//! Proves what `softnet::sandbox` and `softnet::privilege` promise, on the running program and on processes that seal
+//! themselves and then try what they may not.
+
+mod calls;
+mod worker;
+
+use std::process::ExitCode;
+
+use lab::harness;
+
+fn main() -> ExitCode {
+    let mut tests = lab::tests![
+        worker::{it_holds_nothing_but_what_it_needs, it_works_and_ends_cleanly},
+        calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told, the_seal_refuses_a_second_thread},
+        calls::{landlock_leaves_nothing_to_name},
+    ];
+    for test in &mut tests {
+        *test = test.as_root();
+    }
+    harness::main(tests)
+}
