@@ -35,6 +35,9 @@ struct Args {
     /// Compare only these
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Measure only this traffic, such as tcp1-up, udp-down or rtt: to look at a peer with other tools meanwhile
+    #[arg(long, value_name = "NAME")]
+    traffic: Vec<String>,
     /// Where the report's files go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
@@ -91,14 +94,15 @@ fn inside(args: &Args) -> Result<ExitCode> {
     for repetition in 1..=repetitions {
         for kind in Kind::ALL.into_iter().filter(wanted) {
             eprintln!("{repetition}/{repetitions} {}", kind.name());
-            match measure(kind, &site, &servers, duration) {
+            match measure(kind, &site, &servers, duration, args) {
                 Ok(figures) => report.add(kind, figures),
                 // The others can still be compared.
                 Err(error) => eprintln!("  {error:#}"),
             }
         }
     }
-    if args.only.is_empty() {
+    let whole = args.only.is_empty() && args.traffic.is_empty();
+    if whole {
         startup::measure(&site, if args.quick { 3 } else { 15 }, &mut report)?;
         startup::measure_idle(&site, if args.quick { 10 } else { 100 }, &mut report)?;
     }
@@ -114,21 +118,27 @@ fn inside(args: &Args) -> Result<ExitCode> {
 }
 
 /// All traffic through one peer, once.
-fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration) -> Result<Figures> {
+fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration, args: &Args) -> Result<Figures> {
     let running = Running::start(kind, site)?;
     let (guest, server, peer) = (&running.guest, running.server, running.process.as_ref());
+    let wanted = |name: &str| args.traffic.is_empty() || args.traffic.iter().any(|wanted| wanted == name);
     let mut figures = Figures::default();
     let idle = peer.map(usage::Process::memory).transpose()?;
-    for (name, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
+    for (way, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
         for count in [1, 4] {
-            let flow = servers.streams(guest, server, (direction, count), duration, peer)?;
-            figures.flow(&format!("tcp{count}-{name}"), flow);
+            let name = format!("tcp{count}-{way}");
+            if wanted(&name) {
+                figures.flow(&name, servers.streams(guest, server, (direction, count), duration, peer)?);
+            }
         }
-        let flow = servers.datagrams(guest, server, direction, duration, peer)?;
-        figures.flow(&format!("udp-{name}"), flow);
+        let name = format!("udp-{way}");
+        if wanted(&name) {
+            figures.flow(&name, servers.datagrams(guest, server, direction, duration, peer)?);
+        }
     }
-    let times = servers.round_trips(guest, server, duration)?;
-    figures.round_trips(&times);
+    if wanted("rtt") {
+        figures.round_trips(&servers.round_trips(guest, server, duration)?);
+    }
     if let Some((idle, peer)) = idle.zip(peer) {
         figures.set("memory-idle", idle.0 as f64);
         figures.set("memory", peer.memory()?.1 as f64);
