@@ -45,9 +45,15 @@ pub fn a2_sender_mac_is_own() -> Result<()> {
     wire.passes("the own sender", &request(GATEWAY).frame())?;
     for sender_mac in [OTHER_MAC, Mac::ZERO, Mac::BROADCAST, wire.segment.mac] {
         let arp = Arp { sender_mac, ..request(GATEWAY) };
-        wire.drops(&format!("request of {sender_mac}"), &ethernet(Mac::BROADCAST, VM_MAC, ARP, &arp.bytes()))?;
+        wire.drops(
+            &format!("request of {sender_mac}"),
+            &ethernet(Mac::BROADCAST, VM_MAC, ARP, &arp.bytes()),
+        )?;
         let arp = Arp { sender_mac, ..Arp::reply(VM_MAC, VM, wire.segment.mac, GATEWAY) };
-        wire.drops(&format!("reply of {sender_mac}"), &ethernet(wire.segment.mac, VM_MAC, ARP, &arp.bytes()))?;
+        wire.drops(
+            &format!("reply of {sender_mac}"),
+            &ethernet(wire.segment.mac, VM_MAC, ARP, &arp.bytes()),
+        )?;
     }
     Ok(())
 }
@@ -61,7 +67,10 @@ pub fn a3_sender_address_is_leased() -> Result<()> {
     for sender in [NEIGHBOUR, GATEWAY, WORLD, Ipv4Addr::BROADCAST, [10, 7, 0, 3].into()] {
         wire.drops(&format!("request of {sender}"), &Arp::request(VM_MAC, sender, GATEWAY).frame())?;
         wire.drops(&format!("announcement of {sender}"), &Arp::request(VM_MAC, sender, sender).frame())?;
-        wire.drops(&format!("reply of {sender}"), &Arp::reply(VM_MAC, sender, wire.segment.mac, GATEWAY).frame())?;
+        wire.drops(
+            &format!("reply of {sender}"),
+            &Arp::reply(VM_MAC, sender, wire.segment.mac, GATEWAY).frame(),
+        )?;
     }
     for target in [NEIGHBOUR, GATEWAY, WORLD] {
         wire.drops(&format!("a probe of {target}"), &Arp::request(VM_MAC, nobody, target).frame())?;
@@ -99,10 +108,12 @@ pub fn a5_no_scanning() -> Result<()> {
     let mut wire = Wire::start(&["--allow=10.7.0.9"])?;
     let xid = wire.next();
     let resolver: Ipv4Addr = [10, 7, 0, 53].into();
-    let server = DhcpServer { dns: vec![resolver], ..wire.server() };
+    let server = wire.server().with_dns(vec![resolver]);
     server.lease(&wire.vm, VM_MAC, VM, xid)?;
     wire.marker = Marker::Gateway(VM);
-    for (what, target) in [("gateway", GATEWAY), ("own address", VM), ("resolver", resolver), ("allowed", NEIGHBOUR)] {
+    for (what, target) in
+        [("gateway", GATEWAY), ("own address", VM), ("resolver", resolver), ("allowed", NEIGHBOUR)]
+    {
         wire.passes(&format!("a request for the {what}"), &request(target).frame())?;
     }
     let scan: Vec<_> = (0..=255u8)

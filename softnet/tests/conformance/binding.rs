@@ -65,7 +65,8 @@ pub fn b1_only_a_matching_ack_binds() -> Result<()> {
     ];
     for (what, frame) in &wrong {
         wire.segment.send(frame)?;
-        let marker = Ipv4::new(GATEWAY, VM, udp((GATEWAY, 9), (VM, 9), what.as_bytes())).frame(VM_MAC, bridge);
+        let marker =
+            Ipv4::new(GATEWAY, VM, udp((GATEWAY, 9), (VM, 9), what.as_bytes())).frame(VM_MAC, bridge);
         wire.reaches_vm("a packet behind it", &marker)?;
         wire.lacks_lease(&format!("an ACK with {what}"), VM)?;
     }
@@ -111,7 +112,7 @@ pub fn b2_address_is_in_the_subnet() -> Result<()> {
 pub fn b3_ignored_acks() -> Result<()> {
     let mut wire = Wire::start(&[])?;
     let xid = wire.requested(VM)?;
-    let none = DhcpServer { lease_seconds: 0, ..wire.server() }.answer(kind::ACK, xid, VM_MAC, VM);
+    let none = wire.server().with_lease_seconds(0).answer(kind::ACK, xid, VM_MAC, VM);
     let malformed = Dhcp { tail: vec![12, 250], ..wire.server().answer(kind::ACK, xid, VM_MAC, VM) };
     for (what, ack) in [("a lease of no time", none), ("an option beyond the end", malformed)] {
         let frame = wire.server().frame(&ack, VM_MAC);
@@ -136,7 +137,7 @@ pub fn b4_infinity() -> Result<()> {
     let mut wire = Wire::start(&[])?;
     for lease_seconds in [u32::MAX, u32::MAX - 1, 0x8000_0000, 1 << 30] {
         let xid = wire.next();
-        DhcpServer { lease_seconds, ..wire.server() }.lease(&wire.vm, VM_MAC, VM, xid)?;
+        wire.server().with_lease_seconds(lease_seconds).lease(&wire.vm, VM_MAC, VM, xid)?;
         wire.has_lease(VM)?;
     }
     Ok(())
@@ -190,9 +191,18 @@ pub fn b6_rogue_servers_do_not_reach_the_vm() -> Result<()> {
         for to in [VM, Ipv4Addr::BROADCAST] {
             let what = format!("a rogue OFFER for {mac} at {to}");
             wire.never_reaches_vm(&what, &reply(&rogue, NEIGHBOUR, to).frame(mac, OTHER_MAC))?;
-            wire.never_reaches_vm(&format!("{what} as the bridge"), &reply(&rogue, NEIGHBOUR, to).frame(mac, bridge))?;
-            wire.never_reaches_vm(&format!("{what} as the server"), &reply(&rogue, GATEWAY, to).frame(mac, bridge))?;
-            wire.never_reaches_vm(&format!("{what} as another"), &reply(&rogue, GATEWAY, to).frame(mac, OTHER_MAC))?;
+            wire.never_reaches_vm(
+                &format!("{what} as the bridge"),
+                &reply(&rogue, NEIGHBOUR, to).frame(mac, bridge),
+            )?;
+            wire.never_reaches_vm(
+                &format!("{what} as the server"),
+                &reply(&rogue, GATEWAY, to).frame(mac, bridge),
+            )?;
+            wire.never_reaches_vm(
+                &format!("{what} as another"),
+                &reply(&rogue, GATEWAY, to).frame(mac, OTHER_MAC),
+            )?;
         }
     }
     let unasked = wire.server().answer(kind::OFFER, xid ^ 0xff, VM_MAC, VM);

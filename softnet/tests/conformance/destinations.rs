@@ -6,7 +6,9 @@ use anyhow::Result;
 use lab::DhcpServer;
 use lab::wire::{Arp, Dhcp, Ipv4, Mac, dhcp_kind, icmp, tcp, udp};
 
-use crate::wire::{GATEWAY, Marker, NEIGHBOUR, Named, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named, packet, to_world};
+use crate::wire::{
+    GATEWAY, Marker, NEIGHBOUR, Named, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named, packet, to_world,
+};
 
 fn address(text: &str) -> Ipv4Addr {
     text.parse().expect("an address in a test")
@@ -48,7 +50,10 @@ pub fn d1_never() -> Result<()> {
         wire.restart_leased(flags)?;
         let mut frames = to_each(&wire, NEVER);
         for text in ["255.255.255.255", "10.7.0.255", "10.7.0.0"] {
-            frames.push(named(format!("broadcast to {text}"), packet(address(text)).frame(Mac::BROADCAST, VM_MAC)));
+            frames.push(named(
+                format!("broadcast to {text}"),
+                packet(address(text)).frame(Mac::BROADCAST, VM_MAC),
+            ));
             frames.push(named(format!("neighbour, {text}"), packet(address(text)).frame(OTHER_MAC, VM_MAC)));
         }
         wire.drops_all(&frames)?;
@@ -66,9 +71,13 @@ pub fn d2_longest_prefix() -> Result<()> {
         "--block=192.168.7.9/24",
         "--allow=192.168.7.128/25",
     ])?;
-    let passing = to_each(&wire, &["8.8.0.0", "8.8.7.255", "8.8.9.0", "8.8.255.255", "8.8.8.8", "7.255.255.255", "9.0.0.0"]);
+    let passing = to_each(
+        &wire,
+        &["8.8.0.0", "8.8.7.255", "8.8.9.0", "8.8.255.255", "8.8.8.8", "7.255.255.255", "9.0.0.0"],
+    );
     wire.passes_all(&passing)?;
-    let passing = to_each(&wire, &["192.168.0.1", "192.168.6.255", "192.168.8.0", "192.168.7.128", "192.168.7.255"]);
+    let passing =
+        to_each(&wire, &["192.168.0.1", "192.168.6.255", "192.168.8.0", "192.168.7.128", "192.168.7.255"]);
     wire.passes_all(&passing)?;
     // Host bits of 192.168.7.9/24 are masked: the whole /24 is meant.
     let dropped = to_each(
@@ -86,7 +95,10 @@ pub fn d2_the_alias_and_the_same_prefix() -> Result<()> {
     wire.drops_all(&both)?;
     wire.restart_leased(&["--block=@host"])?;
     let gateway = wire.to(GATEWAY);
-    wire.drops_all(&[gateway.clone(), named("a ping", wire.routed(&Ipv4::new(VM, GATEWAY, icmp(8, 0, &[0, 1, 0, 1]))))])?;
+    wire.drops_all(&[
+        gateway.clone(),
+        named("a ping", wire.routed(&Ipv4::new(VM, GATEWAY, icmp(8, 0, &[0, 1, 0, 1])))),
+    ])?;
     wire.has_lease(VM)?;
     wire.restart_leased(&["--block=10.0.0.0/8", "--allow=@host"])?;
     wire.passes(&gateway.0, &gateway.1)?;
@@ -155,7 +167,7 @@ pub fn d5_resolvers() -> Result<()> {
     let xid = wire.next();
     let mut dns = vec![private, on_link];
     dns.extend(insane);
-    DhcpServer { dns: dns.clone(), ..wire.server() }.lease(&wire.vm, VM_MAC, VM, xid)?;
+    wire.server().with_dns(dns.clone()).lease(&wire.vm, VM_MAC, VM, xid)?;
     wire.marker = Marker::Gateway(VM);
     let query = |to, port| Ipv4::new(VM, to, udp((VM, 4000), (to, port), b"a query"));
     let connect = |to, port| Ipv4::new(VM, to, tcp((VM, 4000), (to, port), 1, 2, b""));
@@ -168,7 +180,10 @@ pub fn d5_resolvers() -> Result<()> {
             frames.push(named(format!("UDP port {port} of {to}"), query(to, port).frame(mac, VM_MAC)));
             frames.push(named(format!("TCP port {port} of {to}"), connect(to, port).frame(mac, VM_MAC)));
         }
-        frames.push(named(format!("a ping to {to}"), Ipv4::new(VM, to, icmp(8, 0, &[0, 1, 0, 1])).frame(mac, VM_MAC)));
+        frames.push(named(
+            format!("a ping to {to}"),
+            Ipv4::new(VM, to, icmp(8, 0, &[0, 1, 0, 1])).frame(mac, VM_MAC),
+        ));
     }
     let stranger = address("192.168.50.54");
     frames.push(named("a resolver that nobody named", wire.routed(&query(stranger, 53))));
@@ -182,7 +197,7 @@ pub fn d5_resolvers() -> Result<()> {
     // The same lease with that resolver blocked.
     wire.restart_leased(&["--block=192.168.50.53"])?;
     let xid = wire.next();
-    DhcpServer { dns, ..wire.server() }.lease(&wire.vm, VM_MAC, VM, xid)?;
+    wire.server().with_dns(dns).lease(&wire.vm, VM_MAC, VM, xid)?;
     wire.drops("a blocked resolver", &wire.routed(&query(private, 53)))
 }
 
@@ -200,13 +215,25 @@ pub fn d6_icmp() -> Result<()> {
             named("echo reply", send(icmp(0, 0, &[0, 1, 0, 1, 5]))),
         ];
         let mut dropped = Vec::new();
-        for (what, kind, code) in [("unreachable", 3, 3), ("time exceeded", 11, 1), ("parameter problem", 12, 0)] {
-            passing.push(named(format!("{what} about a packet to the VM"), send(icmp(kind, code, &quote(to, VM)))));
-            dropped.push(named(format!("{what} about a packet to another"), send(icmp(kind, code, &quote(to, NEIGHBOUR)))));
-            dropped.push(named(format!("{what} about the own packet"), send(icmp(kind, code, &quote(VM, to)))));
+        for (what, kind, code) in
+            [("unreachable", 3, 3), ("time exceeded", 11, 1), ("parameter problem", 12, 0)]
+        {
+            passing.push(named(
+                format!("{what} about a packet to the VM"),
+                send(icmp(kind, code, &quote(to, VM))),
+            ));
+            dropped.push(named(
+                format!("{what} about a packet to another"),
+                send(icmp(kind, code, &quote(to, NEIGHBOUR))),
+            ));
+            dropped
+                .push(named(format!("{what} about the own packet"), send(icmp(kind, code, &quote(VM, to)))));
             dropped.push(named(format!("{what} about nothing"), send(icmp(kind, code, &[0; 4]))));
         }
-        for kind in [1, 2, 4, 5, 6, 7, 9, 10, 13, 14, 15, 16, 17, 18, 19, 30, 31, 37, 38, 40, 41, 42, 43, 200, 253, 255] {
+        for kind in [
+            1, 2, 4, 5, 6, 7, 9, 10, 13, 14, 15, 16, 17, 18, 19, 30, 31, 37, 38, 40, 41, 42, 43, 200, 253,
+            255,
+        ] {
             dropped.push(named(format!("type {kind}"), send(icmp(kind, 0, &quote(to, VM)))));
         }
         wire.passes_all(&passing)?;
@@ -230,7 +257,10 @@ pub fn d7_renewal_survives_block_all() -> Result<()> {
 
 pub fn d8_allow_all_keeps_the_guards() -> Result<()> {
     let mut wire = Wire::leased(&["--allow=0.0.0.0/0"])?;
-    let open = to_each(&wire, &["169.254.169.254", "192.168.77.10", "10.1.2.3", "100.64.0.1", "168.63.129.16", "8.8.8.8"]);
+    let open = to_each(
+        &wire,
+        &["169.254.169.254", "192.168.77.10", "10.1.2.3", "100.64.0.1", "168.63.129.16", "8.8.8.8"],
+    );
     wire.passes_all(&open)?;
     wire.passes("the neighbour", &packet(NEIGHBOUR).frame(OTHER_MAC, VM_MAC))?;
     wire.passes("the neighbour's ARP", &Arp::request(VM_MAC, VM, NEIGHBOUR).frame())?;
@@ -244,7 +274,10 @@ pub fn d8_allow_all_keeps_the_guards() -> Result<()> {
         named("A3", Arp::request(VM_MAC, NEIGHBOUR, GATEWAY).frame()),
         named("S1", wire.routed(&Ipv4::new(NEIGHBOUR, WORLD, udp((NEIGHBOUR, 1), (WORLD, 2), b"")))),
         named("S3", wire.routed(&Ipv4 { options: vec![1; 4], ..packet(WORLD) })),
-        named("C1", Dhcp::server(dhcp_kind::OFFER, 1, OTHER_MAC, VM).packet(VM, NEIGHBOUR).frame(OTHER_MAC, VM_MAC)),
+        named(
+            "C1",
+            Dhcp::server(dhcp_kind::OFFER, 1, OTHER_MAC, VM).packet(VM, NEIGHBOUR).frame(OTHER_MAC, VM_MAC),
+        ),
         named("D6", wire.routed(&to_world(icmp(5, 1, &[0; 32])))),
     ]);
     wire.drops_all(&frames)

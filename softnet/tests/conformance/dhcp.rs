@@ -47,19 +47,30 @@ pub fn c1_ports_and_destination() -> Result<()> {
     // Not even as the leased VM, and not even to an allowed neighbour, may it be a server.
     for (to, mac) in [(NEIGHBOUR, OTHER_MAC), (GATEWAY, gateway), (WORLD, gateway)] {
         let offer = Dhcp::server(kind::OFFER, 1, OTHER_MAC, VM);
-        frames.push(named(format!("an OFFER to {to}"), between((VM, 67), (to, 68), &offer).frame(mac, VM_MAC)));
-        frames.push(named(format!("port 68 of {to}"), between((VM, 4000), (to, 68), &offer).frame(mac, VM_MAC)));
-        frames.push(named(format!("port 67 to {to}"), between((VM, 67), (to, 4000), &offer).frame(mac, VM_MAC)));
+        frames
+            .push(named(format!("an OFFER to {to}"), between((VM, 67), (to, 68), &offer).frame(mac, VM_MAC)));
+        frames.push(named(
+            format!("port 68 of {to}"),
+            between((VM, 4000), (to, 68), &offer).frame(mac, VM_MAC),
+        ));
+        frames.push(named(
+            format!("port 67 to {to}"),
+            between((VM, 67), (to, 4000), &offer).frame(mac, VM_MAC),
+        ));
     }
     let renewal = Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, 2, VM_MAC) };
-    frames.push(named("a renewal by a neighbour", between((VM, 68), (NEIGHBOUR, 67), &renewal).frame(OTHER_MAC, VM_MAC)));
+    frames.push(named(
+        "a renewal by a neighbour",
+        between((VM, 68), (NEIGHBOUR, 67), &renewal).frame(OTHER_MAC, VM_MAC),
+    ));
     wire.drops_all(&frames)?;
     wire.passes("a renewal by the server", &wire.routed(&renewal.packet(VM, GATEWAY)))?;
     wire.passes("a right DISCOVER", &broadcast(&right))?;
     // Without a lease there is no unicast.
-    let release = Dhcp { ciaddr: VM, ..Dhcp::client(kind::RELEASE, 3, VM_MAC) }.with(option::SERVER, &GATEWAY.octets());
-    wire.passes("a RELEASE", &wire.routed(&release.packet(VM, GATEWAY)))?;
+    let release =
+        Dhcp { ciaddr: VM, ..Dhcp::client(kind::RELEASE, 3, VM_MAC) }.with(option::SERVER, &GATEWAY.octets());
     wire.marker = Marker::Discover;
+    wire.passes("a RELEASE", &wire.routed(&release.packet(VM, GATEWAY)))?;
     wire.drops_all(&[
         named("a renewal without a lease", wire.routed(&renewal.packet(VM, GATEWAY))),
         named("unicast of nobody", wire.routed(&discover(4).packet(NOBODY, GATEWAY))),
@@ -92,7 +103,10 @@ pub fn c2_message_is_well_formed() -> Result<()> {
         ("no message type", Dhcp { options: vec![], ..good.clone() }),
         ("two message types", good.clone().with(option::MESSAGE_TYPE, &[kind::DISCOVER])),
         ("two different message types", good.clone().with(option::MESSAGE_TYPE, &[kind::REQUEST])),
-        ("a message type of two bytes", Dhcp { options: vec![(option::MESSAGE_TYPE, vec![1, 1])], ..good.clone() }),
+        (
+            "a message type of two bytes",
+            Dhcp { options: vec![(option::MESSAGE_TYPE, vec![1, 1])], ..good.clone() },
+        ),
         ("an empty message type", Dhcp { options: vec![(option::MESSAGE_TYPE, vec![])], ..good.clone() }),
         ("no end", Dhcp { tail: vec![], ..good.clone() }),
         ("an option beyond the end", Dhcp { tail: vec![12, 200, b'x'], ..good.clone() }),
@@ -100,7 +114,9 @@ pub fn c2_message_is_well_formed() -> Result<()> {
     ];
     let mut frames: Vec<_> = wrong
         .into_iter()
-        .map(|(what, message)| named(what, between((NOBODY, 68), (ALL, 67), &message).frame(Mac::BROADCAST, VM_MAC)))
+        .map(|(what, message)| {
+            named(what, between((NOBODY, 68), (ALL, 67), &message).frame(Mac::BROADCAST, VM_MAC))
+        })
         .collect();
     let bytes = good.bytes();
     for len in [0, 1, 44, 236, 239, 240, 241, 242] {
@@ -130,7 +146,10 @@ pub fn c4_source_and_ciaddr() -> Result<()> {
     let renewal = Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, 9, VM_MAC) };
     let mut frames = Vec::new();
     for from in [NEIGHBOUR, GATEWAY, WORLD, ALL, Ipv4Addr::LOCALHOST] {
-        frames.push(named(format!("a DISCOVER from {from}"), discover(9).packet(from, ALL).frame(Mac::BROADCAST, VM_MAC)));
+        frames.push(named(
+            format!("a DISCOVER from {from}"),
+            discover(9).packet(from, ALL).frame(Mac::BROADCAST, VM_MAC),
+        ));
         frames.push(named(format!("a renewal from {from}"), wire.routed(&renewal.packet(from, GATEWAY))));
         let wrong = Dhcp { ciaddr: from, ..renewal.clone() };
         frames.push(named(format!("a renewal of {from}"), wire.routed(&wrong.packet(VM, GATEWAY))));
@@ -174,7 +193,8 @@ pub fn c5_options() -> Result<()> {
 pub fn c6_release_and_decline() -> Result<()> {
     let mut wire = Wire::leased(&[])?;
     let release = |address: Ipv4Addr| {
-        Dhcp { ciaddr: address, ..Dhcp::client(kind::RELEASE, 9, VM_MAC) }.with(option::SERVER, &GATEWAY.octets())
+        Dhcp { ciaddr: address, ..Dhcp::client(kind::RELEASE, 9, VM_MAC) }
+            .with(option::SERVER, &GATEWAY.octets())
     };
     let decline = |address: Ipv4Addr| {
         Dhcp::client(kind::DECLINE, 9, VM_MAC)
@@ -183,20 +203,26 @@ pub fn c6_release_and_decline() -> Result<()> {
     };
     let mut frames = vec![named("a RELEASE of nothing", wire.routed(&release(NOBODY).packet(VM, GATEWAY)))];
     for address in [NEIGHBOUR, GATEWAY, Ipv4Addr::new(10, 7, 0, 3)] {
-        frames.push(named(format!("a RELEASE of {address}"), wire.routed(&release(address).packet(VM, GATEWAY))));
-        frames.push(named(format!("a RELEASE by {address}"), wire.routed(&release(address).packet(address, GATEWAY))));
+        frames.push(named(
+            format!("a RELEASE of {address}"),
+            wire.routed(&release(address).packet(VM, GATEWAY)),
+        ));
+        frames.push(named(
+            format!("a RELEASE by {address}"),
+            wire.routed(&release(address).packet(address, GATEWAY)),
+        ));
         frames.push(named(format!("a DECLINE of {address}"), decline(address).broadcast()));
     }
     frames.push(named("a DECLINE of nothing", Dhcp::client(kind::DECLINE, 9, VM_MAC).broadcast()));
     wire.drops_all(&frames)?;
     wire.has_lease(VM)?;
-    wire.passes("a RELEASE of the lease", &wire.routed(&release(VM).packet(VM, GATEWAY)))?;
     wire.marker = Marker::Discover;
+    wire.passes("a RELEASE of the lease", &wire.routed(&release(VM).packet(VM, GATEWAY)))?;
     wire.lacks_lease("RELEASE", VM)?;
     wire.lease(VM)?;
     wire.has_lease(VM)?;
-    wire.passes("a DECLINE of the lease", &decline(VM).broadcast())?;
     wire.marker = Marker::Discover;
+    wire.passes("a DECLINE of the lease", &decline(VM).broadcast())?;
     wire.lacks_lease("DECLINE", VM)
 }
 

@@ -27,7 +27,11 @@ pub fn i1_what_is_for_the_vm_passes() -> Result<()> {
         ("an ICMP error", Ipv4::new(WORLD, VM, icmp(3, 1, &unreachable)).frame(VM_MAC, bridge)),
         ("ping", Ipv4::new(WORLD, VM, icmp(8, 0, &[0, 1, 0, 1])).frame(VM_MAC, bridge)),
         ("GRE", Ipv4::new(WORLD, VM, (47, vec![0; 40])).frame(VM_MAC, bridge)),
-        ("multicast", Ipv4::new(GATEWAY, group, udp((GATEWAY, 9), (group, 9), b"all")).frame(Mac([1, 0, 0x5e, 1, 2, 3]), bridge)),
+        (
+            "multicast",
+            Ipv4::new(GATEWAY, group, udp((GATEWAY, 9), (group, 9), b"all"))
+                .frame(Mac([1, 0, 0x5e, 1, 2, 3]), bridge),
+        ),
         ("an ARP request", Arp::request(bridge, GATEWAY, VM).frame()),
         ("an ARP reply", Arp::reply(bridge, GATEWAY, VM_MAC, VM).frame()),
         ("a neighbour's ARP request", Arp::request(OTHER_MAC, NEIGHBOUR, VM).frame()),
@@ -35,7 +39,8 @@ pub fn i1_what_is_for_the_vm_passes() -> Result<()> {
         wire.reaches_vm(what, &frame)?;
     }
     let all = Ipv4Addr::BROADCAST;
-    let broadcast = Ipv4::new(GATEWAY, all, udp((GATEWAY, 9), (all, 9), b"all")).frame(Mac::BROADCAST, bridge);
+    let broadcast =
+        Ipv4::new(GATEWAY, all, udp((GATEWAY, 9), (all, 9), b"all")).frame(Mac::BROADCAST, bridge);
     wire.reaches_vm("broadcast", &broadcast)
 }
 
@@ -48,12 +53,18 @@ pub fn i2_what_is_not_does_not() -> Result<()> {
     let lldp = Mac([0x01, 0x80, 0xc2, 0, 0, 0x0e]);
     for (what, frame) in [
         ("another station's packet", to_vm(WORLD).frame(OTHER_MAC, bridge)),
-        ("another station's ARP", ethernet(OTHER_MAC, bridge, ARP, &Arp::request(bridge, GATEWAY, VM).bytes())),
+        (
+            "another station's ARP",
+            ethernet(OTHER_MAC, bridge, ARP, &Arp::request(bridge, GATEWAY, VM).bytes()),
+        ),
         ("a VLAN tag", ethernet(VM_MAC, bridge, 0x8100, &tagged)),
         ("a service VLAN tag", ethernet(VM_MAC, bridge, 0x88a8, &tagged)),
         ("a broadcast VLAN tag", ethernet(Mac::BROADCAST, bridge, 0x8100, &tagged)),
         ("IPv6", ethernet(VM_MAC, bridge, 0x86dd, &[0x60; 60])),
-        ("an IPv6 router advertisement", ethernet(Mac([0x33, 0x33, 0, 0, 0, 1]), bridge, 0x86dd, &[0x60; 60])),
+        (
+            "an IPv6 router advertisement",
+            ethernet(Mac([0x33, 0x33, 0, 0, 0, 1]), bridge, 0x86dd, &[0x60; 60]),
+        ),
         ("RARP", ethernet(VM_MAC, bridge, 0x8035, &[0; 46])),
         ("MPLS", ethernet(VM_MAC, bridge, 0x8847, &inner)),
         ("STP", ethernet(stp, bridge, 38, &[0x42; 46])),
@@ -79,7 +90,10 @@ pub fn i3_nobody_else_is_the_gateway() -> Result<()> {
             for from in [OTHER_MAC, bridge] {
                 let to = if arp.operation == 1 { Mac::BROADCAST } else { arp.target_mac };
                 let frame = ethernet(to, from, ARP, &arp.bytes());
-                wire.never_reaches_vm(&format!("{what} that puts the gateway at {sender_mac}, from {from}"), &frame)?;
+                wire.never_reaches_vm(
+                    &format!("{what} that puts the gateway at {sender_mac}, from {from}"),
+                    &frame,
+                )?;
             }
         }
     }

@@ -26,10 +26,13 @@ pub fn l2_only_ipv4_and_arp() -> Result<()> {
     let mut frames = Vec::new();
     // VLANs of three kinds, then RARP, IPv6, LLDP, pause, EAPOL, MACsec, MPLS, PPPoE, AoE, and what IEEE gave nobody.
     for ether_type in [
-        0x8100, 0x88a8, 0x9100, 0x8035, 0x86dd, 0x88cc, 0x8808, 0x888e, 0x88e5, 0x8847, 0x8863, 0x88a2, 0x0801, 0x0805,
-        0x0807, 0x0600, 0xffff, 0x0008, 0x0608,
+        0x8100, 0x88a8, 0x9100, 0x8035, 0x86dd, 0x88cc, 0x8808, 0x888e, 0x88e5, 0x8847, 0x8863, 0x88a2,
+        0x0801, 0x0805, 0x0807, 0x0600, 0xffff, 0x0008, 0x0608,
     ] {
-        frames.push(named(format!("EtherType {ether_type:#06x}"), ethernet(gateway, VM_MAC, ether_type, &inner)));
+        frames.push(named(
+            format!("EtherType {ether_type:#06x}"),
+            ethernet(gateway, VM_MAC, ether_type, &inner),
+        ));
     }
     for vlan in [0u16, 1, 4095, 0xe000] {
         let mut tagged = vlan.to_be_bytes().to_vec();
@@ -116,9 +119,14 @@ pub fn l5_destination_mac_fits_the_packet() -> Result<()> {
     wire.drops("the world at a neighbour's MAC", &packet(WORLD).frame(OTHER_MAC, VM_MAC))?;
     let group = Ipv4 { ttl: 1, ..packet([239, 1, 2, 3].into()) };
     wire.passes("an allowed group at its MAC", &group.frame(Mac([0x01, 0, 0x5e, 1, 2, 3]), VM_MAC))?;
-    for mac in [gateway, OTHER_MAC, Mac::BROADCAST, Mac([0x01, 0, 0x5e, 1, 2, 4]), Mac([0x01, 0x80, 0xc2, 0, 0, 0])] {
+    for mac in
+        [gateway, OTHER_MAC, Mac::BROADCAST, Mac([0x01, 0, 0x5e, 1, 2, 4]), Mac([0x01, 0x80, 0xc2, 0, 0, 0])]
+    {
         wire.drops(&format!("an allowed group at {mac}"), &group.frame(mac, VM_MAC))?;
     }
     // ARP is no IPv4, and is broadcast by nature.
-    wire.passes("a broadcast ARP request", &ethernet(Mac::BROADCAST, VM_MAC, ARP, &Arp::request(VM_MAC, VM, GATEWAY).bytes()))
+    wire.passes(
+        "a broadcast ARP request",
+        &ethernet(Mac::BROADCAST, VM_MAC, ARP, &Arp::request(VM_MAC, VM, GATEWAY).bytes()),
+    )
 }

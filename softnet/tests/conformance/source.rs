@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
+use lab::DhcpServer;
 use lab::deadline::until;
 use lab::wire::{Dhcp, Ipv4, dhcp_kind, dhcp_option, icmp, tcp, udp};
-use lab::DhcpServer;
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named, packet, to_world};
 
@@ -79,7 +79,7 @@ pub fn s1_nothing_after_nak() -> Result<()> {
 pub fn s1_nothing_after_expiry() -> Result<()> {
     let mut wire = Wire::start(&[])?;
     let xid = wire.next();
-    DhcpServer { lease_seconds: 2, ..wire.server() }.lease(&wire.vm, VM_MAC, VM, xid)?;
+    wire.server().with_lease_seconds(2).lease(&wire.vm, VM_MAC, VM, xid)?;
     wire.has_lease(VM)?;
     let frame = wire.to(WORLD).1;
     let expired = until(|| {
@@ -151,10 +151,14 @@ pub fn s4_fragments() -> Result<()> {
     let mut wire = Wire::start(&["--allow=10.7.0.9"])?;
     let xid = wire.next();
     let resolver: Ipv4Addr = [192, 168, 50, 53].into();
-    DhcpServer { dns: vec![resolver], ..wire.server() }.lease(&wire.vm, VM_MAC, VM, xid)?;
+    wire.server().with_dns(vec![resolver]).lease(&wire.vm, VM_MAC, VM, xid)?;
     wire.has_lease(VM)?;
-    let part = |to, protocol, fragment, payload: Vec<u8>| Ipv4 { fragment, ..Ipv4::new(VM, to, (protocol, payload)) };
-    let datagram = udp((VM, 4000), (WORLD, 80), &[9; 72]).1;
+    let part = |to, protocol, fragment, payload: Vec<u8>| Ipv4 {
+        fragment,
+        ..Ipv4::new(VM, to, (protocol, payload))
+    };
+    // The UDP length is that of the whole datagram, of which this is the beginning.
+    let datagram = udp((VM, 4000), (WORLD, 80), &[9; 400]).1[..80].to_vec();
     let segment = tcp((VM, 4000), (WORLD, 80), 1, 2, &[9; 20]).1;
     let dhcp_like = udp((VM, 68), (WORLD, 67), &[9; 72]).1;
     for (what, packet) in [
@@ -180,7 +184,10 @@ pub fn s4_fragments() -> Result<()> {
         ("nothing of UDP", part(WORLD, 17, MORE, vec![])),
         ("a first fragment to the gateway", part(GATEWAY, 17, MORE, datagram.clone())),
         ("a later fragment to the gateway", part(GATEWAY, 17, 10, vec![3; 80])),
-        ("a first fragment to the resolver", part(resolver, 17, MORE, udp((VM, 4), (resolver, 53), &[9; 72]).1)),
+        (
+            "a first fragment to the resolver",
+            part(resolver, 17, MORE, udp((VM, 4), (resolver, 53), &[9; 400]).1[..80].to_vec()),
+        ),
         ("a later fragment to the resolver", part(resolver, 17, 10, vec![3; 80])),
     ] {
         wire.drops(what, &wire.routed(&packet))?;
@@ -194,12 +201,15 @@ pub fn s5_transport_headers_are_whole() -> Result<()> {
     let segment = tcp((VM, 4000), (WORLD, 80), 1, 2, b"").1;
     let datagram = udp((VM, 4000), (WORLD, 80), b"12345678").1;
     let ping = icmp(8, 0, &[0, 1, 0, 2]).1;
-    for (what, transport) in [("TCP", (6, segment.clone())), ("UDP", (17, datagram.clone())), ("ICMP", (1, ping.clone()))] {
+    for (what, transport) in
+        [("TCP", (6, segment.clone())), ("UDP", (17, datagram.clone())), ("ICMP", (1, ping.clone()))]
+    {
         wire.passes(what, &wire.routed(&to_world(transport)))?;
     }
     let mut frames = Vec::new();
     for len in 0..20 {
-        frames.push(named(format!("TCP of {len} bytes"), wire.routed(&to_world((6, segment[..len].to_vec())))));
+        frames
+            .push(named(format!("TCP of {len} bytes"), wire.routed(&to_world((6, segment[..len].to_vec())))));
     }
     for words in [0, 4, 6, 15] {
         let mut wrong = segment.clone();
@@ -207,7 +217,10 @@ pub fn s5_transport_headers_are_whole() -> Result<()> {
         frames.push(named(format!("TCP data offset {words}"), wire.routed(&to_world((6, wrong)))));
     }
     for len in 0..8 {
-        frames.push(named(format!("UDP of {len} bytes"), wire.routed(&to_world((17, datagram[..len].to_vec())))));
+        frames.push(named(
+            format!("UDP of {len} bytes"),
+            wire.routed(&to_world((17, datagram[..len].to_vec()))),
+        ));
         frames.push(named(format!("ICMP of {len} bytes"), wire.routed(&to_world((1, ping[..len].to_vec())))));
     }
     for len in [0u16, 7, 8, 15, 17, 0xffff] {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::net::Host;
-use lab::wire::{Arp, Dhcp, Ipv4, Mac, Transport, address_at, dhcp_kind, udp};
+use lab::wire::{Arp, Dhcp, Ipv4, Mac, Transport, dhcp_kind, udp};
 use lab::{DhcpServer, Segment, Softnet, VmPort};
 
 /// The VM's hardware address.
@@ -49,7 +49,7 @@ impl Wire {
     /// Starts Softnet; the VM has no lease.
     pub fn start(flags: &[&str]) -> Result<Self> {
         let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
-        let (vm, softnet) = launch(flags)?;
+        let (vm, softnet) = launch(&segment, flags)?;
         Ok(Self { segment, vm, softnet, marker: Marker::Discover, serial: 0 })
     }
 
@@ -63,7 +63,7 @@ impl Wire {
     /// Starts Softnet anew on the same TAP, with other flags and another socket, and gets the VM its lease again.
     pub fn restart_leased(&mut self, flags: &[&str]) -> Result<()> {
         self.softnet.stop()?;
-        (self.vm, self.softnet) = launch(flags)?;
+        (self.vm, self.softnet) = launch(&self.segment, flags)?;
         self.lease(VM)
     }
 
@@ -151,7 +151,12 @@ impl Wire {
             .map(|(what, _)| what.as_str())
             .collect();
         ensure!(names.is_empty(), "must be dropped, but passed: {}", names.join("; "));
-        ensure!(seen.is_empty(), "{} frames came out that nobody sent, the first is {:02x?}", seen.len(), seen[0]);
+        ensure!(
+            seen.is_empty(),
+            "{} frames came out that nobody sent, the first is {:02x?}",
+            seen.len(),
+            seen[0]
+        );
         Ok(())
     }
 
@@ -191,7 +196,8 @@ impl Wire {
     pub fn inbound(&mut self, frame: &[u8]) -> Result<bool> {
         self.segment.send(frame)?;
         let mark = self.next().to_be_bytes();
-        let follower = Ipv4::new(GATEWAY, VM, udp((GATEWAY, 9), (VM, 9), &mark)).frame(VM_MAC, self.segment.mac);
+        let follower =
+            Ipv4::new(GATEWAY, VM, udp((GATEWAY, 9), (VM, 9), &mark)).frame(VM_MAC, self.segment.mac);
         self.segment.send(&follower)?;
         let (before, _) = self.vm.expect("the frame behind it", |seen| seen == follower)?;
         Ok(before.iter().any(|seen| seen == frame))
@@ -241,7 +247,10 @@ impl Wire {
     /// Softnet's own account, for the message of a failed test.
     fn why(&self) -> String {
         match self.softnet.counters() {
-            Ok(counters) => format!("counters: from the VM {:?}, from the host {:?}", counters.from_vm, counters.from_host),
+            Ok(counters) => format!(
+                "counters: from the VM {:?}, from the host {:?}",
+                counters.from_vm, counters.from_host
+            ),
             Err(error) => format!("{error:#}"),
         }
     }
@@ -264,22 +273,18 @@ pub fn named(what: impl Into<String>, frame: Vec<u8>) -> Named {
     (what.into(), frame)
 }
 
-/// The destination of an IPv4 frame without options.
-pub fn ip_destination(frame: &[u8]) -> Ipv4Addr {
-    address_at(frame, 30)
-}
-
 /// The program under test.
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_softnet"))
 }
 
-fn launch(flags: &[&str]) -> Result<(VmPort, Softnet)> {
+fn launch(segment: &Segment, flags: &[&str]) -> Result<(VmPort, Softnet)> {
     let (vm, theirs) = VmPort::pair()?;
     let tap = format!("--tap={}", Segment::TAP);
     let flags = std::iter::once(tap.as_str()).chain(flags.iter().copied());
     let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), flags)?;
     let ready = softnet.ready()?;
     let Some("tap") = ready["mode"].as_str() else { bail!("the ready line is {ready}") };
+    segment.forwards(&Host::main()?)?;
     Ok((vm, softnet))
 }
