@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 
 use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
 
-use crate::config::Config;
+use crate::config::{Config, PortSettings};
 use crate::host::{self, HostLink};
 use crate::link::ETHERNET_HEADER;
 use crate::parent::ParentWatch;
-use crate::privilege::{Identity, Start, System};
+use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
 use crate::sandbox::{self, SealError};
 
@@ -32,12 +32,7 @@ impl Opened {
     /// # Errors
     /// A [`crate::config::ConfigError`] for what the user can mend on the command line, anything else with its context.
     pub fn open(config: Config) -> anyhow::Result<Self> {
-        let identity = Identity::choose(
-            config.port.user.as_deref(),
-            config.port.group.as_deref(),
-            &Start::of_this_process()?,
-            &System,
-        )?;
+        let identity = privileges(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
         let HostLink { link, uplink, mode, follower } =
@@ -82,6 +77,14 @@ impl Opened {
         sandbox::seal(&needs, &self.identity, self.require_sandbox)?;
         Ok(Sealed(self))
     }
+}
+
+/// Whom the process will become, if whoever started it may have what it asks for.
+fn privileges(settings: &PortSettings) -> anyhow::Result<Identity> {
+    let start = Start::of_this_process()?;
+    let identity = Identity::choose(settings.user.as_deref(), settings.group.as_deref(), &start, &System)?;
+    privilege::guard(&start, &settings.host)?;
+    Ok(identity)
 }
 
 /// No privilege is left; frames may be parsed.

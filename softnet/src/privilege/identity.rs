@@ -21,6 +21,8 @@ pub struct Start {
     pub effective: (Uid, Gid),
     /// Supplementary groups: the caller's.
     pub groups: Vec<Gid>,
+    /// The program's file gave the process more than its caller has: a set-user-ID or set-group-ID bit, or capabilities.
+    pub secure: bool,
     /// `SUDO_UID` and `SUDO_GID`.
     pub sudo: Option<(RawUid, RawGid)>,
 }
@@ -37,17 +39,19 @@ impl Start {
             real: (getuid(), getgid()),
             effective: (geteuid(), getegid()),
             groups: getgroups()?,
+            secure: crate::sys::secure::is_secure_execution(),
             sudo: number("SUDO_UID").zip(number("SUDO_GID")),
         })
     }
 
-    /// Whether the program's file gave the process more than its caller has.
-    pub fn is_set_user_id(&self) -> bool {
-        self.real != self.effective
+    /// Whether the process has more privilege than its caller, whose arguments and environment are then not to be
+    /// trusted.
+    pub fn is_elevated(&self) -> bool {
+        self.secure || self.real != self.effective
     }
 
     /// Whether the caller is root, and not only the process.
-    fn is_by_root(&self) -> bool {
+    pub fn is_by_root(&self) -> bool {
         self.real.0.is_root()
     }
 }
@@ -104,7 +108,7 @@ impl Identity {
                 if gid.is_root() {
                     return Err(error("is root's; name the group of an ordinary user"));
                 }
-            } else if gid != start.real.1 && !(start.is_set_user_id() && start.groups.contains(&gid)) {
+            } else if gid != start.real.1 && !(start.effective.0.is_root() && start.groups.contains(&gid)) {
                 return Err(error("is not a group of the calling user; only root may name another"));
             }
             identity.gid = gid;
@@ -283,11 +287,11 @@ mod tests {
     }
 
     fn start(real: RawUid, effective: RawUid) -> Start {
-        let groups = vec![gid(real), gid(27)];
         Start {
             real: (uid(real), gid(real)),
             effective: (uid(effective), gid(effective)),
-            groups,
+            groups: vec![gid(real), gid(27)],
+            secure: real != effective,
             sudo: None,
         }
     }

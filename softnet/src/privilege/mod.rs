@@ -5,7 +5,11 @@
 //! nothing of the environment counts and the arguments are limited by the administrator's `bridges.conf`.
 
 mod accounts;
+#[cfg(target_os = "linux")]
+mod bridges;
+mod elevated;
 mod identity;
 
 pub use accounts::{Account, Accounts, System};
+pub use elevated::guard;
 pub use identity::{Identity, Origin, Start};

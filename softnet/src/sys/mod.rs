@@ -7,6 +7,7 @@ pub mod groups;
 pub mod mmsg;
 #[cfg(target_os = "linux")]
 pub mod process;
+pub mod secure;
 #[cfg(target_os = "linux")]
 pub mod signalfd;
 #[cfg(target_os = "linux")]

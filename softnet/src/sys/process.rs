@@ -11,6 +11,8 @@ use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal};
 
+use crate::privilege::Identity;
+
 /// Which side of a fork this is.
 #[derive(Debug)]
 pub enum Fork {
@@ -73,22 +75,43 @@ pub fn ensure_single_thread() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the ends of children something to wait for: whoever started this process may have had them ignored.
+///
+/// # Errors
+/// Those of `sigaction(2)`.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: the default disposition runs no code of ours.
+    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Ends the process at once: no destructors, no exit handlers, no buffers flushed.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit only ends the process.
     unsafe { libc::_exit(status) }
 }
 
-/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
-/// process ends, however it ends.
+/// Starts `command` as `identity`, if one is given, with `descriptor` open under its present number; the kernel sends
+/// `on_our_death` to it when this process ends, however it ends.
 ///
 /// # Errors
 /// Those of starting the command.
-pub fn spawn_with(command: &mut Command, descriptor: &OwnedFd, on_our_death: Signal) -> io::Result<Child> {
+pub fn spawn_with(
+    command: &mut Command,
+    descriptor: &OwnedFd,
+    identity: Option<Identity>,
+    on_our_death: Signal,
+) -> io::Result<Child> {
     let number = descriptor.as_raw_fd();
     let signal = on_our_death.as_raw();
     let parent = rustix::process::getpid();
     let prepare = move || {
+        // First, because a change of identity makes the kernel forget the signal below.
+        if let Some(identity) = &identity {
+            identity.assume()?;
+        }
         // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
         unsafe {
             // The supervisor's blocked signals are not the command's.

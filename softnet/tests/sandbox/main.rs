@@ -2,6 +2,7 @@
 //! themselves and then try what they may not.
 
 mod calls;
+mod set_user_id;
 mod worker;
 
 use std::process::ExitCode;
@@ -11,8 +12,10 @@ use lab::harness;
 fn main() -> ExitCode {
     let mut tests = lab::tests![
         worker::{it_holds_nothing_but_what_it_needs, it_works_and_ends_cleanly},
-        calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told, the_seal_refuses_a_second_thread},
-        calls::{landlock_leaves_nothing_to_name},
+        calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told},
+        calls::{the_seal_refuses_a_second_thread, landlock_leaves_nothing_to_name},
+        set_user_id::{it_becomes_its_caller, it_takes_only_what_the_list_allows, it_starts_nobody_elses_programs},
+        set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users},
     ];
     for test in &mut tests {
         *test = test.as_root();
