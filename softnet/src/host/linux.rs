@@ -114,7 +114,7 @@ fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLi
             mtu: passt::MTU,
             interface: "passt".to_owned(),
         },
-        link: Box::new(StreamLink::new(passt.socket)?),
+        link: Box::new(passt::PasstLink::new(StreamLink::new(passt.socket)?)),
         mode: Mode::Passt,
         follower: Box::new(NoFollower),
     })

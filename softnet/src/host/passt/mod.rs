@@ -7,6 +7,8 @@
 //! One thing is deliberately switched off: passt leads connections to the gateway to the host's loopback. What listens on
 //! 127.0.0.1 was not meant for a VM.
 
+mod link;
+
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,11 +19,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use softnet_filter::{MacAddr, NetType};
 
-use super::expose::{Expose, Protocol};
-use super::network::subnet;
-use super::tools::{self, Tool};
+use crate::host::expose::{Expose, Protocol};
+use crate::host::network::subnet;
+use crate::host::tools::{self, Tool};
 use crate::netlink::{self, Netlink};
 use crate::sys::process;
+
+pub use link::PasstLink;
 
 /// MTU that passt tells the VM, in bytes.
 pub const MTU: u16 = 1500;
