@@ -162,11 +162,12 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
             vm.wait()?;
             anyhow::bail!("the filter ended ({status}) before the VM, which was ended too");
         }
-        if signalled
-            && let Some(received) = signals.read()?
-            && received.is_for_the_vm()
-        {
-            let _ = rustix::process::kill_process(vm_pid, received.signal);
+        if signalled && let Some(received) = signals.read()? {
+            if received.asks_for_counters() {
+                filter.signal(Signal::USR1);
+            } else if received.is_for_the_vm() {
+                let _ = rustix::process::kill_process(vm_pid, received.signal);
+            }
         }
     }
 }
