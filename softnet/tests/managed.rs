@@ -2,6 +2,7 @@
 //! ends.
 #![cfg(target_os = "linux")]
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,6 +15,7 @@ use lab::net::{HOST_ON_LAN, Host, INTERNET, LAN, World};
 use lab::stage::run;
 use lab::wire::{Arp, Dhcp, Ipv4, Mac, carries, dhcp_kind as kind, dhcp_option as option, udp};
 use lab::{DhcpServer, Service, Softnet, VmPort};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         Test::new("managed::a_taken_port_is_refused_before_anything_is_touched", a_taken_port_is_refused),
         Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends),
         Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down),
+        Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once),
+        Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
         Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
@@ -254,6 +258,54 @@ fn a_lease_that_ends() -> Result<()> {
     vm.port.send(&release.packet(address, vm.gateway()?).frame(gateway, FIRST))?;
     ensure!(until(|| !table().contains(&format!("{address} . 80"))), "{}", table());
     ensure!(until(|| table().contains(". 5001 :")), "the other VM's forward went too: {}", table());
+    Ok(())
+}
+
+fn twenty_vms_at_once() -> Result<()> {
+    let mut starting = Vec::new();
+    for last in 1..=20 {
+        let (port, theirs) = VmPort::pair()?;
+        let mac = Mac([2, 0, 0, 0, 0, last]);
+        starting.push((
+            port,
+            mac,
+            start(theirs, mac, &["--expose", &format!("{}:80", 5000 + u16::from(last))])?,
+        ));
+    }
+    let mut vms = Vec::new();
+    for (port, mac, mut softnet) in starting {
+        let ready = softnet.ready()?;
+        vms.push(Vm { port, softnet, mac, ready });
+    }
+    let addresses = vms.iter().map(Vm::lease).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(addresses.len() == 20, "{addresses:?}");
+    let forwards = || addresses.iter().filter(|address| table().contains(&format!("{address} . 80"))).count();
+    ensure!(until(|| forwards() == 20), "{} of 20 forwards:\n{}", forwards(), table());
+    // The one that made the network ends, and the others do not notice.
+    ensure!(vms.remove(0).softnet.stop()?.success());
+    for vm in &vms {
+        vm.lease()?;
+    }
+    ensure!(forwards() == 19, "{}", table());
+    Ok(())
+}
+
+fn a_held_address_is_refused() -> Result<()> {
+    // A pool of five, and somebody alive holds each of them.
+    let mut vm = Vm::start(FIRST, &["--subnet=10.9.0.0/29"])?;
+    let held = (2..=6).map(|last| {
+        let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+    });
+    let _held = held.collect::<Result<Vec<_>>>()?;
+    vm.lease()?;
+    let status = vm.softnet.wait()?;
+    ensure!(
+        status.code() == Some(1) && vm.softnet.log().contains("is leased to"),
+        "{status} {}",
+        vm.softnet.log()
+    );
+    ensure!(vm.port.is_closed());
     Ok(())
 }
 
