@@ -35,12 +35,18 @@ struct Args {
     /// Compare only these
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Measure only this traffic, such as tcp1-up, udp-down or rtt: to look at a peer with other tools meanwhile
+    /// Measure only this: tcp1-up, tcp4-up, udp-up, tcp1-down, tcp4-down, udp-down, rtt, start, idle or filter
     #[arg(long, value_name = "NAME")]
-    traffic: Vec<String>,
+    measure: Vec<String>,
     /// Where the report's files go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.measure.is_empty() || self.measure.iter().any(|wanted| wanted == name)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -89,6 +95,10 @@ fn inside(args: &Args) -> Result<ExitCode> {
         if args.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_millis(1500)) };
     let site = Site::build()?;
     let servers = Servers::start()?;
+    let traffic = ["tcp", "udp", "rtt"];
+    let any_traffic = args.measure.is_empty()
+        || args.measure.iter().any(|name| traffic.iter().any(|of| name.starts_with(of)));
+    let repetitions = if any_traffic { repetitions } else { 0 };
     let wanted = |kind: &Kind| args.only.is_empty() || args.only.iter().any(|name| name == kind.name());
     let mut report = Report::default();
     for repetition in 1..=repetitions {
@@ -101,13 +111,16 @@ fn inside(args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    let whole = args.only.is_empty() && args.traffic.is_empty();
-    if whole {
-        startup::measure(&site, if args.quick { 3 } else { 15 }, &mut report)?;
+    if args.wants("start") {
+        startup::measure(&site, if args.quick { 3 } else { 21 }, &mut report)?;
+    }
+    if args.wants("idle") {
         startup::measure_idle(&site, if args.quick { 10 } else { 100 }, &mut report)?;
     }
-    report.decisions =
-        decision::count().inspect_err(|error| eprintln!("decisions: {error:#}")).unwrap_or_default();
+    if args.wants("filter") {
+        report.decisions =
+            decision::count().inspect_err(|error| eprintln!("decisions: {error:#}")).unwrap_or_default();
+    }
     std::fs::create_dir_all(&args.output).context("make the folder for the report")?;
     std::fs::write(args.output.join("bench.json"), serde_json::to_string_pretty(&report.json())? + "\n")?;
     plot::draw(&report, &args.output.join("bench.svg"))?;
@@ -121,22 +134,21 @@ fn inside(args: &Args) -> Result<ExitCode> {
 fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration, args: &Args) -> Result<Figures> {
     let running = Running::start(kind, site)?;
     let (guest, server, peer) = (&running.guest, running.server, running.process.as_ref());
-    let wanted = |name: &str| args.traffic.is_empty() || args.traffic.iter().any(|wanted| wanted == name);
     let mut figures = Figures::default();
     let idle = peer.map(usage::Process::memory).transpose()?;
     for (way, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
         for count in [1, 4] {
             let name = format!("tcp{count}-{way}");
-            if wanted(&name) {
+            if args.wants(&name) {
                 figures.flow(&name, servers.streams(guest, server, (direction, count), duration, peer)?);
             }
         }
         let name = format!("udp-{way}");
-        if wanted(&name) {
+        if args.wants(&name) {
             figures.flow(&name, servers.datagrams(guest, server, direction, duration, peer)?);
         }
     }
-    if wanted("rtt") {
+    if args.wants("rtt") {
         figures.round_trips(&servers.round_trips(guest, server, duration)?);
     }
     if let Some((idle, peer)) = idle.zip(peer) {
