@@ -82,6 +82,8 @@ pub(crate) fn judge_from_host(
             dhcp.offer(message.your_address, now);
             Ok(())
         }
+        // To a DISCOVER a server makes an offer; the VM has not asked for an address that it could be given or denied.
+        kind::ACK | kind::NAK if !transaction.is_request => Err(DropReason::ReplyTransaction),
         kind::ACK => learn(dhcp, identity, &message, &options, transaction, now),
         kind::NAK => {
             dhcp.refuse();
@@ -333,6 +335,23 @@ mod tests {
         let mut port = fresh();
         let _ = port.from_vm(&DhcpFrame::request().set(24, &[1]).frame(), NOW);
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
+    }
+
+    /// B1: a DISCOVER asks for offers; only with rapid commit does it ask for a lease too.
+    #[test]
+    fn b1_discover_is_no_request() {
+        let dropped = drop_for(DropReason::ReplyTransaction);
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&DhcpFrame::discover().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        // A lease is not lost to a NAK that answers nothing.
+        assert_eq!(port.from_vm(&DhcpFrame::discover().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), dropped);
+        assert!(port.lease().is_some());
     }
 
     /// B1: sixteen transactions are open at once, in any order; of more the oldest is forgotten.

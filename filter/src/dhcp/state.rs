@@ -135,8 +135,8 @@ pub(crate) struct Transaction {
     used: u64,
     /// There was a DISCOVER or a REQUEST: the reply may give an address.
     pub(crate) is_for_address: bool,
-    /// There was a REQUEST: an ACK may be on its way.
-    is_request: bool,
+    /// There was a REQUEST, or a DISCOVER that may be answered like one: an ACK may be on its way.
+    pub(crate) is_request: bool,
     /// There was an INFORM: the reply may give options only.
     pub(crate) is_inform: bool,
     /// The VM has given its address up since; a reply that is still on its way is void, and one to a further request
