@@ -359,7 +359,7 @@ mod tests {
         }
     }
 
-    /// D9: a network of the type `host` has no world; the flags still open what they name.
+    /// D9: a network of the type `host` has no world, and no flag makes one; the rest is as the flags say.
     #[test]
     fn d9_host_network() {
         let mut port =
@@ -368,7 +368,7 @@ mod tests {
             (WORLD_IP, drop_for(DropReason::HostOnly)),
             (GATEWAY_IP, Verdict::Forward),
             (NEIGHBOUR_IP, Verdict::Forward),
-            (Ipv4Addr::new(8, 8, 8, 8), Verdict::Forward),
+            (Ipv4Addr::new(8, 8, 8, 8), drop_for(DropReason::HostOnly)),
             (OTHER_IP, drop_for(DropReason::Neighbour)),
             (Ipv4Addr::new(10, 0, 0, 1), drop_for(DropReason::NotGlobal)),
         ] {

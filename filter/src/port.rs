@@ -24,7 +24,8 @@ pub enum NetType {
     /// The VM reaches the world through the host.
     #[default]
     Nat,
-    /// The VM reaches no global destination, only the gateway and what the policy allows (rule D9).
+    /// The VM reaches no global destination, whatever the policy says; only the gateway, and what else the policy
+    /// allows (rule D9).
     Host,
 }
 

@@ -27,7 +27,7 @@ pub(crate) enum Class {
     Multicast,
     /// No rule matched: another host on the VM's network (D3), even where the network has public addresses.
     Neighbour,
-    /// No rule matched: globally reachable, but the network has no world (D9).
+    /// Globally reachable, but the network has no world, whatever a rule allows (D9).
     HostOnly,
     /// Nothing opens it (D1).
     Never,
@@ -82,17 +82,27 @@ pub(crate) struct Table {
     root: Box<[u16; 1 << 16]>,
     /// By 8 further bits each.
     blocks: Vec<Block>,
+    /// Where there is no world: what the destinations are without any rule, since no rule makes one (D9).
+    worldless: Option<Box<Table>>,
 }
 
 impl Table {
     /// Compiles the policy for a VM behind `gateway`. 128 KiB, and half a KiB for each /16 and each /24 that is not
-    /// of one class.
+    /// of one class; for a network of the type `host` another 133 KiB.
     pub(crate) fn new(policy: &Policy, gateway: Gateway, net_type: NetType) -> Result<Self, ConfigError> {
-        let world = match net_type {
-            NetType::Nat => Class::World,
-            NetType::Host => Class::HostOnly,
-        };
-        let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new() };
+        Ok(match net_type {
+            NetType::Nat => Self::compile(policy, gateway, Class::World)?,
+            NetType::Host => {
+                let worldless = Self::compile(&Policy::default(), gateway, Class::HostOnly)?;
+                let table = Self::compile(policy, gateway, Class::HostOnly)?;
+                Self { worldless: Some(Box::new(worldless)), ..table }
+            }
+        })
+    }
+
+    /// Compiles the policy; what is globally reachable and in no rule is of the class `world`.
+    fn compile(policy: &Policy, gateway: Gateway, world: Class) -> Result<Self, ConfigError> {
+        let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new(), worldless: None };
 
         for (address, prefix) in NOT_GLOBAL {
             table.paint(address, prefix, Class::NotGlobal)?;
@@ -134,7 +144,16 @@ impl Table {
     /// What the rules say about `destination`, except for the VM's own address, which changes.
     pub(crate) fn classify(&self, destination: Ipv4Addr) -> Class {
         // There is always an entry, and it is a class; if that were ever wrong, nothing would pass.
-        Class::ALL.get(usize::from(self.entry(destination))).copied().unwrap_or(Class::Never)
+        let class = Class::ALL.get(usize::from(self.entry(destination))).copied().unwrap_or(Class::Never);
+        match &self.worldless {
+            // D9
+            Some(worldless)
+                if class == Class::Allowed && worldless.classify(destination) == Class::HostOnly =>
+            {
+                Class::HostOnly
+            }
+            _ => class,
+        }
     }
 
     /// Whether `destination` is of [`Class::World`], where nearly all packets go.
@@ -348,18 +367,35 @@ mod tests {
         assert_eq!(class(&table, "127.0.0.1"), Class::Never);
     }
 
-    /// D9: without a world what was global is closed, the exceptions of D3 too.
+    /// D9: without a world what was global is closed, the exceptions of D3 too, and no rule opens it.
     #[test]
     fn d9_host_network_has_no_world() {
-        let config = crate::PortConfig { net_type: NetType::Host, ..config(&["8.8.8.8"], &[]) };
-        let table = Table::new(&config.policy, config.gateway, config.net_type).unwrap();
+        let host = |allow: &[&str], block: &[&str]| {
+            let config = crate::PortConfig { net_type: NetType::Host, ..config(allow, block) };
+            Table::new(&config.policy, config.gateway, config.net_type).unwrap()
+        };
+        let table = host(&["8.8.8.8", "172.16.0.0/12"], &["9.9.9.0/24"]);
         for (address, expected) in [
-            ("9.9.9.9", Class::HostOnly),
+            ("1.1.1.1", Class::HostOnly),
             ("192.0.0.9", Class::HostOnly),
-            ("8.8.8.8", Class::Allowed),
+            ("8.8.8.8", Class::HostOnly),
+            ("9.9.9.9", Class::Blocked),
             ("10.0.0.1", Class::NotGlobal),
+            ("172.16.0.1", Class::Allowed),
             ("192.168.64.1", Class::Gateway),
             ("192.168.64.2", Class::Neighbour),
+        ] {
+            assert_eq!(class(&table, address), expected, "{address}");
+        }
+        let table = host(&["0.0.0.0/0"], &[]);
+        for (address, expected) in [
+            ("1.1.1.1", Class::HostOnly),
+            ("192.0.0.10", Class::HostOnly),
+            ("10.0.0.1", Class::Allowed),
+            ("192.168.64.1", Class::Allowed),
+            ("192.168.64.2", Class::Allowed),
+            ("224.0.0.251", Class::Allowed),
+            ("127.0.0.1", Class::Never),
         ] {
             assert_eq!(class(&table, address), expected, "{address}");
         }
