@@ -96,7 +96,7 @@ impl Tool {
 }
 
 /// The output of a program that succeeded, or what it said when it failed.
-pub fn checked(tool: Tool, output: Output) -> Result<String, Error> {
+fn checked(tool: Tool, output: Output) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

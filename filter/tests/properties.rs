@@ -1,0 +1,195 @@
+//! The filter against an independent reading of the rules (see [`oracle`]), for arbitrary sequences of frames from
+//! both sides and arbitrary time steps.
+//!
+//! `PROPTEST_CASES` sets the number of sequences; by default the whole file takes some seconds.
+
+mod oracle;
+mod scene;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{FileFailurePersistence, TestRunner};
+use softnet_filter::{Action, Timestamp, Verdict};
+
+use oracle::{Opinion, world};
+use scene::{
+    Address, GATEWAY_MAC, Scene, Step, VM_MAC, any_frame_of_any_length, config, plain_config, rules, start,
+    step, wire,
+};
+
+fn proptest_config(default_cases: u32) -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let persistence = FileFailurePersistence::Direct("tests/properties.regressions");
+    let base =
+        ProptestConfig { failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() };
+    if asked { base } else { ProptestConfig { cases: default_cases, ..base } }
+}
+
+fn play(scene: &mut Scene, steps: &[Step]) -> Result<(), TestCaseError> {
+    for (index, step) in steps.iter().enumerate() {
+        scene.play(step).map_err(|error| TestCaseError::fail(format!("step {index}, {step:?}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// The first dialogue of a VM, with the resolver of a far network.
+fn first_lease() -> Step {
+    Step::Dora {
+        address: Address::Any(scene::FIRST_LEASE.into()),
+        lease_time: 600,
+        resolvers: vec![Address::Gateway, Address::FarResolver],
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest_config(300))]
+
+    /// L, A, S, D, C, B, I: from the VM's first breath on, every frame is judged as the oracle judges it, nothing
+    /// leaves under a foreign address, and the lease changes only as it may.
+    #[test]
+    fn from_the_start_the_filter_agrees_with_the_oracle(
+        config in config(),
+        start in start(),
+        steps in vec(step(), 1..60),
+    ) {
+        play(&mut Scene::new(config, start), &steps)?;
+    }
+
+    /// The same for a VM with a lease, so that every sequence begins where most rules bite.
+    #[test]
+    fn with_a_lease_the_filter_agrees_with_the_oracle(config in config(), steps in vec(step(), 1..60)) {
+        let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
+        play(&mut scene, &[first_lease()])?;
+        prop_assert_eq!(scene.own(), Some(scene::FIRST_LEASE));
+        play(&mut scene, &steps)?;
+    }
+
+    /// I4, R3: no bytes of any length panic, change the lease or leave under a foreign name.
+    #[test]
+    fn any_bytes_of_any_length_are_judged(
+        frames in vec((any_frame_of_any_length(), any::<bool>()), 1..12),
+        bound in any::<bool>(),
+    ) {
+        let mut scene = Scene::new(plain_config(vec![]), Timestamp::from_secs(1_000));
+        if bound {
+            play(&mut scene, &[first_lease()])?;
+        }
+        for (frame, of_vm) in frames {
+            let result = if of_vm { scene.vm(frame) } else { scene.host(frame) };
+            prop_assert!(result.is_ok(), "{}", result.unwrap_err());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest_config(60))]
+
+    /// D2, D3: for up to 1,000 rules the verdict on any destination is that of a look at every rule.
+    #[test]
+    fn longest_prefix_match_equals_a_linear_scan(
+        rules in rules(1_000),
+        near in vec((any::<prop::sample::Index>(), any::<u32>()), 100),
+        far in vec(any::<u32>(), 50),
+    ) {
+        let config = plain_config(rules.clone());
+        let mut scene = Scene::new(config.clone(), Timestamp::from_secs(1_000));
+        play(&mut scene, &[first_lease()])?;
+        let mut port = scene.watched.port;
+        // Destinations at the edges of the rules' own networks tell more than random ones.
+        let edges = near.iter().filter(|_| !rules.is_empty()).flat_map(|(index, noise)| {
+            match rules[index.index(rules.len())].target {
+                softnet_filter::Target::Gateway => [u32::from(scene::GATEWAY); 4],
+                softnet_filter::Target::Net(net) => {
+                    let [first, last] = world::edges(net).map(u32::from);
+                    [first, last, first.wrapping_sub(1), first | (noise & (first ^ last))]
+                }
+            }
+        });
+        for bits in edges.chain(far) {
+            let destination = Ipv4Addr::from(bits);
+            let verdict = port.from_vm(&datagram_to(destination), scene.now);
+            let expected = expected_verdict(&config, destination);
+            prop_assert_eq!(verdict.is_forward(), expected == Expected::Pass, "{} {:?}", destination, verdict);
+            prop_assert_eq!(
+                matches!(verdict, Verdict::Drop(reason) if reason.rule() == "D2"),
+                expected == Expected::Blocked,
+                "{} {:?}", destination, verdict
+            );
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Expected {
+    Pass,
+    Blocked,
+    OtherDrop,
+}
+
+/// D1 to D3 for a UDP datagram of a VM at [`scene::FIRST_LEASE`].
+fn expected_verdict(config: &softnet_filter::PortConfig, destination: Ipv4Addr) -> Expected {
+    let edges = world::edges(config.gateway.subnet);
+    if world::is_never(destination) || edges.contains(&destination) || destination == scene::FIRST_LEASE {
+        return Expected::OtherDrop;
+    }
+    match world::longest_match(config, destination) {
+        Some(Action::Block) => Expected::Blocked,
+        Some(Action::Allow) => Expected::Pass,
+        None if destination == scene::GATEWAY || world::is_globally_reachable(destination) => Expected::Pass,
+        None => Expected::OtherDrop,
+    }
+}
+
+fn datagram_to(destination: Ipv4Addr) -> Vec<u8> {
+    let header = wire::Header {
+        source: scene::FIRST_LEASE,
+        destination,
+        protocol: oracle::packet::UDP,
+        time_to_live: 64,
+        fragment: 0,
+    };
+    let mac = if world::is_multicast(destination) { world::multicast_mac(destination) } else { GATEWAY_MAC };
+    wire::ethernet(mac, VM_MAC, wire::IPV4, &wire::ipv4(&header, &wire::udp(4_000, 4_000, b"hello")))
+}
+
+/// The properties above are worth what their sequences reach: every rule is broken, every way into and out of a lease
+/// is gone, and much must pass.
+#[test]
+fn sequences_reach_every_rule() {
+    let mut runner = TestRunner::deterministic();
+    let strategy = (config(), vec(step(), 60));
+    let mut said: [BTreeMap<Opinion, usize>; 2] = Default::default();
+    let mut happened = BTreeSet::new();
+    for _ in 0..300 {
+        let (config, steps) = strategy.new_tree(&mut runner).expect("a sequence").current();
+        let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
+        play(&mut scene, &steps).expect("agreement");
+        for (all, new) in said.iter_mut().zip(&scene.watched.said) {
+            new.iter().for_each(|(opinion, count)| *all.entry(*opinion).or_default() += count);
+        }
+        happened.extend(scene.happened);
+    }
+    let [of_vm, of_host] = said;
+    // Not C7: the oracle counts what has left, so only a filter that fails brings it to say so.
+    let rules = "L1 L2 L3 L4 L5 A1 A2 A3 A4 A5 S1 S2 S3 S4 S5 D1 D2 D3 D4 D5 D6 D9 C1 C2 C3 C4 C5 C6";
+    for rule in rules.split(' ') {
+        assert!(of_vm.contains_key(&Opinion::MustDrop(rule)), "{rule} is never broken: {of_vm:?}");
+    }
+    for rule in "I1 I2 I3 B1 B3".split(' ') {
+        assert!(of_host.contains_key(&Opinion::MustDrop(rule)), "{rule} is never broken: {of_host:?}");
+    }
+    for said in [of_vm, of_host] {
+        let silent = said[&Opinion::Nothing];
+        let all: usize = said.values().sum();
+        assert!(said[&Opinion::MustPass] * 10 > all, "little must pass: {said:?}");
+        assert!(silent * 3 < all, "the oracle has no opinion: {said:?}");
+    }
+    let ways = "Bound Renewed Expired Released Declined Refused Replaced ClientIdChanged";
+    for way in ways.split(' ') {
+        assert!(happened.contains(way), "{way} never happens: {happened:?}");
+    }
+}
