@@ -35,9 +35,18 @@ struct Args {
     /// Compare only these
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+    /// Measure only this: tcp1-up, tcp4-up, udp-up, tcp1-down, tcp4-down, udp-down, rtt, start, idle or filter
+    #[arg(long, value_name = "NAME")]
+    measure: Vec<String>,
     /// Where the report's files go
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
+}
+
+impl Args {
+    fn wants(&self, name: &str) -> bool {
+        self.measure.is_empty() || self.measure.iter().any(|wanted| wanted == name)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -86,24 +95,32 @@ fn inside(args: &Args) -> Result<ExitCode> {
         if args.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_millis(1500)) };
     let site = Site::build()?;
     let servers = Servers::start()?;
+    let traffic = ["tcp", "udp", "rtt"];
+    let any_traffic = args.measure.is_empty()
+        || args.measure.iter().any(|name| traffic.iter().any(|of| name.starts_with(of)));
+    let repetitions = if any_traffic { repetitions } else { 0 };
     let wanted = |kind: &Kind| args.only.is_empty() || args.only.iter().any(|name| name == kind.name());
     let mut report = Report::default();
     for repetition in 1..=repetitions {
         for kind in Kind::ALL.into_iter().filter(wanted) {
             eprintln!("{repetition}/{repetitions} {}", kind.name());
-            match measure(kind, &site, &servers, duration) {
+            match measure(kind, &site, &servers, duration, args) {
                 Ok(figures) => report.add(kind, figures),
                 // The others can still be compared.
                 Err(error) => eprintln!("  {error:#}"),
             }
         }
     }
-    if args.only.is_empty() {
-        startup::measure(&site, if args.quick { 3 } else { 15 }, &mut report)?;
+    if args.wants("start") {
+        startup::measure(&site, if args.quick { 3 } else { 21 }, &mut report)?;
+    }
+    if args.wants("idle") {
         startup::measure_idle(&site, if args.quick { 10 } else { 100 }, &mut report)?;
     }
-    report.decisions =
-        decision::count().inspect_err(|error| eprintln!("decisions: {error:#}")).unwrap_or_default();
+    if args.wants("filter") {
+        report.decisions =
+            decision::count().inspect_err(|error| eprintln!("decisions: {error:#}")).unwrap_or_default();
+    }
     std::fs::create_dir_all(&args.output).context("make the folder for the report")?;
     std::fs::write(args.output.join("bench.json"), serde_json::to_string_pretty(&report.json())? + "\n")?;
     plot::draw(&report, &args.output.join("bench.svg"))?;
@@ -114,21 +131,26 @@ fn inside(args: &Args) -> Result<ExitCode> {
 }
 
 /// All traffic through one peer, once.
-fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration) -> Result<Figures> {
+fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration, args: &Args) -> Result<Figures> {
     let running = Running::start(kind, site)?;
     let (guest, server, peer) = (&running.guest, running.server, running.process.as_ref());
     let mut figures = Figures::default();
     let idle = peer.map(usage::Process::memory).transpose()?;
-    for (name, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
+    for (way, direction) in [("up", Direction::Up), ("down", Direction::Down)] {
         for count in [1, 4] {
-            let flow = servers.streams(guest, server, (direction, count), duration, peer)?;
-            figures.flow(&format!("tcp{count}-{name}"), flow);
+            let name = format!("tcp{count}-{way}");
+            if args.wants(&name) {
+                figures.flow(&name, servers.streams(guest, server, (direction, count), duration, peer)?);
+            }
         }
-        let flow = servers.datagrams(guest, server, direction, duration, peer)?;
-        figures.flow(&format!("udp-{name}"), flow);
+        let name = format!("udp-{way}");
+        if args.wants(&name) {
+            figures.flow(&name, servers.datagrams(guest, server, direction, duration, peer)?);
+        }
     }
-    let times = servers.round_trips(guest, server, duration)?;
-    figures.round_trips(&times);
+    if args.wants("rtt") {
+        figures.round_trips(&servers.round_trips(guest, server, duration)?);
+    }
     if let Some((idle, peer)) = idle.zip(peer) {
         figures.set("memory-idle", idle.0 as f64);
         figures.set("memory", peer.memory()?.1 as f64);

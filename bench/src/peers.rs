@@ -34,6 +34,8 @@ pub enum Kind {
     Batch,
     /// Softnet, its filter on.
     Softnet,
+    /// Softnet, its filter on, on a stream socket, as passt is.
+    SoftnetStream,
     /// No peer at all: the guest's frames go straight into the host's TAP.
     Tap,
     /// slirp4netns.
@@ -44,7 +46,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order of the report.
-    pub const ALL: [Kind; 6] = [Kind::One, Kind::Batch, Kind::Softnet, Kind::Tap, Kind::Slirp, Kind::Passt];
+    pub const ALL: [Kind; 7] =
+        [Kind::One, Kind::Batch, Kind::Softnet, Kind::SoftnetStream, Kind::Tap, Kind::Slirp, Kind::Passt];
 
     /// As the report calls it.
     pub fn name(self) -> &'static str {
@@ -52,6 +55,7 @@ impl Kind {
             Kind::One => "one frame a call",
             Kind::Batch => "batching",
             Kind::Softnet => "Softnet",
+            Kind::SoftnetStream => "Softnet, stream",
             Kind::Tap => "kernel TAP",
             Kind::Slirp => "slirp4netns",
             Kind::Passt => "passt",
@@ -60,7 +64,7 @@ impl Kind {
 
     /// Whether a frame that it carries is judged.
     pub fn is_filtered(self) -> bool {
-        self == Kind::Softnet
+        matches!(self, Kind::Softnet | Kind::SoftnetStream)
     }
 }
 
@@ -147,6 +151,13 @@ impl Running {
                 let (vm, theirs) = VmPort::pair()?;
                 self.run_peer(command(kind)?.stdin(theirs))?;
                 self.pump(pump::Peer::Datagram, vm.as_fd().try_clone_to_owned()?)?;
+                self.ask_for_address()
+            }
+            Kind::SoftnetStream => {
+                site.tap(TAP)?;
+                let (vm, theirs) = UnixStream::pair()?;
+                self.run_peer(command(kind)?.stdin(OwnedFd::from(theirs)))?;
+                self.pump(pump::Peer::Stream, vm.into())?;
                 self.ask_for_address()
             }
             Kind::Tap => {
@@ -244,12 +255,12 @@ pub fn command(kind: Kind) -> Result<Command> {
     let program = match kind {
         Kind::One => "forward-one",
         Kind::Batch => "forward-batch",
-        Kind::Softnet => "softnet",
+        Kind::Softnet | Kind::SoftnetStream => "softnet",
         Kind::Tap | Kind::Slirp | Kind::Passt => bail!("{} has no VM's socket", kind.name()),
     };
     let mut command = Command::new(program_path(program)?);
     match kind {
-        Kind::Softnet => command.args(softnet_arguments(TAP)),
+        Kind::Softnet | Kind::SoftnetStream => command.args(softnet_arguments(TAP)),
         _ => command.arg(TAP),
     };
     Ok(command)

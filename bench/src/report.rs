@@ -86,6 +86,13 @@ const ROWS: [(&str, &str, f64, usize); 16] = [
     ("start", "start to DHCP OFFER, ms", 1e3, 2),
 ];
 
+/// How far a figure may go.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
 /// One figure to reach.
 #[derive(Debug)]
 struct Goal {
@@ -93,6 +100,21 @@ struct Goal {
     got: String,
     reach: String,
     reached: Option<bool>,
+}
+
+impl Goal {
+    /// `got` is the figure and how it is shown, if it was measured.
+    fn new(what: String, got: Option<(f64, String)>, bound: Bound) -> Goal {
+        let reached = got.as_ref().map(|(got, _)| match bound {
+            Bound::AtMost(most) => *got <= most,
+            Bound::AtLeast(least) => *got >= least,
+        });
+        let reach = match bound {
+            Bound::AtMost(most) => format!("at most {most}"),
+            Bound::AtLeast(least) => format!("at least {least}"),
+        };
+        Goal { what, got: got.map_or("not measured".to_owned(), |(_, shown)| shown), reach, reached }
+    }
 }
 
 impl Report {
@@ -114,79 +136,61 @@ impl Report {
         Spread::of(self.values(kind, name))
     }
 
-    /// Softnet's figure divided by that of `kind`, repetition by repetition: what disturbed one disturbed both.
-    fn ratio(&self, kind: Kind, name: &str) -> Option<Spread> {
-        let pairs = self.values(Kind::Softnet, name).iter().zip(self.values(kind, name));
+    /// The figure of `ours` divided by that of `theirs`, repetition by repetition: what disturbed one disturbed both.
+    fn ratio(&self, ours: Kind, theirs: Kind, name: &str) -> Option<Spread> {
+        let pairs = self.values(ours, name).iter().zip(self.values(theirs, name));
         Spread::of(&pairs.map(|(ours, theirs)| ours / theirs).collect::<Vec<_>>())
     }
 
     fn goals(&self) -> Vec<Goal> {
         let mut goals = Vec::new();
-        let mut ratio = |what: &str, name: &str, kind: Kind, reach: f64, at_most: bool| {
-            let ratio = self.ratio(kind, name);
-            goals.push(Goal {
-                what: what.to_owned(),
-                got: ratio.map_or("not measured".to_owned(), |ratio| {
-                    format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max)
-                }),
-                reach: format!("{} {reach:.2}", if at_most { "at most" } else { "at least" }),
-                reached: ratio
-                    .map(|ratio| if at_most { ratio.median <= reach } else { ratio.median >= reach }),
-            });
-        };
-        for (way, cpu) in [("up", 0.45), ("down", 0.60)] {
+        for (way, cpu_bound) in [("up", 0.45), ("down", 0.60)] {
             for streams in [1, 4] {
-                let of = format!("{way}, {streams} stream{}", if streams == 1 { "" } else { "s" });
-                let cpu_name = format!("tcp{streams}-{way}-cpu");
-                let rate_name = format!("tcp{streams}-{way}-rate");
-                ratio(
-                    &format!("CPU per GB, TCP {of}, against one frame a call"),
-                    &cpu_name,
-                    Kind::One,
-                    cpu,
-                    true,
-                );
-                ratio(&format!("throughput, TCP {of}, against the same"), &rate_name, Kind::One, 1.25, false);
-                for other in [Kind::Slirp, Kind::Passt] {
-                    ratio(
-                        &format!("CPU per GB, TCP {of}, against {}", other.name()),
-                        &cpu_name,
-                        other,
-                        1.0,
-                        true,
-                    );
+                let of = format!("TCP {way}, {streams} stream{}", if streams == 1 { "" } else { "s" });
+                let (cpu, rate) = (format!("tcp{streams}-{way}-cpu"), format!("tcp{streams}-{way}-rate"));
+                for (ours, theirs, figure, name, bound) in [
+                    (Kind::Softnet, Kind::One, "CPU per GB", &cpu, Bound::AtMost(cpu_bound)),
+                    (Kind::Softnet, Kind::One, "throughput", &rate, Bound::AtLeast(1.25)),
+                    (Kind::Softnet, Kind::Slirp, "CPU per GB", &cpu, Bound::AtMost(1.0)),
+                    (Kind::Softnet, Kind::Passt, "CPU per GB", &cpu, Bound::AtMost(1.0)),
+                    (Kind::SoftnetStream, Kind::Passt, "CPU per GB", &cpu, Bound::AtMost(1.0)),
+                ] {
+                    let what = format!("{figure}, {of}: {} / {}", ours.name(), theirs.name());
+                    goals.push(self.ratio_goal(what, (ours, theirs), name, bound));
                 }
             }
         }
-        ratio("request/response, median, against one frame a call", "rtt-median", Kind::One, 1.10, true);
-        let mut most = |what: &str, got: Option<f64>, reach: f64, unit: &str| {
-            goals.push(Goal {
-                what: what.to_owned(),
-                got: got.map_or("not measured".to_owned(), |got| format!("{got:.2} {unit}")),
-                reach: format!("at most {reach} {unit}"),
-                reached: got.map(|got| got <= reach),
-            });
-        };
+        let what = format!("request/response, median: {} / {}", Kind::Softnet.name(), Kind::One.name());
+        goals.push(self.ratio_goal(what, (Kind::Softnet, Kind::One), "rtt-median", Bound::AtMost(1.10)));
+
         let median = |kind, name| self.spread(kind, name).map(|spread| spread.median);
+        let mut most = |what: &str, got: Option<f64>, bound: f64, unit: &str| {
+            let shown = got.map(|got| format!("{got:.2} {unit}"));
+            goals.push(Goal::new(what.to_owned(), got.zip(shown), Bound::AtMost(bound)));
+        };
         let start = median(Kind::Softnet, "start").zip(median(Kind::One, "start"));
-        most(
-            "start to first DHCP OFFER, beyond the bare forwarder",
-            start.map(|(a, b)| (a - b) * 1e3),
-            3.0,
-            "ms",
-        );
+        let start = start.map(|(ours, theirs)| (ours - theirs) * 1e3);
+        most("start to first DHCP OFFER, beyond the bare forwarder", start, 3.0, "ms");
         most("resident memory, peak", median(Kind::Softnet, "memory").map(|bytes| bytes * 1e-6), 6.0, "MB");
         let size = program_path("softnet").ok().and_then(|path| fs::metadata(path).ok());
         most("stripped release binary", size.map(|size| size.len() as f64 * 1e-6), 5.0, "MB");
-        let idle = median(Kind::Softnet, "idle-cpu").zip(median(Kind::Softnet, "idle-count"));
-        let count = idle.map_or(0.0, |(_, count)| count);
-        most(&format!("{count:.0} idle VMs, CPU of all together"), idle.map(|(cpu, _)| cpu * 1e2), 1.0, "%");
-        for count in self.decisions.iter() {
-            if let Some(reach) = count.reach {
-                most(&count.name(), Some(count.instructions), reach, "instructions");
+        let count = median(Kind::Softnet, "idle-count").unwrap_or_default();
+        let cpu = median(Kind::Softnet, "idle-cpu").map(|share| share * 1e2);
+        most(&format!("{count:.0} idle VMs, CPU of all together"), cpu, 1.0, "%");
+        for count in &self.decisions {
+            if let Some(bound) = count.reach {
+                most(&count.name(), Some(count.instructions), bound, "instr.");
             }
         }
         goals
+    }
+
+    fn ratio_goal(&self, what: String, (ours, theirs): (Kind, Kind), name: &str, bound: Bound) -> Goal {
+        let ratio = self.ratio(ours, theirs, name);
+        let got = ratio.map(|ratio| {
+            (ratio.median, format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max))
+        });
+        Goal::new(what, got, bound)
     }
 
     /// The report for people.
@@ -217,7 +221,7 @@ impl Report {
                 Some(false) => "MISSED",
                 None => "-",
             };
-            let _ = writeln!(table, "{what:<62}{got:>26}  {reach:<24}{verdict}");
+            let _ = writeln!(table, "{what:<66}{got:>22}  {reach:<16}{verdict}");
         }
         table
     }

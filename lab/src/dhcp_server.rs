@@ -27,6 +27,18 @@ impl<'a> DhcpServer<'a> {
         Self { segment, mask, dns: vec![segment.gateway], lease_seconds: 600 }
     }
 
+    /// The same server with these resolvers in option 6.
+    #[must_use]
+    pub fn with_dns(self, dns: Vec<Ipv4Addr>) -> Self {
+        Self { dns, ..self }
+    }
+
+    /// The same server with leases of so many seconds.
+    #[must_use]
+    pub fn with_lease_seconds(self, lease_seconds: u32) -> Self {
+        Self { lease_seconds, ..self }
+    }
+
     /// A right answer of this type to the client's message, giving `address`.
     #[must_use]
     pub fn answer(&self, kind: u8, xid: u32, client: Mac, address: Ipv4Addr) -> Dhcp {

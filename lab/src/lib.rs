@@ -22,7 +22,7 @@ mod tap_port;
 mod vm_port;
 
 pub use dhcp_server::DhcpServer;
-pub use lab_agent::packet::{Captured, PacketSocket};
+pub use lab_agent::packet::PacketSocket;
 pub use service::{Service, hello};
 pub use softnet::{Counters, Softnet};
 pub use tap_port::Segment;

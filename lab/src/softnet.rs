@@ -147,6 +147,12 @@ impl Softnet {
         }
     }
 
+    /// True until it has ended.
+    #[must_use]
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Ends it as Tart does and waits.
     ///
     /// # Errors

@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail};
-use lab_agent::packet::{Captured, PacketSocket};
+use anyhow::{Context, Result, bail, ensure};
+use lab_agent::packet::PacketSocket;
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, until};
 use crate::net::Host;
 use crate::wire::Mac;
 
@@ -48,6 +48,20 @@ impl Segment {
         })
     }
 
+    /// Waits until the bridge hands frames to the TAP and takes them from it: the kernel enables a port some time after
+    /// a program has attached to the TAP.
+    ///
+    /// # Errors
+    /// Fails if the port does not get there.
+    pub fn forwards(&self, host: &Host) -> Result<()> {
+        let enabled = || {
+            host.ip(&format!("-details link show {}", Self::TAP))
+                .is_ok_and(|is| is.contains("state forwarding"))
+        };
+        ensure!(until(enabled), "the bridge does not enable its port");
+        Ok(())
+    }
+
     /// Sends a frame out of the bridge, towards the TAP and so towards the VM.
     ///
     /// # Errors
@@ -63,8 +77,7 @@ impl Segment {
     pub fn recv(&self, deadline: Deadline) -> Result<Option<Vec<u8>>> {
         while deadline.readable(self.tap.as_fd()) {
             match self.tap.try_recv() {
-                Ok(Captured { outgoing: true, .. }) => {}
-                Ok(frame) => return Ok(Some(frame.bytes)),
+                Ok(frame) => return Ok(Some(frame)),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error).context("receive from the TAP"),
             }

@@ -29,6 +29,14 @@ impl VmPort {
         Ok((Self(vm), softnet))
     }
 
+    /// The same end once more, for another thread.
+    ///
+    /// # Errors
+    /// Fails if no descriptor is left.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// Sends a frame, waiting while Softnet's queue is full.
     ///
     /// # Errors

@@ -353,10 +353,13 @@ fn classify(frame: &[u8]) -> Class {
             let flags = header[tcp::FLAGS];
             (flags & !tcp::PSH == tcp::ACK && header[tcp::DATA_OFFSET] & 0x0f == 0, flags & tcp::PSH != 0)
         }
-        // Checksum 0 is "none" (RFC 768): nothing to verify, and segmentation would add one.
+        // Checksum 0 is "none" (RFC 768): nothing to verify, and segmentation would add one. A datagram to a group is
+        // no bulk transfer, and its readers (DHCP servers above all) often sit on packet sockets, where two messages
+        // in one packet are one message.
         Transport::Udp => {
             let length = usize::from(word(header, udp::LENGTH));
-            (word(header, udp::CHECKSUM) != 0 && length == UDP + payload.len(), false)
+            let group = frame[0] & 1 != 0;
+            (word(header, udp::CHECKSUM) != 0 && length == UDP + payload.len() && !group, false)
         }
     };
     if !eligible || payload.is_empty() {

@@ -226,6 +226,16 @@ fn datagrams_of_one_size_merge_where_the_receiver_takes_them() {
 }
 
 #[test]
+fn datagrams_to_a_group_pass_as_they_are() {
+    let (vnet, frame) = Spec::udp(&[5; 250]).super_frame(100);
+    for first_byte in [0xff, 0x01] {
+        let mut frames = cut(&vnet, &frame);
+        frames.iter_mut().for_each(|frame| frame[0] = first_byte);
+        assert_eq!(counts(&coalesce(BOTH, &frames)), [1, 1, 1]);
+    }
+}
+
+#[test]
 fn padding_after_the_datagram_is_left_alone() {
     let mut frames = stream(300, 100);
     frames[1].push(0);

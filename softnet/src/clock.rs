@@ -5,6 +5,7 @@
 
 use softnet_filter::Timestamp;
 
+use crate::sandbox::Syscall;
 #[cfg(target_os = "linux")]
 pub use linux::Alarm;
 #[cfg(not(target_os = "linux"))]
@@ -14,6 +15,9 @@ pub use portable::Alarm;
 const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
 #[cfg(not(target_os = "linux"))]
 const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+/// What [`now`] calls where the vDSO cannot read the clock.
+pub const SYSCALLS: &[Syscall] = &[Syscall::ClockGettime];
 
 /// The time now.
 pub fn now() -> Timestamp {
@@ -32,6 +36,11 @@ mod linux {
     use mio::{Interest, Registry, Token};
     use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
     use softnet_filter::Timestamp;
+
+    use crate::sandbox::{Needs, Syscall};
+
+    /// What a running alarm calls.
+    const SYSCALLS: &[Syscall] = &[Syscall::TimerfdSettime, Syscall::Read];
 
     /// Wakes the event loop at one moment; a `timerfd(2)`, which also fires on resume if the moment passed in sleep.
     #[derive(Debug)]
@@ -74,6 +83,12 @@ mod linux {
             self.armed = None;
         }
 
+        /// Says which descriptors and system calls the alarm needs once the process is sealed.
+        pub fn needs(&self, needs: &mut Needs) {
+            needs.descriptor(&self.timer);
+            needs.calls(SYSCALLS);
+        }
+
         /// How long the poller may wait: without limit, as the alarm wakes it.
         pub fn poll_timeout(&self) -> Option<Duration> {
             None
@@ -88,6 +103,8 @@ mod portable {
 
     use mio::{Registry, Token};
     use softnet_filter::Timestamp;
+
+    use crate::sandbox::Needs;
 
     /// Wakes the event loop at one moment, by the poller's own timeout.
     #[derive(Debug)]
@@ -111,6 +128,9 @@ mod portable {
         pub fn fired(&mut self) {
             self.armed = None;
         }
+
+        /// Nothing: the poller keeps the time.
+        pub fn needs(&self, _needs: &mut Needs) {}
 
         /// How long the poller may wait.
         pub fn poll_timeout(&self) -> Option<Duration> {

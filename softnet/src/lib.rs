@@ -17,9 +17,11 @@ pub mod monitor;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 pub mod parent;
+pub mod privilege;
 pub mod relay;
 #[cfg(target_os = "linux")]
 pub mod run;
+pub mod sandbox;
 pub mod signals;
 pub mod stage;
 mod sys;

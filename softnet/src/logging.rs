@@ -4,10 +4,12 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::sys::secure::is_secure_execution;
+
 /// Starts logging. The environment of a set-user-ID start belongs to an untrusted user and is not read.
 pub fn init() {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !is_set_user_id() => EnvFilter::try_new(directives).unwrap_or_else(|error| {
+        Ok(directives) if !is_secure_execution() => EnvFilter::try_new(directives).unwrap_or_else(|error| {
             eprintln!("softnet: RUST_LOG is not understood and ignored: {error}");
             default_filter()
         }),
@@ -23,9 +25,4 @@ pub fn init() {
 
 fn default_filter() -> EnvFilter {
     EnvFilter::new("warn")
-}
-
-fn is_set_user_id() -> bool {
-    rustix::process::getuid() != rustix::process::geteuid()
-        || rustix::process::getgid() != rustix::process::getegid()
 }

@@ -2,8 +2,10 @@
 
 use std::io::{self, Write};
 
+use rustix::process::getuid;
+
 use crate::cli::{NetworkAction, NetworkCommandArgs};
-use crate::config::network_name;
+use crate::config::{ConfigError, network_name};
 use crate::host::network::{self, Forwarding, NetworkName};
 
 /// Carries out the command. What was asked for goes to standard output.
@@ -17,6 +19,10 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             Some(status) => writeln!(out, "{status}")?,
             None => writeln!(out, "there is no network {}", args.network)?,
         },
+        NetworkAction::Down(_) if !getuid().is_root() => {
+            // Whatever the program's file adds: the network is everybody's.
+            return Err(ConfigError::flag("network down", "is for root only; use sudo").into());
+        }
         NetworkAction::Down(args) => {
             let down = network::down(&name(&args.network.network)?, args.force)?;
             let name = &args.network.network;

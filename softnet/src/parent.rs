@@ -4,6 +4,7 @@ use std::io;
 
 use mio::{Registry, Token};
 
+use crate::sandbox::Needs;
 #[cfg(target_os = "linux")]
 pub use linux::ParentWatch;
 #[cfg(not(target_os = "linux"))]
@@ -44,6 +45,13 @@ mod linux {
             }
         }
 
+        /// Says which descriptor the watch needs once the process is sealed. The poller alone uses it.
+        pub fn needs(&self, needs: &mut Needs) {
+            if let Some(pidfd) = &self.parent {
+                needs.descriptor(pidfd);
+            }
+        }
+
         /// Whether the parent has to be asked for, because nothing wakes the loop.
         pub fn needs_probe(&self) -> bool {
             false
@@ -77,6 +85,9 @@ mod portable {
         pub fn register(&mut self, _registry: &Registry, _token: Token) -> io::Result<()> {
             Ok(())
         }
+
+        /// Nothing that a seal could take away.
+        pub fn needs(&self, _needs: &mut Needs) {}
 
         /// Whether the parent has to be asked for, because nothing wakes the loop.
         pub fn needs_probe(&self) -> bool {

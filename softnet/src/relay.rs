@@ -4,7 +4,8 @@
 //! at everything else, so that neither direction, nor timers, nor signals starve under a flood (rule R2). Nothing ticks:
 //! the alarm is set to the next deadline that somebody has.
 
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
@@ -13,7 +14,11 @@ use softnet_filter::{Lease, Port, PortEvent, Timestamp, Verdict};
 use crate::clock::{self, Alarm};
 use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
 use crate::parent::ParentWatch;
+use crate::sandbox::{Needs, Syscall};
 use crate::signals::Signals;
+
+/// What the loop itself calls.
+const SYSCALLS: &[Syscall] = &[Syscall::EpollWait];
 
 /// How long frames wait for a full queue before they are dropped. Long enough for a VM that is merely busy; a VM that
 /// does not read at all must not hold up what the filter has to see, such as a DHCP reply.
@@ -24,6 +29,8 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Acts on the VM's lease outside of the filter: port forwards follow it.
 pub trait LeaseFollower: std::fmt::Debug {
+    /// Says which descriptors and system calls the follower needs once the process is sealed.
+    fn needs(&self, needs: &mut Needs);
     /// Lets `registry` wake the event loop under `token`, if the follower needs to be woken.
     fn register(&mut self, registry: &mio::Registry, token: Token) -> io::Result<()>;
     /// The VM has this lease now, or none.
@@ -42,6 +49,7 @@ pub trait LeaseFollower: std::fmt::Debug {
 pub struct NoFollower;
 
 impl LeaseFollower for NoFollower {
+    fn needs(&self, _needs: &mut Needs) {}
     fn register(&mut self, _registry: &mio::Registry, _token: Token) -> io::Result<()> {
         Ok(())
     }
@@ -270,6 +278,22 @@ impl Relay {
         })
     }
 
+    /// What a running relay needs of the system: all that its parts need.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::new();
+        needs.raw_descriptor(self.poll.as_raw_fd());
+        needs.calls(SYSCALLS);
+        needs.calls(clock::SYSCALLS);
+        self.vm.needs(&mut needs);
+        self.host.needs(&mut needs);
+        self.follower.needs(&mut needs);
+        self.alarm.needs(&mut needs);
+        self.terminate.needs(&mut needs);
+        self.statistics.needs(&mut needs);
+        self.parent.needs(&mut needs);
+        needs
+    }
+
     /// Carries frames until there is a reason to end.
     ///
     /// # Errors
@@ -436,7 +460,9 @@ impl Relay {
 
     /// Prints the counters as one line on standard error.
     pub fn print_statistics(&self) {
-        eprintln!(
+        // Nobody reading is no reason to end.
+        let _ = writeln!(
+            io::stderr(),
             "softnet: {} vm-queue-full={} host-queue-full={} host-oversized={}",
             self.port.counters(),
             self.from_host.queue_full,

@@ -20,6 +20,7 @@ use softnet_filter::MacAddr;
 
 use crate::cli::RunArgs;
 use crate::config::{Config, PortSettings, parse_mac};
+use crate::privilege::{Identity, Start, System};
 use crate::sys::process::{self, Fork};
 use crate::sys::signalfd::{Received, SignalFd};
 use crate::vm::VmSocket;
@@ -40,6 +41,13 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
         None => random_mac()?,
     };
     let mut port = PortSettings::try_from(args.port)?;
+    let start = Start::of_this_process()?;
+    // Root's own VM stays root's unless told otherwise; a set-user-ID bit is for the filter, never for the VM.
+    let vm_user = if start.is_elevated() || port.user.is_some() || port.group.is_some() {
+        Some(Identity::choose(port.user.as_deref(), port.group.as_deref(), &start, &System)?)
+    } else {
+        None
+    };
     let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .context("socketpair")?;
     crate::vm::raise_buffers(&vm_end);
@@ -56,6 +64,12 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
         Fork::Parent(pid) => Filter::new(pid)?,
     };
     drop((filter_end, port));
+    if let Some(user) = &vm_user
+        && start.is_elevated()
+    {
+        // From here on this process only passes things on, for which the caller's own rights are enough.
+        user.assume().context("cannot give up the privilege of the set-user-ID bit")?;
+    }
 
     // Blocked before the VM exists, so that no signal is lost between its start and the first wait.
     let mut signals = SignalFd::new()?;
@@ -64,7 +78,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
         let _ = File::from(launcher).write_all(&ready);
     }
     let arguments = Placeholders { fd: vm_end.as_raw_fd(), mac: vm_mac }.fill(&args.command);
-    let mut vm = match start_vm(&arguments, &vm_end, vm_mac) {
+    let mut vm = match start_vm(&arguments, &vm_end, vm_mac, vm_user) {
         Ok(vm) => vm,
         Err(error) => {
             filter.end();
@@ -88,13 +102,18 @@ fn random_mac() -> anyhow::Result<MacAddr> {
     Ok(MacAddr(octets))
 }
 
-fn start_vm(arguments: &[OsString], vm_end: &OwnedFd, mac: MacAddr) -> anyhow::Result<Child> {
+fn start_vm(
+    arguments: &[OsString],
+    vm_end: &OwnedFd,
+    mac: MacAddr,
+    user: Option<Identity>,
+) -> anyhow::Result<Child> {
     let (program, arguments) = arguments.split_first().context("no command was given")?;
     let mut command = Command::new(program);
     command.args(arguments);
     // For wrapper scripts, which cannot write a placeholder.
     command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
-    process::spawn_with(&mut command, vm_end, Signal::TERM).with_context(|| {
+    process::spawn_with(&mut command, vm_end, user, Signal::TERM).with_context(|| {
         format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
     })
 }
@@ -143,11 +162,12 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
             vm.wait()?;
             anyhow::bail!("the filter ended ({status}) before the VM, which was ended too");
         }
-        if signalled
-            && let Some(received) = signals.read()?
-            && received.is_for_the_vm()
-        {
-            let _ = rustix::process::kill_process(vm_pid, received.signal);
+        if signalled && let Some(received) = signals.read()? {
+            if received.asks_for_counters() {
+                filter.signal(Signal::USR1);
+            } else if received.is_for_the_vm() {
+                let _ = rustix::process::kill_process(vm_pid, received.signal);
+            }
         }
     }
 }

@@ -1,15 +1,23 @@
 //! Signals as events: a handler writes one byte to a socket that the event loop watches.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
+use crate::sandbox::{Needs, Syscall};
+
+/// What a handler and the event loop call.
+const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::RtSigreturn, Syscall::Recvfrom];
+
 /// One group of signals as something to poll.
 #[derive(Debug)]
 pub struct Signals {
     receiver: mio::net::UnixStream,
+    /// The ends that the handlers write to, which are theirs for the life of the process.
+    senders: Vec<RawFd>,
 }
 
 impl Signals {
@@ -26,15 +34,27 @@ impl Signals {
     fn of(signals: &[i32]) -> io::Result<Self> {
         let (receiver, sender) = UnixStream::pair()?;
         receiver.set_nonblocking(true)?;
+        let mut senders = Vec::new();
         for &signal in signals {
-            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+            let sender = sender.try_clone()?;
+            senders.push(sender.as_raw_fd());
+            signal_hook::low_level::pipe::register(signal, sender)?;
         }
-        Ok(Signals { receiver: mio::net::UnixStream::from_std(receiver) })
+        Ok(Signals { receiver: mio::net::UnixStream::from_std(receiver), senders })
     }
 
     /// Lets `registry` wake the event loop under `token`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.receiver, token, Interest::READABLE)
+    }
+
+    /// Says which descriptors and system calls the signals need once the process is sealed.
+    pub fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.receiver);
+        for &sender in &self.senders {
+            needs.raw_descriptor(sender);
+        }
+        needs.calls(SYSCALLS);
     }
 
     /// Forgets the signals that have arrived.

@@ -7,16 +7,20 @@ use std::os::fd::OwnedFd;
 
 use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
 
-use crate::config::Config;
+use crate::config::{Config, PortSettings};
 use crate::host::{self, HostLink};
 use crate::link::ETHERNET_HEADER;
 use crate::parent::ParentWatch;
+use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
+use crate::sandbox::{self, SealError};
 
 /// All links, timers and signal handlers are set up; privilege is still there.
 #[derive(Debug)]
 pub struct Opened {
     relay: Relay,
+    identity: Identity,
+    require_sandbox: bool,
     ready: Option<(OwnedFd, String)>,
     release: bool,
     stats: bool,
@@ -28,6 +32,7 @@ impl Opened {
     /// # Errors
     /// A [`crate::config::ConfigError`] for what the user can mend on the command line, anything else with its context.
     pub fn open(config: Config) -> anyhow::Result<Self> {
+        let identity = privileges(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
         let HostLink { link, uplink, mode, follower } =
@@ -51,6 +56,8 @@ impl Opened {
         tracing::info!(mode = mode.name(), gateway = %uplink.address, interface = %uplink.interface, "opened");
         Ok(Opened {
             relay,
+            identity,
+            require_sandbox: config.port.require_sandbox,
             ready: config.port.ready.map(|fd| (fd, ready_line.to_string())),
             release: config.port.release,
             stats: config.port.stats,
@@ -58,9 +65,26 @@ impl Opened {
     }
 
     /// Gives up all privilege.
-    pub fn seal(self) -> anyhow::Result<Sealed> {
+    ///
+    /// # Errors
+    /// When something cannot be given up; the process must then end.
+    pub fn seal(self) -> Result<Sealed, SealError> {
+        let mut needs = self.relay.needs();
+        if let Some((ready, _)) = &self.ready {
+            needs.descriptor(ready);
+        }
+        self.identity.log();
+        sandbox::seal(&needs, &self.identity, self.require_sandbox)?;
         Ok(Sealed(self))
     }
+}
+
+/// Whom the process will become, if whoever started it may have what it asks for.
+fn privileges(settings: &PortSettings) -> anyhow::Result<Identity> {
+    let start = Start::of_this_process()?;
+    let identity = Identity::choose(settings.user.as_deref(), settings.group.as_deref(), &start, &System)?;
+    privilege::guard(&start, &settings.host)?;
+    Ok(identity)
 }
 
 /// No privilege is left; frames may be parsed.
@@ -73,7 +97,7 @@ impl Sealed {
     /// # Errors
     /// When a link breaks.
     pub fn run(self) -> Result<Ended, RelayError> {
-        let Opened { mut relay, ready, release, stats } = self.0;
+        let Opened { mut relay, ready, release, stats, .. } = self.0;
         if let Some((fd, line)) = ready {
             // Nobody reading is no reason to end: the launcher may not care any more.
             let _ = writeln!(File::from(fd), "{line}");

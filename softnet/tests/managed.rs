@@ -2,6 +2,7 @@
 //! ends.
 #![cfg(target_os = "linux")]
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -10,10 +11,11 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use lab::deadline::{Deadline, until};
 use lab::harness::{self, Test};
-use lab::net::{HOST_ON_LAN, Host, World};
+use lab::net::{HOST_ON_LAN, Host, INTERNET, LAN, World};
 use lab::stage::run;
-use lab::wire::{Arp, Dhcp, Mac, carries, dhcp_kind as kind, dhcp_option as option};
-use lab::{DhcpServer, Softnet, VmPort};
+use lab::wire::{Arp, Dhcp, Ipv4, Mac, carries, dhcp_kind as kind, dhcp_option as option, udp};
+use lab::{DhcpServer, Service, Softnet, VmPort};
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -24,6 +26,10 @@ fn main() -> ExitCode {
         Test::new("managed::a_taken_port_is_refused_before_anything_is_touched", a_taken_port_is_refused),
         Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends),
         Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down),
+        Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once),
+        Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused),
+        Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
+        Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
         Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
     ])
@@ -255,6 +261,54 @@ fn a_lease_that_ends() -> Result<()> {
     Ok(())
 }
 
+fn twenty_vms_at_once() -> Result<()> {
+    let mut starting = Vec::new();
+    for last in 1..=20 {
+        let (port, theirs) = VmPort::pair()?;
+        let mac = Mac([2, 0, 0, 0, 0, last]);
+        starting.push((
+            port,
+            mac,
+            start(theirs, mac, &["--expose", &format!("{}:80", 5000 + u16::from(last))])?,
+        ));
+    }
+    let mut vms = Vec::new();
+    for (port, mac, mut softnet) in starting {
+        let ready = softnet.ready()?;
+        vms.push(Vm { port, softnet, mac, ready });
+    }
+    let addresses = vms.iter().map(Vm::lease).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(addresses.len() == 20, "{addresses:?}");
+    let forwards = || addresses.iter().filter(|address| table().contains(&format!("{address} . 80"))).count();
+    ensure!(until(|| forwards() == 20), "{} of 20 forwards:\n{}", forwards(), table());
+    // The one that made the network ends, and the others do not notice.
+    ensure!(vms.remove(0).softnet.stop()?.success());
+    for vm in &vms {
+        vm.lease()?;
+    }
+    ensure!(forwards() == 19, "{}", table());
+    Ok(())
+}
+
+fn a_held_address_is_refused() -> Result<()> {
+    // A pool of five, and somebody alive holds each of them.
+    let mut vm = Vm::start(FIRST, &["--subnet=10.9.0.0/29"])?;
+    let held = (2..=6).map(|last| {
+        let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+    });
+    let _held = held.collect::<Result<Vec<_>>>()?;
+    vm.lease()?;
+    let status = vm.softnet.wait()?;
+    ensure!(
+        status.code() == Some(1) && vm.softnet.log().contains("is leased to"),
+        "{status} {}",
+        vm.softnet.log()
+    );
+    ensure!(vm.port.is_closed());
+    Ok(())
+}
+
 /// The MAC address in a line of `ip link`.
 fn hex(line: &str) -> Option<Vec<u8>> {
     let text = line.split("link/ether ").nth(1)?.split(' ').next()?;
@@ -311,5 +365,72 @@ fn what_cannot_serve_is_refused() -> Result<()> {
         ensure!(log.contains(reason), "{flag}: {log}");
     }
     ensure!(!main.ip("-oneline link")?.contains("snt"));
+    Ok(())
+}
+
+/// The program as `nobody` runs it.
+fn as_nobody(theirs: OwnedFd, arguments: &[&str]) -> Result<Softnet> {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", SOFTNET, "--vm-fd=0"]);
+    command.args([&format!("--vm-mac-address={FIRST}"), Softnet::READY_FLAG]).args(arguments).stdin(theirs);
+    Softnet::spawn(command)
+}
+
+fn passt_serves_a_user() -> Result<()> {
+    let world = World::build()?;
+    let (port, theirs) = VmPort::pair()?;
+    let mut softnet = as_nobody(theirs, &["--expose=5000:53/udp"])?;
+    let ready = softnet.ready()?;
+    ensure!(ready["mode"] == "passt" && ready["gateway"] == "192.168.64.1", "{ready}");
+    let mut vm = Vm { port, softnet, mac: FIRST, ready };
+    let address = vm.lease().with_context(|| format!("{:?}", vm.softnet.counters()))?;
+    ensure!(address == Ipv4Addr::new(192, 168, 64, 2), "{address}");
+    vm.is_reached(&world.lan, SocketAddrV4::new(HOST_ON_LAN, 5000), address)?;
+
+    // Out to the internet, and back.
+    let gateway = Mac([0x0a, b'S', b'N', 0, 0, 1]);
+    let question =
+        |to: Ipv4Addr| Ipv4::new(address, to, udp((address, 4000), (to, 80), b"?")).frame(gateway, FIRST);
+    vm.port.send(&question(INTERNET))?;
+    vm.port.expect("an answer from the internet", |frame| carries(frame, b"hello from the internet"))?;
+    // The LAN is the filter's business, the host's loopback is passt's.
+    let before = vm.softnet.counters()?;
+    vm.port.send(&question(LAN))?;
+    ensure!(until(|| vm.softnet.counters().is_ok_and(|now| now.drops_since(&before).len() == 1)));
+    let loopback = Service::start(&world.main, Ipv4Addr::LOCALHOST, 80, "the loopback")?;
+    vm.port.send(&question(Ipv4Addr::new(192, 168, 64, 1)))?;
+    vm.port.send(&question(INTERNET))?;
+    vm.port.expect("an answer from the internet", |frame| carries(frame, b"hello from the internet"))?;
+    ensure!(loopback.seen().is_empty(), "the VM reached the host's loopback");
+
+    ensure!(vm.softnet.stop()?.success(), "{}", vm.softnet.log());
+    let passts = || run("ps", &["-A", "-o", "stat=,comm="]).unwrap_or_default();
+    let alive = |text: &str| text.lines().any(|line| line.contains("passt") && !line.starts_with('Z'));
+    ensure!(until(|| !alive(&passts())), "passt outlived Softnet: {}", passts());
+    Ok(())
+}
+
+fn what_passt_needs_is_said() -> Result<()> {
+    let word = |arguments: &[&str]| -> Result<(Option<i32>, String)> {
+        let (_port, theirs) = VmPort::pair()?;
+        let mut softnet = as_nobody(theirs, arguments)?;
+        let status = softnet.wait()?;
+        let mut log = String::new();
+        ensure!(
+            until(|| {
+                log = softnet.log();
+                log.ends_with('\n')
+            }),
+            "no word: {log}"
+        );
+        Ok((status.code(), log))
+    };
+    let (code, log) = word(&[])?;
+    ensure!(code == Some(1) && log.contains("no IPv4 default route"), "{code:?} {log}");
+    let _world = World::build()?;
+    let (code, log) = word(&["--network=mine"])?;
+    ensure!(code == Some(2) && log.contains("only root may set up a network"), "{code:?} {log}");
+    let (code, log) = word(&["--expose=80:80"])?;
+    ensure!(code == Some(2) && log.contains("only root may expose ports below 1024"), "{code:?} {log}");
     Ok(())
 }

@@ -14,17 +14,9 @@ const FRAME_MAX: usize = 66_000;
 #[derive(Debug)]
 pub struct PacketSocket(OwnedFd);
 
-/// A frame and whether this machine sent it itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captured {
-    /// The frame from its destination address on, without the checksum at the end.
-    pub bytes: Vec<u8>,
-    /// True if the frame was on its way out of the interface.
-    pub outgoing: bool,
-}
-
 impl PacketSocket {
-    /// Opens a socket that sees every frame of `interface` in the calling thread's network namespace.
+    /// Opens a socket that sees every frame that comes into `interface`, in the calling thread's network namespace.
+    /// What the machine itself sends there is not seen.
     ///
     /// # Errors
     /// Fails without `CAP_NET_RAW` or without such an interface.
@@ -45,6 +37,20 @@ impl PacketSocket {
         }
         // SAFETY: `fd` is a fresh descriptor that nobody else owns.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let on: libc::c_int = 1;
+        // SAFETY: `on` is a live `int` and its size is passed.
+        let ignored = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_IGNORE_OUTGOING,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if ignored < 0 {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: all-zero is a valid `sockaddr_ll`.
         let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -75,25 +81,12 @@ impl PacketSocket {
     ///
     /// # Errors
     /// `WouldBlock` if there is none; wait for readability with `poll`.
-    pub fn try_recv(&self) -> io::Result<Captured> {
+    pub fn try_recv(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; FRAME_MAX];
-        // SAFETY: all-zero is a valid `sockaddr_ll`.
-        let mut from: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
-        let mut from_len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: both buffers are live and their sizes are passed.
-        let got = unsafe {
-            libc::recvfrom(
-                self.0.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                0,
-                (&raw mut from).cast(),
-                &raw mut from_len,
-            )
-        };
-        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
-        bytes.truncate(got);
-        Ok(Captured { bytes, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING })
+        // SAFETY: the pointer and the length are those of one live buffer.
+        let got = unsafe { libc::recv(self.0.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+        bytes.truncate(usize::try_from(got).map_err(|_| io::Error::last_os_error())?);
+        Ok(bytes)
     }
 }
 

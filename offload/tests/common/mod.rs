@@ -1,6 +1,8 @@
 //! Frames built and checked the slow way, independently of the code under test.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod invariants;
+
 use softnet_offload::vnet::{Checksum, Gso, GsoKind, VNET_HEADER_LEN};
 use softnet_offload::{Coalescer, Features, MAX_HEADER_LEN, Segments, VnetHeader};
 

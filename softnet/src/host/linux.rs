@@ -6,11 +6,13 @@ use rustix::thread::CapabilitySet;
 use softnet_filter::MacAddr;
 
 use super::bridge::{self, Gateway};
+use super::expose::Expose;
 use super::network::{self, Member, Membership, NetworkConfig};
 use super::reservation::Reservation;
 use super::tap::Tap;
-use super::{HostLink, Mode, Uplink};
+use super::{HostLink, Mode, Uplink, passt};
 use crate::config::{ConfigError, HostSide, PortSettings};
+use crate::link::StreamLink;
 use crate::monitor::{self, Custody};
 use crate::netlink::{Kind, Netlink};
 use crate::relay::NoFollower;
@@ -42,9 +44,7 @@ pub fn open(settings: &PortSettings, vm_mac: MacAddr, isolated: bool) -> anyhow:
                 "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
             Err(ConfigError::new("--network", network, reason).into())
         }
-        HostSide::Managed { .. } => {
-            Err(ConfigError::flag("--tap", "is missing, and only root may do without").into())
-        }
+        HostSide::Managed { .. } => open_passt(settings, vm_mac),
     }
 }
 
@@ -95,17 +95,46 @@ fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<Ho
     })
 }
 
+/// passt holds no privilege and takes the forwards on its command line, so nothing has to follow the lease.
+fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLink> {
+    // passt says only that it could not bind; this says why. The ports are free again for it right after.
+    drop(reserve(settings)?);
+    let passt = passt::start(vm_mac, settings.net_type, &settings.expose).map_err(|error| match error {
+        passt::Error::MacIsGateway(_) => {
+            ConfigError::new("--vm-mac-address", vm_mac.to_string(), error).into()
+        }
+        error => anyhow::Error::new(error)
+            .context("cannot use passt, which stands in for the managed network without privilege"),
+    })?;
+    Ok(HostLink {
+        uplink: Uplink {
+            mac: passt.gateway.octets(),
+            address: passt.address.addr(),
+            subnet: passt.address.trunc(),
+            mtu: passt::MTU,
+            interface: "passt".to_owned(),
+        },
+        link: Box::new(passt::PasstLink::new(StreamLink::new(passt.socket)?)),
+        mode: Mode::Passt,
+        follower: Box::new(NoFollower),
+    })
+}
+
+fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, ConfigError> {
+    let reserve = |expose| {
+        Reservation::make(expose, getuid().is_root())
+            .map_err(|error| ConfigError::new("--expose", Expose::to_string(expose), error))
+    };
+    settings.expose.iter().map(reserve).collect()
+}
+
 fn open_managed(
     config: &NetworkConfig,
     settings: &PortSettings,
     vm_mac: MacAddr,
     isolated: bool,
 ) -> anyhow::Result<HostLink> {
-    let reserve = |expose| {
-        Reservation::make(expose, getuid().is_root())
-            .map_err(|error| ConfigError::new("--expose", expose.to_string(), error))
-    };
-    let reservations = settings.expose.iter().map(reserve).collect::<Result<_, _>>()?;
+    let reservations = reserve(settings)?;
     let member = Member { mac: vm_mac, exposes: settings.expose.clone() };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;

@@ -8,6 +8,8 @@ mod linux;
 #[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
+pub mod passt;
+#[cfg(target_os = "linux")]
 pub mod reservation;
 #[cfg(target_os = "linux")]
 pub mod sysctl;

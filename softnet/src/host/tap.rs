@@ -17,7 +17,11 @@ use softnet_offload::vnet::VNET_HEADER_LEN;
 use softnet_offload::{Coalescer, Features, MAX_PARTS, VnetHeader};
 
 use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Sent};
+use crate::sandbox::{Needs, Syscall};
 use crate::sys::tun;
+
+/// What a running link calls.
+const SYSCALLS: &[Syscall] = &[Syscall::Readv, Syscall::Writev, Syscall::EpollCtl];
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
@@ -149,6 +153,11 @@ impl Link for Tap {
         }
         batch.clear();
         Ok(Sent::All)
+    }
+
+    fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.device);
+        needs.calls(SYSCALLS);
     }
 
     fn longest_received(&self, on_wire: usize) -> usize {

@@ -96,7 +96,7 @@ impl Tool {
 }
 
 /// The output of a program that succeeded, or what it said when it failed.
-fn checked(tool: Tool, output: Output) -> Result<String, Error> {
+pub fn checked(tool: Tool, output: Output) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

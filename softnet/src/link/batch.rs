@@ -162,6 +162,13 @@ impl FrameBatch {
         self.frames.retain(|frame| keep(&arena[frame.bytes.clone()]));
     }
 
+    /// Shows each frame left to send to `each`, which may change its bytes.
+    pub fn edit(&mut self, mut each: impl FnMut(&mut [u8])) {
+        for frame in &self.frames[self.sent..] {
+            each(&mut self.arena[frame.bytes.clone()]);
+        }
+    }
+
     /// Removes those of the frames left to send for whose index `sent` says so: they have been sent, in whatever order.
     pub fn remove_sent(&mut self, sent: impl Fn(usize) -> bool) {
         let mut index = 0;

@@ -12,6 +12,8 @@ use std::io;
 
 use mio::{Interest, Registry, Token};
 
+use crate::sandbox::Needs;
+
 pub use batch::{BATCH_FRAMES, FrameBatch};
 pub use cut::{Cutter, Pieces};
 pub use stream::StreamLink;
@@ -36,6 +38,9 @@ pub trait Link: fmt::Debug {
     fn longest_received(&self, on_wire: usize) -> usize {
         on_wire
     }
+
+    /// Says which descriptors and system calls this link needs once the process is sealed.
+    fn needs(&self, needs: &mut Needs);
 
     /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second
     /// while the link is silent, and only if [`Link::needs_probe`].

@@ -8,6 +8,10 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
 use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Sent};
+use crate::sandbox::{Needs, Syscall};
+
+/// What a running link calls.
+const SYSCALLS: &[Syscall] = &[Syscall::Read, Syscall::Sendmsg, Syscall::Sendto, Syscall::EpollCtl];
 
 /// Bytes of the length before each frame.
 const PREFIX: usize = 4;
@@ -166,6 +170,11 @@ impl Link for StreamLink {
             }
         }
         Ok(Sent::All)
+    }
+
+    fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.socket);
+        needs.calls(SYSCALLS);
     }
 }
 

@@ -12,6 +12,10 @@ use softnet_filter::{Lease, Timestamp};
 
 use super::message::{Report, SIZE};
 use crate::relay::{LeaseFollower, RelayError};
+use crate::sandbox::{Needs, Syscall};
+
+/// What a running reporter calls.
+const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
 
 /// When a report that did not fit into the channel is tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -39,6 +43,11 @@ impl Reporter {
 }
 
 impl LeaseFollower for Reporter {
+    fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.channel);
+        needs.calls(SYSCALLS);
+    }
+
     fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut SourceFd(&self.channel.as_raw_fd()), token, Interest::READABLE)
     }

@@ -1,6 +1,6 @@
-//! File descriptors that arrive as numbers on the command line.
+//! File descriptors as numbers: those that arrive on the command line, and those that the seal closes.
 //!
-//! `unsafe`, because taking ownership of a number is a promise that nobody else closes it.
+//! `unsafe`, because taking ownership of a number, or closing one, is a promise that nobody else does.
 #![expect(unsafe_code, reason = "an inherited descriptor is only a number until it is adopted")]
 
 use std::collections::BTreeSet;
@@ -30,4 +30,38 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Closes every descriptor of this process that is not in `keep`, and makes those close-on-exec.
+///
+/// Whatever else in the process owns a closed descriptor must not use it again; the seal calls this when the links are
+/// all that is left.
+///
+/// # Errors
+/// `EBADF` if one of `keep` is not open, `ENOSYS` before Linux 5.9.
+#[cfg(target_os = "linux")]
+pub fn close_all_but(keep: &BTreeSet<RawFd>) -> io::Result<()> {
+    for &number in keep {
+        // SAFETY: the borrow lasts for one fcntl, which fails with EBADF if the number is not an open descriptor.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
+    }
+    let numbers = keep.iter().filter_map(|&number| libc::c_uint::try_from(number).ok());
+    let mut first = 0;
+    for kept in numbers {
+        if first < kept {
+            close_range(first, kept - 1)?;
+        }
+        first = kept + 1;
+    }
+    close_range(first, libc::c_uint::MAX)
+}
+
+#[cfg(target_os = "linux")]
+fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
+    // SAFETY: three numbers. That nothing uses the closed descriptors again is what the caller promises.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -11,6 +11,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
+use crate::sandbox::Syscall;
+
+/// What this file calls.
+pub const SYSCALLS: &[Syscall] = &[Syscall::Recvmmsg, Syscall::Sendmmsg];
 
 /// Message headers for one call, allocated once.
 pub struct MessageArray {

@@ -2,7 +2,7 @@
 //!
 //! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
 //! allocate.
-#![expect(unsafe_code, reason = "fork(2), and prctl(2) between fork and exec")]
+#![expect(unsafe_code, reason = "fork(2), _exit(2), and prctl(2) between fork and exec")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -10,6 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal};
+
+use crate::privilege::Identity;
 
 /// Which side of a fork this is.
 #[derive(Debug)]
@@ -25,9 +27,7 @@ pub enum Fork {
 /// # Errors
 /// `EAGAIN` or `ENOMEM`; `EBUSY` if there is a second thread, whose locks the child would hold for ever.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
+    ensure_single_thread()?;
     // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap is whole.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),
@@ -64,16 +64,54 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
-/// process ends, however it ends.
+/// Looks whether this is the only thread of the process.
+///
+/// # Errors
+/// `EBUSY` if there is a second thread.
+pub fn ensure_single_thread() -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() > 1) {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok(())
+}
+
+/// Makes the ends of children something to wait for: whoever started this process may have had them ignored.
+///
+/// # Errors
+/// Those of `sigaction(2)`.
+pub fn hear_of_children() -> io::Result<()> {
+    // SAFETY: the default disposition runs no code of ours.
+    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
+        libc::SIG_ERR => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the process at once: no destructors, no exit handlers, no buffers flushed.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit only ends the process.
+    unsafe { libc::_exit(status) }
+}
+
+/// Starts `command` as `identity`, if one is given, with `descriptor` open under its present number; the kernel sends
+/// `on_our_death` to it when this process ends, however it ends.
 ///
 /// # Errors
 /// Those of starting the command.
-pub fn spawn_with(command: &mut Command, descriptor: &OwnedFd, on_our_death: Signal) -> io::Result<Child> {
+pub fn spawn_with(
+    command: &mut Command,
+    descriptor: &OwnedFd,
+    identity: Option<Identity>,
+    on_our_death: Signal,
+) -> io::Result<Child> {
     let number = descriptor.as_raw_fd();
     let signal = on_our_death.as_raw();
     let parent = rustix::process::getpid();
     let prepare = move || {
+        // First, because a change of identity makes the kernel forget the signal below.
+        if let Some(identity) = &identity {
+            identity.assume()?;
+        }
         // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
         unsafe {
             // The supervisor's blocked signals are not the command's.

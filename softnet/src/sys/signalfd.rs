@@ -30,6 +30,11 @@ impl Received {
         [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].contains(&self.signal)
     }
 
+    /// Whether it asks for the counters, which only the filter knows.
+    pub fn asks_for_counters(self) -> bool {
+        self.signal == Signal::USR1
+    }
+
     /// Whether the VM has to be told, because nobody else told it.
     pub fn is_for_the_vm(self) -> bool {
         !self.from_kernel

@@ -9,7 +9,8 @@ use mio::{Interest, Registry, Token};
 
 use super::peer::PeerWatch;
 use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Sent};
-use crate::sys::mmsg::MessageArray;
+use crate::sandbox::{Needs, Syscall};
+use crate::sys::mmsg::{self, MessageArray};
 
 /// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
 /// which must harm nothing (rule L3). What follows decides: silence for this long was the end.
@@ -114,6 +115,15 @@ impl Link for DatagramLink {
 
     fn needs_probe(&self) -> bool {
         true
+    }
+
+    fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.socket);
+        needs.calls(mmsg::SYSCALLS);
+        needs.calls(&[Syscall::EpollCtl, Syscall::ClockGettime]);
+        if let Some(peer) = &self.peer {
+            peer.needs(needs);
+        }
     }
 }
 

@@ -13,6 +13,11 @@ use std::thread;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
+use crate::sandbox::{Needs, Syscall};
+
+/// What a running watch calls.
+const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
+
 /// `SOCK_DIAG_BY_FAMILY`, `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
@@ -56,6 +61,12 @@ impl PeerWatch {
     /// Whether the peer still has an open descriptor. In doubt it has: a wrong "no" would end a healthy VM's network.
     pub fn is_alive(&self) -> bool {
         !matches!(self.peer(), Ok(0))
+    }
+
+    /// Says which descriptors and system calls the watch needs once the process is sealed.
+    pub fn needs(&self, needs: &mut Needs) {
+        needs.descriptor(&self.diag);
+        needs.calls(SYSCALLS);
     }
 
     /// The inode of the peer, 0 if it has closed.

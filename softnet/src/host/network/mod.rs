@@ -16,7 +16,7 @@ mod record;
 mod ruleset;
 mod run_dir;
 mod status;
-mod subnet;
+pub mod subnet;
 
 use std::fmt;
 use std::net::Ipv4Addr;

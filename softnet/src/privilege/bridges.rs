@@ -1,0 +1,190 @@
+//! What a user may ask for who has privilege only by the program's set-user-ID bit: the administrator's list in
+//! `/etc/softnet/bridges.conf`, in the manner of QEMU's bridge helper.
+//!
+//! ```text
+//! # one rule a line; a deny wins over every allow, and what nothing allows is denied
+//! allow virbr0
+//! deny  br-office
+//! allow all
+//! ```
+//!
+//! A name is that of a bridge (`--bridge`), a TAP (`--tap`) or a network that Softnet manages (`--network`, `--subnet`).
+//! The default network as it is needs no rule, but can be denied.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::str::FromStr;
+
+use crate::cli::DEFAULT_NETWORK;
+use crate::config::{ConfigError, HostSide};
+
+/// Where the administrator's list is.
+const PATH: &str = "/etc/softnet/bridges.conf";
+
+/// Refuses a host side that the list does not give to everybody.
+///
+/// # Errors
+/// When it is not allowed, or the list cannot be trusted.
+pub fn permit(host: &HostSide) -> Result<(), ConfigError> {
+    judge(host, &Bridges::read(Path::new(PATH)))
+}
+
+fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), ConfigError> {
+    let (flag, name, by_default) = match host {
+        HostSide::Tap(name) => ("--tap", name, false),
+        HostSide::Bridge(name) => ("--bridge", name, false),
+        HostSide::Managed { network, subnet: Some(_), .. } => ("--subnet", network, false),
+        HostSide::Managed { network, .. } => ("--network", network, network == DEFAULT_NETWORK),
+    };
+    let refused = |reason: &dyn std::fmt::Display| Err(ConfigError::new(flag, name, reason));
+    match bridges {
+        Err(error) => refused(error),
+        Ok(bridges) => match bridges.verdict(name) {
+            Some(true) => Ok(()),
+            None if by_default => Ok(()),
+            Some(false) => refused(&format_args!("is denied to you in {PATH}; ask the administrator")),
+            None => refused(&format_args!(
+                "is not permitted to you; ask the administrator to add \"allow {name}\" to {PATH}"
+            )),
+        },
+    }
+}
+
+/// Why the list cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    /// Somebody other than root could have written it.
+    #[error("{0} could have been written by others than root; chown root it and chmod go-w it")]
+    Untrusted(String),
+    /// It cannot be read.
+    #[error("{PATH} cannot be read: {0}")]
+    Unreadable(#[from] io::Error),
+    /// It does not make sense, so that it would be a guess what was meant.
+    #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"")]
+    Syntax(usize),
+}
+
+/// The administrator's list.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Bridges {
+    allowed: Vec<String>,
+    denied: Vec<String>,
+}
+
+/// The name that stands for every name.
+const ALL: &str = "all";
+
+impl Bridges {
+    /// Reads `path`; no file is an empty list.
+    fn read(path: &Path) -> Result<Self, Error> {
+        let mut file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bridges::default()),
+            other => other?,
+        };
+        // Whoever may write the directory may replace the file.
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        for (metadata, path) in [(fs::metadata(directory)?, directory), (file.metadata()?, path)] {
+            if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
+                return Err(Error::Untrusted(path.display().to_string()));
+            }
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        text.parse()
+    }
+
+    /// Whether `name` is allowed or denied; `None` if no rule speaks of it.
+    fn verdict(&self, name: &str) -> Option<bool> {
+        let names = |list: &[String]| list.iter().any(|listed| listed == name || listed == ALL);
+        if names(&self.denied) {
+            return Some(false);
+        }
+        names(&self.allowed).then_some(true)
+    }
+}
+
+impl FromStr for Bridges {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let mut bridges = Bridges::default();
+        for (number, line) in text.lines().enumerate() {
+            let rule = line.split('#').next().unwrap_or_default();
+            let words: Vec<&str> = rule.split_whitespace().collect();
+            match words[..] {
+                [] => {}
+                ["allow", name] => bridges.allowed.push(name.to_owned()),
+                ["deny", name] => bridges.denied.push(name.to_owned()),
+                _ => return Err(Error::Syntax(number + 1)),
+            }
+        }
+        Ok(bridges)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn managed(network: &str, subnet: Option<&str>) -> HostSide {
+        let subnet = subnet.map(|subnet| subnet.parse().unwrap());
+        HostSide::Managed { network: network.to_owned(), explicit: true, subnet }
+    }
+
+    fn judged(host: &HostSide, list: &str) -> Result<(), String> {
+        judge(host, &list.parse()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_the_default_network_needs_no_rule() {
+        judged(&managed("softnet0", None), "").unwrap();
+        for host in [
+            HostSide::Tap("tap0".to_owned()),
+            HostSide::Bridge("virbr0".to_owned()),
+            managed("other", None),
+            managed("softnet0", Some("10.1.2.0/24")),
+        ] {
+            let refused = judged(&host, "allow somethingelse").unwrap_err();
+            assert!(refused.contains("ask the administrator to add \"allow "), "{refused}");
+        }
+        judged(&HostSide::Bridge("virbr0".to_owned()), "allow virbr0 # libvirt's").unwrap();
+        judged(&managed("softnet0", Some("10.1.2.0/24")), "\n\nallow softnet0").unwrap();
+        judged(&HostSide::Tap("tap0".to_owned()), "allow all").unwrap();
+    }
+
+    #[test]
+    fn a_deny_wins_wherever_it_stands() {
+        for list in ["deny br0\nallow all", "allow all\ndeny br0", "allow br0\ndeny all"] {
+            let refused = judged(&HostSide::Bridge("br0".to_owned()), list).unwrap_err();
+            assert!(refused.contains("is denied to you"), "{refused}");
+        }
+        assert!(judged(&managed("softnet0", None), "deny softnet0").is_err());
+        judged(&managed("softnet0", None), "deny br0").unwrap();
+    }
+
+    #[test]
+    fn a_list_that_makes_no_sense_permits_nothing() {
+        for list in ["allow", "allow a b", "permit a", "allow all\ninclude /x", "ALLOW all"] {
+            let refused = judged(&managed("softnet0", None), list).unwrap_err();
+            assert!(refused.contains("neither \"allow NAME\""), "{refused}");
+        }
+        assert!(judged(&HostSide::Bridge("a".to_owned()), "allow all\nx").unwrap_err().contains("line 2"));
+    }
+
+    #[test]
+    fn a_list_that_others_could_have_written_permits_nothing() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = std::env::temp_dir().join(format!("softnet-bridges-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("bridges.conf");
+        assert_eq!(Bridges::read(&path).unwrap(), Bridges::default());
+        fs::write(&path, "allow all").unwrap();
+        // Also if the tests are not root's: then the file is not root's either.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        let error = Bridges::read(&path).unwrap_err();
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(matches!(error, Error::Untrusted(_)), "{error}");
+    }
+}

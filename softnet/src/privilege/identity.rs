@@ -1,0 +1,374 @@
+//! Whom the process that parses frames becomes. Never root.
+
+use std::io;
+
+use rustix::process::{Gid, RawGid, RawUid, Uid};
+
+use super::{Account, Accounts};
+use crate::config::ConfigError;
+
+/// The user made for Softnet, if the system has one.
+const DEDICATED: &str = "softnet";
+/// The user who owns nothing.
+const NOBODY: &str = "nobody";
+
+/// Who started this process.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Start {
+    /// Real user and group: the caller's.
+    pub real: (Uid, Gid),
+    /// Effective user and group: root's if the program is set-user-ID.
+    pub effective: (Uid, Gid),
+    /// Supplementary groups: the caller's.
+    pub groups: Vec<Gid>,
+    /// The program's file gave the process more than its caller has: a set-user-ID or set-group-ID bit, or capabilities.
+    pub secure: bool,
+    /// `SUDO_UID` and `SUDO_GID`.
+    pub sudo: Option<(RawUid, RawGid)>,
+}
+
+impl Start {
+    /// The facts about this process.
+    ///
+    /// # Errors
+    /// When the groups cannot be read.
+    pub fn of_this_process() -> io::Result<Self> {
+        use rustix::process::{getegid, geteuid, getgid, getgroups, getuid};
+        let number = |name| std::env::var(name).ok()?.parse().ok();
+        Ok(Start {
+            real: (getuid(), getgid()),
+            effective: (geteuid(), getegid()),
+            groups: getgroups()?,
+            secure: crate::sys::secure::is_secure_execution(),
+            sudo: number("SUDO_UID").zip(number("SUDO_GID")),
+        })
+    }
+
+    /// Whether the process has more privilege than its caller, whose arguments and environment are then not to be
+    /// trusted.
+    pub fn is_elevated(&self) -> bool {
+        self.secure || self.real != self.effective
+    }
+
+    /// Whether the caller is root, and not only the process.
+    pub fn is_by_root(&self) -> bool {
+        self.real.0.is_root()
+    }
+}
+
+/// Why it is this identity.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// The one who started Softnet.
+    Caller,
+    /// `--user`.
+    Flag,
+    /// The one who called `sudo`.
+    Sudo,
+    /// The user `softnet`.
+    Dedicated,
+    /// The user `nobody`, for lack of a better one.
+    Nobody,
+    /// The user namespace has nobody but its root, who is an ordinary user outside.
+    OnlyOne,
+}
+
+/// A user to become, for good.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Identity {
+    /// Real, effective and saved user.
+    pub uid: Uid,
+    /// Real, effective and saved group.
+    pub gid: Gid,
+    /// Supplementary groups.
+    pub groups: Vec<Gid>,
+    /// Why this one.
+    pub origin: Origin,
+}
+
+impl Identity {
+    /// Chooses for the arguments `--user` and `--group`.
+    ///
+    /// # Errors
+    /// When one of them does not exist, is root, or is not the caller's to name.
+    pub fn choose(
+        user: Option<&str>,
+        group: Option<&str>,
+        start: &Start,
+        accounts: &impl Accounts,
+    ) -> Result<Self, ConfigError> {
+        let mut identity = match user {
+            Some(name) => named(name, start, accounts)?,
+            None => unnamed(start, accounts)?,
+        };
+        if let Some(name) = group {
+            let error = |reason| ConfigError::new("--group", name, reason);
+            let gid = accounts.group(name).ok_or_else(|| error("is no group of this system"))?;
+            if start.is_by_root() {
+                if gid.is_root() {
+                    return Err(error("is root's; name the group of an ordinary user"));
+                }
+            } else if gid != start.real.1 && !(start.effective.0.is_root() && start.groups.contains(&gid)) {
+                return Err(error("is not a group of the calling user; only root may name another"));
+            }
+            identity.gid = gid;
+        }
+        Ok(identity)
+    }
+
+    /// Says who was chosen, if nobody asked for it.
+    pub fn log(&self) {
+        let uid = self.uid.as_raw();
+        match self.origin {
+            Origin::Caller | Origin::Flag => {}
+            Origin::Sudo => tracing::info!(uid, "becoming the user who called sudo"),
+            Origin::Dedicated => tracing::info!(uid, "becoming the user softnet"),
+            Origin::Nobody => tracing::warn!(
+                uid,
+                "started by root without --user: becoming nobody; a user of Softnet's own is better (useradd --system softnet)"
+            ),
+            Origin::OnlyOne => {
+                tracing::info!(
+                    "this user namespace has no other user; staying the one who made it, without capabilities"
+                );
+            }
+        }
+    }
+}
+
+fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity, ConfigError> {
+    let error = |reason| ConfigError::new("--user", name, reason);
+    let account = accounts
+        .user(name)
+        .or_else(|| accounts.user_by_id(name.parse().ok()?))
+        .ok_or_else(|| error("is no user of this system"))?;
+    if account.uid.is_root() {
+        return Err(error("is root, who must not parse a VM's frames; name an ordinary user"));
+    }
+    if !start.is_by_root() {
+        if account.uid != start.real.0 {
+            return Err(error("is not the calling user; only root may name another"));
+        }
+        return Ok(caller(start));
+    }
+    if !accounts.can_become(&account) {
+        return Err(error("is unknown in this user namespace; name a user whom it maps"));
+    }
+    Ok(identity(&account, account.gid, Origin::Flag, accounts))
+}
+
+fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, ConfigError> {
+    if !start.is_by_root() {
+        return Ok(caller(start));
+    }
+    if !start.effective.0.is_root() {
+        // Root started a program that is set-user-ID for somebody else.
+        let (uid, gid) = start.effective;
+        return Ok(Identity { uid, gid, groups: vec![gid], origin: Origin::Caller });
+    }
+    let usable = |account: &Account| !account.uid.is_root() && accounts.can_become(account);
+    if let Some((uid, gid)) = start.sudo
+        && let Some(account) = accounts.user_by_id(uid).filter(usable)
+        && let Some(gid) = accounts.group(&gid.to_string())
+    {
+        return Ok(identity(&account, gid, Origin::Sudo, accounts));
+    }
+    if let Some(account) = accounts.user(DEDICATED).filter(usable) {
+        return Ok(identity(&account, account.gid, Origin::Dedicated, accounts));
+    }
+    match accounts.user(NOBODY) {
+        Some(account) if usable(&account) => Ok(identity(&account, account.gid, Origin::Nobody, accounts)),
+        Some(account) if !accounts.can_become(&account) => {
+            let (uid, gid) = start.effective;
+            Ok(Identity { uid, gid, groups: start.groups.clone(), origin: Origin::OnlyOne })
+        }
+        _ => Err(ConfigError::flag(
+            "--user",
+            "is missing, and this system has neither a user softnet nor nobody; name an ordinary user",
+        )),
+    }
+}
+
+fn caller(start: &Start) -> Identity {
+    let (uid, gid) = start.real;
+    Identity { uid, gid, groups: start.groups.clone(), origin: Origin::Caller }
+}
+
+fn identity(account: &Account, gid: Gid, origin: Origin, accounts: &impl Accounts) -> Identity {
+    Identity { uid: account.uid, gid, groups: accounts.groups_of(account, gid), origin }
+}
+
+#[cfg(target_os = "linux")]
+impl Identity {
+    /// Becomes this identity for good: supplementary groups, then real, effective and saved group and user. Makes only
+    /// plain system calls for the calling thread, so it may run between fork and exec.
+    ///
+    /// # Errors
+    /// When the system refuses, or root could be had back.
+    pub fn assume(&self) -> io::Result<()> {
+        use rustix::process::{getegid, geteuid, getgid, getuid};
+        use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid, set_thread_uid};
+
+        // A caller's groups are the process's already.
+        if !matches!(self.origin, Origin::Caller | Origin::OnlyOne) {
+            set_thread_groups(&self.groups)?;
+        }
+        set_thread_res_gid(self.gid, self.gid, self.gid)?;
+        set_thread_res_uid(self.uid, self.uid, self.uid)?;
+        let became = (getuid(), geteuid(), getgid(), getegid()) == (self.uid, self.uid, self.gid, self.gid);
+        let root_again = !self.uid.is_root() && set_thread_uid(Uid::ROOT).is_ok();
+        if became && !root_again { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Identity {
+    /// Becomes this identity for good: supplementary groups, group and user.
+    ///
+    /// # Errors
+    /// When the system refuses, or root could be had back.
+    pub fn assume(&self) -> io::Result<()> {
+        use nix::unistd::{setgid, setuid};
+
+        if rustix::process::geteuid().is_root() {
+            crate::sys::groups::set_groups(&self.groups)?;
+        }
+        setgid(self.gid.as_raw().into())?;
+        setuid(self.uid.as_raw().into())?;
+        if setuid(0.into()).is_ok() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A system with ordinary users, and a dedicated one if asked for.
+    struct Host {
+        users: &'static [(&'static str, RawUid)],
+        mapped: std::ops::Range<RawUid>,
+    }
+
+    const HOST: Host =
+        Host { users: &[("root", 0), ("ann", 1000), ("bob", 1001), ("nobody", 65534)], mapped: 0..65536 };
+    const WITH_DEDICATED: Host = Host { users: &[("softnet", 300), ("nobody", 65534)], ..HOST };
+
+    fn uid(uid: RawUid) -> Uid {
+        Uid::from_raw(uid)
+    }
+
+    fn gid(gid: RawGid) -> Gid {
+        Gid::from_raw(gid)
+    }
+
+    impl Accounts for Host {
+        fn user(&self, name: &str) -> Option<Account> {
+            let (name, id) = self.users.iter().find(|(known, _)| *known == name)?;
+            Some(Account { name: (*name).to_owned(), uid: uid(*id), gid: gid(*id) })
+        }
+        fn user_by_id(&self, id: RawUid) -> Option<Account> {
+            self.users.iter().find(|(_, known)| *known == id).and_then(|(name, _)| self.user(name))
+        }
+        fn group(&self, name: &str) -> Option<Gid> {
+            match name {
+                "kvm" => Some(gid(104)),
+                "wheel" => Some(gid(0)),
+                "1000" => Some(gid(1000)),
+                "1001" => Some(gid(1001)),
+                _ => None,
+            }
+        }
+        fn groups_of(&self, _account: &Account, own: Gid) -> Vec<Gid> {
+            vec![own, gid(104)]
+        }
+        fn can_become(&self, account: &Account) -> bool {
+            self.mapped.contains(&account.uid.as_raw())
+        }
+    }
+
+    fn start(real: RawUid, effective: RawUid) -> Start {
+        Start {
+            real: (uid(real), gid(real)),
+            effective: (uid(effective), gid(effective)),
+            groups: vec![gid(real), gid(27)],
+            secure: real != effective,
+            sudo: None,
+        }
+    }
+
+    fn chosen(start: &Start, user: Option<&str>, group: Option<&str>) -> Result<Identity, String> {
+        Identity::choose(user, group, start, &HOST).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_ordinary_user_stays_who_they_are_whatever_the_program_is() {
+        for start in [start(1000, 1000), start(1000, 0)] {
+            let identity = chosen(&start, None, None).unwrap();
+            assert_eq!((identity.uid, identity.gid), (uid(1000), gid(1000)));
+            assert_eq!((identity.groups, identity.origin), (start.groups, Origin::Caller));
+        }
+    }
+
+    #[test]
+    fn root_becomes_somebody_else() {
+        let origin = |start: &Start, host: &Host| {
+            let identity = Identity::choose(None, None, start, host).unwrap();
+            (identity.uid.as_raw(), identity.gid.as_raw(), identity.origin)
+        };
+        let root = start(0, 0);
+        assert_eq!(origin(&root, &HOST), (65534, 65534, Origin::Nobody));
+        assert_eq!(origin(&root, &WITH_DEDICATED), (300, 300, Origin::Dedicated));
+        let by_sudo = Start { sudo: Some((1000, 1001)), ..root.clone() };
+        assert_eq!(origin(&by_sudo, &HOST), (1000, 1001, Origin::Sudo));
+        let only_root = Host { mapped: 0..1, ..HOST };
+        assert_eq!(origin(&root, &only_root), (0, 0, Origin::OnlyOne));
+    }
+
+    #[test]
+    fn the_word_of_sudo_counts_only_for_root_and_only_if_it_resolves() {
+        for sudo in [(0, 0), (4242, 1000), (1000, 4242)] {
+            let by_sudo = Start { sudo: Some(sudo), ..start(0, 0) };
+            assert_eq!(chosen(&by_sudo, None, None).unwrap().origin, Origin::Nobody, "{sudo:?}");
+        }
+        for elevated in [start(1000, 0), start(1000, 1000)] {
+            let pretended = Start { sudo: Some((1001, 1001)), ..elevated };
+            assert_eq!(chosen(&pretended, None, None).unwrap().uid, uid(1000));
+        }
+    }
+
+    #[test]
+    fn only_root_names_another_user_and_nobody_names_root() {
+        let named = chosen(&start(0, 0), Some("ann"), None).unwrap();
+        assert_eq!(
+            (named.uid, named.groups, named.origin),
+            (uid(1000), vec![gid(1000), gid(104)], Origin::Flag)
+        );
+        assert_eq!(chosen(&start(0, 0), Some("1001"), None).unwrap().uid, uid(1001));
+        for set_user_id in [start(1000, 0), start(1000, 1000)] {
+            assert_eq!(chosen(&set_user_id, Some("ann"), None).unwrap().uid, uid(1000));
+            let refused = chosen(&set_user_id, Some("bob"), None).unwrap_err();
+            assert_eq!(refused, "--user \"bob\": is not the calling user; only root may name another");
+        }
+        for (start, name) in [(start(0, 0), "root"), (start(1000, 0), "root"), (start(0, 0), "0")] {
+            assert!(chosen(&start, Some(name), None).unwrap_err().contains("is root"));
+        }
+        assert!(chosen(&start(0, 0), Some("carl"), None).unwrap_err().contains("no user of this system"));
+    }
+
+    #[test]
+    fn a_group_is_the_callers_own_or_given_by_root() {
+        assert_eq!(chosen(&start(0, 0), Some("ann"), Some("kvm")).unwrap().gid, gid(104));
+        let member = Start { groups: vec![gid(104)], ..start(1000, 0) };
+        assert_eq!(chosen(&member, None, Some("kvm")).unwrap().gid, gid(104));
+        assert!(
+            chosen(&start(1000, 0), None, Some("kvm"))
+                .unwrap_err()
+                .contains("not a group of the calling user")
+        );
+        // Without privilege the kernel changes no group, not even to one's own.
+        let unprivileged = Start { effective: (uid(1000), gid(1000)), ..member };
+        assert!(chosen(&unprivileged, None, Some("kvm")).unwrap_err().contains("only root"));
+        assert!(chosen(&start(0, 0), None, Some("wheel")).unwrap_err().contains("is root's"));
+        assert!(chosen(&start(0, 0), None, Some("none")).unwrap_err().contains("no group of this system"));
+    }
+}

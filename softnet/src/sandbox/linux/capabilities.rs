@@ -1,0 +1,59 @@
+//! Capabilities: none in any set, and no way to get one back (capabilities(7)).
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
+    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    set_capabilities_secure_bits,
+};
+
+/// User ids mean nothing for capabilities, none outlives a change of user, none becomes ambient; for ever.
+const SECURE_BITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
+    .union(CapabilitiesSecureBits::NO_ROOT_LOCKED)
+    .union(CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED)
+    .union(CapabilitiesSecureBits::KEEP_CAPS_LOCKED)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED);
+
+/// Takes every capability out of the bounding set and locks the secure bits. Without `CAP_SETPCAP` nothing can be done,
+/// and nothing has to be: what an unprivileged process could get by the bounding set, `no_new_privs` keeps from it.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn empty_bounding_set() -> io::Result<()> {
+    if !capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    for number in 0..u64::BITS {
+        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // Whoever started Softnet may have set and locked more.
+    set_capabilities_secure_bits(capabilities_secure_bits()? | SECURE_BITS)?;
+    Ok(())
+}
+
+/// Clears the ambient, inheritable, permitted and effective sets, and looks whether they are clear.
+///
+/// # Errors
+/// When the kernel refuses or something is left.
+pub fn drop_all() -> io::Result<()> {
+    clear_ambient_capability_set()?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none)?;
+    let left = capabilities(None)?;
+    if (left.effective | left.permitted | left.inheritable).is_empty() {
+        return Ok(());
+    }
+    Err(io::Error::other("the kernel kept some"))
+}

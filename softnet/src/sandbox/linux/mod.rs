@@ -1,0 +1,93 @@
+//! The stages on Linux, in their order.
+
+mod capabilities;
+mod landlock;
+mod namespaces;
+mod seccomp;
+
+use std::io::{self, Write};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
+
+use super::{Missing, Needs, SealError};
+use crate::privilege::Identity;
+use crate::sys;
+
+pub use self::landlock::restrict as restrict_by_landlock;
+
+/// Exit status after a panic, as Rust has it.
+const PANICKED: i32 = 101;
+
+/// Gives up everything but `needs`, and becomes `identity`. A kernel without Landlock or seccomp is an error if the
+/// sandbox is `required`, and a warning if not.
+///
+/// # Errors
+/// When a stage fails. The process is then in between and must end.
+pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), SealError> {
+    let stage = |what| move |error: io::Error| SealError::Stage(what, error);
+    sys::process::ensure_single_thread().map_err(stage("count the threads"))?;
+    // What the first use of a clock looks up is looked up now.
+    crate::clock::now();
+    end_at_once_on_panic();
+    sys::fd::close_all_but(needs.descriptors()).map_err(stage("close what is not needed"))?;
+    let names = namespaces::leave(identity);
+    capabilities::empty_bounding_set().map_err(stage("empty the capability bounding set"))?;
+    identity.assume().map_err(stage("become an ordinary user"))?;
+    capabilities::drop_all().map_err(stage("drop all capabilities"))?;
+    close_ways_back().map_err(stage("forbid new privilege"))?;
+    let landlock = landlock::restrict().map_err(stage("restrict the process by Landlock"))?;
+    if !landlock {
+        lacking(Missing::Landlock, required)?;
+    }
+    // Only now: a Landlock ruleset is a descriptor for a moment.
+    limit_resources().map_err(stage("limit resources"))?;
+    let seccomp = match seccomp::Filter::new(needs.allowed()).map_err(stage("compile the filter"))? {
+        Some(filter) => filter.apply().map_err(stage("filter system calls"))?,
+        None => false,
+    };
+    if !seccomp {
+        lacking(Missing::Seccomp, required)?;
+    }
+    tracing::info!(
+        uid = identity.uid.as_raw(),
+        gid = identity.gid.as_raw(),
+        descriptors = needs.descriptors().len(),
+        network = if names.network { "empty" } else { "host" },
+        files = if names.files { "empty" } else { "host" },
+        landlock,
+        system_calls = if seccomp { needs.allowed().len() } else { 0 },
+        "sealed"
+    );
+    Ok(())
+}
+
+fn lacking(missing: Missing, required: bool) -> Result<(), SealError> {
+    if required {
+        return Err(SealError::Missing(missing));
+    }
+    tracing::warn!(%missing, "this kernel confines Softnet less than it could; --require-sandbox makes this an error");
+    Ok(())
+}
+
+/// A panic prints what it has to say and ends the process: unwinding, a backtrace and `abort` would all need files or
+/// system calls that are gone, and the message would be lost in the kill.
+fn end_at_once_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let _ = writeln!(io::stderr(), "softnet: {panic}");
+        sys::process::exit_now(PANICKED);
+    }));
+}
+
+fn close_ways_back() -> io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// No core file, no further descriptor, no further process.
+fn limit_resources() -> io::Result<()> {
+    for resource in [Resource::Core, Resource::Nofile, Resource::Nproc] {
+        rustix::process::setrlimit(resource, Rlimit { current: Some(0), maximum: Some(0) })?;
+    }
+    Ok(())
+}

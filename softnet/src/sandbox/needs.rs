@@ -1,0 +1,118 @@
+//! What a running Softnet needs of the system: the descriptors that stay open and the system calls that stay allowed.
+//!
+//! Every part says what it needs beside the code that needs it, and the seal allows the union over the parts in use.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+/// A system call that some part of a running Softnet makes. All others end the process.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Syscall {
+    /// `read(2)`
+    Read,
+    /// `write(2)`
+    Write,
+    /// `readv(2)`
+    Readv,
+    /// `writev(2)`
+    Writev,
+    /// `recvfrom(2)`, which is also `recv`.
+    Recvfrom,
+    /// `sendto(2)` without an address, which is `send`.
+    Sendto,
+    /// `sendmsg(2)`
+    Sendmsg,
+    /// `recvmmsg(2)`
+    Recvmmsg,
+    /// `sendmmsg(2)`
+    Sendmmsg,
+    /// `epoll_wait(2)`, or `epoll_pwait(2)` where the C library has only that.
+    EpollWait,
+    /// `epoll_ctl(2)`
+    EpollCtl,
+    /// `timerfd_settime(2)`
+    TimerfdSettime,
+    /// `clock_gettime(2)`, for clock sources that the vDSO cannot read.
+    ClockGettime,
+    /// `rt_sigreturn(2)`, the end of every signal handler.
+    RtSigreturn,
+    /// `close(2)`
+    Close,
+    /// `brk(2)`
+    Brk,
+    /// `mmap(2)` of private anonymous memory that is not executable.
+    Mmap,
+    /// `munmap(2)`
+    Munmap,
+    /// `sigaltstack(2)`
+    Sigaltstack,
+    /// `exit_group(2)`
+    ExitGroup,
+    /// `fcntl(2)` that asks whether a descriptor is open: builds with debug assertions ask before they close one.
+    FcntlGetFlags,
+}
+
+/// All but the last, which no release has, are the whole surface of a sealed process, whatever parts are in use.
+const _: () =
+    assert!(Syscall::FcntlGetFlags as usize <= 20, "a sealed process makes at most 20 system calls");
+
+/// What the allocator and the standard library need wherever they are. Memory grows for a log line or the end's
+/// statistics, never for a frame. The alternate signal stack and its guard are given back when `main` returns.
+const RUNTIME: &[Syscall] = &[
+    Syscall::Brk,
+    Syscall::Mmap,
+    Syscall::Munmap,
+    Syscall::Close,
+    Syscall::Sigaltstack,
+    Syscall::ExitGroup,
+    #[cfg(debug_assertions)]
+    Syscall::FcntlGetFlags,
+];
+
+/// Collects what the parts in use need.
+#[derive(Clone, Debug)]
+pub struct Needs {
+    descriptors: BTreeSet<RawFd>,
+    calls: BTreeSet<Syscall>,
+}
+
+impl Needs {
+    /// What every process needs to go on, write to standard error, and end.
+    pub fn new() -> Self {
+        let mut needs = Needs { descriptors: BTreeSet::new(), calls: RUNTIME.iter().copied().collect() };
+        needs.descriptor(&std::io::stderr());
+        needs.calls(&[Syscall::Write]);
+        needs
+    }
+
+    /// `descriptor` stays open.
+    pub fn descriptor(&mut self, descriptor: &impl AsFd) {
+        self.raw_descriptor(descriptor.as_fd().as_raw_fd());
+    }
+
+    /// The descriptor `number`, which somebody else owns for the whole life of the process, stays open.
+    pub fn raw_descriptor(&mut self, number: RawFd) {
+        self.descriptors.insert(number);
+    }
+
+    /// `calls` stay allowed.
+    pub fn calls(&mut self, calls: &[Syscall]) {
+        self.calls.extend(calls);
+    }
+
+    /// The descriptors that stay open.
+    pub fn descriptors(&self) -> &BTreeSet<RawFd> {
+        &self.descriptors
+    }
+
+    /// The system calls that stay allowed.
+    pub fn allowed(&self) -> &BTreeSet<Syscall> {
+        &self.calls
+    }
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Needs::new()
+    }
+}

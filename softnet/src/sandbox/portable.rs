@@ -1,0 +1,12 @@
+//! The seal where the system has no more to offer than users and resource limits.
+
+use super::{Needs, SealError};
+use crate::privilege::Identity;
+
+/// Gives up the identity that opened the links.
+///
+/// # Errors
+/// When it cannot be given up.
+pub fn seal(_needs: &Needs, identity: &Identity, _required: bool) -> Result<(), SealError> {
+    identity.assume().map_err(|error| SealError::Stage("become an ordinary user", error))
+}

@@ -1,0 +1,212 @@
+//! Rules B1 to B6: what makes a lease, and what does not.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use lab::DhcpServer;
+use lab::wire::{Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, udp};
+
+use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, Wire, named};
+
+/// The server's packet from the right ports.
+fn reply(message: &Dhcp, from: Ipv4Addr, to: Ipv4Addr) -> Ipv4 {
+    message.packet(from, to)
+}
+
+pub fn b1_only_a_matching_ack_binds() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let xid = wire.requested(VM)?;
+    let bridge = wire.segment.mac;
+    let ack = wire.server().answer(kind::ACK, xid, VM_MAC, VM);
+    let right = reply(&ack, GATEWAY, VM);
+    let framed = |packet: &Ipv4| packet.frame(VM_MAC, bridge);
+    let changed = |change: &dyn Fn(&mut Dhcp)| {
+        let mut ack = ack.clone();
+        change(&mut ack);
+        reply(&ack, GATEWAY, VM).frame(VM_MAC, bridge)
+    };
+    let with_udp = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut packet = right.clone();
+        change(&mut packet.payload);
+        packet.frame(VM_MAC, bridge)
+    };
+    let from_port = |sport: u16, dport: u16| {
+        Ipv4::new(GATEWAY, VM, udp((GATEWAY, sport), (VM, dport), &ack.bytes())).frame(VM_MAC, bridge)
+    };
+    let option_of = |code: u8, value: &[u8]| changed(&|it| *it = it.clone().without(code).with(code, value));
+    let wrong = [
+        named("another station's Ethernet source", right.frame(VM_MAC, OTHER_MAC)),
+        named("another station's address", framed(&reply(&ack, NEIGHBOUR, VM))),
+        named("from port 68", from_port(68, 68)),
+        named("from port 4000", from_port(4000, 68)),
+        named("to port 67", from_port(67, 67)),
+        named("to port 4000", from_port(67, 4000)),
+        named("a wrong UDP checksum", with_udp(&|udp| udp[6] ^= 0x55)),
+        named("no UDP checksum", with_udp(&|udp| udp[6..8].fill(0))),
+        named("a wrong UDP length", with_udp(&|udp| udp[5] ^= 1)),
+        named("a first fragment", framed(&Ipv4 { fragment: 0x2000, ..right.clone() })),
+        named("a wrong IP checksum", framed(&Ipv4 { checksum: Some(1), ..right.clone() })),
+        named("op 1", changed(&|it| it.op = 1)),
+        named("hlen 5", changed(&|it| it.hardware_len = 5)),
+        named("hlen 16", changed(&|it| it.hardware_len = 16)),
+        named("a wrong cookie", changed(&|it| it.cookie = [1, 2, 3, 4])),
+        named("another's chaddr", changed(&|it| it.chaddr[5] ^= 1)),
+        named("another xid", changed(&|it| it.xid ^= 1)),
+        named("two message types", changed(&|it| *it = it.clone().with(option::MESSAGE_TYPE, &[kind::ACK]))),
+        named("no message type", changed(&|it| *it = it.clone().without(option::MESSAGE_TYPE))),
+        named("no lease time", changed(&|it| *it = it.clone().without(option::LEASE_TIME))),
+        named("a lease time of three bytes", option_of(option::LEASE_TIME, &[0, 0, 9])),
+        named("a lease time of five bytes", option_of(option::LEASE_TIME, &[0, 0, 0, 9, 9])),
+        named("no server", changed(&|it| *it = it.clone().without(option::SERVER))),
+        named("another server", option_of(option::SERVER, &NEIGHBOUR.octets())),
+        named("a server of three bytes", option_of(option::SERVER, &[10, 7, 0])),
+        named("for another station", right.frame(OTHER_MAC, bridge)),
+        named("for another address", framed(&reply(&ack, GATEWAY, NEIGHBOUR))),
+    ];
+    for (what, frame) in &wrong {
+        wire.segment.send(frame)?;
+        let marker =
+            Ipv4::new(GATEWAY, VM, udp((GATEWAY, 9), (VM, 9), what.as_bytes())).frame(VM_MAC, bridge);
+        wire.reaches_vm("a packet behind it", &marker)?;
+        wire.lacks_lease(&format!("an ACK with {what}"), VM)?;
+    }
+    // The transaction is open still: the right answer binds.
+    wire.server().send(&ack, VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, xid)?;
+    wire.has_lease(VM)?;
+    // And it is closed now: a second answer does not.
+    let second = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
+    let frame = wire.server().frame(&second, VM_MAC);
+    wire.inbound(&frame)?;
+    wire.lacks_lease("a second ACK", NEIGHBOUR)?;
+    wire.has_lease(VM)
+}
+
+pub fn b2_address_is_in_the_subnet() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let xid = wire.requested(VM)?;
+    for address in [
+        GATEWAY,
+        [10, 7, 0, 0].into(),
+        [10, 7, 0, 255].into(),
+        [10, 7, 1, 2].into(),
+        [10, 6, 255, 255].into(),
+        [8, 8, 8, 8].into(),
+        Ipv4Addr::UNSPECIFIED,
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::BROADCAST,
+        [224, 0, 0, 1].into(),
+    ] {
+        let ack = wire.server().answer(kind::ACK, xid, VM_MAC, address);
+        for to in [address, Ipv4Addr::BROADCAST] {
+            let frame = reply(&ack, GATEWAY, to).frame(VM_MAC, wire.segment.mac);
+            wire.inbound(&frame)?;
+            wire.lacks_lease(&format!("an ACK of {address}"), address)?;
+        }
+    }
+    wire.server().send(&wire.server().answer(kind::ACK, xid, VM_MAC, VM), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, xid)?;
+    wire.has_lease(VM)
+}
+
+pub fn b3_ignored_acks() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let xid = wire.requested(VM)?;
+    let none = wire.server().with_lease_seconds(0).answer(kind::ACK, xid, VM_MAC, VM);
+    let malformed = Dhcp { tail: vec![12, 250], ..wire.server().answer(kind::ACK, xid, VM_MAC, VM) };
+    for (what, ack) in [("a lease of no time", none), ("an option beyond the end", malformed)] {
+        let frame = wire.server().frame(&ack, VM_MAC);
+        wire.inbound(&frame)?;
+        wire.lacks_lease(what, VM)?;
+    }
+    wire.server().send(&wire.server().answer(kind::ACK, xid, VM_MAC, VM), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, xid)?;
+    wire.has_lease(VM)?;
+    let xid = wire.next();
+    let inform = Dhcp { ciaddr: VM, ..Dhcp::client(kind::INFORM, xid, VM_MAC) };
+    wire.vm.send(&wire.routed(&inform.packet(VM, GATEWAY)))?;
+    wire.server().heard(kind::INFORM, xid)?;
+    let ack = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
+    let frame = wire.server().frame(&ack, VM_MAC);
+    wire.inbound(&frame)?;
+    wire.lacks_lease("an ACK to INFORM", NEIGHBOUR)?;
+    wire.has_lease(VM)
+}
+
+pub fn b4_infinity() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    for lease_seconds in [u32::MAX, u32::MAX - 1, 0x8000_0000, 1 << 30] {
+        let xid = wire.next();
+        wire.server().with_lease_seconds(lease_seconds).lease(&wire.vm, VM_MAC, VM, xid)?;
+        wire.has_lease(VM)?;
+    }
+    Ok(())
+}
+
+pub fn b5_replace_and_nak() -> Result<()> {
+    let new: Ipv4Addr = [10, 7, 0, 3].into();
+    let mut wire = Wire::leased(&[])?;
+    wire.has_lease(VM)?;
+    wire.lease(new)?;
+    wire.has_lease(new)?;
+    wire.lacks_lease("another ACK", VM)?;
+    let xid = wire.next();
+    let renewal = Dhcp { ciaddr: new, ..Dhcp::client(kind::REQUEST, xid, VM_MAC) };
+    wire.vm.send(&wire.routed(&renewal.packet(new, GATEWAY)))?;
+    wire.server().heard(kind::REQUEST, xid)?;
+    let nak = wire.server().answer(kind::NAK, xid, VM_MAC, new);
+    let all = Ipv4Addr::BROADCAST;
+    let bridge = wire.segment.mac;
+    let other_xid = Dhcp { xid: xid ^ 1, ..nak.clone() };
+    let other_server = nak.clone().without(option::SERVER).with(option::SERVER, &NEIGHBOUR.octets());
+    let mut other_client = nak.clone();
+    other_client.chaddr[0] ^= 2;
+    for (what, frame) in [
+        ("another xid", reply(&other_xid, GATEWAY, all).frame(VM_MAC, bridge)),
+        ("another server", reply(&other_server, GATEWAY, all).frame(VM_MAC, bridge)),
+        ("no server", reply(&nak.clone().without(option::SERVER), GATEWAY, all).frame(VM_MAC, bridge)),
+        ("another client", reply(&other_client, GATEWAY, all).frame(VM_MAC, bridge)),
+        ("another station", reply(&nak, GATEWAY, all).frame(VM_MAC, OTHER_MAC)),
+        ("another address", reply(&nak, NEIGHBOUR, all).frame(VM_MAC, bridge)),
+    ] {
+        wire.never_reaches_vm(&format!("a NAK with {what}"), &frame)?;
+        wire.has_lease(new)?;
+    }
+    let right = reply(&nak, GATEWAY, all).frame(Mac::BROADCAST, bridge);
+    wire.reaches_vm("the right NAK", &right)?;
+    wire.marker = Marker::Discover;
+    wire.lacks_lease("a NAK", new)
+}
+
+pub fn b6_rogue_servers_do_not_reach_the_vm() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let xid = wire.next();
+    wire.vm.send(&Dhcp::client(kind::DISCOVER, xid, VM_MAC).broadcast())?;
+    wire.server().heard(kind::DISCOVER, xid)?;
+    let bridge = wire.segment.mac;
+    let rogue = Dhcp { yiaddr: VM, ..Dhcp::server(kind::OFFER, xid, VM_MAC, NEIGHBOUR) }
+        .with(option::LEASE_TIME, &600u32.to_be_bytes())
+        .with(option::ROUTER, &NEIGHBOUR.octets());
+    for mac in [VM_MAC, Mac::BROADCAST] {
+        for to in [VM, Ipv4Addr::BROADCAST] {
+            let what = format!("a rogue OFFER for {mac} at {to}");
+            wire.never_reaches_vm(&what, &reply(&rogue, NEIGHBOUR, to).frame(mac, OTHER_MAC))?;
+            wire.never_reaches_vm(
+                &format!("{what} as the bridge"),
+                &reply(&rogue, NEIGHBOUR, to).frame(mac, bridge),
+            )?;
+            wire.never_reaches_vm(
+                &format!("{what} as the server"),
+                &reply(&rogue, GATEWAY, to).frame(mac, bridge),
+            )?;
+            wire.never_reaches_vm(
+                &format!("{what} as another"),
+                &reply(&rogue, GATEWAY, to).frame(mac, OTHER_MAC),
+            )?;
+        }
+    }
+    let unasked = wire.server().answer(kind::OFFER, xid ^ 0xff, VM_MAC, VM);
+    wire.never_reaches_vm("an OFFER that nobody asked for", &wire.server().frame(&unasked, VM_MAC))?;
+    let right = wire.server().answer(kind::OFFER, xid, VM_MAC, VM);
+    wire.reaches_vm("the right OFFER", &wire.server().frame(&right, VM_MAC))
+}

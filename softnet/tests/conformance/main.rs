@@ -1,0 +1,91 @@
+//! The rules, one test a rule, written from `RULES.md` alone and run against the program as Tart starts it.
+//!
+//! Each test has namespaces of its own with a bridge and a TAP. It plays the VM on the datagram socket, and the DHCP
+//! server and everybody else on the bridge. "Dropped" is never "not seen for a while": a frame that must pass follows
+//! the one that must not, in order, and only when it has come out is the first one known to be gone.
+
+mod arp;
+mod binding;
+mod destinations;
+mod dhcp;
+mod inbound;
+mod layer2;
+mod resources;
+mod source;
+mod wire;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lab::harness::main(lab::tests![
+        layer2::{
+            l1_source_mac_is_own,
+            l2_only_ipv4_and_arp,
+            l3_sizes,
+            l4_no_bytes_behind_the_packet,
+            l5_destination_mac_fits_the_packet,
+        },
+        arp::{
+            a1_only_ipv4_over_ethernet,
+            a2_sender_mac_is_own,
+            a3_sender_address_is_leased,
+            a4_no_lease_no_arp,
+            a5_no_scanning,
+        },
+        source::{
+            s1_source_is_leased,
+            s1_nothing_before_the_lease,
+            s1_nothing_after_release,
+            s1_nothing_after_decline,
+            s1_nothing_after_nak,
+            s1_nothing_after_expiry,
+            s2_header_is_right,
+            s3_no_options,
+            s4_fragments,
+            s5_transport_headers_are_whole,
+        },
+        destinations::{
+            d1_never,
+            d2_longest_prefix,
+            d2_the_alias_and_the_same_prefix,
+            d3_exact_boundaries,
+            d4_gateway_protocols,
+            d5_resolvers,
+            d6_icmp,
+            d7_renewal_survives_block_all,
+            d8_allow_all_keeps_the_guards,
+            d9_host_network,
+        },
+        dhcp::{
+            c1_ports_and_destination,
+            c2_message_is_well_formed,
+            c3_client_types_only,
+            c4_source_and_ciaddr,
+            c5_options,
+            c6_release_and_decline,
+            c7_rate,
+        },
+        binding::{
+            b1_only_a_matching_ack_binds,
+            b2_address_is_in_the_subnet,
+            b3_ignored_acks,
+            b4_infinity,
+            b5_replace_and_nak,
+            b6_rogue_servers_do_not_reach_the_vm,
+        },
+        inbound::{
+            i1_what_is_for_the_vm_passes,
+            i2_what_is_not_does_not,
+            i3_nobody_else_is_the_gateway,
+            i4_garbage_harms_nothing,
+        },
+        resources::{
+            r1_memory_and_log_are_flat,
+            r2_no_direction_starves,
+            r3_bad_frames_do_not_end_it,
+            r3_a_dead_tap_ends_it,
+            r3_a_closed_vm_ends_it,
+            r4_a_bad_mac_is_refused,
+        },
+    ])
+}

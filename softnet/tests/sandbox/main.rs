@@ -1,0 +1,27 @@
+//! Proves what `softnet::sandbox` and `softnet::privilege` promise, on the running program and on processes that seal
+//! themselves and then try what they may not.
+
+mod calls;
+mod hosts;
+mod set_user_id;
+mod worker;
+
+use std::process::ExitCode;
+
+use lab::harness;
+
+fn main() -> ExitCode {
+    let mut tests = lab::tests![
+        worker::{it_holds_nothing_but_what_it_needs, it_works_and_ends_cleanly},
+        calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told},
+        calls::{the_seal_refuses_a_second_thread, landlock_leaves_nothing_to_name},
+        hosts::{an_ordinary_user_is_confined_as_well, privilege_and_frames_are_apart},
+        hosts::{a_kernel_that_lacks_something_is_told_apart},
+        set_user_id::{it_becomes_its_caller, it_takes_only_what_the_list_allows, it_starts_nobody_elses_programs},
+        set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users},
+    ];
+    for test in &mut tests {
+        *test = test.as_root();
+    }
+    harness::main(tests)
+}
