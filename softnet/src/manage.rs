@@ -24,6 +24,11 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             return Err(ConfigError::flag("network down", "is for root only; use sudo").into());
         }
         NetworkAction::Down(args) => {
+            // A set-user-ID bit lets everybody join a network, and nobody take it from the others.
+            anyhow::ensure!(
+                rustix::process::getuid().is_root(),
+                "only root may remove a network; use sudo softnet network down"
+            );
             let down = network::down(&name(&args.network.network)?, args.force)?;
             let name = &args.network.network;
             if !down.existed {

@@ -179,6 +179,17 @@ fn an_exposed_port_leads_to_the_vm() -> Result<()> {
     let monitor = vm.softnet.pid();
     let held = run("ls", &["-l", &format!("/proc/{monitor}/fd")])?;
     ensure!(!held.contains("/dev/net/tun"), "{held}");
+    // What it may do: CAP_KILL (bit 5) and CAP_NET_ADMIN (bit 12), for the programs that it starts too.
+    let status = std::fs::read_to_string(format!("/proc/{monitor}/status"))?;
+    for line in [
+        "CapInh:\t0000000000000000",
+        "CapPrm:\t0000000000001020",
+        "CapEff:\t0000000000001020",
+        "CapBnd:\t0000000000001020",
+        "NoNewPrivs:\t1",
+    ] {
+        ensure!(status.contains(line), "{line} is not in {status}");
+    }
     let status = vm.softnet.stop()?;
     ensure!(status.success(), "{status}: {}", vm.softnet.log());
     ensure!(traces()?.is_empty(), "left behind: {}", traces()?);

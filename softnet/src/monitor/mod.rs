@@ -3,7 +3,7 @@
 //! # Theory of operation
 //! On the managed network some work needs privilege late: port forwards when the lease is known, and taking all of it back
 //! at the end. So [`entrust`] forks. The child goes on as the *worker*: it parses frames and will be sealed. The parent
-//! stays as the *monitor*: it keeps root, the place in the network ([`Membership`]) and the reserved ports, closes every
+//! stays as the *monitor*: it keeps root with two capabilities ([`privilege`]), the place in the network ([`Membership`]) and the reserved ports, closes every
 //! other descriptor, and never sees a frame.
 //!
 //! What the worker may say is one fixed-size message, "the VM's address is this" or "it has none" ([`message`]), and what
@@ -17,6 +17,7 @@
 mod follower;
 mod guard;
 mod message;
+mod privilege;
 
 use std::io;
 
@@ -60,11 +61,11 @@ pub fn entrust(custody: Custody) -> io::Result<Box<dyn LeaseFollower>> {
             let mut keep = custody.membership.descriptors();
             keep.extend(custody.reservations.iter().map(std::os::fd::AsFd::as_fd));
             keep.push(std::os::fd::AsFd::as_fd(&monitor_end));
-            let status = match keep_only(&keep) {
+            let status = match privilege::reduce().and_then(|()| keep_only(&keep)) {
                 Ok(()) => Guard::new(custody, monitor_end).watch(worker),
                 Err(error) => {
                     // The worker sees the channel close and ends too.
-                    tracing::error!(%error, "cannot close the worker's descriptors");
+                    tracing::error!(%error, "cannot give up what belongs to the worker");
                     drop(custody);
                     1
                 }

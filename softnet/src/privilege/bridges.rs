@@ -17,8 +17,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::str::FromStr;
 
-use crate::cli::DEFAULT_NETWORK;
+use softnet_filter::NetType;
+
 use crate::config::{ConfigError, HostSide};
+use crate::host::network::NetworkName;
 
 /// Where the administrator's list is.
 const PATH: &str = "/etc/softnet/bridges.conf";
@@ -36,7 +38,7 @@ fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), Config
         HostSide::Tap(name) => ("--tap", name, false),
         HostSide::Bridge(name) => ("--bridge", name, false),
         HostSide::Managed { network, subnet: Some(_), .. } => ("--subnet", network, false),
-        HostSide::Managed { network, .. } => ("--network", network, network == DEFAULT_NETWORK),
+        HostSide::Managed { network, .. } => ("--network", network, is_default(network)),
     };
     let refused = |reason: &dyn std::fmt::Display| Err(ConfigError::new(flag, name, reason));
     match bridges {
@@ -50,6 +52,11 @@ fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), Config
             )),
         },
     }
+}
+
+/// Whether a VM joins this network without asking for it by name.
+fn is_default(network: &str) -> bool {
+    [NetType::Nat, NetType::Host].into_iter().any(|of| NetworkName::default_for(of).as_str() == network)
 }
 
 /// Why the list cannot be used.
@@ -140,6 +147,7 @@ mod tests {
     #[test]
     fn only_the_default_network_needs_no_rule() {
         judged(&managed("softnet0", None), "").unwrap();
+        judged(&managed("softnet_host0", None), "").unwrap();
         for host in [
             HostSide::Tap("tap0".to_owned()),
             HostSide::Bridge("virbr0".to_owned()),

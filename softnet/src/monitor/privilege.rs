@@ -1,0 +1,50 @@
+//! What the monitor keeps of root: what nft needs to change the network's table, and the right to signal the worker, who
+//! is another user by then.
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
+    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
+
+/// Becomes root in every sense, so that nothing of a set-user-ID start's caller is left, and gives up every capability but
+/// two, for itself and for the programs that it starts. Its files under `/run/softnet` are root's, which takes none.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn reduce() -> io::Result<()> {
+    match set_thread_groups(&[]) {
+        // A user namespace of an ordinary user's may have no say over groups.
+        Ok(()) | Err(Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        for number in 0..u64::BITS {
+            let capability = CapabilitySet::from_bits_retain(1 << number);
+            if KEPT.contains(capability) {
+                continue;
+            }
+            match remove_capability_from_bounding_set(capability) {
+                Ok(()) => {}
+                // Past the last one that this kernel knows.
+                Err(Errno::INVAL) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let kept = capabilities(None)?.permitted & KEPT;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )?;
+    set_no_new_privs(true)?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
