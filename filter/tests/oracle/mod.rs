@@ -1,0 +1,383 @@
+//! A second, independent judge of the port's rules: small, slow and obvious.
+//!
+//! It is written from the rules (`SECURITY.md`) and not from the filter: it has its own parsing, its own table of
+//! addresses and its own state. For each frame it may say that the frame must pass ([`Opinion::MustPass`], a plainly
+//! legitimate one), that it must not ([`Opinion::MustDrop`], with the rule that forbids it), or nothing. What follows
+//! from a frame for the lease is checked too: only a matched ACK or NAK, the VM's own RELEASE or DECLINE, and the
+//! clock may change it.
+//!
+//! Where it says nothing about a frame, it follows the filter: what has passed has been said, so that the state of
+//! the two stays the same and the next frame is judged on equal terms.
+//!
+//! # How it reads the rules where they leave room
+//!
+//! - L4: padding to 60 bytes may hold anything; that it *must* pass is only said of zeros.
+//! - A3: "just offered" is the last address offered and no other. How long that is, the oracle leaves open, but ten
+//!   seconds it must be, unless an ACK, NAK, RELEASE or DECLINE ends the dialogue before.
+//! - A5: an ARP reply may go to whoever asked; an on-link address needs a rule that allows it, even in a network of
+//!   public addresses, since L5 wants an explicit one.
+//! - S4: the offset counts from the packet's begin, so that the whole reassembled packet, header and all, must fit
+//!   into 65,535 bytes. The gateway, a resolver that is not global, and on-link addresses take no fragments whatever
+//!   the flags.
+//! - C1: a UDP packet from port 67 or to port 68 never leaves, wherever it goes. To port 67 of something that
+//!   could be a DHCP server here (gateway, on-link, broadcast) it leaves only from 68; from 68 to 67 only as DHCP.
+//! - C5: option 52 with a value that hides options; a client identifier of any assigned hardware type, or a DUID with
+//!   or without the type 255 before it, names hardware.
+//! - C6: a DECLINE of another address than the own may or may not end the lease.
+//! - C7: more than 13 at once or 1.3 a second is over the rate, fewer than 8 and 0.8 is under it.
+//!   In the clock's last minute, after 584 years, nothing is said about rates and offers.
+//! - D6: the types of errors and of echo are known, timestamp replies may be.
+//! - D9: no flag opens a global destination; what it opens beyond the network else is left open.
+//! - B1: a reply to a DISCOVER is an OFFER; only a reply to a REQUEST makes or ends a lease, or to a DISCOVER that asks
+//!   for rapid commit. A transaction from before a RELEASE or DECLINE may be void, and its number with it.
+//! - B4: a lease may be counted from its REQUEST (RFC 2131, section 4.4.1) or from the ACK.
+//! - B6: DHCP-shaped is UDP to port 68 that holds a BOOTP reply with the cookie, and any fragment from 67 to 68.
+//! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.
+#![allow(dead_code, reason = "each test file that includes the oracle uses its own part of it")]
+
+pub mod dhcp;
+mod host;
+pub mod packet;
+mod vm;
+pub mod world;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use softnet_filter::{Action, Lease, NetType, Port, PortConfig, Timestamp, Verdict};
+
+/// The number of a rule, such as `L1`.
+pub type Rule = &'static str;
+
+/// What the oracle says about a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Opinion {
+    MustPass,
+    MustDrop(Rule),
+    Nothing,
+}
+
+/// What a reply that passes may do to the lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Lesson {
+    Nothing,
+    Bind { address: Ipv4Addr, seconds: u32, requested: Timestamp, resolvers: Vec<Ipv4Addr> },
+    Revoke,
+}
+
+/// A transaction that the VM began and that no ACK or NAK has ended.
+#[derive(Debug, Clone)]
+struct Transaction {
+    xid: u32,
+    discovers: bool,
+    requests: bool,
+    informs: bool,
+    /// The VM has sent a RELEASE or DECLINE since it began.
+    given_up: bool,
+    /// When its first message left.
+    since: Timestamp,
+}
+
+/// A token bucket in nanoseconds.
+#[derive(Debug, Clone)]
+struct Bucket {
+    capacity: f64,
+    per_second: f64,
+    tokens: f64,
+    at: Timestamp,
+}
+
+impl Bucket {
+    fn new(capacity: f64, per_second: f64) -> Self {
+        Self { capacity, per_second, tokens: capacity, at: Timestamp::from_nanos(0) }
+    }
+
+    fn tokens(&self, now: Timestamp) -> f64 {
+        let seconds = now.saturating_since(self.at).as_secs_f64();
+        (self.tokens + seconds * self.per_second).min(self.capacity)
+    }
+
+    fn take(&mut self, now: Timestamp) {
+        self.tokens = (self.tokens(now) - 1.0).max(0.0);
+        self.at = now;
+    }
+}
+
+/// The oracle's picture of one VM.
+#[derive(Debug, Clone)]
+pub struct Oracle {
+    config: PortConfig,
+    lease: Option<Lease>,
+    offered: Option<(Ipv4Addr, Timestamp)>,
+    /// Something has ended the dialogue in which the address was offered.
+    offer_may_be_over: bool,
+    transactions: Vec<Transaction>,
+    /// The last message that the VM sent, if nothing has answered it: its transaction, its type, when.
+    newest: Option<(u32, u8, Timestamp)>,
+    client_ids: Vec<Vec<u8>>,
+    /// Fills too fast: when it is empty, the VM is over the rate for sure.
+    over: Bucket,
+    /// Fills too slowly: while it holds anything, the VM is under the rate for sure.
+    under: Bucket,
+}
+
+/// How long after a message its reply is certainly still welcome.
+const FRESH: Duration = Duration::from_secs(10);
+
+impl Oracle {
+    pub fn new(config: &PortConfig) -> Self {
+        Self {
+            config: config.clone(),
+            lease: None,
+            offered: None,
+            offer_may_be_over: false,
+            transactions: Vec::new(),
+            newest: None,
+            client_ids: Vec::new(),
+            over: Bucket::new(13.0, 1.3),
+            under: Bucket::new(8.0, 0.8),
+        }
+    }
+
+    /// What it says about a frame that the VM sends now.
+    pub fn on_leaving(&self, frame: &[u8], now: Timestamp) -> Opinion {
+        match self.must_not_leave(frame, now) {
+            Some(rule) => Opinion::MustDrop(rule),
+            None if self.must_leave(frame, now) => Opinion::MustPass,
+            None => Opinion::Nothing,
+        }
+    }
+
+    /// What it says about a frame that is on its way to the VM now.
+    pub fn on_arriving(&self, frame: &[u8], now: Timestamp) -> Opinion {
+        match self.must_not_arrive(frame) {
+            Some(rule) => Opinion::MustDrop(rule),
+            None if self.must_arrive(frame, now) => Opinion::MustPass,
+            None => Opinion::Nothing,
+        }
+    }
+
+    /// S1: the lease, if it is valid now.
+    pub fn lease_at(&self, now: Timestamp) -> Option<&Lease> {
+        self.lease.as_ref().filter(|lease| lease.expires.is_none_or(|expires| now < expires))
+    }
+
+    /// The address last offered.
+    pub fn offered(&self) -> Option<Ipv4Addr> {
+        self.offered.map(|(address, _)| address)
+    }
+
+    /// The transaction of the VM's last message.
+    pub fn newest_xid(&self) -> Option<u32> {
+        self.newest.map(|(xid, ..)| xid)
+    }
+
+    fn own_mac(&self) -> [u8; 6] {
+        self.config.vm_mac.octets()
+    }
+
+    fn gateway_mac(&self) -> [u8; 6] {
+        self.config.gateway.mac.octets()
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        self.config.gateway.address
+    }
+
+    fn is_on_link(&self, address: Ipv4Addr) -> bool {
+        let subnet = self.config.gateway.subnet;
+        world::covers(subnet.addr(), subnet.prefix_len(), address)
+    }
+
+    /// An address at the edge of the subnet, which is no host's.
+    fn is_edge(&self, address: Ipv4Addr) -> bool {
+        world::edges(self.config.gateway.subnet).contains(&address)
+    }
+
+    fn rule_for(&self, address: Ipv4Addr) -> Option<Action> {
+        world::longest_match(&self.config, address)
+    }
+
+    fn is_host_only(&self) -> bool {
+        self.config.net_type == NetType::Host
+    }
+
+    /// D5: handed out with the lease, and sane.
+    fn is_resolver(&self, address: Ipv4Addr, now: Timestamp) -> bool {
+        self.lease_at(now).is_some_and(|lease| {
+            lease.resolvers.contains(address) && self.may_resolve(address, lease.address)
+        })
+    }
+
+    fn may_resolve(&self, address: Ipv4Addr, own: Ipv4Addr) -> bool {
+        !world::is_never(address) && !world::is_multicast(address) && !self.is_edge(address) && address != own
+    }
+
+    /// B2: whether an address can be the VM's.
+    fn may_be_leased(&self, address: Ipv4Addr) -> bool {
+        self.is_on_link(address)
+            && !self.is_edge(address)
+            && address != self.gateway()
+            && !world::is_never(address)
+            && !world::is_multicast(address)
+    }
+
+    fn offered_lately(&self, address: Ipv4Addr, now: Timestamp) -> bool {
+        let is_fresh = |at| now.saturating_since(at) < FRESH && !is_end_of_time(now);
+        !self.offer_may_be_over && self.offered.is_some_and(|(offer, at)| offer == address && is_fresh(at))
+    }
+}
+
+/// A port and the oracle that looks over its shoulder.
+#[derive(Debug)]
+pub struct Watched {
+    pub port: Port,
+    pub oracle: Oracle,
+    /// What the oracle has said so far of frames from the VM and from the host, and how often.
+    pub said: [BTreeMap<Opinion, usize>; 2],
+}
+
+impl Watched {
+    /// # Panics
+    /// If the configuration makes no port.
+    pub fn new(config: PortConfig) -> Self {
+        let oracle = Oracle::new(&config);
+        Self { port: Port::new(config).expect("a valid configuration"), oracle, said: Default::default() }
+    }
+
+    /// Judges a frame of the VM by both.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn vm(&mut self, frame: &[u8], now: Timestamp) -> Result<Verdict, String> {
+        let opinion = self.oracle.on_leaving(frame, now);
+        *self.said[0].entry(opinion).or_default() += 1;
+        let verdict = self.port.from_vm(frame, now);
+        agree("from the VM", opinion, verdict, frame)?;
+        let allowed = self.oracle.after_vm(frame, now, verdict.is_forward());
+        self.follow(&allowed, now)
+            .map_err(|error| format!("{error}, after {verdict:?} of\n{}", hex(frame)))?;
+        Ok(verdict)
+    }
+
+    /// Judges a frame for the VM by both.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn host(&mut self, frame: &[u8], now: Timestamp) -> Result<Verdict, String> {
+        let opinion = self.oracle.on_arriving(frame, now);
+        *self.said[1].entry(opinion).or_default() += 1;
+        let verdict = self.port.from_host(frame, now);
+        agree("from the host", opinion, verdict, frame)?;
+        let allowed = self.oracle.after_host(frame, now, verdict.is_forward(), opinion == Opinion::MustPass);
+        self.follow(&allowed, now)
+            .map_err(|error| format!("{error}, after {verdict:?} of\n{}", hex(frame)))?;
+        Ok(verdict)
+    }
+
+    /// Lets the time pass without a frame.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn advance(&mut self, now: Timestamp) -> Result<(), String> {
+        self.port.advance(now);
+        let allowed = [Outcome::exactly(self.oracle.lease_at(now).copied())];
+        self.follow(&allowed, now)
+    }
+
+    /// Compares the lease with what it may be now, and goes on with it.
+    fn follow(&mut self, allowed: &[Outcome], now: Timestamp) -> Result<(), String> {
+        let lease = self.port.lease();
+        if !allowed.iter().any(|outcome| outcome.is(lease.as_ref())) {
+            return Err(format!("the lease is {lease:?} and may be {allowed:?} at {now:?}"));
+        }
+        if self.port.next_deadline() != lease.and_then(|lease| lease.expires) {
+            return Err(format!("the deadline is {:?} with {lease:?}", self.port.next_deadline()));
+        }
+        self.oracle.lease = lease;
+        Ok(())
+    }
+}
+
+fn agree(direction: &str, opinion: Opinion, verdict: Verdict, frame: &[u8]) -> Result<(), String> {
+    let agreed = match opinion {
+        Opinion::MustPass => verdict.is_forward(),
+        Opinion::MustDrop(_) => !verdict.is_forward(),
+        Opinion::Nothing => true,
+    };
+    if agreed {
+        Ok(())
+    } else {
+        Err(format!("{direction}: the oracle says {opinion:?}, the filter {verdict:?}, of\n{}", hex(frame)))
+    }
+}
+
+/// What the lease may be after a frame.
+#[derive(Debug, Clone)]
+enum Outcome {
+    Unbound,
+    Bound {
+        address: Ipv4Addr,
+        server: Ipv4Addr,
+        /// The earliest and the latest end; `None` for an infinite lease.
+        expires: Option<(Timestamp, Timestamp)>,
+        /// Those that must be open, and those that may be.
+        resolvers: (Vec<Ipv4Addr>, Vec<Ipv4Addr>),
+    },
+}
+
+impl Outcome {
+    fn exactly(lease: Option<Lease>) -> Self {
+        match lease {
+            None => Self::Unbound,
+            Some(lease) => Self::Bound {
+                address: lease.address,
+                server: lease.server,
+                expires: lease.expires.map(|at| (at, at)),
+                resolvers: (lease.resolvers.iter().collect(), lease.resolvers.iter().collect()),
+            },
+        }
+    }
+
+    fn is(&self, actual: Option<&Lease>) -> bool {
+        match (self, actual) {
+            (Self::Unbound, None) => true,
+            (Self::Bound { address, server, expires, resolvers }, Some(lease)) => {
+                lease.address == *address
+                    && lease.server == *server
+                    && match (expires, lease.expires) {
+                        (None, None) => true,
+                        (Some((earliest, latest)), Some(at)) => *earliest <= at && at <= *latest,
+                        _ => false,
+                    }
+                    && resolvers.0.iter().all(|&resolver| lease.resolvers.contains(resolver))
+                    && lease.resolvers.iter().all(|resolver| resolvers.1.contains(&resolver))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A frame in rows of 16 bytes.
+pub fn hex(frame: &[u8]) -> String {
+    let shown = &frame[..frame.len().min(640)];
+    let mut text = format!("{} bytes:\n", frame.len());
+    for row in shown.chunks(16) {
+        for byte in row {
+            text += &format!("{byte:02x} ");
+        }
+        text += "\n";
+    }
+    text
+}
+
+/// The clock's last minute, in which it stands still.
+fn is_end_of_time(now: Timestamp) -> bool {
+    now.saturating_add(Duration::from_secs(60)) == Timestamp::MAX
+}
+
+/// `Err(rule)` if the rule is broken.
+fn breaks(rule: Rule, broken: bool) -> Result<(), Rule> {
+    if broken { Err(rule) } else { Ok(()) }
+}

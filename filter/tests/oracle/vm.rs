@@ -1,0 +1,392 @@
+//! What leaves the VM: the rules L, A, S, D and C.
+
+use std::net::Ipv4Addr;
+
+use softnet_filter::{Action, Timestamp};
+
+use super::dhcp::{self, Message, Names};
+use super::packet::{self, Arp, Ethernet, ICMP, Ipv4, TCP, UDP, UdpChecksum, octets};
+use super::{Oracle, Outcome, Rule, Transaction, breaks, is_end_of_time, world};
+
+const LIMITED_BROADCAST: Ipv4Addr = Ipv4Addr::BROADCAST;
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+/// The shortest frame on a wire, without its check sequence.
+const SHORTEST_FRAME: usize = 60;
+
+impl Oracle {
+    /// Safety: the rule that forbids the frame to leave, if one does.
+    pub fn must_not_leave(&self, frame: &[u8], now: Timestamp) -> Option<Rule> {
+        self.check_frame(frame, now).err()
+    }
+
+    fn check_frame(&self, frame: &[u8], now: Timestamp) -> Result<(), Rule> {
+        let ethernet = Ethernet::read(frame).ok_or("L3")?;
+        breaks("L3", frame.len() > 14 + usize::from(self.config.mtu))?;
+        breaks("L1", ethernet.source != self.own_mac())?;
+        match ethernet.ether_type {
+            IPV4 => self.check_ipv4(&ethernet, now),
+            ARP => self.check_arp(&ethernet, now),
+            _ => Err("L2"),
+        }
+    }
+
+    fn check_arp(&self, ethernet: &Ethernet<'_>, now: Timestamp) -> Result<(), Rule> {
+        let arp = Arp::read(ethernet.body).ok_or("A1")?;
+        breaks("A1", arp.hardware_type != 1 || arp.protocol_type != IPV4)?;
+        breaks("A1", arp.hardware_length != 6 || arp.protocol_length != 4)?;
+        breaks("A1", !matches!(arp.operation, 1 | 2))?;
+        breaks("A2", arp.sender_mac != self.own_mac())?;
+        breaks("L4", ethernet.length > SHORTEST_FRAME)?;
+
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let probes = arp.operation == 1 && arp.sender.is_unspecified();
+        if probes && (own == Some(arp.target) || self.offered() == Some(arp.target)) {
+            return Ok(());
+        }
+        let own = own.ok_or("A4")?;
+        breaks("A3", arp.sender != own)?;
+        breaks("A5", arp.operation == 1 && !self.may_ask_for(arp.target, own, now))
+    }
+
+    /// A5: whose MAC address the VM may ask for.
+    fn may_ask_for(&self, target: Ipv4Addr, own: Ipv4Addr, now: Timestamp) -> bool {
+        target == self.gateway()
+            || target == own
+            || self.is_resolver(target, now)
+            || self.is_allowed_neighbour(target, own)
+    }
+
+    /// A host of the VM's network, not the gateway, that a flag opens.
+    fn is_allowed_neighbour(&self, address: Ipv4Addr, own: Ipv4Addr) -> bool {
+        self.is_on_link(address)
+            && address != self.gateway()
+            && !self.is_never(address, own)
+            && self.rule_for(address) == Some(Action::Allow)
+    }
+
+    /// D1.
+    fn is_never(&self, address: Ipv4Addr, own: Ipv4Addr) -> bool {
+        world::is_never(address) || self.is_edge(address) || address == own
+    }
+
+    fn check_ipv4(&self, ethernet: &Ethernet<'_>, now: Timestamp) -> Result<(), Rule> {
+        let ip = Ipv4::read(ethernet.body).ok_or("S2")?;
+        breaks("S2", !ip.header_is_right || ip.time_to_live == 0 || ip.reserved_flag)?;
+        breaks("S3", ip.header_length > 20)?;
+        breaks("L4", !ip.trailer.is_empty() && ethernet.length > SHORTEST_FRAME)?;
+        if ip.is_fragment() {
+            check_fragment(&ip)?;
+        }
+        check_transport(&ip)?;
+        if let Some((from, to)) = ip.udp_ports() {
+            breaks("C1", from == 67 || to == 68)?;
+            if from == 68 && to == 67 {
+                return self.check_client_message(ethernet, &ip, now);
+            }
+            let to_here = self.is_on_link(ip.destination) || ip.destination == LIMITED_BROADCAST;
+            breaks("C1", to == 67 && to_here)?;
+        }
+        let own = self.lease_at(now).ok_or("S1")?.address;
+        breaks("S1", ip.source != own)?;
+        self.check_destination(&ip, own, now)?;
+        self.check_station(ethernet, &ip, now)?;
+        breaks("D6", ip.protocol == ICMP && ip.offset == 0 && !is_proper_icmp(ip.payload, own))
+    }
+
+    /// D1 to D5, D8, D9, and S4 where it speaks of destinations.
+    fn check_destination(&self, ip: &Ipv4<'_>, own: Ipv4Addr, now: Timestamp) -> Result<(), Rule> {
+        let to = ip.destination;
+        let rule = self.rule_for(to);
+        let to_world = world::is_globally_reachable(to) && !self.is_on_link(to);
+        let resolves = self.is_resolver(to, now);
+        breaks("D1", self.is_never(to, own))?;
+        breaks("D2", rule == Some(Action::Block))?;
+        breaks("D9", self.is_host_only() && to_world)?;
+        breaks("S4", ip.is_fragment() && self.is_on_link(to))?;
+        if rule.is_some() || to_world {
+            return Ok(());
+        }
+        if to == self.gateway() {
+            return breaks("D4", !matches!(ip.protocol, ICMP | TCP | UDP));
+        }
+        if resolves {
+            breaks("S4", ip.is_fragment())?;
+            return breaks("D5", ip.ports().is_none_or(|(_, port)| port != 53));
+        }
+        Err("D3")
+    }
+
+    /// L5.
+    fn check_station(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, now: Timestamp) -> Result<(), Rule> {
+        let to = ip.destination;
+        if world::is_multicast(to) {
+            return breaks("L5", ethernet.destination != world::multicast_mac(to));
+        }
+        breaks("L5", ethernet.is_group())?;
+        breaks("L5", ethernet.destination == self.own_mac() || ethernet.destination == [0; 6])?;
+        let neighbour = self.is_on_link(to)
+            && to != self.gateway()
+            && (self.rule_for(to) == Some(Action::Allow) || self.is_resolver(to, now));
+        breaks("L5", ethernet.destination != self.gateway_mac() && !neighbour)
+    }
+
+    /// C1 to C7, of a UDP packet from 68 to 67.
+    fn check_client_message(
+        &self,
+        ethernet: &Ethernet<'_>,
+        ip: &Ipv4<'_>,
+        now: Timestamp,
+    ) -> Result<(), Rule> {
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let broadcast = ethernet.is_broadcast() && ip.destination == LIMITED_BROADCAST;
+        let to_server = ethernet.destination == self.gateway_mac() && ip.destination == self.gateway();
+        breaks("C1", ip.is_fragment())?;
+        breaks("C1", !(broadcast || to_server && own.is_some()))?;
+        breaks("C4", !ip.source.is_unspecified() && Some(ip.source) != own)?;
+
+        let message = Message::read(&ip.payload[8..]).ok_or("C2")?;
+        breaks("C2", message.op != 1 || message.hardware_type != 1 || message.hardware_length != 6)?;
+        breaks("C2", message.hops != 0 || !message.relay.is_unspecified())?;
+        breaks("C2", !message.is_of(self.own_mac()) || message.broken)?;
+        let kind = message.kind().ok_or("C2")?;
+        breaks("C3", ![1, 3, 4, 7, 8].contains(&kind))?;
+        breaks("C4", !message.client.is_unspecified() && Some(message.client) != own)?;
+
+        breaks("C5", message.has(dhcp::OPTION_RELAY))?;
+        let hides = |value: &&[u8]| matches!(value, [1..=3]);
+        breaks("C5", message.all(dhcp::OPTION_OVERLOAD).iter().any(hides))?;
+        let ids = message.all(dhcp::OPTION_CLIENT_ID);
+        breaks("C5", ids.len() > 1)?;
+        if let [id] = ids[..] {
+            breaks("C5", dhcp::client_id_names(id, self.own_mac()) == Names::Foreign)?;
+            let known = self.client_ids.iter().any(|used| used == id);
+            breaks("C5", !known && self.client_ids.len() >= 4)?;
+        }
+        if kind == dhcp::RELEASE {
+            breaks("C6", own.is_none() || Some(message.client) != own)?;
+        }
+        if kind == dhcp::DECLINE {
+            let declined = message.address_once(dhcp::OPTION_REQUESTED).ok_or("C6")?;
+            breaks("C6", Some(declined) != own && Some(declined) != self.offered())?;
+        }
+        breaks("C7", self.over.tokens(now) < 1.0 && !is_end_of_time(now))
+    }
+
+    /// Liveness: whether the frame is so plainly legitimate that it must leave. Asked only where no rule forbids it.
+    pub fn must_leave(&self, frame: &[u8], now: Timestamp) -> bool {
+        let Some(ethernet) = Ethernet::read(frame) else { return false };
+        match ethernet.ether_type {
+            ARP => self.is_plain_arp(&ethernet, now),
+            IPV4 => Ipv4::read(ethernet.body).is_some_and(|ip| {
+                is_plain_padding(&ethernet, ip.trailer)
+                    && match ip.udp_ports() {
+                        Some((68, 67)) => self.is_plain_client_message(&ip, now),
+                        Some((68, _) | (_, 67)) => false,
+                        _ => self.is_plain_ipv4(&ip, now),
+                    }
+            }),
+            _ => false,
+        }
+    }
+
+    fn is_plain_arp(&self, ethernet: &Ethernet<'_>, now: Timestamp) -> bool {
+        let Some(arp) = Arp::read(ethernet.body) else { return false };
+        if !is_plain_padding(ethernet, &ethernet.body[Arp::LENGTH..]) {
+            return false;
+        }
+        if arp.sender.is_unspecified() && self.lease_at(now).is_none_or(|own| own.address != arp.target) {
+            return ethernet.is_broadcast() && self.offered_lately(arp.target, now);
+        }
+        ethernet.is_broadcast() || ethernet.destination == self.gateway_mac()
+    }
+
+    fn is_plain_ipv4(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
+        let to = ip.destination;
+        let rule = self.rule_for(to);
+        if ip.is_fragment() {
+            // Only the plainest: to the world, with data, and no transport header that says otherwise.
+            return world::is_globally_reachable(to)
+                && !self.is_resolver(to, now)
+                && !ip.dont_fragment
+                && !ip.payload.is_empty()
+                && (ip.offset > 0 || ip.protocol == TCP);
+        }
+        if world::is_multicast(to) {
+            return !self.is_host_only() && ip.protocol == UDP;
+        }
+        if ip.protocol == ICMP && ip.payload[0] == 14 {
+            return false;
+        }
+        if to == self.gateway() && rule == Some(Action::Allow) {
+            return matches!(ip.protocol, ICMP | TCP | UDP);
+        }
+        // A resolver in the world of a VM that has none of it, or a private network opened by a flag.
+        !self.is_host_only() || self.is_on_link(to)
+    }
+
+    fn is_plain_client_message(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
+        let Some(message) = Message::read(&ip.payload[8..]) else { return false };
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let Some(kind) = message.kind() else { return false };
+        let id_is_plain = match message.once(dhcp::OPTION_CLIENT_ID) {
+            None => true,
+            Some(id) => id.len() <= 32 && dhcp::client_id_names(id, self.own_mac()) != Names::Unclear,
+        };
+        let four = |code| !message.has(code) || message.address_once(code).is_some();
+        let lengths = [dhcp::OPTION_REQUESTED, dhcp::OPTION_SERVER, dhcp::OPTION_LEASE_TIME];
+        if message.repeats()
+            || !message.ended
+            || message.has(dhcp::OPTION_OVERLOAD)
+            || !id_is_plain
+            || !lengths.into_iter().all(four)
+            || message.has(dhcp::OPTION_RESOLVERS)
+            || packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong
+            || self.under.tokens(now) < 1.0
+        {
+            return false;
+        }
+        let is_own = |address| Some(address) == own;
+        let unicast = ip.destination == self.gateway();
+        let by_server = message.address_once(dhcp::OPTION_SERVER) == Some(self.gateway());
+        match kind {
+            dhcp::DISCOVER => !unicast && message.client.is_unspecified(),
+            dhcp::REQUEST if unicast => is_own(ip.source) && is_own(message.client),
+            dhcp::REQUEST => ip.source.is_unspecified() || is_own(message.client),
+            dhcp::RELEASE => unicast && is_own(ip.source) && by_server,
+            dhcp::DECLINE => {
+                let declined = message.address_once(dhcp::OPTION_REQUESTED);
+                let offered = declined.is_some_and(|address| self.offered_lately(address, now));
+                !unicast && message.client.is_unspecified() && by_server && (declined == own || offered)
+            }
+            dhcp::INFORM => is_own(ip.source) && is_own(message.client),
+            _ => false,
+        }
+    }
+
+    /// Takes note of a frame of the VM and of its verdict; returns what the lease may be now.
+    pub(super) fn after_vm(&mut self, frame: &[u8], now: Timestamp, forwarded: bool) -> Vec<Outcome> {
+        let lease = self.lease_at(now).copied();
+        let unchanged = vec![Outcome::exactly(lease)];
+        let Some(ip) = Ethernet::read(frame)
+            .filter(|ethernet| ethernet.ether_type == IPV4)
+            .and_then(|ethernet| Ipv4::read(ethernet.body))
+        else {
+            return unchanged;
+        };
+        let Some((from, to)) = ip.udp_ports() else { return unchanged };
+        if from == 68 || to == 67 {
+            self.under.take(now);
+        }
+        if !forwarded || (from, to) != (68, 67) {
+            return unchanged;
+        }
+        self.over.take(now);
+        let Some(message) = Message::read(&ip.payload[8..]) else { return unchanged };
+        let Some(kind) = message.kind() else { return unchanged };
+        if let Some(id) = message.once(dhcp::OPTION_CLIENT_ID)
+            && !self.client_ids.iter().any(|used| used == id)
+        {
+            self.client_ids.push(id.to_vec());
+        }
+        self.newest = Some((message.xid, kind, now));
+        if matches!(kind, dhcp::RELEASE | dhcp::DECLINE) {
+            // What is on its way cannot be told from an answer to what comes later under the same number.
+            self.transactions.iter_mut().for_each(|open| open.given_up = true);
+            self.offer_may_be_over = true;
+        }
+        match kind {
+            dhcp::RELEASE => vec![Outcome::Unbound],
+            dhcp::DECLINE => {
+                let declined = message.address_once(dhcp::OPTION_REQUESTED);
+                if declined.is_some() && declined == lease.map(|lease| lease.address) {
+                    vec![Outcome::Unbound]
+                } else {
+                    vec![Outcome::Unbound, Outcome::exactly(lease)]
+                }
+            }
+            _ => {
+                self.open(&message, kind, now);
+                unchanged
+            }
+        }
+    }
+
+    fn open(&mut self, message: &Message, kind: u8, now: Timestamp) {
+        let xid = message.xid;
+        let open = match self.transactions.iter_mut().find(|open| open.xid == xid) {
+            Some(open) => open,
+            None => {
+                let fresh = Transaction {
+                    xid,
+                    discovers: false,
+                    requests: false,
+                    informs: false,
+                    given_up: false,
+                    since: now,
+                };
+                self.transactions.push(fresh);
+                self.transactions.last_mut().expect("just pushed")
+            }
+        };
+        open.discovers |= kind == dhcp::DISCOVER;
+        // RFC 4039: an ACK may answer a DISCOVER that asks for it.
+        let at_once = kind == dhcp::DISCOVER && message.has(dhcp::OPTION_RAPID_COMMIT);
+        open.requests |= kind == dhcp::REQUEST || at_once;
+        open.informs |= kind == dhcp::INFORM;
+    }
+}
+
+/// S4, but for what it says of destinations.
+fn check_fragment(ip: &Ipv4<'_>) -> Result<(), Rule> {
+    breaks("S4", ip.offset * 8 + ip.total_length > 65_535)?;
+    breaks("S4", ip.dont_fragment && ip.more_fragments)?;
+    breaks("S4", ip.more_fragments && !ip.payload.len().is_multiple_of(8))?;
+    breaks("S4", ip.protocol == TCP && ip.offset == 1)?;
+    if ip.offset > 0 {
+        return Ok(());
+    }
+    breaks("S4", ip.protocol == TCP && !has_tcp_header(ip.payload))?;
+    breaks("S4", ip.protocol == UDP && ip.payload.len() < 8)
+}
+
+/// S5. A later fragment has no header to look at.
+fn check_transport(ip: &Ipv4<'_>) -> Result<(), Rule> {
+    if ip.offset > 0 {
+        return Ok(());
+    }
+    match ip.protocol {
+        TCP => breaks("S5", !has_tcp_header(ip.payload)),
+        ICMP => breaks("S5", ip.payload.len() < 8),
+        UDP => {
+            let length = packet::number16(ip.payload, 4).ok_or("S5")?;
+            breaks("S5", ip.payload.len() < 8 || length < 8)?;
+            breaks("S5", !ip.is_fragment() && usize::from(length) != ip.payload.len())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_tcp_header(payload: &[u8]) -> bool {
+    let length = payload.get(12).map_or(0, |byte| usize::from(byte >> 4) * 4);
+    length >= 20 && length <= payload.len()
+}
+
+/// D6. An error (unreachable, time exceeded, parameter problem) holds the header of the packet that it is about.
+fn is_proper_icmp(payload: &[u8], own: Ipv4Addr) -> bool {
+    match payload[0] {
+        0 | 8 | 14 => true,
+        3 | 11 | 12 => {
+            let quoted = &payload[8..];
+            quoted.len() >= 20
+                && (0x45..=0x4f).contains(&quoted[0])
+                && octets(quoted, 16) == Some(own.octets())
+        }
+        _ => false,
+    }
+}
+
+/// L4: nothing behind the packet, or zeros up to the shortest frame.
+pub(super) fn is_plain_padding(ethernet: &Ethernet<'_>, trailer: &[u8]) -> bool {
+    trailer.is_empty() || (ethernet.length == SHORTEST_FRAME && trailer.iter().all(|&byte| byte == 0))
+}

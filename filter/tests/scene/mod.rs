@@ -1,0 +1,397 @@
+//! Plays scenes between a VM and its host: steps in symbols (own address, gateway, last transaction …) that become
+//! frames when the state is known, so that arbitrary sequences reach the states that only a dialogue reaches.
+#![allow(dead_code, reason = "each test file that includes the scene uses its own part of it")]
+
+mod steps;
+mod symbols;
+pub mod wire;
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use softnet_filter::{
+    Action, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Target, Timestamp, Verdict,
+};
+
+pub use steps::{any_frame_of_any_length, config, rules, start, step};
+pub use symbols::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, Xid};
+
+use crate::oracle::packet::{Arp, Ethernet, ICMP, Ipv4, TCP, UDP};
+use crate::oracle::{Watched, dhcp, hex, world};
+use wire::{Bootp, Header};
+
+pub const VM_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+pub const GATEWAY_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
+pub const NEIGHBOUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x77];
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+/// What the host gives the VM unless a step says otherwise.
+pub const FIRST_LEASE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 5);
+pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 20);
+pub const FAR_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
+
+/// A port as Tart's VMs have it, with these rules.
+pub fn plain_config(rules: Vec<Rule>) -> PortConfig {
+    PortConfig {
+        vm_mac: MacAddr(VM_MAC),
+        gateway: Gateway {
+            mac: MacAddr(GATEWAY_MAC),
+            address: GATEWAY,
+            subnet: "192.168.64.0/24".parse().expect("a network"),
+        },
+        net_type: NetType::Nat,
+        policy: Policy::new(rules),
+        mtu: 1500,
+    }
+}
+
+pub fn allow(target: &str) -> Rule {
+    Rule { target: target.parse::<Target>().expect("a target"), action: Action::Allow }
+}
+
+pub fn block(target: &str) -> Rule {
+    Rule { target: target.parse::<Target>().expect("a target"), action: Action::Block }
+}
+
+/// A port under the oracle's eyes, with a clock and a memory.
+pub struct Scene {
+    pub watched: Watched,
+    pub now: Timestamp,
+    config: PortConfig,
+    last_vm: Vec<u8>,
+    last_host: Vec<u8>,
+    last_xid: u32,
+    /// The address of the VM as the events tell it.
+    told: Option<Ipv4Addr>,
+    /// What has happened, by name.
+    pub happened: BTreeSet<String>,
+}
+
+impl Scene {
+    pub fn new(config: PortConfig, now: Timestamp) -> Self {
+        Self {
+            watched: Watched::new(config.clone()),
+            now,
+            config,
+            last_vm: Vec::new(),
+            last_host: Vec::new(),
+            last_xid: 1,
+            told: None,
+            happened: BTreeSet::new(),
+        }
+    }
+
+    pub fn own(&self) -> Option<Ipv4Addr> {
+        self.watched.port.lease().map(|lease| lease.address)
+    }
+
+    pub fn resolve(&self, address: Address) -> Ipv4Addr {
+        let subnet = self.config.gateway.subnet;
+        match address {
+            Address::Own => self.own().or(self.watched.oracle.offered()).unwrap_or(FIRST_LEASE),
+            Address::Offered => self.watched.oracle.offered().unwrap_or(FIRST_LEASE),
+            Address::Gateway => self.config.gateway.address,
+            Address::Neighbour => NEIGHBOUR,
+            Address::FarResolver => FAR_RESOLVER,
+            Address::Zero => Ipv4Addr::UNSPECIFIED,
+            Address::LimitedBroadcast => Ipv4Addr::BROADCAST,
+            Address::Network => world::edges(subnet)[0],
+            Address::SubnetBroadcast => world::edges(subnet)[1],
+            Address::World => Ipv4Addr::new(93, 184, 216, 34),
+            Address::Private => Ipv4Addr::new(10, 1, 2, 3),
+            Address::Metadata => Ipv4Addr::new(169, 254, 169, 254),
+            Address::Loopback => Ipv4Addr::LOCALHOST,
+            Address::Group => Ipv4Addr::new(224, 0, 0, 251),
+            Address::OtherInSubnet(host) => Ipv4Addr::new(192, 168, 64, host),
+            Address::Any(bits) => Ipv4Addr::from(bits),
+        }
+    }
+
+    fn station(&self, station: Station, destination: Option<Ipv4Addr>) -> [u8; 6] {
+        match station {
+            Station::Vm => self.config.vm_mac.octets(),
+            Station::Gateway => self.config.gateway.mac.octets(),
+            Station::Neighbour => NEIGHBOUR_MAC,
+            Station::Broadcast => [0xff; 6],
+            Station::Group => world::multicast_mac(destination.unwrap_or(Ipv4Addr::new(224, 0, 0, 1))),
+            Station::Reserved => [0x01, 0x80, 0xc2, 0, 0, 0],
+            Station::Zero => [0; 6],
+            Station::Any(octets) => octets,
+        }
+    }
+
+    fn xid(&self, xid: Xid) -> u32 {
+        match xid {
+            Xid::Last => self.last_xid,
+            Xid::Numbered(number) => 0x5eed_0000 + u32::from(number),
+        }
+    }
+
+    /// Makes a frame of its symbols.
+    pub fn frame(&self, shot: &Shot) -> Vec<u8> {
+        let (ether_type, body, destination) = self.body(&shot.symbol);
+        let to = self.station(shot.to, destination);
+        let mut frame = wire::ethernet(to, self.station(shot.from, None), ether_type, &body);
+        for damage in &shot.damage {
+            damage.apply(&mut frame);
+        }
+        frame
+    }
+
+    fn body(&self, symbol: &Symbol) -> (u16, Vec<u8>, Option<Ipv4Addr>) {
+        match symbol {
+            Symbol::Arp { operation, mac, sender, target } => {
+                let mac = self.station(*mac, None);
+                let body = wire::arp(*operation, mac, self.resolve(*sender), self.resolve(*target));
+                (wire::ARP, body, None)
+            }
+            Symbol::Ipv4 { source, destination, fragment, time_to_live, content } => {
+                let (protocol, payload) = self.content(content);
+                let destination = self.resolve(*destination);
+                let header = Header {
+                    source: self.resolve(*source),
+                    destination,
+                    protocol,
+                    time_to_live: *time_to_live,
+                    fragment: *fragment,
+                };
+                (wire::IPV4, wire::ipv4(&header, &payload), Some(destination))
+            }
+            Symbol::Question(question) => {
+                let destination =
+                    if question.unicast { self.config.gateway.address } else { Ipv4Addr::BROADCAST };
+                let source = self.resolve(question.source);
+                let body = dhcp_packet(source, destination, 68, 67, &self.question(question));
+                (wire::IPV4, body, Some(destination))
+            }
+            Symbol::Answer(answer) => {
+                let destination = self.resolve(answer.destination);
+                let source = self.resolve(answer.source);
+                let body = dhcp_packet(source, destination, 67, 68, &self.answer(answer));
+                (wire::IPV4, body, Some(destination))
+            }
+            Symbol::Other { ether_type, body } => (*ether_type, body.clone(), None),
+        }
+    }
+
+    fn content(&self, content: &Content) -> (u8, Vec<u8>) {
+        match content {
+            Content::Udp { from, to, data } => (UDP, wire::udp(*from, *to, data)),
+            Content::Tcp { from, to, data } => (TCP, wire::tcp(*from, *to, data)),
+            Content::Icmp { kind, quoted: Some((source, destination)), .. } => {
+                let quoted = wire::quote(self.resolve(*source), self.resolve(*destination));
+                (ICMP, wire::icmp(*kind, 0, &quoted))
+            }
+            Content::Icmp { kind, data, .. } => (ICMP, wire::icmp(*kind, 0, data)),
+            Content::Other { protocol, data } => (*protocol, data.clone()),
+        }
+    }
+
+    fn question(&self, question: &Question) -> Bootp {
+        let mut options = vec![(dhcp::OPTION_TYPE, vec![question.kind])];
+        if let Some(id) = &question.client_id {
+            options.push((dhcp::OPTION_CLIENT_ID, id.clone()));
+        }
+        if let Some(requested) = question.requested {
+            options.push((dhcp::OPTION_REQUESTED, self.resolve(requested).octets().to_vec()));
+        }
+        if let Some(server) = question.server {
+            options.push((dhcp::OPTION_SERVER, self.resolve(server).octets().to_vec()));
+        }
+        options.extend(question.extra.iter().cloned());
+        Bootp {
+            op: 1,
+            xid: self.xid(question.xid),
+            client: self.resolve(question.client),
+            yours: Ipv4Addr::UNSPECIFIED,
+            mac: self.config.vm_mac.octets(),
+            options,
+        }
+    }
+
+    fn answer(&self, answer: &Answer) -> Bootp {
+        let mut options = vec![(dhcp::OPTION_TYPE, vec![answer.kind])];
+        if let Some(server) = answer.server {
+            options.push((dhcp::OPTION_SERVER, self.resolve(server).octets().to_vec()));
+        }
+        if let Some(seconds) = answer.lease_time {
+            options.push((dhcp::OPTION_LEASE_TIME, seconds.to_be_bytes().to_vec()));
+        }
+        if !answer.resolvers.is_empty() {
+            let all = answer.resolvers.iter().flat_map(|&resolver| self.resolve(resolver).octets());
+            options.push((dhcp::OPTION_RESOLVERS, all.collect()));
+        }
+        options.extend(answer.extra.iter().cloned());
+        Bootp {
+            op: 2,
+            xid: self.xid(answer.xid),
+            client: Ipv4Addr::UNSPECIFIED,
+            yours: self.resolve(answer.yours),
+            mac: self.station(answer.mac, None),
+            options,
+        }
+    }
+
+    /// Plays one step.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn play(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Wait(duration) => {
+                self.now = self.now.saturating_add(*duration);
+                self.watched.advance(self.now)?;
+                self.listen()
+            }
+            Step::Vm(shot) => {
+                let frame = self.frame(shot);
+                if let Symbol::Question(question) = &shot.symbol {
+                    self.last_xid = self.xid(question.xid);
+                }
+                self.vm(frame).map(drop)
+            }
+            Step::Host(shot) => {
+                let frame = self.frame(shot);
+                self.host(frame).map(drop)
+            }
+            Step::Dora { address, lease_time, resolvers } => self.dora(*address, *lease_time, resolvers),
+            Step::Renew { lease_time } => self.renew(*lease_time),
+            Step::Flood { count, xid } => (0..*count).try_for_each(|index| {
+                let xid = Xid::Numbered(xid.wrapping_add(index as u8));
+                self.ask(Question { xid, ..Question::new(dhcp::REQUEST) }).map(drop)
+            }),
+            Step::Replay { of_vm: true } => self.vm(self.last_vm.clone()).map(drop),
+            Step::Replay { of_vm: false } => self.host(self.last_host.clone()).map(drop),
+            Step::Truncated => {
+                let verdict = self.watched.port.truncated_from_vm();
+                if verdict.is_forward() { Err("a truncated frame passed".into()) } else { Ok(()) }
+            }
+        }
+    }
+
+    /// A frame of the VM.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn vm(&mut self, frame: Vec<u8>) -> Result<Verdict, String> {
+        let verdict = self.watched.vm(&frame, self.now)?;
+        if verdict.is_forward() {
+            self.has_no_foreign_sender(&frame)?;
+        }
+        self.last_vm = frame;
+        self.listen()?;
+        Ok(verdict)
+    }
+
+    /// A frame for the VM.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn host(&mut self, frame: Vec<u8>) -> Result<Verdict, String> {
+        let verdict = self.watched.host(&frame, self.now)?;
+        self.last_host = frame;
+        self.listen()?;
+        Ok(verdict)
+    }
+
+    /// A question of the VM, well made but for what it says itself.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn ask(&mut self, question: Question) -> Result<Verdict, String> {
+        self.last_xid = self.xid(question.xid);
+        let to = if question.unicast { Station::Gateway } else { Station::Broadcast };
+        let shot = Shot { to, from: Station::Vm, symbol: Symbol::Question(question), damage: vec![] };
+        self.vm(self.frame(&shot))
+    }
+
+    /// An answer of the server, well made but for what it says itself.
+    ///
+    /// # Errors
+    /// What went wrong, in words.
+    pub fn tell(&mut self, answer: Answer) -> Result<Verdict, String> {
+        let (to, from) = (answer.to, answer.station);
+        let shot = Shot { to, from, symbol: Symbol::Answer(answer), damage: vec![] };
+        self.host(self.frame(&shot))
+    }
+
+    fn dora(&mut self, address: Address, lease_time: u32, resolvers: &[Address]) -> Result<(), String> {
+        let next = Xid::Numbered((self.last_xid as u8).wrapping_add(1));
+        let (address, resolvers) = (Address::Any(self.resolve(address).into()), resolvers.to_vec());
+        let told = |kind| Answer { resolvers: resolvers.clone(), ..Answer::new(kind, address, lease_time) };
+        self.ask(Question { xid: next, ..Question::new(dhcp::DISCOVER) }).map(drop)?;
+        self.tell(told(dhcp::OFFER)).map(drop)?;
+        self.ask(Question {
+            requested: Some(address),
+            server: Some(Address::Gateway),
+            ..Question::new(dhcp::REQUEST)
+        })
+        .map(drop)?;
+        self.tell(told(dhcp::ACK)).map(drop)
+    }
+
+    fn renew(&mut self, lease_time: u32) -> Result<(), String> {
+        let next = Xid::Numbered((self.last_xid as u8).wrapping_add(1));
+        self.ask(Question {
+            xid: next,
+            source: Address::Own,
+            client: Address::Own,
+            unicast: true,
+            ..Question::new(dhcp::REQUEST)
+        })
+        .map(drop)?;
+        self.tell(Answer::new(dhcp::ACK, Address::Own, lease_time)).map(drop)
+    }
+
+    /// The plainest form of the property: nobody else's MAC, IP or ARP sender address leaves.
+    fn has_no_foreign_sender(&self, frame: &[u8]) -> Result<(), String> {
+        let foreign = |what: &str| Err(format!("{what} left:\n{}", hex(frame)));
+        let Some(ethernet) = Ethernet::read(frame) else { return foreign("a runt") };
+        // A DECLINE or RELEASE leaves with the address that it ends.
+        let is_own = |sender: Ipv4Addr| self.own() == Some(sender) || self.told == Some(sender);
+        if ethernet.source != self.config.vm_mac.octets() {
+            return foreign("a foreign MAC address");
+        }
+        if ethernet.ether_type == wire::ARP {
+            return match Arp::read(ethernet.body) {
+                Some(arp) if arp.sender_mac != ethernet.source => foreign("a foreign ARP hardware address"),
+                Some(arp) if !arp.sender.is_unspecified() && !is_own(arp.sender) => {
+                    foreign("a foreign ARP address")
+                }
+                Some(_) => Ok(()),
+                None => foreign("cut ARP"),
+            };
+        }
+        let Some(ip) = Ipv4::read(ethernet.body) else { return foreign("no IPv4") };
+        let is_dhcp = ip.source.is_unspecified() && ip.udp_ports() == Some((68, 67)) && !ip.is_fragment();
+        if is_dhcp || is_own(ip.source) { Ok(()) } else { foreign("a foreign IP address") }
+    }
+
+    /// The events tell the same story as the lease.
+    fn listen(&mut self) -> Result<(), String> {
+        while let Some(event) = self.watched.port.poll_event() {
+            self.happened.insert(match event {
+                PortEvent::Bound(_) => "Bound".into(),
+                PortEvent::Renewed(_) => "Renewed".into(),
+                PortEvent::Unbound { cause, .. } => format!("{cause:?}"),
+                PortEvent::ClientIdChanged { .. } => "ClientIdChanged".into(),
+            });
+            match event {
+                PortEvent::Bound(lease) if self.told.is_none() => self.told = Some(lease.address),
+                PortEvent::Renewed(lease) if self.told == Some(lease.address) => {}
+                PortEvent::Unbound { lease, .. } if self.told == Some(lease.address) => self.told = None,
+                PortEvent::ClientIdChanged { used } if used <= 4 => {}
+                event => return Err(format!("{event:?} while bound to {:?}", self.told)),
+            }
+        }
+        if self.told == self.own() {
+            Ok(())
+        } else {
+            Err(format!("the events say {:?}, the lease {:?}", self.told, self.own()))
+        }
+    }
+}
+
+fn dhcp_packet(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, message: &Bootp) -> Vec<u8> {
+    let header = Header { source, destination, protocol: UDP, time_to_live: 64, fragment: 0 };
+    wire::ipv4(&header, &wire::udp(from, to, &message.bytes()))
+}
