@@ -13,7 +13,7 @@ use lab::wire::{Arp, Mac};
 use lab::{Segment, Softnet, VmPort};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 
-use super::worker::{MAC, PROGRAM, Process};
+use super::worker::{MAC, PROGRAM, Process, reaches_the_vm};
 
 /// The ordinary user.
 const USER: u32 = 1000;
@@ -53,9 +53,7 @@ pub fn an_ordinary_user_is_confined_as_well() -> Result<()> {
         ensure!(process.namespace(kind)? != mine.namespace(kind)?, "it shares the {kind} namespace");
     }
     ensure!(fs::read_dir(process.at("root"))?.count() == 0, "its root has files");
-    let frame = Arp::request(segment.mac, segment.gateway, [10, 0, 0, 9].into()).frame();
-    segment.send(&frame)?;
-    vm.expect("the gateway's request", |got| got == frame)?;
+    ensure!(reaches_the_vm(&segment, &vm), "no frame reaches the VM: {}", softnet.log());
     ensure!(softnet.stop()?.success(), "{}", softnet.log());
     Ok(())
 }
