@@ -9,7 +9,7 @@ pub const BATCH_FRAMES: usize = 64;
 
 /// The arena of a batch of super-frames in bytes: four of the longest, which is little enough to stay in a core's cache
 /// and cuts into fewer frames than a VM's socket queues.
-const SUPER_FRAME_ARENA: usize = 264 << 10;
+pub(super) const SUPER_FRAME_ARENA: usize = 264 << 10;
 
 /// Up to [`BATCH_FRAMES`] frames of one direction, in order.
 ///

@@ -7,6 +7,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
+use super::batch::SUPER_FRAME_ARENA;
 use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Sent};
 use crate::sandbox::{Needs, Syscall};
 
@@ -42,9 +43,10 @@ impl StreamLink {
             socket,
             registered: false,
             cutter: Cutter::new(),
-            carry: Vec::new(),
+            // Both are as large as they will ever be: once frames flow, memory can neither grow nor move.
+            carry: Vec::with_capacity(SUPER_FRAME_ARENA),
             skip: 0,
-            unsent: Vec::new(),
+            unsent: Vec::with_capacity(PREFIX + LONGEST_ANNOUNCED),
         })
     }
 
