@@ -1,6 +1,10 @@
 //! Plays scenes between a VM and its host: steps in symbols (own address, gateway, last transaction …) that become
 //! frames when the state is known, so that arbitrary sequences reach the states that only a dialogue reaches.
-#![allow(dead_code, reason = "each test file that includes the scene uses its own part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test file that includes the scene uses its own part of it"
+)]
 
 mod steps;
 mod symbols;

@@ -1,0 +1,156 @@
+//! R1: judging allocates nothing, whatever the frame and whatever the verdict.
+#![expect(unsafe_code, reason = "an allocator that counts has to be an allocator")]
+
+mod oracle;
+mod scene;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fmt::{self, Write};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use oracle::dhcp;
+use scene::wire::{self, Bootp, Header};
+use scene::{FIRST_LEASE, GATEWAY, GATEWAY_MAC, NEIGHBOUR, VM_MAC, plain_config};
+use softnet_filter::{Port, Timestamp};
+
+struct Counting;
+
+thread_local! {
+    /// Of this thread alone, since the test harness has others.
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes to the system's allocator, unchanged. Counting does not allocate: the thread-local is
+// initialised at compile time and has no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+        // SAFETY: the caller's promise about `layout` is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: `block` came from the system's allocator with this layout, by the caller's promise.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn allocations_of(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+fn from_vm(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
+    let header = Header { source, destination, protocol, time_to_live: 64, fragment };
+    let to = if destination.is_broadcast() { [0xff; 6] } else { GATEWAY_MAC };
+    wire::ethernet(to, VM_MAC, wire::IPV4, &wire::ipv4(&header, payload))
+}
+
+fn message(op: u8, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
+    let yours = if op == 2 { FIRST_LEASE } else { Ipv4Addr::UNSPECIFIED };
+    let mut all = vec![(dhcp::OPTION_TYPE, vec![kind])];
+    all.extend(options.iter().map(|(code, value)| (*code, value.to_vec())));
+    Bootp { op, xid: 7, client: Ipv4Addr::UNSPECIFIED, yours, mac: VM_MAC, options: all }.bytes()
+}
+
+fn question(kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
+    let datagram = wire::udp(68, 67, &message(1, kind, options));
+    from_vm(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 17, 0, &datagram)
+}
+
+fn answer(kind: u8) -> Vec<u8> {
+    let options: [(u8, &[u8]); 3] = [
+        (dhcp::OPTION_SERVER, &GATEWAY.octets()),
+        (dhcp::OPTION_LEASE_TIME, &[0, 0, 2, 88]),
+        (dhcp::OPTION_RESOLVERS, &[10, 9, 8, 7]),
+    ];
+    let destination = if kind == dhcp::NAK { Ipv4Addr::BROADCAST } else { FIRST_LEASE };
+    let header = Header { source: GATEWAY, destination, protocol: 17, time_to_live: 64, fragment: 0 };
+    let mut message = message(2, kind, &options);
+    if kind == dhcp::NAK {
+        message[16..20].fill(0);
+    }
+    let packet = wire::ipv4(&header, &wire::udp(67, 68, &message));
+    wire::ethernet([0xff; 6], GATEWAY_MAC, wire::IPV4, &packet)
+}
+
+#[test]
+fn r1_judging_allocates_nothing() {
+    let world = Ipv4Addr::new(9, 9, 9, 9);
+    let own = FIRST_LEASE;
+    let dialogue = [
+        (true, question(dhcp::DISCOVER, &[(dhcp::OPTION_CLIENT_ID, b"\0one")])),
+        (false, answer(dhcp::OFFER)),
+        (true, question(dhcp::REQUEST, &[(dhcp::OPTION_CLIENT_ID, b"\0two")])),
+        (false, answer(dhcp::ACK)),
+        (true, from_vm(own, world, 17, 0, &wire::udp(4000, 53, b"query"))),
+        (true, from_vm(own, world, 6, 0, &wire::tcp(4000, 443, &[]))),
+        (true, from_vm(own, GATEWAY, 1, 0, &wire::icmp(8, 0, &[0; 32]))),
+        (true, from_vm(own, world, 1, 0, &wire::icmp(3, 3, &wire::quote(world, own)))),
+        (true, from_vm(own, world, 17, 0x2000, &wire::udp(4000, 4000, &[0; 64])[..32])),
+        (true, from_vm(own, world, 17, 9, &[0; 32])),
+        (true, from_vm(own, Ipv4Addr::new(10, 9, 8, 7), 17, 0, &wire::udp(4000, 53, b"query"))),
+        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &wire::arp(1, VM_MAC, own, GATEWAY))),
+        // Dropped, each for another reason.
+        (true, from_vm(NEIGHBOUR, world, 17, 0, &wire::udp(4000, 53, b"query"))),
+        (true, from_vm(own, NEIGHBOUR, 17, 0, &wire::udp(4000, 53, b"query"))),
+        (true, from_vm(own, Ipv4Addr::LOCALHOST, 17, 0, &wire::udp(4000, 53, b"query"))),
+        (true, from_vm(own, world, 6, 1, &[0; 32])),
+        (true, from_vm(own, world, 1, 0, &wire::icmp(5, 0, &[0; 32]))),
+        (true, from_vm(own, world, 17, 0, &wire::udp(67, 68, &[0; 300]))),
+        (true, question(dhcp::RELEASE, &[])),
+        (true, question(dhcp::REQUEST, &[(dhcp::OPTION_RELAY, &[1, 1, 0])])),
+        (true, wire::ethernet(GATEWAY_MAC, VM_MAC, 0x86dd, &[0; 64])),
+        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &wire::arp(1, VM_MAC, own, NEIGHBOUR))),
+        (true, vec![0; 9]),
+        (true, vec![0xff; 65_600]),
+        (false, answer(dhcp::ACK)),
+        (false, wire::ethernet(GATEWAY_MAC, GATEWAY_MAC, wire::IPV4, &[0; 64])),
+        (false, wire::ethernet(VM_MAC, GATEWAY_MAC, wire::IPV4, &[0xff; 65_000])),
+        (true, question(dhcp::REQUEST, &[])),
+        (false, answer(dhcp::NAK)),
+    ];
+    let mut port = Port::new(plain_config(vec![scene::block("8.8.8.8")])).expect("a port");
+    let mut now = Timestamp::from_secs(1_000);
+    // More rounds than there are event slots, transactions and client identifiers to fill.
+    for round in 0..100 {
+        for (of_vm, frame) in &dialogue {
+            now = now.saturating_add(Duration::from_secs(1));
+            let count = allocations_of(|| {
+                let verdict = if *of_vm { port.from_vm(frame, now) } else { port.from_host(frame, now) };
+                let _ = verdict;
+            });
+            assert_eq!(count, 0, "round {round}: {frame:02x?}");
+        }
+        assert_eq!(allocations_of(|| port.advance(now)), 0);
+    }
+    // Every second thing happened that should: the frames are what they are taken for.
+    let counters = port.counters();
+    assert_eq!(counters.from_vm.forwarded_frames(), 100 * 11, "{counters}");
+    assert_eq!(counters.from_host.forwarded_frames(), 100 * 3);
+    assert!(counters.from_vm.drops().count() >= 11, "{counters}");
+
+    let rest = allocations_of(|| {
+        while port.poll_event().is_some() {}
+        let _ = port.next_deadline();
+        let _ = port.truncated_from_vm();
+        let _ = port.release();
+        write!(Nowhere, "{}", port.counters()).expect("nowhere has room");
+    });
+    assert_eq!(rest, 0);
+}
+
+/// Takes text and keeps none.
+struct Nowhere;
+
+impl Write for Nowhere {
+    fn write_str(&mut self, _: &str) -> fmt::Result {
+        Ok(())
+    }
+}

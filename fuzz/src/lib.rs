@@ -1,0 +1,8 @@
+//! The oracle, the scenes and the targets themselves, as `cargo test` uses them too.
+
+#[path = "../../filter/tests/fuzzing/mod.rs"]
+pub mod fuzzing;
+#[path = "../../filter/tests/oracle/mod.rs"]
+mod oracle;
+#[path = "../../filter/tests/scene/mod.rs"]
+mod scene;
