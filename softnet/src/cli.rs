@@ -78,9 +78,17 @@ pub struct NetworkCommandArgs {
 #[derive(Debug, Subcommand)]
 pub enum NetworkAction {
     /// Show the bridge, the DHCP server, the attached VMs and their leases.
-    Status(NetworkArgs),
+    Status(NetworkStatusArgs),
     /// Remove the bridge, the rules and the DHCP server.
     Down(NetworkDownArgs),
+}
+
+/// Arguments of `softnet network status`.
+#[derive(Debug, Args)]
+pub struct NetworkStatusArgs {
+    /// Name of the managed network; all of them if not given.
+    #[arg(long, value_name = "NAME")]
+    pub network: Option<String>,
 }
 
 /// Which managed network.

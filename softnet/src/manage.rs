@@ -15,20 +15,23 @@ use crate::host::network::{self, Forwarding, NetworkName};
 pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match &args.action {
-        NetworkAction::Status(args) => match network::status(&name(&args.network)?)? {
-            Some(status) => writeln!(out, "{status}")?,
-            None => writeln!(out, "there is no network {}", args.network)?,
+        NetworkAction::Status(args) => match &args.network {
+            Some(network) => show(&mut out, &name(network)?)?,
+            None => {
+                let names = network::names()?;
+                if names.is_empty() {
+                    writeln!(out, "there is no network; the first Softnet that needs one makes it")?;
+                }
+                for name in &names {
+                    show(&mut out, name)?;
+                }
+            }
         },
         NetworkAction::Down(_) if !getuid().is_root() => {
             // Whatever the program's file adds: the network is everybody's.
             return Err(ConfigError::flag("network down", "is for root only; use sudo").into());
         }
         NetworkAction::Down(args) => {
-            // A set-user-ID bit lets everybody join a network, and nobody take it from the others.
-            anyhow::ensure!(
-                rustix::process::getuid().is_root(),
-                "only root may remove a network; use sudo softnet network down"
-            );
             let down = network::down(&name(&args.network.network)?, args.force)?;
             let name = &args.network.network;
             if !down.existed {
@@ -47,6 +50,14 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+fn show(out: &mut impl Write, name: &NetworkName) -> anyhow::Result<()> {
+    match network::status(name)? {
+        Some(status) => writeln!(out, "{status}")?,
+        None => writeln!(out, "there is no network {name}")?,
     }
     Ok(())
 }

@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Test::new("network::vms_reach_out_and_are_not_reached", vms_reach_out_and_are_not_reached),
         Test::new("network::dhcp_serves_every_vm_and_one_address_a_mac", dhcp_serves_every_vm),
         Test::new("network::a_host_only_network_has_no_way_out", a_host_only_network_has_no_way_out),
+        Test::new("network::a_full_disk_is_an_error_and_no_mess", a_full_disk_is_an_error),
+        Test::new("network::status_names_the_hosts_own_firewall", status_names_the_firewall),
         Test::new("expose::reaches_the_vm_from_everywhere", reaches_the_vm_from_everywhere),
         Test::new("expose::follows_the_lease", follows_the_lease),
         Test::new("expose::a_dead_members_forwards_go_at_the_next_start", a_dead_members_forwards_go),
@@ -270,10 +272,22 @@ fn what_disagrees_is_refused() -> Result<()> {
     ensure!(matches!(network::ensure(&other), Err(Error::SubnetDiffers { .. })));
     let host = NetworkConfig { net_type: NetType::Host, ..config() };
     ensure!(matches!(network::ensure(&host), Err(Error::TypeDiffers { present: "nat", .. })));
-    let member = join(1)?;
+    let mut member = join(1)?;
+    let address = Ipv4Addr::new(10, 7, 0, 9);
+    member.set_address(Some(address))?;
     ensure!(matches!(down(&config().name, false), Err(Error::InUse { count: 1, .. })));
     ensure!(down(&config().name, true)?.cut_off == 1);
+    ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
+    // Whoever was cut off has no part in a network that is made anew under the name.
+    let mut newcomer = join(1)?;
+    let forward = Forward { expose: "8080:80".parse()?, to: address };
+    ensure!(matches!(member.apply(&[Op::Install(forward)]), Err(Error::Gone(_))));
+    ensure!(matches!(member.set_address(None), Err(Error::Gone(_))));
     drop(member);
+    newcomer.set_address(Some(Ipv4Addr::new(192, 168, 64, 9)))?;
+    ensure!(whole(&config().name)?.members.len() == 1);
+    drop(newcomer);
+    ensure!(down(&config().name, false)?.existed);
     ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
     Ok(())
 }
@@ -493,5 +507,47 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     second.set_address(Some(address))?;
     let gateway = Member { mac: plan.mac(), exposes: Vec::new() };
     ensure!(matches!(Membership::join(&config(), &gateway), Err(Error::MacIsGateway(_))));
+    Ok(())
+}
+
+fn a_full_disk_is_an_error() -> Result<()> {
+    std::fs::create_dir("/run/softnet")?;
+    let mut failures = 0;
+    // Each step that creates or writes something fails in its turn, until there is room for all.
+    for inodes in 1..30 {
+        run(
+            "mount",
+            &["-t", "tmpfs", "-o", &format!("mode=755,nr_inodes={inodes}"), "none", "/run/softnet"],
+        )?;
+        let outcome = join(1);
+        match &outcome {
+            Ok(_) => {}
+            Err(error) => {
+                ensure!(format!("{error:#}").contains("No space left"), "{inodes}: {error:#}");
+                failures += 1;
+            }
+        }
+        let joined = outcome.is_ok();
+        drop(outcome);
+        run("mount", &["-o", "remount,nr_inodes=1000", "/run/softnet"])?;
+        drop(join(1).with_context(|| format!("after {inodes}"))?);
+        ensure!(whole(&config().name)?.members.is_empty());
+        ensure!(down(&config().name, false)?.existed);
+        run("umount", &["/run/softnet"])?;
+        if joined {
+            ensure!(failures > 3, "only {failures} steps failed");
+            return Ok(());
+        }
+    }
+    bail!("there was never room enough")
+}
+
+fn status_names_the_firewall() -> Result<()> {
+    network::ensure(&config())?;
+    ensure!(!whole(&config().name)?.to_string().contains("firewall"));
+    let rules = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
+    run("nft", &[rules])?;
+    let shown = whole(&config().name)?.to_string();
+    ensure!(shown.contains("chain FORWARD of table ip filter drops what no rule accepts"), "{shown}");
     Ok(())
 }

@@ -91,7 +91,7 @@ impl Membership {
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
     pub fn attach(&mut self, tap: &str, isolated: bool) -> Result<(), Error> {
-        let lock = self.run_dir.lock()?;
+        let lock = self.lock()?;
         let mut netlink = Netlink::open()?;
         let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
@@ -108,7 +108,7 @@ impl Membership {
         if address == self.record.address {
             return Ok(());
         }
-        let lock = self.run_dir.lock()?;
+        let lock = self.lock()?;
         self.record.address = None;
         if let Some(former) = self.lease.take() {
             former.release()?;
@@ -146,7 +146,7 @@ impl Membership {
                 Op::Install(forward) => self.record.forwards.push(forward),
             }
         }
-        let applied = self.run_dir.lock().map_err(Error::from).and_then(|lock| {
+        let applied = self.lock().and_then(|lock| {
             self.write(&lock)?;
             apply_rules(&self.plan, &members(&self.directory, &lock)?)
         });
@@ -164,15 +164,24 @@ impl Membership {
     fn give_up(&mut self) -> Result<(), Error> {
         let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
         let lock = self.run_dir.lock()?;
+        let stands = port.stands();
         if let Some(lease) = lease {
             lease.release()?;
         }
         port.release()?;
-        // The network may have been taken down by force; then there is no table to correct.
-        if self.record.exposes.is_empty() || !self.directory.file("network").exists() {
+        if self.record.exposes.is_empty() || !stands {
             return Ok(());
         }
         apply_rules(&self.plan, &members(&self.directory, &lock)?)
+    }
+
+    /// Waits for the lock. The network may have been taken down by force since, and even been made anew.
+    fn lock(&self) -> Result<Lock, Error> {
+        let lock = self.run_dir.lock()?;
+        match &self.port {
+            Some(port) if port.stands() => Ok(lock),
+            _ => Err(Error::Gone(self.plan.name.clone())),
+        }
     }
 
     fn write(&mut self, _lock: &Lock) -> Result<(), Error> {

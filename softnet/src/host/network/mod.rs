@@ -204,6 +204,9 @@ pub enum Error {
     /// The address lies outside of the network.
     #[error("{0} is no address that network {1} hands out")]
     NotOurs(Ipv4Addr, NetworkName),
+    /// The network was taken down under a running VM.
+    #[error("network {0} was taken down; stop the VM and start it again")]
+    Gone(NetworkName),
     /// VMs are attached.
     #[error(
         "network {name} has {count} running VM(s); stop them first, or use `softnet network down --network {name} --force`"

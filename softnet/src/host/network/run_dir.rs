@@ -160,9 +160,16 @@ impl Claim {
         write(&mut self.file).map_err(Error::new("write", &self.path))
     }
 
-    /// Gives the claim up and removes its file. Call it under the [`Lock`].
+    /// Whether the claimed file is still the one at its path, and not removed with the network's directory.
+    pub fn stands(&self) -> bool {
+        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = self.file.metadata().map(identity);
+        own.is_ok_and(|own| fs::symlink_metadata(&self.path).map(identity).is_ok_and(|there| there == own))
+    }
+
+    /// Gives the claim up and removes its file, if it is still the one. Call it under the [`Lock`].
     pub fn release(self) -> Result<(), Error> {
-        remove_file(&self.path)
+        if self.stands() { remove_file(&self.path) } else { Ok(()) }
     }
 }
 
@@ -307,6 +314,22 @@ mod tests {
         assert_eq!(peek(&scratch.0).unwrap(), []);
         assert_eq!(living(&scratch.0).unwrap(), []);
         assert!(!path.exists(), "whoever looks next does");
+    }
+
+    #[test]
+    fn a_claim_on_a_removed_file_removes_nobody_elses() {
+        let scratch = Scratch::new("removed");
+        let path = scratch.0.join("one");
+        let first = Claim::take(path.clone()).unwrap().unwrap();
+        assert!(first.stands());
+        fs::remove_file(&path).unwrap();
+        assert!(!first.stands());
+        let second = Claim::take(path.clone()).unwrap().expect("the file is another");
+        assert!(second.stands() && !first.stands());
+        first.release().unwrap();
+        assert!(path.exists());
+        second.release().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Status {
     pub dnsmasq: Option<u32>,
     /// Whether the nftables table is there; `None` if the caller may not know.
     pub table: Option<bool>,
+    /// Chains of the host's own firewall that drop what they do not know, the VMs' packets perhaps among it.
+    pub obstacles: Vec<String>,
     /// The server's leases, those of VMs that have ended included.
     pub leases: Vec<LeaseEntry>,
     /// The running VMs.
@@ -36,16 +38,36 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     };
     let members = run_dir::peek(&directory.ports())?;
     let table = ruleset::table(name.as_str());
+    let root = rustix::process::geteuid().is_root();
+    let chains =
+        if root { Tool::Nft.run(&["list", "chains"], "").unwrap_or_default() } else { String::new() };
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
-        table: rustix::process::geteuid()
-            .is_root()
-            .then(|| Tool::Nft.run(&["list", "table", "ip", &table], "").is_ok()),
+        table: root.then(|| Tool::Nft.run(&["list", "table", "ip", &table], "").is_ok()),
+        obstacles: obstacles(&chains),
         leases: dnsmasq::leases(&directory)?,
         members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),
         plan,
     }))
+}
+
+/// The base chains in the output of `nft list chains` that packets of the VMs traverse and that drop by default.
+fn obstacles(chains: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let (mut table, mut chain) = ("", "");
+    for line in chains.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {");
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = name.trim_end_matches(" {");
+        } else if (line.contains(" hook forward ") || line.contains(" hook input "))
+            && line.ends_with("policy drop;")
+        {
+            found.push(format!("chain {chain} of table {table}"));
+        }
+    }
+    found
 }
 
 impl Status {
@@ -82,6 +104,13 @@ impl fmt::Display for Status {
             Some(false) => writeln!(f, "  nftables {MISSING}")?,
             None => {}
         }
+        for obstacle in &self.obstacles {
+            writeln!(
+                f,
+                "  firewall {obstacle} drops what no rule accepts; let it accept {} both ways",
+                plan.name
+            )?;
+        }
         if self.members.is_empty() {
             return write!(f, "  no VM is attached");
         }
@@ -95,5 +124,35 @@ impl fmt::Display for Status {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_base_chains_on_the_vms_way_that_drop_are_obstacles() {
+        let chains = "table ip filter {
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+	}
+	chain INPUT {
+		type filter hook input priority filter; policy accept;
+	}
+	chain OUTPUT {
+		type filter hook output priority filter; policy drop;
+	}
+	chain DOCKER {
+	}
+}
+table inet firewalld {
+	chain filter_INPUT {
+		type filter hook input priority filter + 10; policy drop;
+	}
+}
+";
+        let expected = ["chain FORWARD of table ip filter", "chain filter_INPUT of table inet firewalld"];
+        assert_eq!(obstacles(chains), expected);
     }
 }
