@@ -398,7 +398,8 @@ fn reaches_the_vm_from_everywhere() -> Result<()> {
 
     let answer = hello_from(&world.lan, at(HOST_ON_LAN, 8080))?;
     ensure!(answer.starts_with("hello from the VM"), "{answer}");
-    ensure!(service.seen() == [LAN], "the VM sees who comes from outside: {:?}", service.seen());
+    // A neighbour comes as the gateway: its own address is one that the VM's filter would not let it answer.
+    ensure!(!service.seen().contains(&LAN), "the VM cannot answer whom it sees: {:?}", service.seen());
     for own in
         [Ipv4Addr::LOCALHOST, HOST_ON_LAN, Ipv4Addr::new(203, 0, 113, 2), one.membership.gateway().address]
     {

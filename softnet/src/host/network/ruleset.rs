@@ -74,7 +74,7 @@ pub fn replacement(plan: &Plan, forwards: &[Forward], waiting: &[Expose]) -> Str
 {from_the_host}	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-{translation}		oifname \"{name}\" ip saddr 127.0.0.0/8 masquerade
+{translation}		oifname \"{name}\" ct status dnat ip saddr {{ {NOT_ANSWERED} }} masquerade
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
@@ -89,6 +89,11 @@ pub fn replacement(plan: &Plan, forwards: &[Forward], waiting: &[Expose]) -> Str
 "
     )
 }
+
+/// Whom a VM's port filter would not let it answer: what is not globally reachable (rule D3), loopback among it. A VM
+/// sees the gateway in their place, which it may answer; visitors from the world keep their own address.
+const NOT_ANSWERED: &str = "10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
+    192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24";
 
 /// The rules that lead exposed ports to the VMs, for packets that `which` describes. `fib` keeps the ports of other hosts
 /// out of it.

@@ -1,0 +1,284 @@
+//! Real guests behind the real program, on networks that the lab makes: what works, and what does not.
+#![cfg(target_os = "linux")]
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use lab::deadline::until;
+use lab::guest::{Answer, Guest, Image, Lease, Request, Vmm};
+use lab::harness::{self, Test};
+use lab::hello;
+use lab::net::{HOST_ON_LAN, INTERNET, INTERNET_TOO, LAN, METADATA, NAME, World};
+use lab::wire::{Arp, Ipv4, Mac, udp};
+
+const UML: &[Vmm] = &[Vmm::UserModeLinux];
+
+fn main() -> ExitCode {
+    harness::main(vec![
+        Test::new("uml::gets_its_network_and_nothing_else", || network_and_nothing_else(Vmm::UserModeLinux))
+            .with_guests(UML)
+            .as_root(),
+        Test::new("qemu::gets_its_network_and_nothing_else", || network_and_nothing_else(Vmm::Qemu))
+            .with_guests(&[Vmm::Qemu])
+            .as_root(),
+        Test::new("qemu::gets_its_devices_from_softnet_run", qemu_gets_its_devices)
+            .with_guests(&[Vmm::Qemu])
+            .as_root(),
+        Test::new("uml::rules_open_and_close_destinations", rules_open_and_close).with_guests(UML).as_root(),
+        Test::new("uml::an_exposed_port_is_reached_from_everywhere", an_exposed_port)
+            .with_guests(UML)
+            .as_root(),
+        Test::new("uml::a_host_network_has_no_way_out", a_host_network).with_guests(UML).as_root(),
+        Test::new("uml::isolation_ends_only_by_consent", isolation).with_guests(UML).as_root(),
+        Test::new("uml::an_existing_bridge_serves", an_existing_bridge).with_guests(UML).as_root(),
+        Test::new("uml::a_second_vm_outlives_the_first", a_second_vm_outlives_the_first)
+            .with_guests(UML)
+            .as_root(),
+        Test::new("uml::twenty_at_once", twenty_at_once).with_guests(UML).as_root(),
+    ])
+}
+
+/// For an attempt that must work, in milliseconds.
+const PATIENCE_MS: u64 = 10_000;
+/// For one that must not.
+const IMPATIENCE_MS: u64 = 1500;
+
+fn softnet() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_softnet"))
+}
+
+fn start(vmm: Vmm, flags: &[&str]) -> Result<Guest> {
+    Guest::start(softnet(), flags, &Image::prepared(vmm)?)
+}
+
+/// A guest that is up and has its lease.
+fn leased(vmm: Vmm, flags: &[&str]) -> Result<(Guest, Lease)> {
+    let mut guest = start(vmm, flags)?;
+    guest.booted()?;
+    let lease = guest.dhcp()?;
+    Ok((guest, lease))
+}
+
+fn tcp(guest: &mut Guest, to: Ipv4Addr, patience_ms: u64) -> Result<Answer> {
+    guest.ask(&Request::Tcp { to: SocketAddrV4::new(to, 80), patience_ms })
+}
+
+fn reaches(guest: &mut Guest, to: Ipv4Addr) -> Result<String> {
+    match tcp(guest, to, PATIENCE_MS)? {
+        Answer::Heard(said) => Ok(said),
+        other => bail!("{to} is not reached: {other:?}; {:?}", guest.softnet.counters()),
+    }
+}
+
+fn does_not_reach(guest: &mut Guest, to: Ipv4Addr) -> Result<()> {
+    match tcp(guest, to, IMPATIENCE_MS)? {
+        Answer::Failed(_) => Ok(()),
+        other => bail!("{to} is reached: {other:?}"),
+    }
+}
+
+/// Runs a busybox program in the guest; true if it succeeds.
+fn runs(guest: &mut Guest, words: &str) -> Result<(bool, String)> {
+    match guest.ask(&Request::Run { argv: words.split(' ').map(str::to_owned).collect() })? {
+        Answer::Exited { code, output } => Ok((code == 0, output)),
+        other => bail!("{words}: {other:?}"),
+    }
+}
+
+/// Fails unless the guest's frame is dropped for this reason.
+fn drops(guest: &mut Guest, reason: &str, frame: Vec<u8>) -> Result<()> {
+    let before = guest.softnet.counters()?;
+    guest.send(&[frame])?;
+    let mut seen = Vec::new();
+    let dropped = until(|| {
+        seen = guest.softnet.counters().map(|now| now.drops_since(&before)).unwrap_or_default();
+        seen.iter().any(|(name, _)| name == reason)
+    });
+    ensure!(dropped, "dropped for {seen:?}, not for {reason}");
+    Ok(())
+}
+
+fn mac(text: &str) -> Result<Mac> {
+    let bytes =
+        text.split(':').map(|digits| u8::from_str_radix(digits, 16)).collect::<Result<Vec<u8>, _>>()?;
+    Ok(Mac(bytes.try_into().ok().context("six bytes")?))
+}
+
+fn network_and_nothing_else(vmm: Vmm) -> Result<()> {
+    let world = World::build()?;
+    let (mut guest, lease) = leased(vmm, &[])?;
+    let gateway = lease.router.context("the lease names no router")?;
+    ensure!(lease.seconds == Some(600), "the lease is for {:?} s", lease.seconds);
+    let said = reaches(&mut guest, INTERNET)?;
+    ensure!(said == "hello from the internet to 203.0.113.2", "the internet sees somebody else: {said}");
+    let to = SocketAddrV4::new(INTERNET_TOO, 80);
+    let said = guest.ask(&Request::Udp { to, patience_ms: PATIENCE_MS })?;
+    ensure!(matches!(said, Answer::Heard(_)), "no UDP: {said:?}");
+    ensure!(runs(&mut guest, &format!("ping -c 1 -W 5 {INTERNET}"))?.0, "no ping");
+    ensure!(runs(&mut guest, &format!("ping -c 1 -W 5 {gateway}"))?.0, "no ping to the gateway");
+    let resolver = lease.dns.first().context("the lease names no resolver")?;
+    let (found, output) = runs(&mut guest, &format!("nslookup -type=a {NAME} {resolver}"))?;
+    ensure!(found && output.contains(&INTERNET_TOO.to_string()), "no DNS: {output}");
+    for to in [LAN, METADATA, HOST_ON_LAN] {
+        does_not_reach(&mut guest, to)?;
+    }
+    let facts = guest.facts()?;
+    let own = mac(&facts.mac)?;
+    let known = facts.neighbours.iter().find(|(address, _)| *address == gateway);
+    let router = mac(&known.context("the guest does not know its gateway")?.1)?;
+    let stranger = Mac([0x02, 0, 0, 0, 0, 0x99]);
+    let packet = |from: Ipv4Addr| Ipv4::new(from, INTERNET, udp((from, 4), (INTERNET, 80), b"forged"));
+    drops(&mut guest, "source-mac", packet(lease.address).frame(router, stranger))?;
+    drops(&mut guest, "source-address", packet([10, 99, 0, 1].into()).frame(router, own))?;
+    drops(&mut guest, "arp-sender-address", Arp::reply(own, gateway, Mac::BROADCAST, gateway).frame())?;
+    for service in world.services.iter().filter(|service| [LAN, METADATA].contains(service.at.ip())) {
+        ensure!(service.seen().is_empty(), "{} was visited by {:?}", service.at, service.seen());
+    }
+    ensure!(guest.power_off()?.success(), "the guest's end is no success: {}", guest.softnet.log());
+    Ok(())
+}
+
+/// Without placeholders on its command line QEMU gets its network devices from `softnet run` itself.
+fn qemu_gets_its_devices() -> Result<()> {
+    let _world = World::build()?;
+    let image = Image::prepared(Vmm::Qemu)?;
+    let mut command = Command::new(softnet());
+    command.args(["run", lab::Softnet::READY_FLAG, "--vm-mac-address=52:54:00:aa:bb:07", "--"]);
+    command.args(
+        "qemu-system-x86_64 -accel tcg -cpu max -m 192 -nodefaults -no-reboot -display none".split(' '),
+    );
+    command.args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1"]);
+    command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
+    let mut guest = Guest::spawn(command)?;
+    guest.booted()?;
+    ensure!(guest.facts()?.mac == "52:54:00:aa:bb:07", "the guest has another MAC");
+    guest.dhcp()?;
+    reaches(&mut guest, INTERNET)?;
+    Ok(())
+}
+
+fn rules_open_and_close() -> Result<()> {
+    let _world = World::build()?;
+    let (mut guest, lease) =
+        leased(Vmm::UserModeLinux, &["--allow=192.168.77.0/24", "--block=8.0.0.0/8", "--block=@host"])?;
+    let gateway = lease.router.context("the lease names no router")?;
+    reaches(&mut guest, LAN)?;
+    reaches(&mut guest, INTERNET_TOO)?;
+    does_not_reach(&mut guest, INTERNET)?;
+    does_not_reach(&mut guest, METADATA)?;
+    ensure!(!runs(&mut guest, &format!("ping -c 1 -W 1 {gateway}"))?.0, "the blocked gateway answers");
+    // A lease can be renewed all the same (D7).
+    ensure!(guest.dhcp()?.address == lease.address, "the renewed lease is another");
+    Ok(())
+}
+
+fn an_exposed_port() -> Result<()> {
+    let world = World::build()?;
+    let (mut guest, _) = leased(Vmm::UserModeLinux, &["--expose=8080:80"])?;
+    guest.ask(&Request::Serve { port: 80, say: "hello from the guest".into() })?;
+    let visit = |to: Ipv4Addr| hello(SocketAddrV4::new(to, 8080), Duration::from_secs(2));
+    // The forward follows the lease, which the program learns a moment after the guest.
+    let mut last = String::new();
+    let reached = until(|| {
+        last = visit(HOST_ON_LAN).unwrap_or_else(|error| error.to_string());
+        last == "hello from the guest"
+    });
+    ensure!(reached, "from the host itself: {last}");
+    ensure!(visit(Ipv4Addr::LOCALHOST)? == "hello from the guest", "from the host by its loopback");
+    let said = world.lan.run(|| visit(HOST_ON_LAN))??;
+    ensure!(said == "hello from the guest", "from the LAN: {said}");
+    let said = world.internet.run(|| visit([203, 0, 113, 2].into()))??;
+    ensure!(said == "hello from the guest", "from the internet: {said}");
+    guest.power_off()?;
+    ensure!(world.lan.run(|| visit(HOST_ON_LAN))?.is_err(), "the port is open without its guest");
+    Ok(())
+}
+
+fn a_host_network() -> Result<()> {
+    let _world = World::build()?;
+    let (mut guest, lease) = leased(Vmm::UserModeLinux, &["--vm-net-type=host"])?;
+    let gateway = lease.router.or(lease.dns.first().copied());
+    let ready_gateway = gateway.or_else(|| Some(Ipv4Addr::from(u32::from(lease.address) & 0xffff_ff00 | 1)));
+    let gateway = ready_gateway.context("no gateway")?;
+    ensure!(runs(&mut guest, &format!("ping -c 1 -W 5 {gateway}"))?.0, "the host does not answer");
+    for to in [INTERNET, INTERNET_TOO, LAN, METADATA] {
+        does_not_reach(&mut guest, to)?;
+    }
+    Ok(())
+}
+
+fn isolation() -> Result<()> {
+    let _world = World::build()?;
+    let all: &[&str] = &["--allow=0.0.0.0/0"];
+    let (mut open, open_lease) = leased(Vmm::UserModeLinux, all)?;
+    let (mut open_too, open_too_lease) = leased(Vmm::UserModeLinux, all)?;
+    let (mut closed, closed_lease) = leased(Vmm::UserModeLinux, &[])?;
+    for guest in [&mut open, &mut open_too, &mut closed] {
+        guest.ask(&Request::Serve { port: 80, say: "hello".into() })?;
+    }
+    reaches(&mut open, open_too_lease.address)?;
+    reaches(&mut open_too, open_lease.address)?;
+    does_not_reach(&mut closed, open_lease.address)?;
+    does_not_reach(&mut open, closed_lease.address)?;
+    // All of them still have the internet.
+    for guest in [&mut open, &mut open_too, &mut closed] {
+        reaches(guest, INTERNET)?;
+    }
+    Ok(())
+}
+
+/// A bridge that somebody else made, with a DHCP server of somebody else's.
+fn an_existing_bridge() -> Result<()> {
+    let world = World::build()?;
+    world.main.bridge("virbr7", "10.55.0.1/24")?;
+    let mut dnsmasq = Command::new("dnsmasq")
+        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--port=0"])
+        .args(["--interface=virbr7", "--bind-interfaces", "--dhcp-range=10.55.0.50,10.55.0.99,300"])
+        .args(["--dhcp-authoritative", "--dhcp-leasefile=/run/lab/foreign.leases"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    let (mut guest, lease) = leased(Vmm::UserModeLinux, &["--bridge=virbr7"])?;
+    ensure!(lease.address.octets()[..3] == [10, 55, 0], "a lease of somebody else: {lease:?}");
+    ensure!(runs(&mut guest, "ping -c 1 -W 5 10.55.0.1")?.0, "the bridge does not answer");
+    does_not_reach(&mut guest, LAN)?;
+    guest.power_off()?;
+    dnsmasq.kill()?;
+    dnsmasq.wait()?;
+    let ports = world.main.ip("-oneline link show master virbr7")?;
+    ensure!(ports.is_empty(), "a port stays on the bridge: {ports}");
+    Ok(())
+}
+
+fn a_second_vm_outlives_the_first() -> Result<()> {
+    let _world = World::build()?;
+    let (mut first, _) = leased(Vmm::UserModeLinux, &[])?;
+    let (mut second, lease) = leased(Vmm::UserModeLinux, &[])?;
+    first.power_off()?;
+    reaches(&mut second, INTERNET)?;
+    ensure!(second.dhcp()?.address == lease.address, "another lease after the first VM's end");
+    second.power_off()?;
+    let output = Command::new(softnet()).args(["network", "down"]).output()?;
+    ensure!(output.status.success(), "network down: {}", String::from_utf8_lossy(&output.stderr));
+    let links = lab::net::Host::main()?.ip("-oneline link show type bridge")?;
+    ensure!(links.is_empty(), "a bridge stays: {links}");
+    Ok(())
+}
+
+fn twenty_at_once() -> Result<()> {
+    let _world = World::build()?;
+    let mut guests = (0..20).map(|_| start(Vmm::UserModeLinux, &[])).collect::<Result<Vec<_>>>()?;
+    let mut addresses = BTreeSet::new();
+    for guest in &mut guests {
+        guest.booted()?;
+        addresses.insert(guest.dhcp()?.address);
+    }
+    ensure!(addresses.len() == 20, "20 guests share {} addresses", addresses.len());
+    for guest in &mut guests {
+        reaches(guest, INTERNET)?;
+    }
+    Ok(())
+}
