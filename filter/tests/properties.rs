@@ -16,10 +16,8 @@ use proptest::test_runner::{FileFailurePersistence, TestRunner};
 use softnet_filter::{Action, Timestamp, Verdict};
 
 use oracle::{Opinion, world};
-use scene::{
-    Address, GATEWAY_MAC, Scene, Step, VM_MAC, any_frame_of_any_length, config, plain_config, rules, start,
-    step, wire,
-};
+use scene::steps::{any_frame_of_any_length, config, rules, start, step};
+use scene::{Address, GATEWAY_MAC, Scene, Step, VM_MAC, plain_config, wire};
 
 fn proptest_config(default_cases: u32) -> ProptestConfig {
     let asked = std::env::var_os("PROPTEST_CASES").is_some();

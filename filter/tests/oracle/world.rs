@@ -4,50 +4,48 @@ use std::net::Ipv4Addr;
 
 use softnet_filter::{Action, Ipv4Net, PortConfig, Target};
 
+/// Network, prefix length, what it is.
+type Prefix = ([u8; 4], u8, &'static str);
+
 /// What no packet of a VM is ever for (D1), whatever its network.
-const NEVER: &[(&str, &str)] = &[
-    ("0.0.0.0/8", "this network, RFC 791"),
-    ("127.0.0.0/8", "loopback, RFC 1122"),
-    ("240.0.0.0/4", "reserved, RFC 1112, and limited broadcast, RFC 8190"),
+const NEVER: &[Prefix] = &[
+    ([0, 0, 0, 0], 8, "this network, RFC 791"),
+    ([127, 0, 0, 0], 8, "loopback, RFC 1122"),
+    ([240, 0, 0, 0], 4, "reserved, RFC 1112, and limited broadcast, RFC 8190"),
 ];
 
 /// What the registry (IANA, IPv4 Special-Purpose Address Registry) calls not globally reachable, with multicast and
 /// the one address that D3 adds.
-const NOT_GLOBAL: &[(&str, &str)] = &[
-    ("10.0.0.0/8", "private use, RFC 1918"),
-    ("100.64.0.0/10", "shared address space, RFC 6598"),
-    ("169.254.0.0/16", "link local, RFC 3927"),
-    ("172.16.0.0/12", "private use, RFC 1918"),
-    ("192.0.0.0/24", "IETF protocol assignments, RFC 6890"),
-    ("192.0.2.0/24", "documentation, RFC 5737"),
-    ("192.88.99.0/24", "deprecated 6to4 relay anycast, RFC 7526"),
-    ("192.168.0.0/16", "private use, RFC 1918"),
-    ("198.18.0.0/15", "benchmarking, RFC 2544"),
-    ("198.51.100.0/24", "documentation, RFC 5737"),
-    ("203.0.113.0/24", "documentation, RFC 5737"),
-    ("224.0.0.0/4", "multicast, RFC 5771"),
-    ("168.63.129.16/32", "the platform address of a cloud"),
+const NOT_GLOBAL: &[Prefix] = &[
+    ([10, 0, 0, 0], 8, "private use, RFC 1918"),
+    ([100, 64, 0, 0], 10, "shared address space, RFC 6598"),
+    ([169, 254, 0, 0], 16, "link local, RFC 3927"),
+    ([172, 16, 0, 0], 12, "private use, RFC 1918"),
+    ([192, 0, 0, 0], 24, "IETF protocol assignments, RFC 6890"),
+    ([192, 0, 2, 0], 24, "documentation, RFC 5737"),
+    ([192, 88, 99, 0], 24, "deprecated 6to4 relay anycast, RFC 7526"),
+    ([192, 168, 0, 0], 16, "private use, RFC 1918"),
+    ([198, 18, 0, 0], 15, "benchmarking, RFC 2544"),
+    ([198, 51, 100, 0], 24, "documentation, RFC 5737"),
+    ([203, 0, 113, 0], 24, "documentation, RFC 5737"),
+    ([224, 0, 0, 0], 4, "multicast, RFC 5771"),
+    ([168, 63, 129, 16], 32, "the platform address of a cloud"),
 ];
 
 /// What is globally reachable although it lies in one of those.
-const GLOBAL_AFTER_ALL: &[(&str, &str)] = &[
-    ("192.0.0.9/32", "port control protocol anycast, RFC 7723"),
-    ("192.0.0.10/32", "TURN anycast, RFC 8155"),
+const GLOBAL_AFTER_ALL: &[Prefix] = &[
+    ([192, 0, 0, 9], 32, "port control protocol anycast, RFC 7723"),
+    ([192, 0, 0, 10], 32, "TURN anycast, RFC 8155"),
 ];
 
-fn listed(table: &[(&str, &str)], address: Ipv4Addr) -> bool {
-    table.iter().any(|(prefix, _)| {
-        let (network, length) = prefix.split_once('/').expect("a prefix");
-        covers(network.parse().expect("an address"), length.parse().expect("a length"), address)
-    })
+fn listed(table: &[Prefix], address: Ipv4Addr) -> bool {
+    table.iter().any(|&(network, length, _)| covers(network.into(), length, address))
 }
 
 /// Whether the first `length` bits of two addresses are the same.
 pub fn covers(network: Ipv4Addr, length: u8, address: Ipv4Addr) -> bool {
-    (0..length).all(|bit| {
-        let mask = 1u32 << (31 - bit);
-        u32::from(network) & mask == u32::from(address) & mask
-    })
+    let differing = u32::from(network) ^ u32::from(address);
+    differing.leading_zeros() >= u32::from(length)
 }
 
 pub fn is_never(address: Ipv4Addr) -> bool {

@@ -6,7 +6,7 @@
     reason = "each test file that includes the scene uses its own part of it"
 )]
 
-mod steps;
+pub mod steps;
 mod symbols;
 pub mod wire;
 
@@ -17,7 +17,6 @@ use softnet_filter::{
     Action, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Target, Timestamp, Verdict,
 };
 
-pub use steps::{any_frame_of_any_length, config, rules, start, step};
 pub use symbols::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, Xid};
 
 use crate::oracle::packet::{Arp, Ethernet, ICMP, Ipv4, TCP, UDP};
