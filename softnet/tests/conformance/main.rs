@@ -1,4 +1,5 @@
-//! The rules, one test a rule, written from `RULES.md` alone and run against the program as Tart starts it.
+//! The rules, one test a rule, written from the specification alone and run against the program as Tart starts it; and
+//! the program under load, at its start and at its end.
 //!
 //! Each test has namespaces of its own with a bridge and a TAP. It plays the VM on the datagram socket, and the DHCP
 //! server and everybody else on the bridge. "Dropped" is never "not seen for a while": a frame that must pass follows
@@ -10,6 +11,8 @@ mod destinations;
 mod dhcp;
 mod inbound;
 mod layer2;
+mod lifecycle;
+mod load;
 mod resources;
 mod source;
 mod wire;
@@ -86,6 +89,23 @@ fn main() -> ExitCode {
             r3_a_dead_tap_ends_it,
             r3_a_closed_vm_ends_it,
             r4_a_bad_mac_is_refused,
+        },
+        load::{
+            a_lease_expires_under_a_flood,
+            a_signal_ends_it_under_a_flood,
+            a_port_forward_follows_the_lease_under_a_flood,
+            a_vm_that_does_not_read_harms_nobody,
+        },
+        lifecycle::{
+            int_and_term_end_it_and_give_the_lease_back,
+            an_empty_datagram_ends_it,
+            a_dead_parent_ends_it,
+            a_stream_socket_carries_frames_behind_their_length,
+            a_broken_stream_ends_it,
+            a_frame_before_it_is_ready_is_not_lost,
+            run_ends_as_its_command_does,
+            run_passes_signals_on_and_ends_both,
+            nothing_goes_to_standard_output,
         },
     ])
 }

@@ -13,7 +13,7 @@ use lab::wire::{Arp, Ipv4, Mac, udp};
 use crate::wire::{GATEWAY, OTHER_MAC, VM, VM_MAC, WORLD, Wire, packet, program};
 
 /// Resident memory of a process and its children in kB.
-fn resident(pid: i32) -> Result<u64> {
+pub fn resident(pid: i32) -> Result<u64> {
     let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     let mut total = 0;
     for pid in children.split_whitespace().map(str::to_owned).chain([pid.to_string()]) {

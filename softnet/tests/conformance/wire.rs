@@ -62,7 +62,9 @@ impl Wire {
 
     /// Starts Softnet anew on the same TAP, with other flags and another socket, and gets the VM its lease again.
     pub fn restart_leased(&mut self, flags: &[&str]) -> Result<()> {
-        self.softnet.stop()?;
+        if self.softnet.is_running() {
+            self.softnet.stop()?;
+        }
         (self.vm, self.softnet) = launch(&self.segment, flags)?;
         self.lease(VM)
     }

@@ -1,0 +1,115 @@
+//! While a VM floods at full speed (R2): time, signals, the other direction and the port forwards go on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use lab::deadline::until;
+use lab::stage::run;
+use lab::wire::{Dhcp, Ipv4, dhcp_kind as kind, dhcp_option as option, udp};
+use lab::{DhcpServer, Softnet, VmPort};
+use nix::sys::signal::Signal;
+
+use crate::wire::{OTHER_MAC, VM, VM_MAC, WORLD, Wire, packet, program};
+
+/// Does `work` while the VM sends `frame` without a pause, as fast as Softnet takes it.
+fn flooding<R>(vm: &VmPort, frame: &[u8], work: impl FnOnce() -> Result<R>) -> Result<R> {
+    let sender = vm.try_clone()?;
+    let stop = AtomicBool::new(false);
+    let going = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) && sender.send(frame).is_ok() {
+                going.store(true, Ordering::Relaxed);
+            }
+        });
+        let result =
+            if until(|| going.load(Ordering::Relaxed)) { work() } else { Err(anyhow::anyhow!("no flood")) };
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+pub fn a_lease_expires_under_a_flood() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let xid = wire.next();
+    wire.server().with_lease_seconds(2).lease(&wire.vm, VM_MAC, VM, xid)?;
+    let frame = wire.to(WORLD).1;
+    flooding(&wire.vm, &frame, || {
+        let expired =
+            || wire.softnet.counters().is_ok_and(|counters| counters.from_vm.contains_key("no-lease"));
+        ensure!(until(expired), "a lease of two seconds outlives its time while the VM floods");
+        Ok(())
+    })
+}
+
+pub fn a_signal_ends_it_under_a_flood() -> Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let (vm, mut softnet) = managed(&[])?;
+        let junk = packet(WORLD).frame(OTHER_MAC, OTHER_MAC);
+        flooding(&vm, &junk, || {
+            softnet.signal(signal)?;
+            ensure!(softnet.wait()?.success(), "{signal} is no clean end: {}", softnet.log());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// The forward comes with the lease and goes with it, though the VM's queue is never empty.
+pub fn a_port_forward_follows_the_lease_under_a_flood() -> Result<()> {
+    let (vm, softnet) = managed(&["--expose=8080:80"])?;
+    let junk = packet(WORLD).frame(OTHER_MAC, OTHER_MAC);
+    flooding(&vm, &junk, || {
+        vm.send(&Dhcp::client(kind::DISCOVER, 7, VM_MAC).broadcast())?;
+        let offer = DhcpServer::told(&vm, kind::OFFER, 7)?;
+        let server = offer.option(option::SERVER).context("an OFFER without a server")?.to_vec();
+        let request = Dhcp::client(kind::REQUEST, 7, VM_MAC)
+            .with(option::REQUESTED_ADDRESS, &offer.yiaddr.octets())
+            .with(option::SERVER, &server);
+        vm.send(&request.broadcast())?;
+        let ack = DhcpServer::told(&vm, kind::ACK, 7)?;
+        let forward = format!("{} . 80", ack.yiaddr);
+        let installed = || run("nft", &["list", "ruleset"]).is_ok_and(|rules| rules.contains(&forward));
+        ensure!(until(installed), "no forward to {forward} while the VM floods: {}", softnet.log());
+        let decline = Dhcp::client(kind::DECLINE, 8, VM_MAC)
+            .with(option::REQUESTED_ADDRESS, &ack.yiaddr.octets())
+            .with(option::SERVER, &server);
+        vm.send(&decline.broadcast())?;
+        ensure!(until(|| !installed()), "the forward to {forward} outlives the lease while the VM floods");
+        Ok(())
+    })
+}
+
+/// A VM that does not read loses what does not fit, and nothing else suffers.
+pub fn a_vm_that_does_not_read_harms_nobody() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    let inbound =
+        Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[7; 1400])).frame(VM_MAC, wire.segment.mac);
+    let full = until(|| {
+        (0..500).all(|_| wire.segment.send(&inbound).is_ok())
+            && wire
+                .softnet
+                .counters()
+                .is_ok_and(|counters| counters.from_host.get("vm-queue-full") > Some(&0))
+    });
+    ensure!(full, "a VM's queue never fills: {:?}", wire.softnet.counters());
+    // From the VM it still takes, and what it cannot deliver does not pile up.
+    let before = crate::resources::resident(wire.softnet.pid().as_raw())?;
+    wire.has_lease(VM)?;
+    for _ in 0..20_000 {
+        wire.segment.send(&inbound)?;
+    }
+    wire.has_lease(VM)?;
+    let after = crate::resources::resident(wire.softnet.pid().as_raw())?;
+    ensure!(after <= before + 1024, "memory grew from {before} kB to {after} kB");
+    Ok(())
+}
+
+/// Softnet on the managed network.
+fn managed(flags: &[&str]) -> Result<(VmPort, Softnet)> {
+    let (vm, theirs) = VmPort::pair()?;
+    let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), flags)?;
+    let ready = softnet.ready()?;
+    ensure!(ready["mode"] == "network", "the ready line is {ready}");
+    Ok((vm, softnet))
+}
