@@ -20,14 +20,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 fn main() -> ExitCode {
+    // A user namespace with one user in it is not enough for dnsmasq, which becomes another.
     harness::main(vec![
-        Test::new("managed::an_exposed_port_leads_to_the_vm_while_it_runs", an_exposed_port_leads_to_the_vm),
-        Test::new("managed::no_kind_of_death_leaves_anything_behind", no_kind_of_death_leaves_anything),
+        Test::new("managed::an_exposed_port_leads_to_the_vm_while_it_runs", an_exposed_port_leads_to_the_vm)
+            .as_root(),
+        Test::new("managed::no_kind_of_death_leaves_anything_behind", no_kind_of_death_leaves_anything)
+            .as_root(),
         Test::new("managed::a_taken_port_is_refused_before_anything_is_touched", a_taken_port_is_refused),
-        Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends),
-        Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down),
-        Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once),
-        Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused),
+        Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends).as_root(),
+        Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down).as_root(),
+        Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once).as_root(),
+        Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused)
+            .as_root(),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
         Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),

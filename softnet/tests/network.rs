@@ -20,24 +20,28 @@ use softnet::netlink::Netlink;
 use softnet_filter::{MacAddr, NetType};
 
 fn main() -> ExitCode {
+    // A user namespace with one user in it is not enough for dnsmasq, which becomes another.
     harness::main(vec![
-        Test::new("network::is_made_and_goes_without_a_trace", is_made_and_goes_without_a_trace),
-        Test::new("network::twenty_starts_at_once_make_one", twenty_starts_at_once_make_one),
-        Test::new("network::every_fault_is_repaired_by_the_next_start", every_fault_is_repaired),
-        Test::new("network::a_deleted_bridge_gets_its_ports_back", a_deleted_bridge_gets_its_ports_back),
-        Test::new("network::avoids_the_hosts_routes", avoids_the_hosts_routes),
+        Test::new("network::is_made_and_goes_without_a_trace", is_made_and_goes_without_a_trace).as_root(),
+        Test::new("network::twenty_starts_at_once_make_one", twenty_starts_at_once_make_one).as_root(),
+        Test::new("network::every_fault_is_repaired_by_the_next_start", every_fault_is_repaired).as_root(),
+        Test::new("network::a_deleted_bridge_gets_its_ports_back", a_deleted_bridge_gets_its_ports_back)
+            .as_root(),
+        Test::new("network::avoids_the_hosts_routes", avoids_the_hosts_routes).as_root(),
         Test::new("network::other_peoples_interfaces_are_left_alone", other_peoples_interfaces),
-        Test::new("network::what_disagrees_is_refused", what_disagrees_is_refused),
-        Test::new("network::forwarding_is_restored_unless_it_is_needed", forwarding_is_restored),
-        Test::new("network::vms_reach_out_and_are_not_reached", vms_reach_out_and_are_not_reached),
-        Test::new("network::dhcp_serves_every_vm_and_one_address_a_mac", dhcp_serves_every_vm),
-        Test::new("network::a_host_only_network_has_no_way_out", a_host_only_network_has_no_way_out),
-        Test::new("network::a_full_disk_is_an_error_and_no_mess", a_full_disk_is_an_error),
-        Test::new("network::status_names_the_hosts_own_firewall", status_names_the_firewall),
-        Test::new("expose::reaches_the_vm_from_everywhere", reaches_the_vm_from_everywhere),
-        Test::new("expose::follows_the_lease", follows_the_lease),
-        Test::new("expose::a_dead_members_forwards_go_at_the_next_start", a_dead_members_forwards_go),
-        Test::new("member::one_mac_and_one_address_a_vm", one_mac_and_one_address_a_vm),
+        Test::new("network::what_disagrees_is_refused", what_disagrees_is_refused).as_root(),
+        Test::new("network::forwarding_is_restored_unless_it_is_needed", forwarding_is_restored).as_root(),
+        Test::new("network::vms_reach_out_and_are_not_reached", vms_reach_out_and_are_not_reached).as_root(),
+        Test::new("network::dhcp_serves_every_vm_and_one_address_a_mac", dhcp_serves_every_vm).as_root(),
+        Test::new("network::a_host_only_network_has_no_way_out", a_host_only_network_has_no_way_out)
+            .as_root(),
+        Test::new("network::a_full_disk_is_an_error_and_no_mess", a_full_disk_is_an_error).as_root(),
+        Test::new("network::status_names_the_hosts_own_firewall", status_names_the_firewall).as_root(),
+        Test::new("expose::reaches_the_vm_from_everywhere", reaches_the_vm_from_everywhere).as_root(),
+        Test::new("expose::follows_the_lease", follows_the_lease).as_root(),
+        Test::new("expose::a_dead_members_forwards_go_at_the_next_start", a_dead_members_forwards_go)
+            .as_root(),
+        Test::new("member::one_mac_and_one_address_a_vm", one_mac_and_one_address_a_vm).as_root(),
     ])
 }
 

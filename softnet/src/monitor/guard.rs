@@ -1,6 +1,6 @@
 //! The monitor's loop: waits for the worker, its reports and signals, and keeps the forwards where they belong.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -92,32 +92,20 @@ impl Guard {
         }
     }
 
-    /// Reads all reports and acts upon the last.
+    /// Acts upon the latest report.
     fn hear(&mut self, worker: Pid) {
         let Some(channel) = &self.channel else { return };
-        let mut latest = None;
-        loop {
-            // One byte more than a message, so that a longer one is not cut to look like one.
-            let mut bytes = [0; SIZE + 1];
-            match recv(channel, &mut bytes[..], RecvFlags::DONTWAIT) {
-                Ok((0, _)) => {
-                    // The worker is about to end; its process says when.
-                    self.channel = None;
-                    break;
-                }
-                Ok((length, _)) => match bytes.get(..length).and_then(Report::from_bytes) {
-                    Some(report) => latest = Some(report),
-                    None => {
-                        tracing::error!("the worker said what no worker says");
-                        return self.refuse(worker, Signal::KILL);
-                    }
-                },
-                Err(Errno::INTR) => {}
-                Err(_) => break,
-            }
+        let heard = listen(channel.as_fd());
+        if heard.closed {
+            // The worker is about to end; its process says when.
+            self.channel = None;
+        }
+        if heard.garbage {
+            tracing::error!("the worker said what no worker says");
+            return self.refuse(worker, Signal::KILL);
         }
         self.quiet_until = now().saturating_add(PACE);
-        let address = match latest {
+        let address = match heard.latest {
             Some(Report::Lease(address)) => Some(address),
             Some(Report::NoLease) => None,
             None => return,
@@ -165,6 +153,42 @@ impl Guard {
     }
 }
 
+/// What has come in on the channel.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Heard {
+    /// The last report; those before it count no more.
+    latest: Option<Report>,
+    /// Something that is no report.
+    garbage: bool,
+    /// The worker has closed its end.
+    closed: bool,
+}
+
+/// Reads all that is there.
+fn listen(channel: BorrowedFd<'_>) -> Heard {
+    let mut heard = Heard::default();
+    loop {
+        // One byte more than a message, so that a longer one is not cut to look like one.
+        let mut bytes = [0; SIZE + 1];
+        match recv(channel, &mut bytes[..], RecvFlags::DONTWAIT) {
+            // An empty message looks the same, and the worker sends none.
+            Ok((0, _)) => {
+                heard.closed = true;
+                return heard;
+            }
+            Ok((length, _)) => match bytes.get(..length).and_then(Report::from_bytes) {
+                Some(report) => heard.latest = Some(report),
+                None => {
+                    heard.garbage = true;
+                    return heard;
+                }
+            },
+            Err(Errno::INTR) => {}
+            Err(_) => return heard,
+        }
+    }
+}
+
 /// Signals for this process are meant for the whole; those that the terminal sent, the worker has itself.
 fn pass_on(signals: &mut SignalFd, worker: Pid) {
     while let Ok(Some(received)) = signals.read() {
@@ -197,4 +221,41 @@ fn now() -> Duration {
 
 fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
+
+    fn heard(messages: &[&[u8]], close: bool) -> Heard {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (monitor, worker) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
+        for message in messages {
+            send(&worker, message, SendFlags::NOSIGNAL).expect("there is room");
+        }
+        let kept = (!close).then_some(worker);
+        let heard = listen(monitor.as_fd());
+        drop(kept);
+        heard
+    }
+
+    #[test]
+    fn the_last_report_counts() {
+        let lease = Report::Lease([192, 168, 64, 5].into());
+        assert_eq!(heard(&[], false), Heard::default());
+        let both = heard(&[&lease.to_bytes(), &Report::NoLease.to_bytes()], false);
+        assert_eq!(both, Heard { latest: Some(Report::NoLease), ..Heard::default() });
+        let last_words = heard(&[&lease.to_bytes()], true);
+        assert_eq!(last_words, Heard { latest: Some(lease), closed: true, garbage: false });
+    }
+
+    #[test]
+    fn garbage_is_garbage_whatever_comes_with_it() {
+        let fine = Report::NoLease.to_bytes();
+        for garbage in [&[9, 0, 0, 0, 0][..], &[1, 2, 3, 4], &[0, 0, 0, 0, 0, 0], &[0xff; 4096]] {
+            assert!(heard(&[&fine, garbage, &fine], false).garbage, "{garbage:?}");
+        }
+    }
 }

@@ -122,6 +122,9 @@ impl fmt::Display for Status {
             for forward in &member.forwards {
                 write!(f, "\n      {forward}")?;
             }
+            for expose in member.waiting() {
+                write!(f, "\n      {expose} waits for an address")?;
+            }
         }
         Ok(())
     }
