@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use lab::guest::{Answer, Guest, Image, Lease, Request, Vmm};
 use lab::harness::{self, Test};
 use lab::hello;
 use lab::net::{HOST_ON_LAN, INTERNET, INTERNET_TOO, LAN, METADATA, NAME, World};
+use lab::stage::SCRATCH;
 use lab::wire::{Arp, Ipv4, Mac, udp};
 
 const UML: &[Vmm] = &[Vmm::UserModeLinux];
@@ -36,6 +38,9 @@ fn main() -> ExitCode {
         Test::new("uml::isolation_ends_only_by_consent", isolation).with_guests(UML).as_root(),
         Test::new("uml::an_existing_bridge_serves", an_existing_bridge).with_guests(UML).as_root(),
         Test::new("uml::a_second_vm_outlives_the_first", a_second_vm_outlives_the_first)
+            .with_guests(UML)
+            .as_root(),
+        Test::new("uml::a_user_without_privilege_has_passt", a_user_without_privilege)
             .with_guests(UML)
             .as_root(),
         Test::new("uml::twenty_at_once", twenty_at_once).with_guests(UML).as_root(),
@@ -266,6 +271,61 @@ fn a_second_vm_outlives_the_first() -> Result<()> {
     let links = lab::net::Host::main()?.ip("-oneline link show type bridge")?;
     ensure!(links.is_empty(), "a bridge stays: {links}");
     Ok(())
+}
+
+/// A plain user: no root, no capability, no group. passt carries the frames, behind the same filter.
+fn a_user_without_privilege() -> Result<()> {
+    const USER: u32 = 54_321;
+    let world = World::build()?;
+    // The build directory may lie where other users cannot look.
+    let image = Image::prepared(Vmm::UserModeLinux)?;
+    let (program, initrd) = (Path::new(SCRATCH).join("softnet"), Path::new(SCRATCH).join("initrd"));
+    std::fs::copy(softnet(), &program)?;
+    std::fs::copy(&image.initrd, &initrd)?;
+    let image = Image { initrd, ..image };
+    let mut command = Command::new(&program);
+    command
+        .args(["run", lab::Softnet::READY_FLAG, "--"])
+        .args(lab::guest::command_line(&image))
+        .uid(USER)
+        .gid(USER);
+    let mut guest = Guest::spawn(command)?;
+    let ready = guest.softnet.ready()?;
+    ensure!(ready["mode"] == "passt", "the ready line is {ready}");
+    guest.booted()?;
+    let lease = guest.dhcp()?;
+    reaches(&mut guest, INTERNET)?;
+    does_not_reach(&mut guest, LAN)?;
+    does_not_reach(&mut guest, METADATA)?;
+    let facts = guest.facts()?;
+    let router = lease.router.context("the lease names no router")?;
+    let known = facts.neighbours.iter().find(|(address, _)| *address == router);
+    let (own, router) = (mac(&facts.mac)?, mac(&known.context("the guest does not know its gateway")?.1)?);
+    let from = Ipv4Addr::new(10, 99, 0, 1);
+    let forged = Ipv4::new(from, INTERNET, udp((from, 4), (INTERNET, 80), b"forged"));
+    drops(&mut guest, "source-address", forged.frame(router, own))?;
+    for service in world.services.iter().filter(|service| [LAN, METADATA].contains(service.at.ip())) {
+        ensure!(service.seen().is_empty(), "{} was visited by {:?}", service.at, service.seen());
+    }
+    ensure!(processes_of(USER)?.iter().any(|name| name.starts_with("passt")), "passt runs as somebody else");
+    guest.power_off()?;
+    ensure!(until(|| processes_of(USER).is_ok_and(|left| left.is_empty())), "left: {:?}", processes_of(USER));
+    Ok(())
+}
+
+/// The names of a user's processes.
+fn processes_of(user: u32) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        // A process may end while it is looked at.
+        let Ok(status) = std::fs::read_to_string(entry?.path().join("status")) else { continue };
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        if field("Uid:") == Some(&user.to_string()) {
+            names.push(field("Name:").unwrap_or_default().to_owned());
+        }
+    }
+    Ok(names)
 }
 
 fn twenty_at_once() -> Result<()> {
