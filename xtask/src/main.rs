@@ -5,6 +5,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod packages;
+mod release;
 mod test;
 
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
     Test(test::Args),
+    Release(release::Args),
 }
 
 fn main() -> ExitCode {
@@ -43,5 +45,6 @@ fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args, stage),
         Command::Test(args) => test::run(&args),
+        Command::Release(args) => release::run(&args),
     }
 }

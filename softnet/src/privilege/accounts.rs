@@ -1,6 +1,5 @@
 //! The system's users and groups.
 
-use std::ffi::CString;
 use std::fs;
 
 use nix::unistd::{Group, User};
@@ -52,7 +51,7 @@ impl Accounts for System {
 
     #[cfg(not(target_vendor = "apple"))]
     fn groups_of(&self, account: &Account, gid: Gid) -> Vec<Gid> {
-        let listed = CString::new(account.name.as_str())
+        let listed = std::ffi::CString::new(account.name.as_str())
             .ok()
             .and_then(|name| nix::unistd::getgrouplist(&name, gid.as_raw().into()).ok());
         let listed = listed.unwrap_or_default().into_iter().map(|gid| Gid::from_raw(gid.as_raw()));

@@ -25,7 +25,7 @@ const PANICKED: i32 = 101;
 /// When a stage fails. The process is then in between and must end.
 pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), SealError> {
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
-    sys::process::ensure_single_thread().map_err(stage("count the threads"))?;
+    sys::process::ensure_single_thread().map_err(stage("seal a process with more than one thread"))?;
     // What the first use of a clock looks up is looked up now.
     crate::clock::now();
     end_at_once_on_panic();
