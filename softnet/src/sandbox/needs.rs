@@ -52,9 +52,35 @@ pub enum Syscall {
     FcntlGetFlags,
 }
 
-/// All but the last, which no release has, are the whole surface of a sealed process, whatever parts are in use.
-const _: () =
-    assert!(Syscall::FcntlGetFlags as usize <= 20, "a sealed process makes at most 20 system calls");
+impl Syscall {
+    /// The whole surface of a sealed process, whatever parts are in use: at most 20. No release has the one that is
+    /// missing.
+    pub const ALL: [Syscall; 20] = [
+        Syscall::Read,
+        Syscall::Write,
+        Syscall::Readv,
+        Syscall::Writev,
+        Syscall::Recvfrom,
+        Syscall::Sendto,
+        Syscall::Sendmsg,
+        Syscall::Recvmmsg,
+        Syscall::Sendmmsg,
+        Syscall::EpollWait,
+        Syscall::EpollCtl,
+        Syscall::TimerfdSettime,
+        Syscall::ClockGettime,
+        Syscall::RtSigreturn,
+        Syscall::Close,
+        Syscall::Brk,
+        Syscall::Mmap,
+        Syscall::Munmap,
+        Syscall::Sigaltstack,
+        Syscall::ExitGroup,
+    ];
+}
+
+// None was forgotten: the one that no release has is the last.
+const _: () = assert!(Syscall::FcntlGetFlags as usize == Syscall::ALL.len());
 
 /// What the allocator and the standard library need wherever they are. Memory grows for a log line or the end's
 /// statistics, never for a frame. The alternate signal stack and its guard are given back when `main` returns.
@@ -114,5 +140,35 @@ impl Needs {
 impl Default for Needs {
     fn default() -> Self {
         Needs::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `EpollWait` as `epoll_wait`.
+    fn name(call: Syscall) -> String {
+        let mut name = String::new();
+        for letter in format!("{call:?}").chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
+
+    #[test]
+    fn the_document_lists_the_system_calls_and_no_others() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../SECURITY.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (_, section) = document.split_once("### The system calls").unwrap();
+        let (section, _) = section.split_once("\n#").unwrap();
+        let rows = section.lines().filter(|line| line.starts_with('|'));
+        let listed: BTreeSet<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+        let mut expected: BTreeSet<String> = Syscall::ALL.map(name).into();
+        expected.insert("epoll_pwait".to_owned());
+        assert_eq!(listed, expected.iter().map(String::as_str).collect());
     }
 }
