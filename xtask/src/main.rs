@@ -4,6 +4,8 @@
 mod bench;
 mod cargo;
 mod demo;
+mod fuzz;
+mod mutants;
 mod packages;
 mod release;
 mod test;
@@ -25,6 +27,8 @@ struct Args {
 enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
+    Fuzz(fuzz::Args),
+    Mutants(mutants::Args),
     Test(test::Args),
     Release(release::Args),
 }
@@ -44,6 +48,8 @@ fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
     match command {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args, stage),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Mutants(args) => mutants::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Release(args) => release::run(&args),
     }

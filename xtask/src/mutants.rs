@@ -1,0 +1,28 @@
+//! `cargo xtask mutants`: whether the filter's unit tests notice a change of the filter.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::cargo;
+
+/// Change the filter in every way that cargo-mutants knows, and list what no test notices
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Further words for cargo-mutants, such as --file filter/src/arp.rs
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
+}
+
+/// Runs cargo-mutants. A change may make a loop endless, and the tests take less than a second.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let status = cargo("mutants --package softnet-filter --timeout 20")
+        .args(&args.arguments)
+        .args(["--", "--lib"])
+        .status()
+        .context("start cargo")?;
+    if !status.success() {
+        eprintln!("If there is no cargo-mutants, `cargo install cargo-mutants` brings it.");
+    }
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
