@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[cfg(target_os = "linux")]
+pub mod conntrack;
 pub mod host;
 pub mod link;
 pub mod logging;

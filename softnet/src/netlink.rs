@@ -224,15 +224,21 @@ impl Netlink {
 
     /// The link's IPv4 addresses with their prefix lengths, the primary ones first.
     pub fn addresses(&mut self, index: u32) -> Result<Vec<Ipv4Net>, Error> {
+        let all = self.all_addresses()?;
+        Ok(all.into_iter().filter(|(of, _)| *of == index).map(|(_, address)| address).collect())
+    }
+
+    /// All IPv4 addresses of the namespace with their prefix lengths and the indices of their links.
+    pub fn all_addresses(&mut self) -> Result<Vec<(u32, Ipv4Net)>, Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet;
         let what = "list the IPv4 addresses";
         let answers = self.exchange(what, RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
-        let of_link = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => address_of(&message),
+        let addresses = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => Some((message.header.index, address_of(&message)?)),
             _ => None,
         });
-        Ok(of_link.collect())
+        Ok(addresses.collect())
     }
 
     /// Gives the link an IPv4 address; it is no error if the link has it.

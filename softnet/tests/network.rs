@@ -447,6 +447,22 @@ fn follows_the_lease() -> Result<()> {
     let old = vm.expose("8080:80", first)?;
     ensure!(hello_from(&world.lan, at(HOST_ON_LAN, 8080))?.contains("the first address"));
 
+    // A UDP client that never pauses keeps its entry in conntrack alive.
+    let old_udp = vm.expose("5353:80/udp", first)?;
+    let client = world.lan.run(|| -> std::io::Result<UdpSocket> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect(at(HOST_ON_LAN, 5353))?;
+        Ok(socket)
+    })??;
+    let ask = || -> Result<String> {
+        client.send(b"?")?;
+        let mut buffer = [0; 64];
+        let length = client.recv(&mut buffer).context("no answer")?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    ensure!(ask()?.contains("the first address"));
+
     let new = Forward { to: second, ..old };
     ensure!(
         vm.membership.apply(&[Op::Remove(old), Op::Install(new)]).is_err(),
@@ -454,7 +470,9 @@ fn follows_the_lease() -> Result<()> {
     );
     ensure!(hello_from(&world.lan, at(HOST_ON_LAN, 8080))?.contains("the first address"), "all or nothing");
     vm.membership.set_address(Some(second))?;
-    vm.membership.apply(&[Op::Remove(old), Op::Install(new)])?;
+    let new_udp = Forward { to: second, ..old_udp };
+    vm.membership.apply(&[Op::Remove(old), Op::Remove(old_udp), Op::Install(new), Op::Install(new_udp)])?;
+    ensure!(ask()?.contains("the second address"));
     ensure!(hello_from(&world.lan, at(HOST_ON_LAN, 8080))?.contains("the second address"));
 
     // A forward that goes takes its connections with it.

@@ -9,7 +9,7 @@ use super::record::{self, MemberRecord};
 use super::run_dir::{self, Lock, NetworkDir, RunDir};
 use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, ruleset, subnet, type_name};
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::{Expose, Forward};
+use crate::host::expose::Forward;
 use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
@@ -168,8 +168,7 @@ pub(super) fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<Member
 /// Puts the network's whole table in place, with the forwards of all `members`.
 pub(super) fn apply_rules(plan: &Plan, members: &[MemberRecord]) -> Result<(), Error> {
     let forwards: Vec<Forward> = members.iter().flat_map(|member| member.forwards.iter().copied()).collect();
-    let waiting: Vec<Expose> = members.iter().flat_map(MemberRecord::waiting).collect();
-    Tool::Nft.run(&["-f", "-"], &ruleset::replacement(plan, &forwards, &waiting))?;
+    Tool::Nft.run(&["-f", "-"], &ruleset::replacement(plan, &forwards))?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! renders the table anew, for all members, under the lock. So a start repairs what others had installed, and removes what
 //! a killed one left.
 
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -13,9 +14,10 @@ use super::build::{apply_rules, ensure_locked, hands_out, members};
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
+use crate::conntrack;
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::{Expose, Forward, Op};
-use crate::netlink::Netlink;
+use crate::host::expose::{Expose, Forward, Op, Protocol};
+use crate::netlink::{self, Netlink};
 
 /// Who joins.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -68,9 +70,6 @@ impl Membership {
             forwards: Vec::new(),
         };
         port.write(&record::write_member(&record))?;
-        if record.waiting().next().is_some() {
-            apply_rules(&plan, &members(&directory, &lock)?)?;
-        }
         Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
     }
 
@@ -150,8 +149,9 @@ impl Membership {
             self.write(&lock)?;
             apply_rules(&self.plan, &members(&self.directory, &lock)?)
         });
-        if applied.is_err() {
-            self.record.forwards = former;
+        match applied {
+            Ok(()) => forget_earlier_flows(ops),
+            Err(_) => self.record.forwards = former,
         }
         applied
     }
@@ -169,7 +169,7 @@ impl Membership {
             lease.release()?;
         }
         port.release()?;
-        if self.record.exposes.is_empty() || !stands {
+        if self.record.forwards.is_empty() || !stands {
             return Ok(());
         }
         apply_rules(&self.plan, &members(&self.directory, &lock)?)
@@ -190,6 +190,41 @@ impl Membership {
         }
         Ok(())
     }
+}
+
+/// Lets UDP clients that sent before a port was led to where it leads now be led there too. Only what was sent to the host
+/// itself is forgotten; flows that pass through it, to the same port of others, stay.
+fn forget_earlier_flows(ops: &[Op]) {
+    let installed: Vec<&Forward> = ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Install(forward) if forward.expose.protocol == Protocol::Udp => Some(forward),
+            _ => None,
+        })
+        .collect();
+    if installed.is_empty() {
+        return;
+    }
+    let forgotten = own_addresses().map_err(io::Error::other).and_then(|own| {
+        let is_own = |address: Ipv4Addr| address.is_loopback() || own.contains(&address);
+        conntrack::forget_udp(|flow| {
+            let (address, port) = flow.destination;
+            is_own(address)
+                && installed.iter().any(|Forward { expose, to }| {
+                    expose.external.get() == port && flow.answers != (*to, expose.internal.get())
+                })
+        })
+    });
+    match forgotten {
+        Ok(count) => tracing::debug!(count, "forgot earlier UDP flows"),
+        Err(error) => {
+            tracing::warn!(%error, "UDP clients that sent earlier are not led to the VM before they pause")
+        }
+    }
+}
+
+fn own_addresses() -> Result<Vec<Ipv4Addr>, netlink::Error> {
+    Ok(Netlink::open()?.all_addresses()?.iter().map(|(_, address)| address.addr()).collect())
 }
 
 impl Drop for Membership {

@@ -16,12 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{NetType, Plan};
-use crate::host::expose::{Expose, Forward, Protocol};
-
-/// A client that sends datagrams to a port before the VM has an address must not get an entry in conntrack: the entry would
-/// say "not translated", and hold for as long as the client goes on sending.
-const UNTRACKED: &str = "\t\tip daddr . udp dport @waiting_bound notrack\n\
-    \t\tfib daddr type local udp dport @waiting notrack\n";
+use crate::host::expose::Forward;
 
 /// The name of the table of the network `name`.
 pub fn table(name: &str) -> String {
@@ -35,11 +30,11 @@ pub fn removal(name: &str) -> String {
     format!("table ip {table} {{ }}\ndelete table ip {table}\n")
 }
 
-/// The text that puts the whole table in place. `waiting` ports are exposed and lead nowhere yet.
-pub fn replacement(plan: &Plan, forwards: &[Forward], waiting: &[Expose]) -> String {
+/// The text that puts the whole table in place.
+pub fn replacement(plan: &Plan, forwards: &[Forward]) -> String {
     let name = plan.name.as_str();
     let subnet = plan.subnet;
-    let maps = maps(forwards) + &waiting_sets(waiting);
+    let maps = maps(forwards);
     let mac = plan.mac();
     let (from_outside, uplink, translation) = match plan.net_type {
         NetType::Nat => (
@@ -62,10 +57,7 @@ pub fn replacement(plan: &Plan, forwards: &[Forward], waiting: &[Expose]) -> Str
 		type filter hook prerouting priority raw; policy accept;
 		iifname \"{name}\" ip daddr 127.0.0.0/8 drop
 		iifname \"{name}\" ip saddr 127.0.0.0/8 drop
-{UNTRACKED}	}}
-	chain local {{
-		type filter hook output priority raw; policy accept;
-{UNTRACKED}	}}
+	}}
 	chain prerouting {{
 		type nat hook prerouting priority dstnat; policy accept;
 {from_outside}	}}
@@ -136,20 +128,6 @@ fn maps(forwards: &[Forward]) -> String {
         )
 }
 
-/// The UDP ports that are exposed and lead nowhere yet.
-fn waiting_sets(waiting: &[Expose]) -> String {
-    let mut bound = BTreeSet::new();
-    let mut everywhere = BTreeSet::new();
-    for expose in waiting.iter().filter(|expose| expose.protocol == Protocol::Udp) {
-        match expose.address.filter(|address| !address.is_unspecified()) {
-            Some(address) => bound.insert(format!("{address} . {}", expose.external)),
-            None => everywhere.insert(expose.external.to_string()),
-        };
-    }
-    block("set", "waiting_bound", "ipv4_addr . inet_service", &bound.into_iter().collect::<Vec<_>>())
-        + &block("set", "waiting", "inet_service", &everywhere.into_iter().collect::<Vec<_>>())
-}
-
 /// A named set or map.
 fn block(kind: &str, name: &str, types: &str, elements: &[String]) -> String {
     let elements = match elements {
@@ -171,7 +149,7 @@ mod tests {
     #[test]
     fn forwards_become_elements_by_where_they_are_bound() {
         let forwards = [forward("8080:80"), forward("10.0.0.1:53:53/udp"), forward("0.0.0.0:81:80")];
-        let text = replacement(&plan(NetType::Nat), &forwards, &[]);
+        let text = replacement(&plan(NetType::Nat), &forwards);
         for element in [
             "elements = { 10.0.0.1 . udp . 53 : 192.168.64.5 . 53 }",
             "elements = { tcp . 8080 : 192.168.64.5 . 80, tcp . 81 : 192.168.64.5 . 80 }",
@@ -188,20 +166,8 @@ mod tests {
     }
 
     #[test]
-    fn only_udp_waits() {
-        let waiting = ["53:53/udp", "80:80", "10.0.0.1:54:53/udp"].map(|text| text.parse().unwrap());
-        let text = waiting_sets(&waiting);
-        assert!(
-            text.contains("elements = { 53 }") && text.contains("elements = { 10.0.0.1 . 54 }"),
-            "{text}"
-        );
-        assert!(!text.contains("80"), "{text}");
-    }
-
-    #[test]
     fn only_nat_translates_what_leaves() {
-        let (nat, host) =
-            (replacement(&plan(NetType::Nat), &[], &[]), replacement(&plan(NetType::Host), &[], &[]));
+        let (nat, host) = (replacement(&plan(NetType::Nat), &[]), replacement(&plan(NetType::Host), &[]));
         assert!(nat.contains("ip saddr 192.168.64.0/24 oifname != \"softnet0\" masquerade"));
         assert!(!host.contains("oifname != "));
         assert!(host.contains("iifname \"softnet0\" drop"));
