@@ -1,7 +1,7 @@
 //! Runs each test in namespaces of its own, under the usual command line of `cargo test`.
 //!
 //! A test program with `harness = false` calls [`main`] with its tests. Every test becomes a process of its own by
-//! [`stage`](crate::stage), so tests run at the same time, use the same names and addresses, and leave nothing behind.
+//! [`stage`], so tests run at the same time, use the same names and addresses, and leave nothing behind.
 
 use std::io::Read;
 use std::os::fd::AsFd;

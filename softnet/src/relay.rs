@@ -489,7 +489,8 @@ fn log_event(event: &PortEvent) {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use crate::vm::DatagramLink;
