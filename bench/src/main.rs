@@ -105,7 +105,7 @@ fn inside(args: &Args) -> Result<ExitCode> {
         for kind in Kind::ALL.into_iter().filter(wanted) {
             eprintln!("{repetition}/{repetitions} {}", kind.name());
             match measure(kind, &site, &servers, duration, args) {
-                Ok(figures) => report.add(kind, figures),
+                Ok(figures) => report.add(kind, repetition, figures),
                 // The others can still be compared.
                 Err(error) => eprintln!("  {error:#}"),
             }

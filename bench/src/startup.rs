@@ -37,7 +37,7 @@ pub fn measure(site: &Site, repetitions: usize, report: &mut Report) -> Result<(
             offer.with_context(|| kind.name())?;
             let mut figures = Figures::default();
             figures.set("start", took.as_secs_f64());
-            report.add(kind, figures);
+            report.add(kind, repetition, figures);
         }
     }
     Ok(())
@@ -97,7 +97,7 @@ pub fn measure_idle(site: &Site, count: usize, report: &mut Report) -> Result<()
     figures.set("idle-cpu", (after.0 - before.0).as_secs_f64() / IDLE.as_secs_f64());
     figures.set("idle-wakes", (after.1 - before.1) as f64 / IDLE.as_secs_f64() / count as f64);
     figures.set("idle-count", count as f64);
-    report.add(Kind::Softnet, figures);
+    report.add(Kind::Softnet, 1, figures);
     Ok(())
 }
 
