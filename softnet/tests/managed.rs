@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once).as_root(),
         Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused)
             .as_root(),
+        Test::new("managed::a_missing_program_is_named_with_its_package", a_missing_program_is_named)
+            .as_root(),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
         Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
@@ -384,6 +386,32 @@ fn what_cannot_serve_is_refused() -> Result<()> {
     Ok(())
 }
 
+fn a_missing_program_is_named() -> Result<()> {
+    for (program, package) in [("nft", "nftables"), ("dnsmasq", "dnsmasq-base")] {
+        let hidden: Vec<String> = ["/usr/sbin", "/usr/bin"]
+            .map(|directory| format!("{directory}/{program}"))
+            .into_iter()
+            .filter(|path| Path::new(path).exists())
+            .collect();
+        for path in &hidden {
+            run("mount", &["--bind", "/dev/null", path])?;
+        }
+        let (_port, theirs) = VmPort::pair()?;
+        let mut softnet = start(theirs, FIRST, &[])?;
+        let status = softnet.wait()?;
+        let wanted = format!(
+            "{program} is not installed in /usr/sbin, /usr/bin, /sbin, /bin; install it with `apt install {package}`"
+        );
+        ensure!(until(|| softnet.log().contains(&wanted)), "{}", softnet.log());
+        ensure!(status.code() == Some(1), "{status}");
+        ensure!(Host::main()?.ip("-oneline link")?.lines().count() == 1, "something was touched");
+        for path in &hidden {
+            run("umount", &[path])?;
+        }
+    }
+    Ok(())
+}
+
 /// The program as `nobody` runs it.
 fn as_nobody(theirs: OwnedFd, arguments: &[&str]) -> Result<Softnet> {
     let mut command = Command::new("setpriv");
@@ -446,6 +474,8 @@ fn what_passt_needs_is_said() -> Result<()> {
     let _world = World::build()?;
     let (code, log) = word(&["--network=mine"])?;
     ensure!(code == Some(2) && log.contains("only root may set up a network"), "{code:?} {log}");
+    let (code, log) = word(&["--bridge=br0"])?;
+    ensure!(code == Some(2) && log.contains("only root may add to a bridge"), "{code:?} {log}");
     let (code, log) = word(&["--expose=80:80"])?;
     ensure!(code == Some(2) && log.contains("only root may expose ports below 1024"), "{code:?} {log}");
     Ok(())

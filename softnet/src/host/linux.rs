@@ -81,6 +81,10 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
 
 fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
     let unusable = |error: bridge::Error| ConfigError::new("--bridge", name, error);
+    if !may_manage() {
+        let reason = "only root may add to a bridge; use sudo, or a TAP that root made for you there (--tap)";
+        return Err(ConfigError::new("--bridge", name, reason).into());
+    }
     let mut netlink = Netlink::open()?;
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Before anything is made.
