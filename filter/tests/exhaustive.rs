@@ -5,6 +5,7 @@ mod oracle;
 mod scene;
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use softnet_filter::{Ipv4Net, NetType, PortConfig, Rule, Timestamp, Verdict};
 
@@ -308,6 +309,15 @@ const MOMENTS: &[Moment] = &[
         },
     },
     Moment {
+        name: "DECLINE of an offer",
+        prepare: offered,
+        from: From::Vm,
+        shot: || {
+            let requested = Some(Address::Offered);
+            question(Question { requested, server: Some(Address::Gateway), ..Question::new(dhcp::DECLINE) })
+        },
+    },
+    Moment {
         name: "OFFER",
         prepare: discovering,
         from: From::Host,
@@ -477,6 +487,44 @@ fn every_length_of_every_frame() {
             assert!(moment.from == From::Host || padded == Ok(false), "{}: {padded:?}", moment.name);
         }
     }
+}
+
+/// C5: of many client identifiers the first four pass, and pass again; a message without one always does.
+#[test]
+fn four_client_identifiers() {
+    let mut scene = unbound();
+    let mut passed = Vec::new();
+    for round in 0..3 {
+        for number in 0..8 {
+            for client_id in [Some(vec![0, b'v', b'm', number]), None] {
+                scene.play(&Step::Wait(Duration::from_secs(2))).expect("agreement");
+                let asked = Question { client_id: client_id.clone(), ..Question::new(dhcp::DISCOVER) };
+                let verdict = scene.ask(asked).expect("agreement");
+                assert!(client_id.is_some() || verdict.is_forward());
+                if client_id.is_some() && verdict.is_forward() {
+                    passed.push((round, number));
+                }
+            }
+        }
+    }
+    assert_eq!(
+        passed,
+        (0..3).flat_map(|round| (0..4).map(move |number| (round, number))).collect::<Vec<_>>()
+    );
+}
+
+/// C7: a burst passes and a flood does not, for as long as it lasts; after it the VM is heard again.
+#[test]
+fn a_flood_of_requests() {
+    let mut scene = with_lease();
+    let mut passed = 0;
+    for _ in 0..600 {
+        scene.play(&Step::Wait(Duration::from_millis(100))).expect("agreement");
+        passed += usize::from(scene.ask(renewal()).expect("agreement").is_forward());
+    }
+    assert!((55..=75).contains(&passed), "{passed} in a minute");
+    scene.play(&Step::Wait(Duration::from_secs(30))).expect("agreement");
+    assert_eq!((0..8).filter(|_| scene.ask(renewal()).expect("agreement").is_forward()).count(), 8);
 }
 
 /// L3: a frame of the link's MTU and the 14 bytes before it passes, one byte more does not.
