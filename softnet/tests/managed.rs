@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Test::new("managed::twenty_vms_at_once_have_twenty_addresses", twenty_vms_at_once).as_root(),
         Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused)
             .as_root(),
+        Test::new("managed::a_host_only_vm_has_its_gateway_and_no_more", a_host_only_vm).as_root(),
         Test::new("managed::a_missing_program_is_named_with_its_package", a_missing_program_is_named)
             .as_root(),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
@@ -383,6 +384,28 @@ fn what_cannot_serve_is_refused() -> Result<()> {
         ensure!(log.contains(reason), "{flag}: {log}");
     }
     ensure!(!main.ip("-oneline link")?.contains("snt"));
+    Ok(())
+}
+
+fn a_host_only_vm() -> Result<()> {
+    let _world = World::build()?;
+    let nat = Vm::start(SECOND, &[])?;
+    let mut vm = Vm::start(FIRST, &["--vm-net-type=host", "--expose=5000:53/udp"])?;
+    ensure!(vm.ready["gateway"] != nat.ready["gateway"], "NAT and host-only VMs share a network");
+    vm.port.send(&Dhcp::client(kind::DISCOVER, 7, FIRST).broadcast())?;
+    let offer = DhcpServer::told(&vm.port, kind::OFFER, 7)?;
+    ensure!(offer.option(option::ROUTER).is_none() && offer.option(option::DNS).is_none(), "{offer:?}");
+    let address = vm.lease()?;
+    vm.is_reached(&Host::main()?, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5000), address)?;
+    let mac = hex(&run("ip", &["-oneline", "link", "show", "softnet_host0"])?).context("no MAC")?;
+    let gateway = Mac(*mac.first_chunk().context("short")?);
+    let question = Ipv4::new(address, INTERNET, udp((address, 4000), (INTERNET, 80), b"?"));
+    let before = vm.softnet.counters()?;
+    vm.port.send(&question.frame(gateway, FIRST))?;
+    ensure!(until(|| vm.softnet.counters().is_ok_and(|now| now.drops_since(&before).len() == 1)));
+    ensure!(vm.softnet.stop()?.success());
+    let (code, said, _) = softnet(&["network", "down", "--network=softnet_host0"])?;
+    ensure!(code == 0 && said.contains("network softnet_host0 is gone"), "{code} {said}");
     Ok(())
 }
 

@@ -89,9 +89,6 @@ pub enum Error {
     /// The kernel refused.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// The kernel refused.
-    #[error(transparent)]
-    Sysctl(#[from] sysctl::Error),
 }
 
 /// The existing bridge `name`.
@@ -158,7 +155,7 @@ pub fn join(
     if let Some(mac) = bridge.mac {
         netlink.set_mac(bridge.index, mac)?;
     }
-    sysctl::silence_ipv6(&port.name)?;
+    sysctl::silence_ipv6(&port.name);
     netlink.set_mac(port.index, port_mac(vm_mac))?;
     netlink.set_mtu(port.index, bridge.mtu)?;
     netlink.enslave(port.index, bridge.index)?;

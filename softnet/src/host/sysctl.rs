@@ -33,14 +33,17 @@ pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
     set(&conf.join("rp_filter"), "1")?;
     set(&conf.join("accept_redirects"), "0")?;
     set(&conf.join("send_redirects"), "0")?;
-    silence_ipv6(name)
+    silence_ipv6(name);
+    Ok(())
 }
 
 /// Keeps the host from speaking IPv6 on an interface of its own: the filter passes none, so it would only be dropped. A
-/// kernel without IPv6 has no such switch.
-pub fn silence_ipv6(name: &str) -> Result<(), Error> {
+/// kernel without IPv6 has no such switch, and a container may not be allowed to turn it; both do no harm.
+pub fn silence_ipv6(name: &str) {
     let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
-    if switch.exists() { set(&switch, "1") } else { Ok(()) }
+    if let Err(error) = set(&switch, "1") {
+        tracing::debug!(%error, "the host speaks IPv6 on an interface where nobody listens");
+    }
 }
 
 /// Whether the host forwards IPv4 packets.
