@@ -5,6 +5,7 @@ mod bench;
 mod cargo;
 mod demo;
 mod fuzz;
+mod macos;
 mod mutants;
 mod packages;
 mod release;
@@ -28,6 +29,7 @@ enum Command {
     Bench(bench::Args),
     Demo(demo::Args),
     Fuzz(fuzz::Args),
+    Macos(macos::Args),
     Mutants(mutants::Args),
     Test(test::Args),
     Release(release::Args),
@@ -49,6 +51,7 @@ fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args, stage),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Macos(args) => macos::run(&args),
         Command::Mutants(args) => mutants::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Release(args) => release::run(&args),
