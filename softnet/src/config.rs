@@ -259,7 +259,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError
 
 #[cfg(not(target_os = "linux"))]
 fn host_side(_args: &PortArgs, _net_type: NetType) -> Result<HostSide, ConfigError> {
-    Ok(HostSide::Managed { network: "vmnet".to_owned(), explicit: false, subnet: None })
+    Ok(HostSide::Managed { network: crate::cli::DEFAULT_NETWORK.to_owned(), explicit: false, subnet: None })
 }
 
 /// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.

@@ -4,12 +4,15 @@
 //! `relay` is the event loop that knows both; `stage` takes a configuration through opened, sealed and running. The
 //! rules themselves are in `softnet-filter`.
 
+pub mod bootpd;
 pub mod cli;
 pub mod clock;
 pub mod config;
 #[cfg(target_os = "linux")]
 pub mod conntrack;
+pub mod escalation;
 pub mod host;
+pub mod leases;
 pub mod link;
 pub mod logging;
 #[cfg(target_os = "linux")]

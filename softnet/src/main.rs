@@ -24,12 +24,20 @@ fn main() -> ExitCode {
         },
         #[cfg(target_os = "linux")]
         Some(Command::Network(args)) => softnet::manage::run(&args),
+        #[cfg(not(target_os = "linux"))]
+        Some(Command::Run(_) | Command::Network(_)) => Err(ConfigError::flag(
+            "softnet run and softnet network",
+            "are for Linux; on macOS, start the VM with `tart run --net-softnet`",
+        )
+        .into()),
     };
     ExitCode::from(status(outcome))
 }
 
 /// The main job: filter the frames of one VM.
 fn filter(config: Config) -> anyhow::Result<()> {
+    #[cfg(target_os = "macos")]
+    let config = softnet::escalation::ensure(config)?;
     let opened = Opened::open(config)?;
     let sealed = opened.seal()?;
     let ended = sealed.run()?;

@@ -164,7 +164,9 @@ impl Lane {
 
     /// Sends what the batch holds; waits for a full queue, but not for ever.
     fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
-        match to.send(&mut self.batch)? {
+        let outcome = to.send(&mut self.batch)?;
+        self.queue_full = self.queue_full.saturating_add(self.batch.take_given_up() as u64);
+        match outcome {
             Sent::All => {
                 self.blocked_until = None;
                 self.stalled = false;
@@ -490,7 +492,6 @@ fn log_event(event: &PortEvent) {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use crate::vm::DatagramLink;

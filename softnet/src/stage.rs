@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 
 use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
 
+use crate::clock;
 use crate::config::{Config, PortSettings};
 use crate::host::{self, HostLink};
 use crate::link::ETHERNET_HEADER;
@@ -35,15 +36,23 @@ impl Opened {
         let identity = privileges(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
-        let HostLink { link, uplink, mode, follower } =
+        let HostLink { link, uplink, mode, follower, leases } =
             host::open(&config.port, config.vm_mac, policy.bridge_isolation())?;
-        let port = Port::new(PortConfig {
+        let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
             gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
             net_type: config.port.net_type,
             policy,
             mtu: uplink.mtu,
         })?;
+        if let Some(file) = leases {
+            let (server, subnet) = (uplink.address, uplink.subnet);
+            let taken = file.take_over(&mut port, config.vm_mac, server, subnet, clock::now());
+            if let Err(error) = taken {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "no lease is taken over; a VM that resumes has to ask for one");
+            }
+        }
         let ready_line = serde_json::json!({
             "mode": mode.name(),
             "gateway": uplink.address,

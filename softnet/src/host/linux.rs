@@ -76,6 +76,7 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
         link: Box::new(tap),
         mode: Mode::Tap,
         follower: Box::new(NoFollower),
+        leases: None,
     })
 }
 
@@ -96,6 +97,7 @@ fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<Ho
         link: Box::new(tap),
         mode: Mode::Bridge,
         follower: Box::new(NoFollower),
+        leases: None,
     })
 }
 
@@ -121,6 +123,7 @@ fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLi
         link: Box::new(passt::PasstLink::new(StreamLink::new(passt.socket)?)),
         mode: Mode::Passt,
         follower: Box::new(NoFollower),
+        leases: None,
     })
 }
 
@@ -144,9 +147,10 @@ fn open_managed(
     let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;
     let uplink = uplink(membership.gateway(), &tap);
+    let leases = Some(membership.lease_file());
     let custody = Custody { membership, exposes: settings.expose.clone(), reservations };
     let follower = monitor::entrust(custody).context("cannot start the worker")?;
-    Ok(HostLink { uplink, link: Box::new(tap), mode: Mode::Network, follower })
+    Ok(HostLink { uplink, link: Box::new(tap), mode: Mode::Network, follower, leases })
 }
 
 /// What the user can mend on the command line is an error of the command line.

@@ -17,16 +17,20 @@ pub mod sysctl;
 pub mod tap;
 #[cfg(target_os = "linux")]
 pub mod tools;
+pub mod vmnet;
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use crate::leases::LeaseFile;
 use crate::link::Link;
 use crate::relay::LeaseFollower;
 
 #[cfg(target_os = "linux")]
 pub use linux::open;
+#[cfg(target_os = "macos")]
+pub use vmnet::open;
 
 /// What kind of host side it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,4 +86,6 @@ pub struct HostLink {
     pub mode: Mode,
     /// What follows the VM's lease.
     pub follower: Box<dyn LeaseFollower>,
+    /// Where the DHCP server notes its leases, if this process may know.
+    pub leases: Option<LeaseFile>,
 }

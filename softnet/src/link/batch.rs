@@ -30,6 +30,8 @@ pub struct FrameBatch {
     max_frame: usize,
     /// Frames that the transport cut, not yet asked for.
     truncated: usize,
+    /// Frames that the transport did not take, not yet asked for.
+    given_up: usize,
 }
 
 /// One frame of a batch.
@@ -55,6 +57,7 @@ impl FrameBatch {
             tail: 0,
             max_frame,
             truncated: 0,
+            given_up: 0,
         }
     }
 
@@ -154,6 +157,23 @@ impl FrameBatch {
     /// Frames that the transport cut since this was last asked.
     pub fn take_truncated(&mut self) -> usize {
         std::mem::take(&mut self.truncated)
+    }
+
+    /// Drops all frames left to send: the far end takes none, and will not tell when it does.
+    pub fn give_up(&mut self) {
+        self.given_up += self.len_on_wire();
+        self.clear();
+    }
+
+    /// Drops the oldest frame left to send: the far end refuses it.
+    pub fn give_up_one(&mut self) {
+        self.given_up += 1;
+        self.advance(1);
+    }
+
+    /// Frames that were given up since this was last asked.
+    pub fn take_given_up(&mut self) -> usize {
+        std::mem::take(&mut self.given_up)
     }
 
     /// Keeps the frames for which `keep` says so, in order.

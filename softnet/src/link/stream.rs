@@ -87,7 +87,7 @@ impl StreamLink {
     /// Sends the rest of a frame that the socket took in part. `false` if the socket is still full.
     fn send_rest(&mut self) -> Result<bool, LinkError> {
         while !self.unsent.is_empty() {
-            match rustix::net::send(&self.socket, &self.unsent, rustix::net::SendFlags::NOSIGNAL) {
+            match rustix::net::send(&self.socket, &self.unsent, crate::sys::SEND) {
                 Ok(count) => drop(self.unsent.drain(..count)),
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
@@ -144,7 +144,7 @@ impl Link for StreamLink {
                 self.socket.as_fd(),
                 &slices[..3 * count],
                 &mut rustix::net::SendAncillaryBuffer::default(),
-                rustix::net::SendFlags::NOSIGNAL,
+                crate::sys::SEND,
             );
             let mut written = match written {
                 Ok(written) => written,

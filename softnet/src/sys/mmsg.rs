@@ -10,6 +10,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
+use super::Datagram;
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 use crate::sandbox::Syscall;
 
@@ -27,15 +28,6 @@ impl fmt::Debug for MessageArray {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MessageArray").finish_non_exhaustive()
     }
-}
-
-/// One received datagram.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Datagram {
-    /// Bytes stored.
-    pub len: usize,
-    /// The datagram was longer than its buffer (`MSG_TRUNC`).
-    pub truncated: bool,
 }
 
 impl MessageArray {

@@ -10,7 +10,7 @@ use mio::{Interest, Registry, Token};
 use super::peer::PeerWatch;
 use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Sent};
 use crate::sandbox::{Needs, Syscall};
-use crate::sys::mmsg::{self, MessageArray};
+use crate::sys::messages::{self, MessageArray};
 
 /// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
 /// which must harm nothing (rule L3). What follows decides: silence for this long was the end.
@@ -67,7 +67,9 @@ impl Link for DatagramLink {
         let count = match received {
             Ok(count) => count,
             Err(error) => match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => return Ok(Received::Drained),
+                Some(libc::EAGAIN) => return Ok(Received::Drained),
+                // Nothing says that nothing is left.
+                Some(libc::EINTR) => return Ok(Received::More),
                 Some(libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED) => {
                     return Err(LinkError::Closed);
                 }
@@ -119,7 +121,7 @@ impl Link for DatagramLink {
 
     fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.socket);
-        needs.calls(mmsg::SYSCALLS);
+        needs.calls(messages::SYSCALLS);
         needs.calls(&[Syscall::EpollCtl, Syscall::ClockGettime]);
         if let Some(peer) = &self.peer {
             peer.needs(needs);

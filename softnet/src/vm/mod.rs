@@ -1,8 +1,7 @@
 //! The VM's side: the socket that the VMM hands over.
 
-#[cfg(target_os = "linux")]
 mod datagram;
-#[cfg(target_os = "linux")]
+#[cfg_attr(not(target_os = "linux"), path = "peer_portable.rs")]
 mod peer;
 
 use std::os::fd::OwnedFd;
@@ -11,7 +10,6 @@ use rustix::net::SocketType;
 use rustix::net::sockopt;
 
 use crate::link::{Link, StreamLink};
-#[cfg(target_os = "linux")]
 pub use datagram::DatagramLink;
 
 /// Receive buffer in bytes that a VM socket is raised to: what Tart asks for, about 2,700 full frames.
@@ -85,6 +83,11 @@ impl VmSocket {
         }
     }
 
+    /// The socket itself, for another process.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+
     /// How frames lie on it.
     pub fn framing(&self) -> Framing {
         self.framing
@@ -138,7 +141,7 @@ mod tests {
         let (seqpacket, _a) = rustix::net::socketpair(
             rustix::net::AddressFamily::UNIX,
             SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC,
+            rustix::net::SocketFlags::empty(),
             None,
         )
         .unwrap();

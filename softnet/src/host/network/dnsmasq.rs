@@ -108,7 +108,8 @@ fn pid_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.pid")
 }
 
-fn lease_file(directory: &NetworkDir) -> PathBuf {
+/// Where the server notes its leases.
+pub fn lease_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.leases")
 }
 

@@ -11,12 +11,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use softnet_filter::MacAddr;
 
 use super::build::{apply_rules, ensure_locked, hands_out, members};
+use super::dnsmasq;
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
 use crate::conntrack;
 use crate::host::bridge::{self, Gateway};
 use crate::host::expose::{Expose, Forward, Op, Protocol};
+use crate::leases::{Format, LeaseFile};
 use crate::netlink::{self, Netlink};
 
 /// Who joins.
@@ -76,6 +78,11 @@ impl Membership {
     /// What was decided for the network.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Where the network's DHCP server notes its leases.
+    pub fn lease_file(&self) -> LeaseFile {
+        LeaseFile { path: dnsmasq::lease_file(&self.directory), format: Format::Dnsmasq }
     }
 
     /// The network's gateway.

@@ -1,0 +1,159 @@
+//! The lease time of macOS's DHCP server, bootpd.
+//!
+//! vmnet's DHCP range has some 250 addresses, and bootpd keeps each for a day unless told otherwise: a host that starts a
+//! few hundred VMs a day runs out. The time is a system preference of Internet Sharing, `bootpd` → `DHCPLeaseTimeSecs`
+//! in `com.apple.InternetSharing.default.plist`, which others may use too. So it is changed under the preferences' lock,
+//! only if it differs, and nothing beside it is touched.
+
+#[cfg(target_os = "macos")]
+mod apple;
+
+#[cfg(target_os = "macos")]
+pub use apple::tune_system;
+
+/// The preferences as far as the lease time goes.
+pub trait Preferences {
+    /// Waits for the lock, and sees what was written before it was had.
+    ///
+    /// # Errors
+    /// When the lock cannot be had, for instance without privilege.
+    fn lock(&mut self) -> Result<(), BootpdError>;
+    /// The lease time in seconds, if one is set.
+    fn lease_time(&self) -> Option<u32>;
+    /// Sets the lease time, and leaves all other keys as they are.
+    ///
+    /// # Errors
+    /// When the preferences do not take it.
+    fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError>;
+    /// Makes the change last and tells those who use it.
+    ///
+    /// # Errors
+    /// When it cannot be stored.
+    fn commit(&mut self) -> Result<(), BootpdError>;
+    /// Gives the lock back.
+    fn unlock(&mut self);
+}
+
+/// Why the lease time was not set. It is a warning, not the end.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("cannot {step} the system's DHCP preferences: {reason}")]
+pub struct BootpdError {
+    /// What was tried.
+    pub step: &'static str,
+    /// What the system said.
+    pub reason: String,
+}
+
+/// What has become of the preference.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Tuned {
+    /// It was as it should be.
+    Already,
+    /// It was changed.
+    Changed,
+}
+
+/// Sets the lease time to `seconds`, if it is another.
+///
+/// # Errors
+/// The first step that failed; the lock is given back in any case.
+pub fn tune(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
+    // Nearly always; and reading needs no privilege.
+    if preferences.lease_time() == Some(seconds) {
+        return Ok(Tuned::Already);
+    }
+    preferences.lock()?;
+    let outcome = tune_locked(preferences, seconds);
+    preferences.unlock();
+    outcome
+}
+
+fn tune_locked(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
+    // Another Softnet may have been faster.
+    if preferences.lease_time() == Some(seconds) {
+        return Ok(Tuned::Already);
+    }
+    preferences.set_lease_time(seconds)?;
+    preferences.commit()?;
+    Ok(Tuned::Changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Preferences that note what is done to them.
+    #[derive(Debug, Default)]
+    struct Fake {
+        stored: Option<u32>,
+        /// What somebody else stores while the lock is waited for.
+        meanwhile: Option<u32>,
+        fails_at: Option<&'static str>,
+        done: Vec<&'static str>,
+    }
+
+    impl Fake {
+        fn step(&mut self, step: &'static str) -> Result<(), BootpdError> {
+            self.done.push(step);
+            if self.fails_at == Some(step) {
+                return Err(BootpdError { step, reason: "no".to_owned() });
+            }
+            Ok(())
+        }
+    }
+
+    impl Preferences for Fake {
+        fn lock(&mut self) -> Result<(), BootpdError> {
+            self.step("lock")?;
+            self.stored = self.meanwhile.or(self.stored);
+            Ok(())
+        }
+        fn lease_time(&self) -> Option<u32> {
+            self.stored
+        }
+        fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError> {
+            self.step("set")?;
+            self.stored = Some(seconds);
+            Ok(())
+        }
+        fn commit(&mut self) -> Result<(), BootpdError> {
+            self.step("commit")
+        }
+        fn unlock(&mut self) {
+            self.done.push("unlock");
+        }
+    }
+
+    #[test]
+    fn a_time_that_differs_is_changed_under_the_lock() {
+        for stored in [None, Some(86_400)] {
+            let mut fake = Fake { stored, ..Fake::default() };
+            assert_eq!(tune(&mut fake, 600), Ok(Tuned::Changed));
+            assert_eq!(fake.stored, Some(600));
+            assert_eq!(fake.done, ["lock", "set", "commit", "unlock"]);
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_right_is_left_alone() {
+        let mut fake = Fake { stored: Some(600), ..Fake::default() };
+        assert_eq!(tune(&mut fake, 600), Ok(Tuned::Already));
+        assert!(fake.done.is_empty());
+        let mut raced = Fake { meanwhile: Some(600), ..Fake::default() };
+        assert_eq!(tune(&mut raced, 600), Ok(Tuned::Already));
+        assert_eq!(raced.done, ["lock", "unlock"]);
+    }
+
+    #[test]
+    fn a_failure_gives_the_lock_back() {
+        for (step, done) in [
+            ("lock", &["lock"][..]),
+            ("set", &["lock", "set", "unlock"]),
+            ("commit", &["lock", "set", "commit", "unlock"]),
+        ] {
+            let mut fake = Fake { fails_at: Some(step), ..Fake::default() };
+            assert_eq!(tune(&mut fake, 600).unwrap_err().step, step);
+            assert_eq!(fake.done, done);
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Port forwards that follow the VM's lease.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use mio::{Registry, Token};
+use softnet_filter::{Lease, Timestamp};
+
+use super::Interface;
+use crate::host::expose::{Expose, Forwarder, Op};
+use crate::relay::{LeaseFollower, RelayError};
+use crate::sandbox::Needs;
+
+/// Keeps vmnet's forwards what the VM's lease says; takes them away when dropped.
+#[derive(Debug)]
+pub struct VmnetForwards<I: Interface> {
+    interface: Rc<RefCell<I>>,
+    forwarder: Forwarder,
+}
+
+impl<I: Interface> VmnetForwards<I> {
+    /// Forwards of `exposes` on `interface`; none is in place before there is a lease.
+    pub fn new(interface: Rc<RefCell<I>>, exposes: Vec<Expose>) -> Self {
+        VmnetForwards { interface, forwarder: Forwarder::new(exposes) }
+    }
+
+    /// Takes every step that is due. One that fails holds up no other, and is tried again later.
+    fn apply(&mut self, now: Timestamp) {
+        let now = since_start(now);
+        let mut interface = self.interface.borrow_mut();
+        let mut failed = false;
+        for op in self.forwarder.due(now) {
+            let outcome = match &op {
+                Op::Install(forward) => interface.add_forward(forward),
+                Op::Remove(forward) => interface.remove_forward(forward),
+            };
+            match (outcome, &op) {
+                (Ok(()), Op::Install(forward)) => tracing::info!(%forward, "forwarding"),
+                (Ok(()), Op::Remove(forward)) => tracing::info!(%forward, "no longer forwarding"),
+                (Err(error), Op::Install(forward) | Op::Remove(forward)) => {
+                    tracing::warn!(%forward, %error, "vmnet did not change a forward; trying again later");
+                    failed = true;
+                    continue;
+                }
+            }
+            self.forwarder.done(op);
+        }
+        if failed {
+            self.forwarder.failed(now);
+        }
+    }
+}
+
+impl<I: Interface> LeaseFollower for VmnetForwards<I> {
+    fn needs(&self, _needs: &mut Needs) {}
+
+    fn register(&mut self, _registry: &Registry, _token: Token) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lease_changed(&mut self, lease: Option<Lease>, now: Timestamp) {
+        self.forwarder.set_address(lease.map(|lease| lease.address));
+        self.apply(now);
+    }
+
+    fn attend(&mut self, now: Timestamp) -> Result<(), RelayError> {
+        self.apply(now);
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        let at = self.forwarder.next_deadline()?;
+        Some(Timestamp::from_nanos(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl<I: Interface> Drop for VmnetForwards<I> {
+    fn drop(&mut self) {
+        let mut interface = self.interface.borrow_mut();
+        for forward in self.forwarder.installed() {
+            if let Err(error) = interface.remove_forward(forward) {
+                tracing::warn!(%forward, %error, "vmnet did not take a forward away; it ends with the interface");
+            }
+        }
+    }
+}
+
+fn since_start(now: Timestamp) -> Duration {
+    Duration::from_nanos(now.as_nanos())
+}

@@ -1,0 +1,211 @@
+//! The host side of macOS: Apple's vmnet framework, which gives a VM NAT, DHCP and DNS, or a network of the host alone.
+//!
+//! Everything but the calls into the framework ([`apple`]) is written against the narrow [`Interface`] and runs on any
+//! system, so that its tests do too: [`VmnetLink`] carries batches of frames, [`VmnetForwards`] makes port forwards
+//! follow the VM's lease, [`Waker`] turns the framework's callbacks into something to poll.
+//!
+//! Used are only calls that macOS 13 has; the network objects of macOS 26 are not.
+
+#[cfg(target_os = "macos")]
+mod apple;
+mod forwards;
+mod gateway;
+mod link;
+mod wake;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::rc::Rc;
+
+use ipnet::Ipv4Net;
+
+use super::expose::{Expose, Forward};
+use super::{HostLink, Mode, Uplink};
+use crate::config::ConfigError;
+use crate::leases::LeaseFile;
+use crate::link::ETHERNET_HEADER;
+
+#[cfg(target_os = "macos")]
+pub use apple::open;
+pub use forwards::VmnetForwards;
+pub use gateway::station;
+pub use link::VmnetLink;
+pub use wake::{Wake, Waker, pair as wake_pair};
+
+/// A started vmnet interface. Dropping it stops it; no callback of it runs after that.
+///
+/// Implementations are given a [`Waker`] when they start, and call it from whatever thread whenever frames may have
+/// arrived; once for many is enough, if it comes after the last of them.
+pub trait Interface: fmt::Debug {
+    /// Fills `buffers` from the front with frames that have arrived, writes their lengths to `lengths`, and returns how
+    /// many there were; 0 says that nothing is left.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    fn read(&mut self, buffers: &mut [&mut [u8]], lengths: &mut [usize]) -> Result<usize, Refusal>;
+
+    /// Takes `frames` from the front and returns how many, at least one.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; none was taken then.
+    fn write(&mut self, frames: &[&[u8]]) -> Result<usize, Refusal>;
+
+    /// Leads a port of the host to the VM.
+    ///
+    /// # Errors
+    /// When the framework does not; it may later.
+    fn add_forward(&mut self, forward: &Forward) -> Result<(), Refusal>;
+
+    /// Takes the forward away.
+    ///
+    /// # Errors
+    /// When the framework does not; it may later.
+    fn remove_forward(&mut self, forward: &Forward) -> Result<(), Refusal>;
+}
+
+/// Why the framework did not do what it was asked.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// Its buffers are full, or memory is short. Frames are lost, the interface is not.
+    #[error("its buffers are exhausted")]
+    Exhausted,
+    /// It does not like a frame or an argument.
+    #[error("it refused the argument ({0})")]
+    Argument(String),
+    /// The interface does not work any more.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// What a started interface says of itself, checked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Parameters {
+    /// The host's address on the VM's network.
+    pub gateway: Ipv4Addr,
+    /// The VM's network.
+    pub subnet: Ipv4Net,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// Largest frame in bytes that a read may give.
+    pub max_frame: usize,
+    /// Most frames in one read.
+    pub max_read: usize,
+    /// Most frames in one write.
+    pub max_write: usize,
+}
+
+/// A parameter without which, or with which, nothing can be done.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum ParameterError {
+    /// The framework did not say.
+    #[error("vmnet does not tell the interface's {0}")]
+    Missing(&'static str),
+    /// The framework said nonsense.
+    #[error("vmnet tells {value:?} as the interface's {name}")]
+    Senseless {
+        /// Which parameter.
+        name: &'static str,
+        /// What it says.
+        value: String,
+    },
+}
+
+/// The same as the framework words it: text and wide numbers.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct RawParameters {
+    /// First address of the DHCP range, which the host has itself.
+    pub start_address: Option<String>,
+    /// Mask of the subnet.
+    pub subnet_mask: Option<String>,
+    /// Largest IP packet in bytes.
+    pub mtu: Option<u64>,
+    /// Largest frame in bytes.
+    pub max_packet_size: Option<u64>,
+    /// Most frames in one read; macOS before 13 does not say, and takes one.
+    pub read_max_packets: Option<u64>,
+    /// Most frames in one write.
+    pub write_max_packets: Option<u64>,
+}
+
+impl TryFrom<RawParameters> for Parameters {
+    type Error = ParameterError;
+
+    fn try_from(raw: RawParameters) -> Result<Self, ParameterError> {
+        let gateway: Ipv4Addr = address("start address", raw.start_address)?;
+        let mask: Ipv4Addr = address("subnet mask", raw.subnet_mask)?;
+        let subnet = Ipv4Net::with_netmask(gateway, mask)
+            .map_err(|_| ParameterError::Senseless { name: "subnet mask", value: mask.to_string() })?;
+        let max_frame = length("maximum packet size", raw.max_packet_size)?;
+        let mtu = length("MTU", raw.mtu)?.min(max_frame.saturating_sub(ETHERNET_HEADER));
+        // What a frame's length field can say; more would be a super-frame, which is not asked for.
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        let batch = |packets: Option<u64>| packets.map_or(1, |packets| packets.clamp(1, 1 << 16) as usize);
+        Ok(Parameters {
+            gateway,
+            subnet,
+            mtu,
+            max_frame,
+            max_read: batch(raw.read_max_packets),
+            max_write: batch(raw.write_max_packets),
+        })
+    }
+}
+
+fn address(name: &'static str, value: Option<String>) -> Result<Ipv4Addr, ParameterError> {
+    let value = value.ok_or(ParameterError::Missing(name))?;
+    value.parse().map_err(|_| ParameterError::Senseless { name, value })
+}
+
+fn length(name: &'static str, value: Option<u64>) -> Result<usize, ParameterError> {
+    let value = value.ok_or(ParameterError::Missing(name))?;
+    let sane = usize::try_from(value).ok().filter(|value| (576..=1 << 17).contains(value));
+    sane.ok_or_else(|| ParameterError::Senseless { name, value: value.to_string() })
+}
+
+/// Forwards that vmnet can make: it takes no address of the host.
+///
+/// # Errors
+/// Names the first that it cannot make.
+pub fn check_exposes(exposes: &[Expose]) -> Result<(), ConfigError> {
+    let bound = exposes.iter().find(|expose| expose.address.is_some_and(|address| !address.is_unspecified()));
+    match bound {
+        None => Ok(()),
+        Some(expose) => {
+            let reason = format!(
+                "names an address of the host, which macOS's vmnet cannot; write {}:{}/{}",
+                expose.external, expose.internal, expose.protocol
+            );
+            Err(ConfigError::new("--expose", expose.to_string(), reason))
+        }
+    }
+}
+
+/// A host side over a started `interface`, whose wake-ups come by `wake`. `station` is the gateway's interface name and
+/// MAC address.
+pub fn host_link<I: Interface + 'static>(
+    interface: I,
+    parameters: Parameters,
+    wake: Wake,
+    (name, mac): (String, [u8; 6]),
+    exposes: Vec<Expose>,
+) -> HostLink {
+    // Forwards are taken away before the interface goes, and it goes with whichever of the two is dropped last.
+    let interface = Rc::new(RefCell::new(interface));
+    HostLink {
+        uplink: Uplink {
+            mac,
+            address: parameters.gateway,
+            subnet: parameters.subnet,
+            mtu: parameters.mtu,
+            interface: name,
+        },
+        link: Box::new(VmnetLink::new(Rc::clone(&interface), wake, parameters)),
+        mode: Mode::Vmnet,
+        follower: Box::new(VmnetForwards::new(interface, exposes)),
+        leases: Some(LeaseFile::bootpd()),
+    }
+}

@@ -1,0 +1,381 @@
+//! The code above the framework against a stand-in with the framework's habits: frames come by another thread, one
+//! callback stands for many frames, reads and writes come in batches, buffers run out, forwards fail.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token};
+use softnet_filter::{Lease, Resolvers, Timestamp};
+
+use super::*;
+use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Received, Sent};
+use crate::relay::LeaseFollower;
+
+const MAX_FRAME: usize = 1514;
+/// Long enough for any machine; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const PARAMETERS: Parameters = Parameters {
+    gateway: Ipv4Addr::new(192, 168, 64, 1),
+    subnet: Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 1), 24),
+    mtu: 1500,
+    max_frame: MAX_FRAME,
+    max_read: BATCH_FRAMES,
+    max_write: BATCH_FRAMES,
+};
+
+/// What both sides of the stand-in share.
+#[derive(Debug, Default)]
+struct State {
+    arrived: VecDeque<Vec<u8>>,
+    written: Vec<Vec<u8>>,
+    /// What the next writes say instead of taking frames, in order.
+    refusals: VecDeque<Refusal>,
+    /// How many frames a write takes at most.
+    write_limit: Option<usize>,
+    /// What the next changes of forwards say, in order.
+    forward_refusals: VecDeque<Refusal>,
+    log: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Network(Arc<Mutex<State>>);
+
+impl Network {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// The interface's end.
+#[derive(Debug)]
+struct FakeInterface(Network);
+
+impl Interface for FakeInterface {
+    fn read(&mut self, buffers: &mut [&mut [u8]], lengths: &mut [usize]) -> Result<usize, Refusal> {
+        let mut state = self.0.state();
+        let mut count = 0;
+        for (buffer, length) in buffers.iter_mut().zip(lengths) {
+            let Some(frame) = state.arrived.pop_front() else { break };
+            buffer[..frame.len()].copy_from_slice(&frame);
+            *length = frame.len();
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn write(&mut self, frames: &[&[u8]]) -> Result<usize, Refusal> {
+        let mut state = self.0.state();
+        if let Some(refusal) = state.refusals.pop_front() {
+            return Err(refusal);
+        }
+        let taken = frames.len().min(state.write_limit.unwrap_or(usize::MAX));
+        state.written.extend(frames[..taken].iter().map(|frame| frame.to_vec()));
+        Ok(taken)
+    }
+
+    fn add_forward(&mut self, forward: &Forward) -> Result<(), Refusal> {
+        self.change(format!("add {forward}"))
+    }
+
+    fn remove_forward(&mut self, forward: &Forward) -> Result<(), Refusal> {
+        self.change(format!("remove {forward}"))
+    }
+}
+
+impl FakeInterface {
+    fn change(&mut self, what: String) -> Result<(), Refusal> {
+        let mut state = self.0.state();
+        match state.forward_refusals.pop_front() {
+            Some(refusal) => Err(refusal),
+            None => {
+                state.log.push(what);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Drop for FakeInterface {
+    fn drop(&mut self) {
+        self.0.state().log.push("stop".to_owned());
+    }
+}
+
+/// A link, what is behind it, and how to wake it.
+fn link() -> (VmnetLink<FakeInterface>, Network, Waker) {
+    let (waker, wake) = wake::pair().unwrap();
+    let network = Network::default();
+    let interface = Rc::new(RefCell::new(FakeInterface(network.clone())));
+    (VmnetLink::new(interface, wake, PARAMETERS), network, waker)
+}
+
+fn batch_of(count: u8) -> FrameBatch {
+    let mut batch = FrameBatch::new(MAX_FRAME);
+    for byte in 0..count {
+        batch.free_space()[..60].fill(byte);
+        batch.push(60);
+    }
+    batch
+}
+
+fn first_bytes(frames: &[Vec<u8>]) -> Vec<u8> {
+    frames.iter().map(|frame| frame[0]).collect()
+}
+
+#[test]
+fn no_wake_up_is_lost_however_many_are_merged() {
+    const FRAMES: u32 = 50_000;
+    let (mut link, network, waker) = link();
+    let mut poll = Poll::new().unwrap();
+    link.register(poll.registry(), Token(0), Interest::READABLE).unwrap();
+    let producer = std::thread::spawn(move || {
+        for number in 0..FRAMES {
+            let mut state = network.state();
+            // A callback only for the first frame behind an empty queue: the rest must be found by reading on.
+            let wake = state.arrived.is_empty();
+            state.arrived.push_back(number.to_be_bytes().to_vec());
+            drop(state);
+            if wake {
+                waker.wake();
+            }
+        }
+    });
+    let mut batch = FrameBatch::new(MAX_FRAME);
+    let mut events = Events::with_capacity(4);
+    let mut expected = 0;
+    while expected < FRAMES {
+        poll.poll(&mut events, Some(PATIENCE)).unwrap();
+        assert!(!events.is_empty(), "asleep with {expected} of {FRAMES} frames");
+        loop {
+            batch.clear();
+            let received = link.recv(&mut batch).unwrap();
+            for frame in batch.frames() {
+                assert_eq!(frame, expected.to_be_bytes());
+                expected += 1;
+            }
+            if received == Received::Drained {
+                break;
+            }
+        }
+    }
+    producer.join().unwrap();
+}
+
+#[test]
+fn a_callback_after_the_end_finds_nobody_and_does_nothing() {
+    let (link, network, waker) = link();
+    drop(link);
+    assert_eq!(network.state().log, ["stop"]);
+    for _ in 0..3 {
+        waker.wake();
+    }
+}
+
+#[test]
+fn the_end_comes_in_the_middle_of_a_flood() {
+    for _ in 0..50 {
+        let (mut link, network, waker) = link();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let flood = std::thread::spawn({
+            let (network, woken) = (network.clone(), Arc::clone(&woken));
+            move || {
+                while network.state().log.is_empty() {
+                    network.state().arrived.push_back(vec![0; 60]);
+                    waker.wake();
+                    woken.fetch_add(1, Ordering::Relaxed);
+                }
+                // A callback that was on its way when the interface went.
+                waker.wake();
+            }
+        });
+        let mut batch = FrameBatch::new(MAX_FRAME);
+        while woken.load(Ordering::Relaxed) < 100 {
+            batch.clear();
+            link.recv(&mut batch).unwrap();
+            std::thread::yield_now();
+        }
+        drop(link);
+        flood.join().unwrap();
+    }
+}
+
+#[test]
+fn a_thousand_wake_ups_are_one() {
+    let (mut link, _network, waker) = link();
+    let mut poll = Poll::new().unwrap();
+    link.register(poll.registry(), Token(0), Interest::READABLE).unwrap();
+    for _ in 0..1000 {
+        waker.wake();
+    }
+    let mut events = Events::with_capacity(4);
+    poll.poll(&mut events, Some(PATIENCE)).unwrap();
+    assert_eq!(events.iter().count(), 1);
+    assert_eq!(link.recv(&mut FrameBatch::new(MAX_FRAME)).unwrap(), Received::Drained);
+    poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+    assert!(events.is_empty(), "nothing has happened since");
+    waker.wake();
+    poll.poll(&mut events, Some(PATIENCE)).unwrap();
+    assert!(!events.is_empty(), "the flag was not cleared");
+}
+
+#[test]
+fn writes_go_on_where_the_interface_took_only_some() {
+    let (mut link, network, _waker) = link();
+    network.state().write_limit = Some(3);
+    let mut batch = batch_of(10);
+    assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
+    assert_eq!(first_bytes(&network.state().written), (0..10).collect::<Vec<_>>());
+    assert_eq!(batch.take_given_up(), 0);
+}
+
+#[test]
+fn exhausted_buffers_cost_the_frames_and_nothing_else() {
+    let (mut link, network, _waker) = link();
+    network.state().write_limit = Some(4);
+    let mut batch = batch_of(10);
+    link.send(&mut batch_of(4)).unwrap();
+    network.state().refusals.push_back(Refusal::Exhausted);
+    assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
+    assert!(batch.is_empty());
+    assert_eq!(batch.take_given_up(), 10);
+    let mut next = batch_of(2);
+    assert_eq!(link.send(&mut next).unwrap(), Sent::All);
+    assert_eq!(network.state().written.len(), 6);
+    assert_eq!(next.take_given_up(), 0);
+}
+
+#[test]
+fn one_refused_frame_costs_no_other() {
+    let (mut link, network, _waker) = link();
+    let argument = || Refusal::Argument("too big".to_owned());
+    network.state().refusals.extend([argument(), argument()]);
+    let mut batch = batch_of(5);
+    assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
+    assert_eq!(first_bytes(&network.state().written), [1, 2, 3, 4]);
+    assert_eq!(batch.take_given_up(), 1);
+}
+
+#[test]
+fn a_broken_interface_ends_the_link() {
+    let (mut link, network, _waker) = link();
+    network.state().refusals.push_back(Refusal::Broken("gone".to_owned()));
+    assert!(matches!(link.send(&mut batch_of(1)), Err(LinkError::Io("write to vmnet", _))));
+}
+
+fn lease(last: u8) -> Option<Lease> {
+    let server = PARAMETERS.gateway;
+    let address = Ipv4Addr::new(192, 168, 64, last);
+    Some(Lease { address, server, expires: None, resolvers: Resolvers::default() })
+}
+
+fn forwards(exposes: &[&str]) -> (VmnetForwards<FakeInterface>, Network) {
+    let network = Network::default();
+    let interface = Rc::new(RefCell::new(FakeInterface(network.clone())));
+    let exposes = exposes.iter().map(|expose| expose.parse().unwrap()).collect();
+    (VmnetForwards::new(interface, exposes), network)
+}
+
+#[test]
+fn forwards_follow_the_lease_and_go_before_the_interface() {
+    let (mut forwards, network) = forwards(&["2222:22", "53:53/udp"]);
+    let now = Timestamp::from_secs(1);
+    assert_eq!(forwards.deadline(), None);
+    forwards.lease_changed(lease(5), now);
+    forwards.lease_changed(lease(6), now);
+    assert_eq!(forwards.deadline(), None);
+    forwards.lease_changed(None, now);
+    forwards.lease_changed(lease(7), now);
+    drop(forwards);
+    let log = network.state().log.clone();
+    let of = |address: &str, what: &str| {
+        [format!("{what} 0.0.0.0:2222 -> {address}:22 tcp"), format!("{what} 0.0.0.0:53 -> {address}:53 udp")]
+    };
+    let expected = [
+        of("192.168.64.5", "add"),
+        of("192.168.64.5", "remove"),
+        of("192.168.64.6", "add"),
+        of("192.168.64.6", "remove"),
+        of("192.168.64.7", "add"),
+        of("192.168.64.7", "remove"),
+    ];
+    assert_eq!(log[..12], expected.concat());
+    assert_eq!(log[12..], ["stop"]);
+}
+
+#[test]
+fn a_forward_that_fails_is_tried_again_and_holds_up_no_other() {
+    let (mut forwards, network) = forwards(&["2222:22", "8080:80"]);
+    let busy = || Refusal::Broken("busy".to_owned());
+    network.state().forward_refusals.extend([busy()]);
+    let mut now = Timestamp::from_secs(1);
+    forwards.lease_changed(lease(5), now);
+    assert_eq!(network.state().log, ["add 0.0.0.0:8080 -> 192.168.64.5:80 tcp"]);
+    // Not before the pause is over, and ever later.
+    network.state().forward_refusals.extend([busy(), busy()]);
+    let mut pauses = Vec::new();
+    for _ in 0..3 {
+        let at = forwards.deadline().unwrap();
+        assert!(at > now);
+        pauses.push(at.as_nanos() - now.as_nanos());
+        forwards.attend(now).unwrap();
+        assert_eq!(network.state().log.len(), 1);
+        now = at;
+        forwards.attend(now).unwrap();
+    }
+    assert!(pauses.is_sorted());
+    assert_eq!(network.state().log.last().unwrap(), "add 0.0.0.0:2222 -> 192.168.64.5:22 tcp");
+    assert_eq!(forwards.deadline(), None);
+}
+
+#[test]
+fn a_lost_lease_takes_back_only_what_is_there() {
+    let (mut forwards, network) = forwards(&["2222:22"]);
+    network.state().forward_refusals.push_back(Refusal::Exhausted);
+    forwards.lease_changed(lease(5), Timestamp::from_secs(1));
+    forwards.lease_changed(None, Timestamp::from_secs(2));
+    assert_eq!(forwards.deadline(), None);
+    drop(forwards);
+    assert_eq!(network.state().log, ["stop"]);
+}
+
+#[test]
+fn forwards_for_one_address_of_the_host_are_refused() {
+    let parse = |text: &str| vec![text.parse::<Expose>().unwrap()];
+    check_exposes(&parse("8080:80")).unwrap();
+    check_exposes(&parse("0.0.0.0:8080:80")).unwrap();
+    let error = check_exposes(&parse("127.0.0.1:8080:80")).unwrap_err().to_string();
+    assert!(error.contains("write 8080:80/tcp"), "{error}");
+}
+
+fn raw() -> RawParameters {
+    RawParameters {
+        start_address: Some("192.168.64.1".to_owned()),
+        subnet_mask: Some("255.255.255.0".to_owned()),
+        mtu: Some(1500),
+        max_packet_size: Some(1514),
+        read_max_packets: Some(64),
+        write_max_packets: None,
+    }
+}
+
+#[test]
+fn parameters_are_checked() {
+    let parameters = Parameters::try_from(raw()).unwrap();
+    assert_eq!(parameters, Parameters { max_read: 64, max_write: 1, ..PARAMETERS });
+    let small = Parameters::try_from(RawParameters { max_packet_size: Some(1000), ..raw() }).unwrap();
+    assert_eq!(small.mtu, 986);
+    for (wrong, name) in [
+        (RawParameters { start_address: None, ..raw() }, "start address"),
+        (RawParameters { start_address: Some("x".to_owned()), ..raw() }, "start address"),
+        (RawParameters { subnet_mask: Some("255.0.255.0".to_owned()), ..raw() }, "subnet mask"),
+        (RawParameters { mtu: Some(0), ..raw() }, "MTU"),
+        (RawParameters { mtu: None, ..raw() }, "MTU"),
+        (RawParameters { max_packet_size: Some(u64::MAX), ..raw() }, "maximum packet size"),
+    ] {
+        let error = Parameters::try_from(wrong).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+}

@@ -1,0 +1,480 @@
+//! What the DHCP server knows of a VM that had its lease before this Softnet started.
+//!
+//! A VM that resumes from suspension goes on with its address and asks for nothing before half of the lease is over.
+//! Its binding is therefore taken over from the server's own file, for exactly its MAC address. Both formats are read
+//! whole or not at all: in a file that is not understood nothing is trusted.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::Ipv4Net;
+use softnet_filter::{AdoptError, Lease, MacAddr, Port, Resolvers, Timestamp};
+
+/// The longest file that is read; more than ten thousand leases.
+const LONGEST: u64 = 4 << 20;
+/// What bootpd writes for a lease that never ends.
+const BOOTPD_NEVER: u64 = 0xffff_ffff;
+
+/// One lease of a server's file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Binding {
+    /// The leased address.
+    pub address: Ipv4Addr,
+    /// The client's MAC address, if the file tells it.
+    pub mac: Option<MacAddr>,
+    /// The client identifier as on the wire: type and value. `None` if the client sent none, or may have sent none.
+    pub client_id: Option<Vec<u8>>,
+    /// When it ends, in seconds since 1970; `None` for never.
+    pub ends: Option<u64>,
+}
+
+/// A file that does not say what it should.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct Malformed {
+    /// Counted from 1.
+    pub line: usize,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
+/// Whose format a file has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Format {
+    /// macOS's bootpd.
+    Bootpd,
+    /// dnsmasq.
+    Dnsmasq,
+}
+
+/// A server's lease file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeaseFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How it is to be read.
+    pub format: Format,
+}
+
+/// Why no lease was taken over although there is a file.
+#[derive(Debug, thiserror::Error)]
+pub enum TakeOverError {
+    /// It cannot be read.
+    #[error("{path} cannot be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It cannot be understood.
+    #[error("{path}: {source}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Malformed,
+    },
+    /// The filter does not believe it.
+    #[error("the lease of {address} in the server's file is not usable")]
+    Refused {
+        /// The leased address.
+        address: Ipv4Addr,
+        /// What the filter says.
+        source: AdoptError,
+    },
+}
+
+impl LeaseFile {
+    /// The file of macOS's bootpd.
+    pub fn bootpd() -> Self {
+        LeaseFile { path: "/var/db/dhcpd_leases".into(), format: Format::Bootpd }
+    }
+
+    /// All leases; none if there is no file yet.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn read(&self) -> Result<Vec<Binding>, TakeOverError> {
+        let unreadable = |source| TakeOverError::Unreadable { path: self.path.clone(), source };
+        let text = match read_text(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(unreadable(error)),
+        };
+        self.format
+            .parse(&text)
+            .map_err(|source| TakeOverError::Malformed { path: self.path.clone(), source })
+    }
+
+    /// Gives `port` the lease that the server has noted for `mac`, if there is one in `subnet` that has not ended.
+    ///
+    /// # Errors
+    /// When there is a file, but nothing can be made of it.
+    pub fn take_over(
+        &self,
+        port: &mut Port,
+        mac: MacAddr,
+        server: Ipv4Addr,
+        subnet: Ipv4Net,
+        now: Timestamp,
+    ) -> Result<(), TakeOverError> {
+        // A clock before 1970 makes every lease last; the filter's own clock starts then.
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let bindings = self.read()?;
+        let Some(binding) = choose(&bindings, mac, subnet, today) else { return Ok(()) };
+        let left = binding.ends.map(|ends| Duration::from_secs(ends.saturating_sub(today)));
+        let lease = Lease {
+            address: binding.address,
+            server,
+            expires: left.map(|left| now.saturating_add(left)),
+            resolvers: Resolvers::default(),
+        };
+        port.adopt(lease, binding.client_id.as_deref(), now)
+            .map_err(|source| TakeOverError::Refused { address: binding.address, source })
+    }
+}
+
+/// The lease of `mac` in `subnet` that lasts longest beyond `today`.
+fn choose(bindings: &[Binding], mac: MacAddr, subnet: Ipv4Net, today: u64) -> Option<&Binding> {
+    bindings
+        .iter()
+        .filter(|binding| binding.mac == Some(mac) && subnet.contains(&binding.address))
+        .filter(|binding| binding.ends.is_none_or(|ends| ends > today))
+        .max_by_key(|binding| binding.ends.unwrap_or(u64::MAX))
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let length = File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)? as u64;
+    if length > LONGEST {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any lease file"));
+    }
+    Ok(text)
+}
+
+impl Format {
+    /// All leases of a file of this format. Never panics, whatever `text` is.
+    ///
+    /// # Errors
+    /// The first line that is not understood.
+    pub fn parse(self, text: &str) -> Result<Vec<Binding>, Malformed> {
+        match self {
+            Format::Bootpd => parse_bootpd(text),
+            Format::Dnsmasq => parse_dnsmasq(text),
+        }
+    }
+}
+
+/// Blocks of `{`, lines of `key=value`, and `}`, as Apple's published bootpd writes them. A client that sent an
+/// identifier is filed under it, also where the hardware address should be.
+fn parse_bootpd(text: &str) -> Result<Vec<Binding>, Malformed> {
+    let mut bindings = Vec::new();
+    let mut open: Option<BootpdEntry> = None;
+    let mut last = 0;
+    for (index, line) in text.lines().enumerate() {
+        last = index + 1;
+        let malformed = |what| Malformed { line: last, what };
+        let line = line.trim();
+        match (line, &mut open) {
+            ("", _) => {}
+            ("{", None) => open = Some(BootpdEntry::default()),
+            ("}", Some(_)) => {
+                let entry = open.take().unwrap_or_default();
+                bindings.push(entry.binding().ok_or(malformed("an entry without address, client or end"))?);
+            }
+            (_, Some(entry)) => {
+                let (key, value) = line.split_once('=').ok_or(malformed("neither key=value nor a brace"))?;
+                entry.set(key, value).ok_or(malformed("a value that is none"))?;
+            }
+            (_, None) => return Err(malformed("something outside of the braces")),
+        }
+    }
+    match open {
+        None => Ok(bindings),
+        Some(_) => Err(Malformed { line: last, what: "the last brace is missing" }),
+    }
+}
+
+/// One block of bootpd's file, as far as it has been read.
+#[derive(Debug, Default)]
+struct BootpdEntry {
+    address: Option<Ipv4Addr>,
+    hardware: Option<Vec<u8>>,
+    identifier: Option<Vec<u8>>,
+    ends: Option<u64>,
+}
+
+impl BootpdEntry {
+    /// Takes one line; keys that are not needed may say anything.
+    fn set(&mut self, key: &str, value: &str) -> Option<()> {
+        match key {
+            "ip_address" => self.address = Some(value.parse().ok()?),
+            "hw_address" => self.hardware = Some(parse_typed(value)?),
+            "identifier" => self.identifier = Some(parse_typed(value)?),
+            "lease" => self.ends = Some(u64::from_str_radix(value.strip_prefix("0x")?, 16).ok()?),
+            _ => {}
+        }
+        Some(())
+    }
+
+    fn binding(self) -> Option<Binding> {
+        let hardware = self.hardware?;
+        let identifier = self.identifier.unwrap_or_else(|| hardware.clone());
+        let mac = mac_of(&hardware).or_else(|| mac_of(&identifier));
+        let ends = self.ends?;
+        Some(Binding {
+            address: self.address?,
+            mac,
+            // The hardware address is what bootpd takes for the identifier of a client that sends none.
+            client_id: (identifier.first() != Some(&1)).then_some(identifier),
+            ends: (ends != BOOTPD_NEVER).then_some(ends),
+        })
+    }
+}
+
+/// `type,octet:octet:…` in hexadecimal without leading zeros.
+fn parse_typed(value: &str) -> Option<Vec<u8>> {
+    let (kind, octets) = value.split_once(',')?;
+    std::iter::once(kind).chain(octets.split(':')).map(parse_octet).collect()
+}
+
+fn parse_octet(text: &str) -> Option<u8> {
+    let digits = (1..=2).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    u8::from_str_radix(text, 16).ok().filter(|_| digits)
+}
+
+/// The Ethernet address that an identifier names: it is one (type 1), or it is a DUID made of one (type 255, RFC 4361;
+/// DUID-LLT and DUID-LL, RFC 8415 section 11).
+fn mac_of(identifier: &[u8]) -> Option<MacAddr> {
+    let octets: &[u8] = match identifier {
+        [1, octets @ ..] => octets,
+        [255, _, _, _, _, 0, 1, 0, 1, _, _, _, _, octets @ ..]
+        | [255, _, _, _, _, 0, 3, 0, 1, octets @ ..] => octets,
+        _ => return None,
+    };
+    Some(MacAddr(octets.try_into().ok()?))
+}
+
+/// Lines of `END MAC ADDRESS NAME CLIENT-ID` (dnsmasq(8), `--dhcp-leasefile`): the end in seconds since 1970 or 0 for
+/// never, `*` for no identifier. From a line `duid …` on the leases are IPv6's.
+fn parse_dnsmasq(text: &str) -> Result<Vec<Binding>, Malformed> {
+    let mut bindings = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let malformed = Malformed { line: index + 1, what: "not END MAC ADDRESS NAME CLIENT-ID" };
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields[..] {
+            [] => {}
+            ["duid", ..] => break,
+            [ends, mac, address, _name, client_id] => {
+                let ends: u64 = ends.parse().map_err(|_| malformed)?;
+                bindings.push(Binding {
+                    address: address.parse().map_err(|_| malformed)?,
+                    // Other hardware than Ethernet is written with its type in front.
+                    mac: mac.parse().ok(),
+                    client_id: match client_id {
+                        "*" => None,
+                        id => Some(id.split(':').map(parse_octet).collect::<Option<_>>().ok_or(malformed)?),
+                    },
+                    ends: (ends != 0).then_some(ends),
+                });
+            }
+            _ => return Err(malformed),
+        }
+    }
+    Ok(bindings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use softnet_filter::{Gateway, NetType, Policy, PortConfig};
+
+    const MAC: MacAddr = MacAddr([0xa6, 0x3d, 0xe2, 1, 0, 0xf]);
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+    const SUBNET: Ipv4Net = Ipv4Net::new_assert(GATEWAY, 24);
+    const BOOTPD: &str = "\
+{
+\tname=runner
+\tip_address=192.168.64.5
+\thw_address=1,a6:3d:e2:1:0:f
+\tidentifier=1,a6:3d:e2:1:0:f
+\tlease=0x65b2f0a1
+}
+{
+\tname=ubuntu
+\tip_address=192.168.64.6
+\thw_address=ff,f1:f5:dd:7f:0:2:0:0:ab:11:98:2a:a3:ee:8d:4e:12:46
+\tidentifier=ff,f1:f5:dd:7f:0:2:0:0:ab:11:98:2a:a3:ee:8d:4e:12:46
+\tlease=0xffffffff
+}
+";
+
+    #[test]
+    fn bootpds_file_is_read() {
+        let bindings = Format::Bootpd.parse(BOOTPD).unwrap();
+        let [runner, ubuntu] = &bindings[..] else { panic!("{bindings:?}") };
+        assert_eq!(
+            *runner,
+            Binding {
+                address: Ipv4Addr::new(192, 168, 64, 5),
+                mac: Some(MAC),
+                client_id: None,
+                ends: Some(0x65b2_f0a1)
+            }
+        );
+        assert_eq!((ubuntu.mac, ubuntu.ends), (None, None));
+        assert_eq!(ubuntu.client_id.as_ref().map(Vec::len), Some(19));
+    }
+
+    #[test]
+    fn a_duid_that_is_made_of_a_mac_names_it() {
+        let duid_ll = [&[255, 1, 2, 3, 4, 0, 3, 0, 1][..], &MAC.octets()].concat();
+        let duid_llt = [&[255, 1, 2, 3, 4, 0, 1, 0, 1, 9, 9, 9, 9][..], &MAC.octets()].concat();
+        assert_eq!((mac_of(&duid_ll), mac_of(&duid_llt)), (Some(MAC), Some(MAC)));
+        assert_eq!(mac_of(&duid_ll[..14]), None);
+        assert_eq!(mac_of(&[1, 2, 3]), None);
+        assert_eq!(mac_of(&[0, 0xa6, 0x3d, 0xe2, 1, 0, 0xf]), None);
+    }
+
+    #[test]
+    fn dnsmasqs_file_is_read() {
+        let text = "1700000600 a6:3d:e2:01:00:0f 192.168.64.5 vm 01:a6:3d:e2:01:00:0f\n\
+                    0 02:00:00:00:00:02 192.168.64.6 * *\n\
+                    1700000600 06-02:00:00:00:00:02 192.168.64.7 * *\n\
+                    duid 00:01:00:01\n1 2 fd00::1 * 3\n";
+        let bindings = Format::Dnsmasq.parse(text).unwrap();
+        assert_eq!(bindings.len(), 3);
+        assert_eq!(bindings[0].mac, Some(MAC));
+        assert_eq!(bindings[0].client_id.as_deref(), Some(&[1, 0xa6, 0x3d, 0xe2, 1, 0, 0xf][..]));
+        assert_eq!((bindings[1].ends, &bindings[1].client_id), (None, &None));
+        assert_eq!(bindings[2].mac, None);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_whole() {
+        for text in [
+            "name=x",
+            "{\n}\n",
+            "{\n",
+            "{\nip_address=192.168.64.5\n}",
+            "}\n",
+            "{\n{\n",
+            "{\nip_address=192.168.64.500\nhw_address=1,1:2:3:4:5:6\nlease=0x1\n}",
+            "{\nip_address=192.168.64.5\nhw_address=1,1:2:3:4:5:666\nlease=0x1\n}",
+            "{\nip_address=192.168.64.5\nhw_address=1,1:2:3:4:5:6\nlease=1\n}",
+        ] {
+            assert!(Format::Bootpd.parse(text).is_err(), "{text:?}");
+        }
+        for text in
+            ["x", "1 a6:3d:e2:01:00:0f 192.168.64.5 vm", "1 a6:3d:e2:01:00:0f 1.2.3 vm *", "-1 a 1.2.3.4 b *"]
+        {
+            assert_eq!(Format::Dnsmasq.parse(text).unwrap_err().line, 1, "{text:?}");
+        }
+    }
+
+    fn binding(last: u8, mac: MacAddr, ends: Option<u64>) -> Binding {
+        Binding { address: Ipv4Addr::new(192, 168, 64, last), mac: Some(mac), client_id: None, ends }
+    }
+
+    #[test]
+    fn only_the_own_living_lease_in_the_subnet_is_chosen() {
+        let other = MacAddr([2; 6]);
+        let mut far = binding(9, MAC, Some(200));
+        far.address = Ipv4Addr::new(10, 0, 0, 9);
+        let bindings = [
+            binding(4, other, None),
+            far,
+            binding(5, MAC, Some(100)),
+            binding(6, MAC, Some(150)),
+            binding(7, MAC, Some(101)),
+        ];
+        let chosen = |today| choose(&bindings, MAC, SUBNET, today).map(|binding| binding.address.octets()[3]);
+        assert_eq!(chosen(100), Some(6));
+        assert_eq!(chosen(149), Some(6));
+        assert_eq!(chosen(150), None);
+        assert_eq!(choose(&bindings, MacAddr([4; 6]), SUBNET, 0), None);
+    }
+
+    fn port() -> Port {
+        let gateway = Gateway { mac: MacAddr([2, 0, 0, 0, 0, 0xfe]), address: GATEWAY, subnet: SUBNET };
+        let (net_type, policy) = (NetType::Nat, Policy::default());
+        Port::new(PortConfig { vm_mac: MAC, gateway, net_type, policy, mtu: 1500 }).unwrap()
+    }
+
+    /// A file that is there as long as this.
+    struct Temporary(LeaseFile);
+
+    impl Temporary {
+        fn new(name: &str, format: Format, text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("softnet-{name}-{}", std::process::id()));
+            std::fs::write(&path, text).unwrap();
+            Temporary(LeaseFile { path, format })
+        }
+
+        fn take_over(&self, port: &mut Port) -> Result<(), TakeOverError> {
+            self.0.take_over(port, MAC, GATEWAY, SUBNET, Timestamp::from_secs(1000))
+        }
+    }
+
+    impl Drop for Temporary {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0.path);
+        }
+    }
+
+    #[test]
+    fn a_living_lease_is_taken_over_until_its_end() {
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let text = format!("{} {MAC} 192.168.64.5 vm *\n", today + 300);
+        let mut port = port();
+        Temporary::new("living", Format::Dnsmasq, &text).take_over(&mut port).unwrap();
+        let lease = port.lease().unwrap();
+        assert_eq!(lease.address, Ipv4Addr::new(192, 168, 64, 5));
+        // The clock may have gone on between the two readings.
+        let expires = lease.expires.unwrap().as_nanos() / 1_000_000_000;
+        assert!((1290..=1300).contains(&expires), "{expires}");
+    }
+
+    #[test]
+    fn nothing_is_taken_over_from_what_is_not_trusted() {
+        let mut port = port();
+        Temporary::new("ended", Format::Bootpd, BOOTPD).take_over(&mut port).unwrap();
+        let gateways_own = format!("0 {MAC} {GATEWAY} vm *\n");
+        for (name, text, refused) in
+            [("garbage", "garbage", "line 1"), ("own", &*gateways_own, "is not usable")]
+        {
+            let error = Temporary::new(name, Format::Dnsmasq, text).take_over(&mut port).unwrap_err();
+            assert!(error.to_string().contains(refused), "{error}");
+        }
+        let long = " ".repeat(LONGEST as usize + 1);
+        let error = Temporary::new("long", Format::Dnsmasq, &long).take_over(&mut port).unwrap_err();
+        assert!(matches!(error, TakeOverError::Unreadable { .. }));
+        let missing = LeaseFile { path: "/nonexistent/leases".into(), format: Format::Bootpd };
+        assert_eq!(missing.read().unwrap(), []);
+        assert_eq!(port.lease(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "(?s)[{}=,:.0-9a-fx\n\t *]{0,200}|.{0,200}") {
+            let _ = Format::Bootpd.parse(&text);
+            let _ = Format::Dnsmasq.parse(&text);
+        }
+
+        #[test]
+        fn what_is_written_is_read(octets in any::<[u8; 6]>(), last in any::<u8>(), ends in 1..u64::from(u32::MAX)) {
+            let mac = MacAddr(octets);
+            let hex = octets.map(|octet| format!("{octet:x}")).join(":");
+            let bootpd = format!("{{\n\tname=a=b\n\tip_address=192.168.64.{last}\n\thw_address=1,{hex}\n\tlease={ends:#x}\n}}\n");
+            let dnsmasq = format!("{ends} {mac} 192.168.64.{last} * *\n");
+            let expected = [binding(last, mac, Some(ends))];
+            prop_assert_eq!(&Format::Bootpd.parse(&bootpd).unwrap()[..], &expected);
+            prop_assert_eq!(&Format::Dnsmasq.parse(&dnsmasq).unwrap()[..], &expected);
+        }
+    }
+}

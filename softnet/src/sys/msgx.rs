@@ -1,0 +1,388 @@
+//! Many datagrams in one system call on macOS: `recvmsg_x` and `sendmsg_x`, from XNU's published `sys/socket_private.h`.
+//!
+//! They are in every macOS that Softnet runs on, but in no public header, so they are looked up at run time; where one is
+//! missing or refuses this kind of socket, each datagram takes a call of its own.
+//!
+//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in [`MessageArray`] and are
+//! filled anew for every call from slices that outlive it.
+#![expect(
+    unsafe_code,
+    reason = "recvmsg_x and sendmsg_x take arrays of raw pointers, and are looked up by name"
+)]
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+};
+
+use super::Datagram;
+use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
+
+/// What carrying datagrams calls; nothing confines system calls where these are used.
+#[cfg(target_os = "macos")]
+pub const SYSCALLS: &[crate::sandbox::Syscall] = &[];
+
+/// `struct msghdr_x`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct MessageHeader {
+    name: *mut libc::c_void,
+    name_len: libc::socklen_t,
+    vectors: *mut libc::iovec,
+    vector_count: libc::c_int,
+    control: *mut libc::c_void,
+    control_len: libc::socklen_t,
+    flags: libc::c_int,
+    /// Bytes received.
+    data_len: libc::size_t,
+}
+
+/// Either call: socket, headers, their number, flags; the number of datagrams or -1.
+type BatchCall =
+    unsafe extern "C" fn(libc::c_int, *mut MessageHeader, libc::c_uint, libc::c_int) -> libc::ssize_t;
+
+/// How datagrams are carried.
+#[derive(Clone, Copy)]
+enum Calls {
+    /// Many a call.
+    Batch { receive: BatchCall, send: BatchCall },
+    /// One a call.
+    Single,
+}
+
+/// Message headers for one call, allocated once.
+pub struct MessageArray {
+    calls: Calls,
+    headers: Box<[MessageHeader; BATCH_FRAMES]>,
+    /// Two for each message: a cut frame's headers and its payload.
+    vectors: Box<[[libc::iovec; 2]; BATCH_FRAMES]>,
+}
+
+impl fmt::Debug for MessageArray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageArray").finish_non_exhaustive()
+    }
+}
+
+impl MessageArray {
+    /// An array of [`BATCH_FRAMES`] headers.
+    #[cfg(target_os = "macos")]
+    pub fn new() -> Self {
+        MessageArray::with(look_up())
+    }
+
+    fn with(calls: Calls) -> Self {
+        let header = MessageHeader {
+            name: ptr::null_mut(),
+            name_len: 0,
+            vectors: ptr::null_mut(),
+            vector_count: 0,
+            control: ptr::null_mut(),
+            control_len: 0,
+            flags: 0,
+            data_len: 0,
+        };
+        let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        MessageArray {
+            calls,
+            headers: Box::new([header; BATCH_FRAMES]),
+            vectors: Box::new([[empty; 2]; BATCH_FRAMES]),
+        }
+    }
+
+    /// Receives up to as many datagrams as there are `buffers`, without waiting; calls `each` with the index of every
+    /// buffer that was filled. Returns how many were. The socket must be non-blocking.
+    ///
+    /// # Errors
+    /// Those of `recvmsg(2)`; `EAGAIN` if nothing has arrived.
+    pub fn receive<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        mut buffers: impl Iterator<Item = &'a mut [u8]>,
+        mut each: impl FnMut(usize, Datagram),
+    ) -> io::Result<usize> {
+        let Calls::Batch { receive, .. } = self.calls else {
+            return receive_singly(socket, buffers, each);
+        };
+        let mut offered = 0;
+        let slots = self.headers.iter_mut().zip(self.vectors.iter_mut());
+        for ((header, vector), buffer) in slots.zip(buffers.by_ref()) {
+            vector[0] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+            header.vectors = vector.as_mut_ptr();
+            header.vector_count = 1;
+            header.flags = 0;
+            header.data_len = 0;
+            offered += 1;
+        }
+        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that is
+        // mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
+        let count =
+            unsafe { receive(socket.as_raw_fd(), self.headers.as_mut_ptr(), offered, libc::MSG_DONTWAIT) };
+        match usize::try_from(count) {
+            Ok(count) => {
+                for (index, (header, [vector, _])) in
+                    self.headers.iter().zip(&*self.vectors).take(count).enumerate()
+                {
+                    let truncated = header.flags & libc::MSG_TRUNC != 0 || header.data_len > vector.iov_len;
+                    each(index, Datagram { len: header.data_len.min(vector.iov_len), truncated });
+                }
+                Ok(count)
+            }
+            Err(_) => Err(self.refused(io::Error::last_os_error())),
+        }
+    }
+
+    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting. Returns how
+    /// many left, as [`FrameBatch::advance`] counts. The socket must be non-blocking.
+    ///
+    /// # Errors
+    /// Those of `sendmsg(2)` for the first frame; `ENOBUFS` if the far end's queue is full.
+    pub fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        cutter: &mut Cutter,
+        batch: &FrameBatch,
+    ) -> io::Result<usize> {
+        let Calls::Batch { send, .. } = self.calls else {
+            return send_singly(socket, cutter, batch);
+        };
+        let offered = cutter.cut(batch, |index, pieces| {
+            let (header, vector) = (&mut self.headers[index], &mut self.vectors[index]);
+            let first = usize::from(pieces[0].is_empty());
+            for (vector, piece) in vector.iter_mut().zip(&pieces[first..]) {
+                *vector = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+            }
+            header.vectors = vector.as_mut_ptr();
+            header.vector_count = if first == 0 { 2 } else { 1 };
+            header.flags = 0;
+            header.data_len = 0;
+        });
+        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and `batch`, which
+        // are borrowed until this call returns; the call only reads through them.
+        let count = unsafe {
+            send(socket.as_raw_fd(), self.headers.as_mut_ptr(), offered as libc::c_uint, libc::MSG_DONTWAIT)
+        };
+        usize::try_from(count).map_err(|_| self.refused(io::Error::last_os_error()))
+    }
+
+    /// A batch call failed. If it does not know this kind of socket it is never made again, and the caller is asked to
+    /// come again at once.
+    fn refused(&mut self, error: io::Error) -> io::Error {
+        let unknown = [libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP, libc::EINVAL];
+        if !error.raw_os_error().is_some_and(|code| unknown.contains(&code)) {
+            return error;
+        }
+        tracing::info!(%error, "the system takes no batches of datagrams; carrying one a call");
+        self.calls = Calls::Single;
+        io::Error::from_raw_os_error(libc::EINTR)
+    }
+}
+
+#[cfg(target_os = "macos")]
+impl Default for MessageArray {
+    fn default() -> Self {
+        MessageArray::new()
+    }
+}
+
+/// The batch calls of the running system, if it has both.
+#[cfg(target_os = "macos")]
+fn look_up() -> Calls {
+    let find = |name: &std::ffi::CStr| {
+        // SAFETY: dlsym takes a terminated string, which outlives the call.
+        let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+        // SAFETY: a symbol of this name is the function with this signature in every XNU since 10.10; a null pointer
+        // becomes None.
+        unsafe { std::mem::transmute::<*mut libc::c_void, Option<BatchCall>>(address) }
+    };
+    match (find(c"recvmsg_x"), find(c"sendmsg_x")) {
+        (Some(receive), Some(send)) => Calls::Batch { receive, send },
+        _ => Calls::Single,
+    }
+}
+
+fn receive_singly<'a>(
+    socket: BorrowedFd<'_>,
+    buffers: impl Iterator<Item = &'a mut [u8]>,
+    mut each: impl FnMut(usize, Datagram),
+) -> io::Result<usize> {
+    let mut count = 0;
+    for buffer in buffers.take(BATCH_FRAMES) {
+        let mut vector = [IoSliceMut::new(buffer)];
+        match recvmsg(socket, &mut vector, &mut RecvAncillaryBuffer::default(), RecvFlags::empty()) {
+            Ok(message) => {
+                let truncated = message.flags.contains(ReturnFlags::TRUNC);
+                each(count, Datagram { len: message.bytes, truncated });
+                count += 1;
+            }
+            Err(error) if count == 0 => return Err(error.into()),
+            Err(_) => break,
+        }
+    }
+    Ok(count)
+}
+
+fn send_singly(socket: BorrowedFd<'_>, cutter: &mut Cutter, batch: &FrameBatch) -> io::Result<usize> {
+    let mut outcome: (usize, Option<Errno>) = (0, None);
+    cutter.cut(batch, |_, pieces| {
+        if outcome.1.is_none() {
+            let vectors = pieces.map(IoSlice::new);
+            match sendmsg(socket, &vectors, &mut SendAncillaryBuffer::default(), SendFlags::empty()) {
+                Ok(_) => outcome.0 += 1,
+                Err(error) => outcome.1 = Some(error),
+            }
+        }
+    });
+    match outcome {
+        (0, Some(error)) => Err(error.into()),
+        (count, _) => Ok(count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixDatagram;
+
+    /// What macOS does, by one ordinary call a datagram: as many as there are, or the first one's error.
+    unsafe extern "C" fn receive_like_macos(
+        socket: libc::c_int,
+        headers: *mut MessageHeader,
+        count: libc::c_uint,
+        flags: libc::c_int,
+    ) -> libc::ssize_t {
+        // SAFETY: the caller passes `count` headers.
+        let headers = unsafe { std::slice::from_raw_parts_mut(headers, count as usize) };
+        for (index, header) in headers.iter_mut().enumerate() {
+            // SAFETY: all-zero is a valid msghdr; its one iovec is the caller's.
+            let received = unsafe {
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = header.vectors;
+                message.msg_iovlen = header.vector_count as _;
+                let received = libc::recvmsg(socket, &raw mut message, flags);
+                header.flags = message.msg_flags;
+                received
+            };
+            let Ok(len) = usize::try_from(received) else { return if index == 0 { -1 } else { index as _ } };
+            header.data_len = len;
+        }
+        headers.len() as _
+    }
+
+    unsafe extern "C" fn send_like_macos(
+        socket: libc::c_int,
+        headers: *mut MessageHeader,
+        count: libc::c_uint,
+        flags: libc::c_int,
+    ) -> libc::ssize_t {
+        // SAFETY: the caller passes `count` headers.
+        let headers = unsafe { std::slice::from_raw_parts_mut(headers, count as usize) };
+        for (index, header) in headers.iter_mut().enumerate() {
+            // SAFETY: all-zero is a valid msghdr; its iovecs are the caller's.
+            let sent = unsafe {
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = header.vectors;
+                message.msg_iovlen = header.vector_count as _;
+                libc::sendmsg(socket, &raw const message, flags)
+            };
+            if sent < 0 {
+                return if index == 0 { -1 } else { index as _ };
+            }
+        }
+        headers.len() as _
+    }
+
+    unsafe extern "C" fn refuse(
+        _: libc::c_int,
+        _: *mut MessageHeader,
+        _: libc::c_uint,
+        _: libc::c_int,
+    ) -> libc::ssize_t {
+        nix::errno::Errno::EOPNOTSUPP.set();
+        -1
+    }
+
+    const LIKE_MACOS: Calls = Calls::Batch { receive: receive_like_macos, send: send_like_macos };
+
+    fn pair() -> (UnixDatagram, UnixDatagram) {
+        let (a, b) = UnixDatagram::pair().unwrap();
+        a.set_nonblocking(true).unwrap();
+        b.set_nonblocking(true).unwrap();
+        (a, b)
+    }
+
+    fn batch_of(frames: &[(u8, usize)]) -> FrameBatch {
+        let mut batch = FrameBatch::new(1514);
+        for &(byte, len) in frames {
+            batch.free_space()[..len].fill(byte);
+            batch.push(len);
+        }
+        batch
+    }
+
+    fn received(array: &mut MessageArray, socket: &UnixDatagram, room: usize) -> Vec<(u8, Datagram)> {
+        let mut buffers = vec![vec![0; room]; 8];
+        let mut datagrams = Vec::new();
+        let slots = buffers.iter_mut().map(|buffer| &mut buffer[..]);
+        array.receive(socket.as_fd(), slots, |index, datagram| datagrams.push((index, datagram))).unwrap();
+        datagrams.into_iter().map(|(index, datagram)| (buffers[index][0], datagram)).collect()
+    }
+
+    #[test]
+    fn frames_pass_in_order_whichever_way_they_are_carried() {
+        for calls in [LIKE_MACOS, Calls::Single] {
+            let (near, far) = pair();
+            let mut array = MessageArray::with(calls);
+            let batch = batch_of(&[(1, 60), (2, 1514), (3, 42)]);
+            assert_eq!(array.send(near.as_fd(), &mut Cutter::new(), &batch).unwrap(), 3);
+            let whole = |len| Datagram { len, truncated: false };
+            assert_eq!(received(&mut array, &far, 1514), [(1, whole(60)), (2, whole(1514)), (3, whole(42))]);
+            let error = array.receive(far.as_fd(), [&mut [0; 9][..]].into_iter(), |_, _| {}).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn a_datagram_that_does_not_fit_is_marked() {
+        for calls in [LIKE_MACOS, Calls::Single] {
+            let (near, far) = pair();
+            near.send(&[7; 100]).unwrap();
+            let [(7, datagram)] = received(&mut MessageArray::with(calls), &far, 60)[..] else { panic!() };
+            assert!(datagram.truncated && datagram.len <= 60);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_takes_what_fits() {
+        for calls in [LIKE_MACOS, Calls::Single] {
+            let (near, _far) = pair();
+            let mut array = MessageArray::with(calls);
+            let batch = batch_of(&[(1, 60); BATCH_FRAMES]);
+            let mut taken = 0;
+            let full = loop {
+                match array.send(near.as_fd(), &mut Cutter::new(), &batch) {
+                    Ok(count) => taken += count,
+                    Err(error) => break error,
+                }
+            };
+            assert!(taken > 0 && full.kind() == io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn a_system_that_refuses_batches_is_asked_once() {
+        let (near, far) = pair();
+        let mut array = MessageArray::with(Calls::Batch { receive: refuse, send: refuse });
+        let batch = batch_of(&[(1, 60)]);
+        let error = array.send(near.as_fd(), &mut Cutter::new(), &batch).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
+        assert_eq!(array.send(near.as_fd(), &mut Cutter::new(), &batch).unwrap(), 1);
+        assert_eq!(received(&mut array, &far, 60).len(), 1);
+    }
+}
