@@ -1,5 +1,6 @@
 //! The `softnet` program.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -50,7 +51,8 @@ fn status(outcome: anyhow::Result<()>) -> u8 {
     match outcome {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("softnet: {error:#}");
+            // Nobody reading it changes nothing about the status.
+            let _ = writeln!(io::stderr(), "softnet: {error:#}");
             if error.is::<ConfigError>() { USAGE } else { 1 }
         }
     }

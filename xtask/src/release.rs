@@ -44,6 +44,7 @@ fn dist() -> Result<bool> {
 fn check() -> Result<bool> {
     let place = root().join("target/release-check");
     // Names of different lengths, so that a path that gets in moves what lies behind it.
+    let before = sources()?;
     let mut builds = Vec::new();
     for name in ["one", "another-one"] {
         let target = place.join(name);
@@ -55,6 +56,10 @@ fn check() -> Result<bool> {
         builds.push(fs::read(program)?);
         fs::remove_dir_all(&target)?;
     }
+    ensure!(
+        sources()? == before,
+        "the sources changed between the builds, so that comparing them shows nothing"
+    );
     let same = builds.windows(2).all(|pair| pair[0] == pair[1]);
     for bytes in &builds {
         println!("{}  {} bytes", checksum(bytes), bytes.len());
@@ -62,6 +67,22 @@ fn check() -> Result<bool> {
     println!("two clean builds {}", if same { "give the same bytes" } else { "DIFFER" });
     let dependencies = dependencies()?;
     Ok(same && dependencies)
+}
+
+/// The commit and what differs from it.
+fn sources() -> Result<Vec<u8>> {
+    let mut state = Vec::new();
+    for words in [["rev-parse", "HEAD"], ["diff", "HEAD"]] {
+        let output = Command::new("git").current_dir(root()).args(words).output().context("start git")?;
+        ensure!(
+            output.status.success(),
+            "git {}: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        state.extend(output.stdout);
+    }
+    Ok(state)
 }
 
 /// Builds the release into the folder `target`, independently of where that, the sources and Cargo's own folder are.

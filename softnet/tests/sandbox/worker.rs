@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +12,8 @@ use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::wire::{Arp, Mac};
 use lab::{Segment, Softnet, VmPort};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_softnet");
 pub const MAC: &str = "52:54:00:12:34:56";
@@ -175,5 +178,26 @@ pub fn it_works_and_ends_cleanly() -> Result<()> {
     ensure!(before == after, "its memory grew from {before} to {after}");
     let status = softnet.stop()?;
     ensure!(status.success(), "{status}: {}", softnet.log());
+    Ok(())
+}
+
+/// A launcher that has lost interest in what the program says, or died with a terminal, is not the end of a network.
+pub fn it_does_without_a_reader_of_its_log() -> Result<()> {
+    let segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
+    let (vm, wire) = VmPort::pair()?;
+    let (reader, writer) = std::io::pipe()?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["--vm-fd=0", "--vm-mac-address", MAC, "--stats", "--tap", Segment::TAP])
+        .env("RUST_LOG", "trace");
+    let mut softnet = command.stdin(wire).stderr(writer).spawn()?;
+    drop((command, reader));
+    ensure!(reaches_the_vm(&segment, &vm), "no frame reaches the VM");
+    let pid = Pid::from_raw(softnet.id().try_into()?);
+    kill(pid, Signal::SIGUSR1)?;
+    ensure!(reaches_the_vm(&segment, &vm), "the counters ended it");
+    kill(pid, Signal::SIGINT)?;
+    let status = softnet.wait()?;
+    ensure!(status.success(), "{status}");
     Ok(())
 }
