@@ -16,14 +16,14 @@ pub mod stage;
 pub mod wire;
 
 mod dhcp_server;
+mod segment;
 mod service;
 mod softnet;
-mod tap_port;
 mod vm_port;
 
 pub use dhcp_server::DhcpServer;
 pub use lab_agent::packet::PacketSocket;
+pub use segment::Segment;
 pub use service::{Service, hello};
 pub use softnet::{Counters, Softnet};
-pub use tap_port::Segment;
 pub use vm_port::VmPort;

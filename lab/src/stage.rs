@@ -25,7 +25,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, wait};
-use nix::unistd::{Pid, getegid, geteuid, getuid};
+use nix::unistd::{Pid, getegid, geteuid};
 
 const STAGE: &str = "SOFTNET_LAB_STAGE";
 const STARTER: &str = "SOFTNET_LAB_STARTER";
@@ -170,14 +170,6 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
         bail!("{program} {words}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// True if the lab has all of root's power, not only that of a user namespace with a single user in it.
-#[must_use]
-pub fn has_real_root() -> bool {
-    getuid().is_root()
-        && fs::read_to_string("/proc/self/uid_map")
-            .is_ok_and(|map| map.split_whitespace().nth(2) != Some("1"))
 }
 
 /// True if the program runs as root, in whatever user namespace.

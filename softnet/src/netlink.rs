@@ -14,8 +14,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage,
+    BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -113,6 +113,8 @@ pub struct Link {
     pub up: bool,
     /// The kernel's `isolated` flag, if the link is a bridge's port.
     pub isolated: Option<bool>,
+    /// Whether the bridge carries frames to and from the link, if it is a bridge's port.
+    pub forwards: Option<bool>,
 }
 
 /// An IPv4 route.
@@ -363,6 +365,7 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
         isolated: None,
+        forwards: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -385,10 +388,15 @@ fn read_info(link: &mut Link, infos: Vec<LinkInfo>) {
             LinkInfo::Kind(InfoKind::Tun) => link.kind = Kind::Tun(Tun::default()),
             LinkInfo::Data(InfoData::Tun(attributes)) => link.kind = Kind::Tun(read_tun(&attributes)),
             LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
-                link.isolated = attributes.iter().find_map(|attribute| match attribute {
-                    InfoBridgePort::Isolated(isolated) => Some(*isolated),
-                    _ => None,
-                });
+                for attribute in attributes {
+                    match attribute {
+                        InfoBridgePort::Isolated(isolated) => link.isolated = Some(isolated),
+                        InfoBridgePort::State(state) => {
+                            link.forwards = Some(state == BridgePortState::Forwarding);
+                        }
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }

@@ -10,6 +10,8 @@ pub mod network;
 #[cfg(target_os = "linux")]
 pub mod passt;
 #[cfg(target_os = "linux")]
+pub mod port_state;
+#[cfg(target_os = "linux")]
 pub mod reservation;
 #[cfg(target_os = "linux")]
 pub mod sysctl;

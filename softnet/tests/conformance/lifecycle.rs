@@ -1,15 +1,15 @@
 //! How it starts and ends: signals, sockets, parents, and the command of `softnet run`.
 
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lab::deadline::until;
+use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::wire::{Dhcp, Ipv4, dhcp_kind as kind, udp};
-use lab::{Segment, Softnet, VmPort};
+use lab::{PacketSocket, Segment, Softnet, VmPort};
 use nix::sys::signal::Signal;
 
 use crate::wire::{GATEWAY, VM, VM_MAC, WORLD, Wire, packet, program};
@@ -51,7 +51,6 @@ pub fn a_dead_parent_ends_it() -> Result<()> {
         .stdin(theirs)
         .spawn()?;
     let asked = Dhcp::client(kind::DISCOVER, 1, VM_MAC).broadcast();
-    segment.forwards(&Host::main()?)?;
     vm.send(&asked)?;
     segment.expect("a DISCOVER", |seen| seen == asked)?;
     shell.kill()?;
@@ -66,7 +65,6 @@ pub fn a_stream_socket_carries_frames_behind_their_length() -> Result<()> {
     let tap = format!("--tap={}", Segment::TAP);
     let mut softnet = Softnet::start(program(), OwnedFd::from(theirs), &VM_MAC.to_string(), [tap])?;
     softnet.ready()?;
-    segment.forwards(&Host::main()?)?;
     let framed = |frame: &[u8]| [&(frame.len() as u32).to_be_bytes()[..], frame].concat();
     let asked: Vec<Vec<u8>> =
         (1..=4).map(|xid| Dhcp::client(kind::DISCOVER, xid, VM_MAC).broadcast()).collect();
@@ -105,7 +103,6 @@ pub fn a_broken_stream_ends_it() -> Result<()> {
         vm.write_all(&length.to_be_bytes())?;
         if length == 0 {
             // Nothing but an empty frame: the stream goes on behind it.
-            segment.forwards(&Host::main()?)?;
             let asked = Dhcp::client(kind::DISCOVER, 1, VM_MAC).broadcast();
             vm.write_all(&[&(asked.len() as u32).to_be_bytes()[..], &asked].concat())?;
             segment.expect("a DISCOVER behind an empty frame", |seen| seen == asked)?;
@@ -125,6 +122,35 @@ pub fn a_frame_before_it_is_ready_is_not_lost() -> Result<()> {
     let tap = format!("--tap={}", Segment::TAP);
     let _softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), [tap])?;
     segment.expect("a DISCOVER", |seen| seen == asked)?;
+    Ok(())
+}
+
+/// The kernel enables a bridge's port some time after a program has attached to its TAP. A DISCOVER in between would be
+/// lost, and asked again only seconds later.
+pub fn ready_means_that_the_bridge_carries_frames() -> Result<()> {
+    let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
+    let bridge = PacketSocket::open(Segment::BRIDGE)?;
+    for xid in 1..=8 {
+        let (vm, theirs) = VmPort::pair()?;
+        let tap = format!("--tap={}", Segment::TAP);
+        let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), [tap])?;
+        softnet.ready()?;
+        let asked = Dhcp::client(kind::DISCOVER, xid, VM_MAC).broadcast();
+        vm.send(&asked)?;
+        segment.expect("a DISCOVER on the TAP", |seen| seen == asked)?;
+        let inbound =
+            Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[xid as u8])).frame(VM_MAC, segment.mac);
+        segment.send(&inbound)?;
+        vm.expect("a frame from the bridge", |seen| seen == inbound)?;
+        let deadline = Deadline::default();
+        loop {
+            ensure!(deadline.readable(bridge.as_fd()), "the bridge dropped the DISCOVER of start {xid}");
+            if bridge.try_recv().is_ok_and(|seen| seen == asked) {
+                break;
+            }
+        }
+        softnet.stop()?;
+    }
     Ok(())
 }
 

@@ -103,6 +103,7 @@ fn main() -> ExitCode {
             a_stream_socket_carries_frames_behind_their_length,
             a_broken_stream_ends_it,
             a_frame_before_it_is_ready_is_not_lost,
+            ready_means_that_the_bridge_carries_frames,
             run_ends_as_its_command_does,
             run_passes_signals_on_and_ends_both,
             nothing_goes_to_standard_output,

@@ -49,7 +49,7 @@ impl Wire {
     /// Starts Softnet; the VM has no lease.
     pub fn start(flags: &[&str]) -> Result<Self> {
         let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
-        let (vm, softnet) = launch(&segment, flags)?;
+        let (vm, softnet) = launch(flags)?;
         Ok(Self { segment, vm, softnet, marker: Marker::Discover, serial: 0 })
     }
 
@@ -65,7 +65,7 @@ impl Wire {
         if self.softnet.is_running() {
             self.softnet.stop()?;
         }
-        (self.vm, self.softnet) = launch(&self.segment, flags)?;
+        (self.vm, self.softnet) = launch(flags)?;
         self.lease(VM)
     }
 
@@ -280,13 +280,12 @@ pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_softnet"))
 }
 
-fn launch(segment: &Segment, flags: &[&str]) -> Result<(VmPort, Softnet)> {
+fn launch(flags: &[&str]) -> Result<(VmPort, Softnet)> {
     let (vm, theirs) = VmPort::pair()?;
     let tap = format!("--tap={}", Segment::TAP);
     let flags = std::iter::once(tap.as_str()).chain(flags.iter().copied());
     let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), flags)?;
     let ready = softnet.ready()?;
     let Some("tap") = ready["mode"].as_str() else { bail!("the ready line is {ready}") };
-    segment.forwards(&Host::main()?)?;
     Ok((vm, softnet))
 }

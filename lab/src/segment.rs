@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use lab_agent::packet::PacketSocket;
 
-use crate::deadline::{Deadline, until};
+use crate::deadline::Deadline;
 use crate::net::Host;
 use crate::wire::Mac;
 
@@ -46,20 +46,6 @@ impl Segment {
             bridge: PacketSocket::open(Self::BRIDGE).context("open a raw socket on the bridge")?,
             tap: PacketSocket::open(Self::TAP).context("open a raw socket on the TAP")?,
         })
-    }
-
-    /// Waits until the bridge hands frames to the TAP and takes them from it: the kernel enables a port some time after
-    /// a program has attached to the TAP.
-    ///
-    /// # Errors
-    /// Fails if the port does not get there.
-    pub fn forwards(&self, host: &Host) -> Result<()> {
-        let enabled = || {
-            host.ip(&format!("-details link show {}", Self::TAP))
-                .is_ok_and(|is| is.contains("state forwarding"))
-        };
-        ensure!(until(enabled), "the bridge does not enable its port");
-        Ok(())
     }
 
     /// Sends a frame out of the bridge, towards the TAP and so towards the VM.

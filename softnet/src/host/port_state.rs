@@ -1,0 +1,66 @@
+//! Waiting until a bridge carries a new port's frames.
+//!
+//! The kernel enables a port some time after a program has attached to its TAP: at once on an idle machine, many
+//! milliseconds later on a busy one, and seconds later under the spanning tree protocol. Until then the bridge drops
+//! what the VM sends, its first DHCPDISCOVER for one, and the VM asks again only after seconds. The VM's socket keeps
+//! the frames meanwhile, so nothing is lost by waiting.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::netlink::{Error, Netlink};
+
+/// The multicast group of changes to links (`RTNLGRP_LINK`, `linux/rtnetlink.h`).
+const LINK_CHANGES: u32 = 1;
+
+/// How long to wait: longer than the kernel needs without a spanning tree, shorter than a person's patience.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Waits until the bridge of `port` carries its frames; returns false if it still does not after two seconds, or if
+/// the port is down, so that waiting leads to nothing.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn wait_until_it_forwards(netlink: &mut Netlink, port: &str) -> Result<bool, Error> {
+    // Listening first, then looking: no change between the two is missed.
+    let changes = listen().map_err(Error::Open)?;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match netlink.link(port)? {
+            Some(link) if link.forwards == Some(true) => return Ok(true),
+            Some(link) if link.up => {}
+            _ => return Ok(false),
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(false);
+        }
+        wait(&changes, left).map_err(Error::Open)?;
+    }
+}
+
+fn listen() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    socket.add_membership(LINK_CHANGES)?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// Waits for a change to any link, and forgets what it was: the link is asked for anew.
+fn wait(changes: &Socket, left: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+    match poll(&mut [PollFd::from_borrowed_fd(changes.as_fd(), PollFlags::IN)], Some(&timeout)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // An overflown queue (ENOBUFS) is a change too.
+    while changes.recv_from_full().is_ok() {}
+    Ok(())
+}
