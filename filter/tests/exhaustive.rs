@@ -527,6 +527,21 @@ fn a_flood_of_requests() {
     assert_eq!((0..8).filter(|_| scene.ask(renewal()).expect("agreement").is_forward()).count(), 8);
 }
 
+/// S4: the last fragments that a packet of 65,535 bytes can have, and those that are behind its end.
+#[test]
+fn the_end_of_the_longest_packet() {
+    let mut scene = with_lease();
+    for offset in 8_186..=8_191 {
+        for length in 1..=64 {
+            let content = Content::Other { protocol: 17, data: vec![0; length] };
+            let frame = scene.frame(&from_vm(Station::Gateway, packet(Address::World, offset, content)));
+            let passes = 20 + 8 * usize::from(offset) + length <= 65_535;
+            let verdict = scene.vm(frame).map(|verdict| verdict.is_forward());
+            assert_eq!(verdict, Ok(passes), "{length} bytes at {offset}");
+        }
+    }
+}
+
 /// L3: a frame of the link's MTU and the 14 bytes before it passes, one byte more does not.
 #[test]
 fn the_longest_frame() {
