@@ -1,0 +1,275 @@
+//! A real guest behind the host side of macOS: the code above the calls into vmnet, with a TAP in vmnet's place.
+//!
+//! The stand-in has vmnet's habits: frames wait in a queue that another thread fills, one callback stands for however
+//! many, and a stopped interface calls nobody. The program under test is this one, which starts the guest as
+//! `softnet run` does but opens the stand-in instead of a host side of Linux.
+#![cfg(target_os = "linux")]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use lab::deadline::until;
+use lab::guest::{Answer, Guest, Image, Request, Vmm, command_line};
+use lab::harness::{self, Test};
+use lab::net::Host;
+use lab::stage::SCRATCH;
+use lab::{Service, Softnet};
+use mio::{Events, Interest, Poll, Token};
+use softnet::cli::{Cli, Command as Subcommand};
+use softnet::config::Config;
+use softnet::host::HostLink;
+use softnet::host::expose::Forward;
+use softnet::host::tap::Tap;
+use softnet::host::vmnet::{
+    Interface, Parameters, RawParameters, Refusal, Waker, host_link, station, wake_pair,
+};
+use softnet::link::{Cutter, FrameBatch, Link, Received, Sent};
+use softnet::parent::ParentWatch;
+use softnet::relay::Relay;
+use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
+
+/// Makes this program the one under test.
+const PROGRAM: &str = "SOFTNET_TEST_VMNET";
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+const MAX_FRAME: usize = 1514;
+/// Frames that vmnet keeps for a reader that does not come.
+const QUEUE: usize = 1024;
+
+fn main() -> ExitCode {
+    if std::env::var_os(PROGRAM).is_some() {
+        return program();
+    }
+    harness::main(vec![
+        Test::new("a_guest_gets_its_lease_and_gives_it_back", a_guest_gets_its_lease_and_gives_it_back)
+            .with_guests(&[Vmm::UserModeLinux]),
+    ])
+}
+
+fn a_guest_gets_its_lease_and_gives_it_back() -> Result<()> {
+    let host = Host::main()?;
+    host.bridge("br0", &format!("{GATEWAY}/24"))?;
+    host.tap("tap0", "br0")?;
+    let service = Service::start(&host, GATEWAY, 80, "the gateway")?;
+    let leases = format!("{SCRATCH}/leases");
+    let mut server = Command::new("dnsmasq")
+        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file="])
+        .args(["--interface=br0", "--bind-interfaces", "--dhcp-authoritative", "--no-ping"])
+        .args([
+            "--dhcp-range=192.168.64.2,192.168.64.254,600".to_owned(),
+            format!("--dhcp-leasefile={leases}"),
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start dnsmasq")?;
+    let outcome = with_a_guest(&service, &leases);
+    server.kill()?;
+    server.wait()?;
+    outcome
+}
+
+fn with_a_guest(service: &Service, leases: &str) -> Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env(PROGRAM, "1").arg("run").arg(Softnet::READY_FLAG).arg("--");
+    command.args(command_line(&Image::prepared(Vmm::UserModeLinux)?));
+    let mut guest = Guest::spawn(command)?;
+    guest.booted()?;
+    let lease = guest.dhcp()?;
+    ensure!(lease.router == Some(GATEWAY), "the guest got {lease:?}");
+    let noted =
+        || std::fs::read_to_string(leases).is_ok_and(|text| text.contains(&lease.address.to_string()));
+    ensure!(noted(), "the server has no note of {}", lease.address);
+    match guest.ask(&Request::Tcp { to: SocketAddrV4::new(GATEWAY, 80), patience_ms: 10_000 })? {
+        Answer::Heard(_) => {}
+        other => bail!("the gateway is not reached: {other:?}; {}", guest.softnet.log()),
+    }
+    ensure!(service.seen() == [lease.address], "the gateway saw {:?}", service.seen());
+    ensure!(guest.power_off()?.success());
+    ensure!(until(|| !noted()), "the lease was not given back");
+    Ok(())
+}
+
+/// What `softnet run` does, with the stand-in.
+fn program() -> ExitCode {
+    let Some(Subcommand::Run(args)) = Cli::parse().command else { return ExitCode::from(2) };
+    let outcome = softnet::run::run(*args, |config| match filter(config) {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error:#}");
+            1
+        }
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn filter(config: Config) -> Result<()> {
+    let parent = ParentWatch::new()?;
+    let (waker, wake) = wake_pair()?;
+    let (interface, raw) = TapInterface::start("tap0", waker)?;
+    let parameters = Parameters::try_from(raw)?;
+    let gateway = station(parameters.gateway)?.context("no interface has the gateway's address")?;
+    ensure!(gateway.0 == "br0", "{} has the gateway's address", gateway.0);
+    let HostLink { link, uplink, follower, .. } =
+        host_link(interface, parameters, wake, gateway, config.port.expose.clone());
+    let port = Port::new(PortConfig {
+        vm_mac: config.vm_mac,
+        gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
+        net_type: config.port.net_type,
+        policy: config.port.policy(),
+        mtu: uplink.mtu,
+    })?;
+    let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
+    if let Some(ready) = config.port.ready {
+        writeln!(File::from(ready), "{{\"mode\":\"vmnet\"}}")?;
+    }
+    relay.run()?;
+    relay.release_lease();
+    Ok(())
+}
+
+/// A TAP as vmnet would be it.
+#[derive(Debug)]
+struct TapInterface {
+    shared: Arc<Shared>,
+    stop: mio::Waker,
+    reader: Option<JoinHandle<()>>,
+}
+
+/// What the reading thread shares.
+#[derive(Debug)]
+struct Shared {
+    tap: Mutex<Tap>,
+    arrived: Mutex<VecDeque<Vec<u8>>>,
+    stopped: AtomicBool,
+}
+
+impl Shared {
+    fn arrived(&self) -> MutexGuard<'_, VecDeque<Vec<u8>>> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tap(&self) -> MutexGuard<'_, Tap> {
+        self.tap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TapInterface {
+    const TAP: Token = Token(0);
+    const STOP: Token = Token(1);
+
+    fn start(name: &str, waker: Waker) -> Result<(Self, RawParameters)> {
+        let mut tap = Tap::attach(name, false)?;
+        let poll = Poll::new()?;
+        tap.register(poll.registry(), Self::TAP, Interest::READABLE)?;
+        let stop = mio::Waker::new(poll.registry(), Self::STOP)?;
+        let shared = Arc::new(Shared {
+            tap: Mutex::new(tap),
+            arrived: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let reader = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || read(&shared, poll, &waker)
+        });
+        let raw = RawParameters {
+            start_address: Some(GATEWAY.to_string()),
+            subnet_mask: Some("255.255.255.0".to_owned()),
+            mtu: Some(1500),
+            max_packet_size: Some(MAX_FRAME as u64),
+            read_max_packets: Some(256),
+            write_max_packets: Some(256),
+        };
+        Ok((TapInterface { shared, stop, reader: Some(reader) }, raw))
+    }
+}
+
+/// Fills the queue, and calls back for the first frame behind an empty one only.
+fn read(shared: &Shared, mut poll: Poll, waker: &Waker) {
+    let mut events = Events::with_capacity(4);
+    let mut batch = FrameBatch::new(shared.tap().longest_received(MAX_FRAME));
+    let mut cutter = Cutter::new();
+    while !shared.stopped.load(Ordering::SeqCst) {
+        batch.clear();
+        let received = shared.tap().recv(&mut batch);
+        let mut arrived = shared.arrived();
+        let was_empty = arrived.is_empty();
+        while !batch.is_empty() {
+            let count = cutter.cut(&batch, |_, pieces| {
+                if arrived.len() < QUEUE {
+                    arrived.push_back(pieces.concat());
+                }
+            });
+            batch.advance(count);
+        }
+        let wake = was_empty && !arrived.is_empty();
+        drop(arrived);
+        if wake {
+            waker.wake();
+        }
+        match received {
+            Ok(Received::More) => {}
+            Ok(Received::Drained) => {
+                if poll.poll(&mut events, None).is_err() {
+                    return;
+                }
+            }
+            Err(_) => return,
+        }
+    }
+}
+
+impl Interface for TapInterface {
+    fn read(&mut self, buffers: &mut [&mut [u8]], lengths: &mut [usize]) -> Result<usize, Refusal> {
+        let mut arrived = self.shared.arrived();
+        let mut count = 0;
+        for (buffer, length) in buffers.iter_mut().zip(lengths) {
+            let Some(frame) = arrived.pop_front() else { break };
+            buffer[..frame.len()].copy_from_slice(&frame);
+            *length = frame.len();
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn write(&mut self, frames: &[&[u8]]) -> Result<usize, Refusal> {
+        let mut batch = FrameBatch::new(MAX_FRAME);
+        for frame in frames {
+            batch.free_space()[..frame.len()].copy_from_slice(frame);
+            batch.push(frame.len());
+        }
+        match self.shared.tap().send(&mut batch) {
+            Ok(Sent::All) => Ok(frames.len()),
+            Ok(Sent::Blocked) => Err(Refusal::Exhausted),
+            Err(error) => Err(Refusal::Broken(error.to_string())),
+        }
+    }
+
+    fn add_forward(&mut self, _forward: &Forward) -> Result<(), Refusal> {
+        Err(Refusal::Argument("a TAP forwards no ports".to_owned()))
+    }
+
+    fn remove_forward(&mut self, _forward: &Forward) -> Result<(), Refusal> {
+        Err(Refusal::Argument("a TAP forwards no ports".to_owned()))
+    }
+}
+
+impl Drop for TapInterface {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        if self.stop.wake().is_ok()
+            && let Some(reader) = self.reader.take()
+        {
+            let _ = reader.join();
+        }
+    }
+}
