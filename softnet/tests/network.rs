@@ -526,8 +526,14 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     ensure!(text.contains(&format!("{address} is leased to 02:00:00:00:00:01")), "{text}");
     ensure!(matches!(second.set_address(Some(INTERNET)), Err(Error::NotOurs(..))));
     ensure!(matches!(second.set_address(Some(plan.gateway().addr())), Err(Error::NotOurs(..))));
-    first.leave()?;
+    // A restart meets its predecessor still leaving, and waits for it.
+    let restarted = std::thread::scope(|scope| {
+        let restart = scope.spawn(|| join(1));
+        first.leave()?;
+        restart.join().expect("the restart panicked")
+    })?;
     second.set_address(Some(address))?;
+    drop(restarted);
     let gateway = Member { mac: plan.mac(), exposes: Vec::new() };
     ensure!(matches!(Membership::join(&config(), &gateway), Err(Error::MacIsGateway(_))));
     Ok(())

@@ -7,6 +7,8 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use softnet_filter::MacAddr;
 
@@ -20,6 +22,9 @@ use crate::host::bridge::{self, Gateway};
 use crate::host::expose::{Expose, Forward, Op, Protocol};
 use crate::leases::{Format, LeaseFile};
 use crate::netlink::{self, Netlink};
+
+/// How long the same VM's last Softnet may take to leave: whoever restarts a VM seldom waits for its end.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 
 /// Who joins.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -51,13 +56,13 @@ impl Membership {
     /// Those of [`super::ensure`]; [`Error::MacTaken`] if a running Softnet has this MAC.
     pub fn join(config: &NetworkConfig, member: &Member) -> Result<Self, Error> {
         let run_dir = RunDir::of_this_namespace();
-        let lock = run_dir.lock()?;
+        let directory = run_dir.network(config.name.as_str());
+        let path = directory.ports().join(member.mac.to_string());
+        let lock = lock_after_predecessor(&run_dir, &path)?;
         let (plan, gateway) = ensure_locked(config, &run_dir, &lock)?;
         if member.mac == gateway.mac {
             return Err(Error::MacIsGateway(member.mac));
         }
-        let directory = run_dir.network(plan.name.as_str());
-        let path = directory.ports().join(member.mac.to_string());
         let Some(mut port) = Claim::take(path.clone())? else {
             let holder = run_dir::read(&path)?.and_then(|text| record::read_member(&text));
             let pid = holder.map(|holder| holder.pid);
@@ -196,6 +201,19 @@ impl Membership {
             port.write(&record::write_member(&self.record))?;
         }
         Ok(())
+    }
+}
+
+/// Takes the lock once nobody has the place at `path`, or after [`PREDECESSOR`].
+fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> {
+    let give_up = Instant::now() + PREDECESSOR;
+    loop {
+        let lock = run_dir.lock()?;
+        if !run_dir::is_claimed(path) || Instant::now() >= give_up {
+            return Ok(lock);
+        }
+        drop(lock);
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

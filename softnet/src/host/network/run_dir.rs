@@ -193,17 +193,22 @@ pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(found)
 }
 
-/// The names of the files that living processes have claimed, removing nothing: for a look without the [`Lock`].
+/// The content of every file in `directory` that a living process has claimed, by file name, removing nothing: for a look
+/// without the [`Lock`].
 pub fn peek(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut found = Vec::new();
     for name in list(directory)? {
         let path = directory.join(&name);
-        let Ok(file) = File::open(&path) else { continue };
-        if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+        if is_claimed(&path) {
             found.push((name, read(&path)?.unwrap_or_default()));
         }
     }
     Ok(found)
+}
+
+/// Whether a living process has claimed `path`.
+pub fn is_claimed(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
 /// The file's content, or `None` if there is no such file.
