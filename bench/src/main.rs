@@ -53,6 +53,13 @@ impl Args {
 enum Command {
     /// Instructions for each decision of the filter, counted by callgrind
     Filter,
+    /// Draw the plot of an earlier run again
+    Plot {
+        /// Its bench.json
+        json: PathBuf,
+        /// The file to draw
+        svg: PathBuf,
+    },
     #[command(hide = true)]
     Pump { peer: pump::Peer },
     #[command(hide = true)]
@@ -79,6 +86,11 @@ fn perform(args: Args, stage: Stage) -> Result<ExitCode> {
         Some(Command::Filter) => {
             let counts = decision::count()?;
             print!("{}", decision::table(&counts));
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Plot { json, svg }) => {
+            let json = serde_json::from_str(&std::fs::read_to_string(json)?)?;
+            plot::draw(&Report::from_json(&json)?, &svg)?;
             Ok(ExitCode::SUCCESS)
         }
         None if stage == Stage::Outside => {

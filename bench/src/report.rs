@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::decision::{self, Count};
@@ -229,6 +230,27 @@ impl Report {
             let _ = writeln!(table, "{what:<66}{got:>22}  {reach:<16}{verdict}");
         }
         table
+    }
+
+    /// Reads what [`Report::json`] wrote, without the decisions.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn from_json(json: &Value) -> Result<Report> {
+        let mut report = Report::default();
+        let peers = json.get("peers").and_then(Value::as_object).context("no peers in the report")?;
+        for (name, figures) in peers {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+            let kind = kind.with_context(|| format!("{name} is no peer"))?;
+            for (figure, values) in figures.as_object().context("no figures")? {
+                for (repetition, value) in values.as_array().context("no repetitions")?.iter().enumerate() {
+                    let mut figures = Figures::default();
+                    figures.set(figure, value.as_f64().context("no number")?);
+                    report.add(kind, repetition + 1, figures);
+                }
+            }
+        }
+        Ok(report)
     }
 
     /// The report for programs.
