@@ -13,6 +13,19 @@ pub const QEMU: &[&str] = &["qemu-system-x86"];
 /// The network of a user without privilege.
 pub const UNPRIVILEGED: &[&str] = &["passt"];
 
+/// Fails without root, and says what to type: namespaces with several users in them, TAPs and NAT need it.
+///
+/// # Errors
+/// Fails without root.
+pub fn need_root(command: &str) -> Result<()> {
+    if lab::stage::is_root() {
+        return Ok(());
+    }
+    bail!(
+        "this needs root, for private network namespaces; run: sudo env \"PATH=$PATH\" cargo xtask {command}"
+    )
+}
+
 /// Sees to it that these packages are there: installs what is missing as root, else says how.
 ///
 /// # Errors

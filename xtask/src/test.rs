@@ -28,6 +28,7 @@ struct Tally {
 /// Runs every step, whatever became of those before it, and then says what failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.lints {
+        packages::need_root("test")?;
         packages::ensure_installed(&[packages::LAB, packages::UML, packages::QEMU, packages::UNPRIVILEGED])?;
     }
     let mut documentation = cargo("doc --workspace --no-deps --quiet");

@@ -136,12 +136,19 @@ fn find_kernel(store: &Path) -> Result<Option<PathBuf>> {
 }
 
 fn download_kernel(store: &Path) -> Result<()> {
-    let depends = run("apt-cache", &["depends", CLOUD_KERNEL])?;
+    // A machine that has installed nothing for a while may have no package lists at all.
+    let depends = match run("apt-cache", &["depends", CLOUD_KERNEL]) {
+        Ok(depends) if depends.contains("Depends: linux-image-") => depends,
+        _ => {
+            run("apt-get", &["--quiet=2", "update"])?;
+            run("apt-cache", &["depends", CLOUD_KERNEL])?
+        }
+    };
     let package = depends
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
         .map(|version| format!("linux-image-{version}"))
-        .with_context(|| format!("apt knows no {CLOUD_KERNEL}; run apt-get update"))?;
+        .with_context(|| format!("apt knows no {CLOUD_KERNEL}; is this Debian?"))?;
     let draft = store.join(format!("kernel.{}", std::process::id()));
     fs::create_dir_all(&draft)?;
     let output =

@@ -52,6 +52,7 @@ pub fn run(args: &Args, stage: Stage) -> Result<ExitCode> {
                 Machine::Uml => packages::UML,
                 Machine::Qemu => packages::QEMU,
             };
+            packages::need_root("demo")?;
             packages::ensure_installed(&[packages::LAB, machine])?;
             println!("building softnet and the guests' file system");
             cargo::build_softnet()?;
