@@ -165,4 +165,17 @@ mod tests {
             json!({ "ref": "pkg:cargo/direct@1.0.0", "dependsOn": ["pkg:cargo/deep@1.0.0"] })
         );
     }
+
+    #[test]
+    fn the_bill_of_this_program_has_what_it_is_made_of() {
+        let bill: Value = serde_json::from_str(&of("softnet", "123").unwrap()).unwrap();
+        let component = |name: &str| list(&bill["components"]).find(|component| component["name"] == name);
+        let landlock = component("landlock").unwrap();
+        assert_eq!(landlock["hashes"][0]["content"].as_str().unwrap().len(), 64);
+        assert!(landlock["licenses"][0]["expression"].as_str().unwrap().contains("MIT"));
+        assert!(component("softnet-filter").unwrap().get("purl").is_none(), "it is not the registry's");
+        for absent in ["lab", "proptest", "softnet"] {
+            assert!(component(absent).is_none(), "{absent} is not part of the program");
+        }
+    }
 }
