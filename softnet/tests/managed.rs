@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Test::new("managed::an_address_that_another_vm_holds_is_refused", a_held_address_is_refused)
             .as_root(),
         Test::new("managed::a_host_only_vm_has_its_gateway_and_no_more", a_host_only_vm).as_root(),
+        Test::new("managed::a_set_user_id_start_is_stopped_by_its_user", a_set_user_id_start).as_root(),
         Test::new("managed::a_missing_program_is_named_with_its_package", a_missing_program_is_named)
             .as_root(),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
@@ -406,6 +407,35 @@ fn a_host_only_vm() -> Result<()> {
     ensure!(vm.softnet.stop()?.success());
     let (code, said, _) = softnet(&["network", "down", "--network=softnet_host0"])?;
     ensure!(code == 0 && said.contains("network softnet_host0 is gone"), "{code} {said}");
+    Ok(())
+}
+
+fn a_set_user_id_start() -> Result<()> {
+    std::fs::create_dir("/run/suid")?;
+    run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/run/suid"])?;
+    run("install", &["-m", "4755", SOFTNET, "/run/suid/softnet"])?;
+    let user = ["--reuid=1000", "--regid=1000", "--clear-groups", "--"];
+    let (port, theirs) = VmPort::pair()?;
+    let mut command = Command::new("setpriv");
+    command.args(user).args(["/run/suid/softnet", "--vm-fd=0", "--expose=5000:53/udp"]).stdin(theirs);
+    command.args([&format!("--vm-mac-address={FIRST}"), Softnet::READY_FLAG]);
+    let mut softnet = Softnet::spawn(command)?;
+    let ready = softnet.ready()?;
+    let mut vm = Vm { port, softnet, mac: FIRST, ready };
+    let address = vm.lease()?;
+    vm.is_reached(&Host::main()?, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5000), address)?;
+    let worker = worker_of(vm.softnet.pid())?;
+    let status = std::fs::read_to_string(format!("/proc/{worker}/status"))?;
+    ensure!(status.contains("Uid:\t1000\t1000\t1000\t1000"), "{status}");
+    let refused =
+        Command::new("setpriv").args(user).args(["/run/suid/softnet", "network", "down"]).output()?;
+    ensure!(refused.status.code() == Some(2), "{refused:?}");
+
+    let pid = vm.softnet.pid().to_string();
+    let stop: Vec<&str> = user.into_iter().chain(["kill", "-INT", &pid]).collect();
+    run("setpriv", &stop)?;
+    ensure!(vm.softnet.wait()?.success(), "{}", vm.softnet.log());
+    ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
     Ok(())
 }
 

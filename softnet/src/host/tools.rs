@@ -66,8 +66,7 @@ impl Tool {
             .current_dir("/")
             .stdin(Stdio::null());
         if geteuid().is_root() && !getuid().is_root() {
-            use std::os::unix::process::CommandExt;
-            command.uid(0).gid(0);
+            crate::sys::process::as_root(&mut command);
         }
         Ok(command)
     }

@@ -4,7 +4,7 @@
 use std::io;
 
 use rustix::io::Errno;
-use rustix::process::{DumpableBehavior, Gid, Uid, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Gid, Uid, getuid, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
@@ -12,8 +12,11 @@ use rustix::thread::{
 
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 
-/// Becomes root in every sense, so that nothing of a set-user-ID start's caller is left, and gives up every capability but
-/// two, for itself and for the programs that it starts. Its files under `/run/softnet` are root's, which takes none.
+/// Gives up every capability but two, for itself and for the programs that it starts, and the caller's groups. Its files
+/// under `/run/softnet` are root's, which takes none.
+///
+/// After a set-user-ID start the real user stays the caller, because that is whom the kernel lets signal this process: who
+/// started a Softnet must be able to stop it (kill(2)).
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -24,7 +27,7 @@ pub fn reduce() -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
-    set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+    set_thread_res_uid(getuid(), Uid::ROOT, Uid::ROOT)?;
     if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         for number in 0..u64::BITS {
             let capability = CapabilitySet::from_bits_retain(1 << number);

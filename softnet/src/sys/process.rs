@@ -93,6 +93,23 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Makes `command` run as root in every sense, real user included, with no supplementary groups: some programs refuse to
+/// run set-user-ID. A process whose saved user is root may do that without a capability (setresuid(2)); the groups of one
+/// that has none were cleared before.
+pub fn as_root(command: &mut Command) {
+    use rustix::process::{Gid, Uid};
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+    let prepare = || {
+        let _ = set_thread_groups(&[]);
+        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+        Ok(())
+    };
+    // SAFETY: `prepare` makes three system calls, allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
 /// Starts `command` as `identity`, if one is given, with `descriptor` open under its present number; the kernel sends
 /// `on_our_death` to it when this process ends, however it ends.
 ///
