@@ -123,6 +123,8 @@ struct Lane {
     readable: bool,
     /// The batch waits for the destination's queue until then.
     blocked_until: Option<Timestamp>,
+    /// The destination is tried again then, because nothing tells when it takes more.
+    retry_at: Option<Timestamp>,
     /// The destination did not take its frames in time and has taken none since.
     stalled: bool,
     /// Frames that a full queue cost.
@@ -135,6 +137,7 @@ impl Lane {
             batch: FrameBatch::new(max_frame),
             readable: true,
             blocked_until: None,
+            retry_at: None,
             stalled: false,
             queue_full: 0,
         }
@@ -165,6 +168,7 @@ impl Lane {
     /// Sends what the batch holds; waits for a full queue, but not for ever.
     fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
         let outcome = to.send(&mut self.batch)?;
+        self.retry_at = None;
         self.queue_full = self.queue_full.saturating_add(self.batch.take_given_up() as u64);
         match outcome {
             Sent::All => {
@@ -179,9 +183,15 @@ impl Lane {
             }
             Sent::Blocked => {
                 self.blocked_until.get_or_insert(now.saturating_add(STALL_LIMIT));
+                self.retry_at = to.full_queue_pause().map(|pause| now.saturating_add(pause));
             }
         }
         Ok(())
+    }
+
+    /// When to try the batch again, if no wake-up comes before.
+    fn deadline(&self) -> Option<Timestamp> {
+        self.blocked_until.into_iter().chain(self.retry_at).min()
     }
 }
 
@@ -374,7 +384,10 @@ impl Relay {
             LaneError::From(error) => Stop::vm(error),
             LaneError::To(error) => Stop::host(error),
         })?;
-        if self.from_vm.batch.is_empty() { Ok(()) } else { self.want_host_writable(true) }
+        if self.from_vm.batch.is_empty() || self.from_vm.retry_at.is_some() {
+            return Ok(());
+        }
+        self.want_host_writable(true)
     }
 
     fn carry_from_host(&mut self, now: Timestamp) -> Result<(), Stop> {
@@ -385,7 +398,10 @@ impl Relay {
             LaneError::From(error) => Stop::host(error),
             LaneError::To(error) => Stop::vm(error),
         })?;
-        if self.from_host.batch.is_empty() { Ok(()) } else { self.want_vm_writable(true) }
+        if self.from_host.batch.is_empty() || self.from_host.retry_at.is_some() {
+            return Ok(());
+        }
+        self.want_vm_writable(true)
     }
 
     /// Expiry, stalled queues, forwards and probes.
@@ -397,10 +413,10 @@ impl Relay {
                 self.follower.lease_changed(self.port.lease(), now);
             }
         }
-        if self.from_vm.blocked_until.is_some_and(|until| now >= until) {
+        if self.from_vm.deadline().is_some_and(|at| now >= at) {
             self.resume_to_host(now)?;
         }
-        if self.from_host.blocked_until.is_some_and(|until| now >= until) {
+        if self.from_host.deadline().is_some_and(|at| now >= at) {
             self.resume_to_vm(now)?;
         }
         if self.follower.deadline().is_some_and(|at| now >= at) {
@@ -419,8 +435,8 @@ impl Relay {
     fn next_deadline(&self) -> Option<Timestamp> {
         let deadlines = [
             self.port.next_deadline(),
-            self.from_vm.blocked_until,
-            self.from_host.blocked_until,
+            self.from_vm.deadline(),
+            self.from_host.deadline(),
             self.follower.deadline(),
             self.next_probe,
         ];
@@ -631,6 +647,50 @@ mod tests {
         host.send(&arp_reply()).unwrap();
         turn(&mut relay).unwrap();
         assert_eq!(received(&vm), 1);
+    }
+
+    /// Takes a batch at the third attempt, and never says that it would.
+    #[derive(Debug, Default)]
+    struct Silent {
+        attempts: u32,
+    }
+
+    impl Link for Silent {
+        fn register(&mut self, _: &mio::Registry, _: Token, _: Interest) -> io::Result<()> {
+            Ok(())
+        }
+        fn recv(&mut self, _batch: &mut FrameBatch) -> Result<Received, LinkError> {
+            Ok(Received::Drained)
+        }
+        fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
+            self.attempts += 1;
+            if self.attempts < 3 {
+                return Ok(Sent::Blocked);
+            }
+            batch.clear();
+            Ok(Sent::All)
+        }
+        fn full_queue_pause(&self) -> Option<Duration> {
+            Some(Duration::from_millis(1))
+        }
+        fn needs(&self, _needs: &mut Needs) {}
+    }
+
+    #[test]
+    fn a_full_queue_that_tells_nothing_is_tried_again_after_a_pause() {
+        let mut lane = Lane::new(MAX_FRAME);
+        lane.batch.push(60);
+        let mut silent = Silent::default();
+        let mut now = Timestamp::from_secs(1);
+        for _ in 0..2 {
+            lane.send(&mut silent, now).unwrap();
+            assert_eq!(lane.batch.len(), 1);
+            assert_eq!(lane.deadline(), Some(now.saturating_add(Duration::from_millis(1))));
+            now = lane.deadline().unwrap();
+        }
+        lane.send(&mut silent, now).unwrap();
+        assert!(lane.batch.is_empty() && lane.deadline().is_none());
+        assert_eq!(lane.queue_full, 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod stream;
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use mio::{Interest, Registry, Token};
 
@@ -32,6 +33,11 @@ pub trait Link: fmt::Debug {
     /// Sends the frames of `batch` from its front, removing each that has left. What a full queue does not take stays
     /// in the batch, and the caller tries again when the link is writable.
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError>;
+
+    /// How long to wait before a full queue is tried again, for transports that do not tell when it has room.
+    fn full_queue_pause(&self) -> Option<Duration> {
+        None
+    }
 
     /// The longest frame in bytes that [`Link::recv`] may store, if the longest on the wire is `on_wire`: a link that
     /// takes super-frames from its far end needs room for them.

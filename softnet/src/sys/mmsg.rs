@@ -9,6 +9,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
+use std::time::Duration;
 
 use super::Datagram;
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
@@ -16,6 +17,9 @@ use crate::sandbox::Syscall;
 
 /// What this file calls.
 pub const SYSCALLS: &[Syscall] = &[Syscall::Recvmmsg, Syscall::Sendmmsg];
+
+/// The poller tells when a full queue has room.
+pub const FULL_QUEUE_PAUSE: Option<Duration> = None;
 
 /// Message headers for one call, allocated once.
 pub struct MessageArray {

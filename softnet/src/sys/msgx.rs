@@ -27,6 +27,11 @@ use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 #[cfg(target_os = "macos")]
 pub const SYSCALLS: &[crate::sandbox::Syscall] = &[];
 
+/// A datagram socket is writable as long as its own buffer has room, whatever its peer's queue: `ENOBUFS` tells that this
+/// is full, and nothing tells when it no longer is.
+#[cfg(target_os = "macos")]
+pub const FULL_QUEUE_PAUSE: Option<std::time::Duration> = Some(std::time::Duration::from_millis(1));
+
 /// `struct msghdr_x`.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -105,6 +105,10 @@ impl Link for DatagramLink {
         Ok(Sent::All)
     }
 
+    fn full_queue_pause(&self) -> Option<Duration> {
+        messages::FULL_QUEUE_PAUSE
+    }
+
     fn probe(&mut self) -> Result<(), LinkError> {
         if self.end_announced.is_some_and(|since| since.elapsed() >= END_GRACE) {
             return Err(LinkError::Closed);
