@@ -466,6 +466,29 @@ mod tests {
             let _ = Format::Dnsmasq.parse(&text);
         }
 
+        /// Real files with a few bytes changed, doubled or lost get further into a parser than noise does.
+        #[test]
+        fn no_damage_makes_a_parser_panic(edits in prop::collection::vec((any::<prop::sample::Index>(), 0..3u8, any::<char>()), 1..8)) {
+            let dnsmasq = format!("1700000600 {MAC} 192.168.64.5 vm 01:a6:3d:e2:01:00:0f\nduid 00:01\n");
+            for (format, file) in [(Format::Bootpd, BOOTPD), (Format::Dnsmasq, &dnsmasq)] {
+                let mut text: Vec<char> = file.chars().collect();
+                for (index, edit, character) in &edits {
+                    let at = index.index(text.len());
+                    match edit {
+                        0 => text[at] = *character,
+                        1 => text.insert(at, *character),
+                        _ => drop(text.drain(at..text.len().min(at + 9))),
+                    }
+                    if text.is_empty() {
+                        break;
+                    }
+                }
+                for binding in format.parse(&text.iter().collect::<String>()).unwrap_or_default() {
+                    prop_assert!(binding.client_id.is_none_or(|id| !id.is_empty()));
+                }
+            }
+        }
+
         #[test]
         fn what_is_written_is_read(octets in any::<[u8; 6]>(), last in any::<u8>(), ends in 1..u64::from(u32::MAX)) {
             let mac = MacAddr(octets);
