@@ -113,8 +113,13 @@ pub(crate) fn judge_from_vm(
     }
 
     // C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
-    if !dhcp.rate.take(now) {
+    let is_decline = options.message_type == DECLINE;
+    if !dhcp.messages.has_room(now) || (is_decline && !dhcp.declines.has_room(now)) {
         return Err(DropReason::DhcpRate);
+    }
+    dhcp.messages.count(now);
+    if is_decline {
+        dhcp.declines.count(now);
     }
 
     // The message passes. What does it change?
@@ -602,6 +607,28 @@ mod tests {
         let _ = judge(&mut port, &DhcpFrame::release());
         let _ = judge(&mut port, &DhcpFrame::discover());
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
+    }
+
+    /// C7: a VM that declines all that it is offered does not empty the server's pool.
+    #[test]
+    fn c7_declines_are_few() {
+        let mut port = fresh();
+        let mut passed_until = |seconds| {
+            let mut passed = 0;
+            for second in (seconds - 60..seconds).step_by(2) {
+                let now = NOW.saturating_add(core::time::Duration::from_secs(second));
+                let id = u32::try_from(second).unwrap();
+                assert!(port.from_vm(&DhcpFrame::discover().xid(id).frame(), now).is_forward());
+                assert!(port.from_host(&DhcpFrame::offer().xid(id).frame(), now).is_forward());
+                let decline = DhcpFrame::decline(OWN_IP).xid(id).frame();
+                passed += usize::from(port.from_vm(&decline, now).is_forward());
+            }
+            passed
+        };
+        assert_eq!(passed_until(60), 8);
+        assert_eq!(passed_until(540), 0);
+        assert_eq!(passed_until(660), 1);
+        assert_eq!(passed_until(720), 0);
     }
 
     /// C7: a burst of ten, then one a second; what is dropped anyway does not count.

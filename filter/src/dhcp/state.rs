@@ -23,7 +23,8 @@ pub(crate) struct Dhcp {
     offer: Option<(Ipv4Addr, Timestamp)>,
     pub(crate) transactions: Transactions,
     pub(crate) client_ids: ClientIds,
-    pub(crate) rate: Rate,
+    pub(crate) messages: MessageRate,
+    pub(crate) declines: DeclineRate,
     events: [Option<PortEvent>; EVENTS],
 }
 
@@ -272,27 +273,33 @@ impl ClientIds {
     }
 }
 
-/// The rate at which the VM may send DHCP (C7): a burst of [`Rate::BURST`], then one message a second.
+/// The rate at which the VM may send DHCP (C7).
+pub(crate) type MessageRate = Rate<10, 1>;
+
+/// The rate at which it may decline addresses. A server sets a declined address aside for a while (dnsmasq for ten
+/// minutes), so a VM that declines all that it is offered would empty the pool for everybody.
+pub(crate) type DeclineRate = Rate<8, 600>;
+
+/// A rate: a burst of `BURST`, then one every `INTERVAL` seconds.
 ///
 /// This is the generic cell rate algorithm: one time stamp instead of a bucket of tokens.
 #[derive(Debug, Default)]
-pub(crate) struct Rate {
-    /// When the messages so far would all have been due at the steady rate.
+pub(crate) struct Rate<const BURST: u64, const INTERVAL: u64> {
+    /// When all that passed so far would have been due at the steady rate.
     due: Timestamp,
 }
 
-impl Rate {
-    pub(crate) const BURST: u64 = 10;
-    const INTERVAL: Duration = Duration::from_secs(1);
-    const TOLERANCE: Timestamp = Timestamp::from_secs(Self::BURST - 1);
+impl<const BURST: u64, const INTERVAL: u64> Rate<BURST, INTERVAL> {
+    const TOLERANCE: Duration = Duration::from_secs(BURST.saturating_sub(1).saturating_mul(INTERVAL));
 
-    /// Whether one more message may pass now; if so, it is counted.
-    pub(crate) fn take(&mut self, now: Timestamp) -> bool {
-        if self.due.as_nanos() > now.as_nanos().saturating_add(Self::TOLERANCE.as_nanos()) {
-            return false;
-        }
-        self.due = self.due.max(now).saturating_add(Self::INTERVAL);
-        true
+    /// Whether one more may pass now.
+    pub(crate) fn has_room(&self, now: Timestamp) -> bool {
+        self.due <= now.saturating_add(Self::TOLERANCE)
+    }
+
+    /// Counts one more.
+    pub(crate) fn count(&mut self, now: Timestamp) {
+        self.due = self.due.max(now).saturating_add(Duration::from_secs(INTERVAL));
     }
 }
 
@@ -355,9 +362,17 @@ mod tests {
     /// C7, B4: no time overflows the rate.
     #[test]
     fn c7_rate_at_the_end_of_time() {
-        let mut rate = Rate::default();
-        assert!((0..100).all(|_| rate.take(Timestamp::MAX)));
-        let mut rate = Rate::default();
-        assert_eq!((0..100).filter(|_| rate.take(NOW)).count(), 10);
+        let passed = |now| {
+            let mut rate = MessageRate::default();
+            (0..100)
+                .filter(|_| {
+                    let passes = rate.has_room(now);
+                    rate.count(now);
+                    passes
+                })
+                .count()
+        };
+        assert_eq!(passed(Timestamp::MAX), 100);
+        assert_eq!(passed(NOW), 10);
     }
 }

@@ -25,6 +25,7 @@
 //!   or without the type 255 before it, names hardware.
 //! - C6: a DECLINE of another address than the own may or may not end the lease.
 //! - C7: more than 13 at once or 1.3 a second is over the rate, fewer than 8 and 0.8 is under it.
+//!   The first eight DECLINEs are under it in any case.
 //!   In the clock's last minute, after 584 years, nothing is said about rates and offers.
 //! - D6: the types of errors and of echo are known, timestamp replies may be.
 //! - D9: no flag opens a global destination; what it opens beyond the network else is left open.
@@ -116,6 +117,8 @@ pub struct Oracle {
     /// The last message that the VM sent, if nothing has answered it: its transaction, its type, when.
     newest: Option<(u32, u8, Timestamp)>,
     client_ids: Vec<Vec<u8>>,
+    /// The addresses that the VM has declined.
+    declines: usize,
     /// Fills too fast: when it is empty, the VM is over the rate for sure.
     over: Bucket,
     /// Fills too slowly: while it holds anything, the VM is under the rate for sure.
@@ -132,6 +135,7 @@ impl Oracle {
             lease: None,
             offered: None,
             offer_may_be_over: false,
+            declines: 0,
             transactions: Vec::new(),
             newest: None,
             client_ids: Vec::new(),

@@ -257,7 +257,9 @@ impl Oracle {
             dhcp::DECLINE => {
                 let declined = message.address_once(dhcp::OPTION_REQUESTED);
                 let offered = declined.is_some_and(|address| self.offered_lately(address, now));
-                !unicast && message.client.is_unspecified() && by_server && (declined == own || offered)
+                let is_early = self.declines < 8;
+                let is_plain = !unicast && message.client.is_unspecified() && by_server;
+                is_plain && is_early && (declined == own || offered)
             }
             dhcp::INFORM => is_own(ip.source) && is_own(message.client),
             _ => false,
@@ -298,6 +300,7 @@ impl Oracle {
         match kind {
             dhcp::RELEASE => vec![Outcome::Unbound],
             dhcp::DECLINE => {
+                self.declines += 1;
                 let declined = message.address_once(dhcp::OPTION_REQUESTED);
                 if declined.is_some() && declined == lease.map(|lease| lease.address) {
                     vec![Outcome::Unbound]
