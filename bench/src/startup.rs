@@ -4,9 +4,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lab::VmPort;
-use lab::deadline::Deadline;
+use lab::deadline::{Deadline, until};
 use lab::wire::{Dhcp, Mac, dhcp_kind};
 
 use crate::peers::{Kind, Site, TAP, command, program_path, softnet_arguments};
@@ -26,6 +26,14 @@ pub fn measure(site: &Site, repetitions: usize, report: &mut Report) -> Result<(
     for repetition in 1..=repetitions {
         for kind in in_turn(repetition) {
             site.tap(TAP)?;
+            // The kernel notes that nobody is attached up to a second late; an attachment that comes before would have
+            // to wait for that, and the fastest program would wait the longest.
+            let settled = until(|| {
+                site.host
+                    .ip(&format!("-oneline link show {TAP}"))
+                    .is_ok_and(|link| link.contains("state DOWN"))
+            });
+            ensure!(settled, "the TAP does not settle");
             let (vm, theirs) = VmPort::pair()?;
             let discover = Dhcp::client(dhcp_kind::DISCOVER, repetition as u32, mac).broadcast();
             let started = Instant::now();
