@@ -14,11 +14,10 @@ pub struct Args {
     arguments: Vec<String>,
 }
 
-/// Runs cargo-mutants. A change may make a loop endless, and the tests take less than a second.
+/// Runs cargo-mutants on the unit tests alone, which are quick to build and to run; a change may make a loop endless.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let status = cargo("mutants --package softnet-filter --timeout 20")
+    let status = cargo("mutants --package softnet-filter --timeout 20 --cargo-arg=--lib")
         .args(&args.arguments)
-        .args(["--", "--lib"])
         .status()
         .context("start cargo")?;
     if !status.success() {
