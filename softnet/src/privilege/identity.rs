@@ -229,13 +229,16 @@ impl Identity {
     /// When the system refuses, or root could be had back.
     pub fn assume(&self) -> io::Result<()> {
         use nix::unistd::{setgid, setuid};
+        use rustix::process::{getegid, geteuid, getgid, getuid};
 
-        if rustix::process::geteuid().is_root() {
+        if geteuid().is_root() {
             crate::sys::groups::set_groups(&self.groups)?;
         }
         setgid(self.gid.as_raw().into())?;
         setuid(self.uid.as_raw().into())?;
-        if setuid(0.into()).is_ok() { Err(io::Error::from_raw_os_error(libc::EPERM)) } else { Ok(()) }
+        let became = (getuid(), geteuid(), getgid(), getegid()) == (self.uid, self.uid, self.gid, self.gid);
+        let root_again = setuid(0.into()).is_ok() || nix::unistd::seteuid(0.into()).is_ok();
+        if became && !root_again { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
     }
 }
 
