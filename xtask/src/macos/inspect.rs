@@ -1,8 +1,8 @@
 //! What a finished program for macOS is made of, read from its Mach-O headers, and what it must be made of.
 //!
 //! Nothing built here can be run here, so the file itself is the evidence: that each slice is for the right processor and
-//! system, loads what it should and nothing else, imports from the frameworks what [`Expected`] lists and nothing that
-//! older systems lack, and carries a code signature whose every page hash is true. Apple's processors refuse to run a
+//! system, loads what it should and nothing else, imports from the frameworks the functions that [`Expected`] lists and
+//! none that older systems lack (a stripped program's symbol table names no imported data), and carries a code signature whose every page hash is true. Apple's processors refuse to run a
 //! program without one.
 
 use std::collections::{BTreeMap, BTreeSet};
