@@ -6,3 +6,5 @@ pub mod fuzzing;
 mod oracle;
 #[path = "../../filter/tests/scene/mod.rs"]
 mod scene;
+#[path = "../../softnet/tests/framing/check.rs"]
+pub mod framing;

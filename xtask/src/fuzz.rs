@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::root;
 
 /// Each target, and where its seeds lie.
-const TARGETS: [(&str, &str); 5] = [
+const TARGETS: [(&str, &str); 6] = [
     ("frame", "fuzz/seeds/frame"),
     ("sequence", "fuzz/seeds/sequence"),
     ("dhcp", "fuzz/seeds/dhcp"),
+    ("stream", "fuzz/seeds/stream"),
     ("offload_batch", "offload/tests/fixtures/batch"),
     ("offload_super_frame", "offload/tests/fixtures/super_frame"),
 ];
@@ -23,11 +24,34 @@ const MAX_LEN: usize = 65_700;
 /// Fuzz one target or all of them, one after the other; needs a nightly compiler and cargo-fuzz
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// frame, sequence, dhcp, offload_batch or offload_super_frame; all of them if there is none
+    /// frame, sequence, dhcp, stream, offload_batch or offload_super_frame; all of them if there is none
     target: Option<String>,
     /// Seconds for each target
     #[arg(default_value_t = 1_200)]
     seconds: u64,
+}
+
+/// Seconds for each target of a short run.
+const SHORT: u64 = 10;
+
+/// A short run of every target, as a part of all tests. `None` where there is no nightly compiler, without which none
+/// can be built; cargo-fuzz is installed if it is missing.
+pub fn run_shortly() -> Result<Option<ExitCode>> {
+    let works = |arguments: &[&str]| {
+        let output = Command::new("cargo").current_dir(root()).args(arguments).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !works(&["+nightly", "--version"]) {
+        println!("skipped: there is no nightly compiler (`rustup toolchain install nightly` brings it)");
+        return Ok(None);
+    }
+    if !works(&["+nightly", "fuzz", "--version"]) {
+        println!("installing cargo-fuzz");
+        if !works(&["install", "--locked", "cargo-fuzz"]) {
+            bail!("cargo-fuzz cannot be installed: cargo install --locked cargo-fuzz");
+        }
+    }
+    run(&Args { target: None, seconds: SHORT }).map(Some)
 }
 
 /// Runs the targets; the first crash ends it.

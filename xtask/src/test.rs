@@ -51,6 +51,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let good = step(command, &mut tally)?;
         results.push((name, good, started.elapsed()));
     }
+    if !args.lints {
+        println!("==> fuzzing, shortly");
+        let started = Instant::now();
+        let good = crate::fuzz::run_shortly().unwrap_or_else(|error| {
+            println!("{error:#}");
+            Some(ExitCode::FAILURE)
+        });
+        results.push(("fuzzing", good != Some(ExitCode::FAILURE), started.elapsed()));
+    }
     println!();
     for (name, good, took) in &results {
         let verdict = if *good { "ok" } else { "FAILED" };
@@ -59,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let took: Duration = results.iter().map(|(.., took)| *took).sum();
     println!("{:<24}{:>6.1} s", "together", took.as_secs_f64());
     if !args.lints {
-        println!("{} passed, {} failed, {} ignored", tally.passed, tally.failed, tally.ignored);
+        println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
     }
     let good = results.iter().all(|(_, good, _)| *good);
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
