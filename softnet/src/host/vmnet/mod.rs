@@ -1,6 +1,6 @@
 //! The host side of macOS: Apple's vmnet framework, which gives a VM NAT, DHCP and DNS, or a network of the host alone.
 //!
-//! Everything but the calls into the framework ([`apple`]) is written against the narrow [`Interface`] and runs on any
+//! Everything but the calls into the framework (`apple.rs`) is written against the narrow [`Interface`] and runs on any
 //! system, so that its tests do too: [`VmnetLink`] carries batches of frames, [`VmnetForwards`] makes port forwards
 //! follow the VM's lease, [`Waker`] turns the framework's callbacks into something to poll.
 //!
