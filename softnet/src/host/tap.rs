@@ -7,16 +7,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 use softnet_offload::vnet::VNET_HEADER_LEN;
 use softnet_offload::{Coalescer, Features, MAX_PARTS, VnetHeader};
 
-use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Sent};
+use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Registration, Sent};
 use crate::sandbox::{Needs, Syscall};
 use crate::sys::tun;
 
@@ -54,7 +53,7 @@ pub enum TapError {
 pub struct Tap {
     device: OwnedFd,
     name: String,
-    registered: bool,
+    registration: Registration,
     coalescer: Coalescer,
 }
 
@@ -82,7 +81,7 @@ impl Tap {
         // Every kernel takes TCP super-frames behind a virtio-net header, UDP ones only those that give them too.
         let coalescer = Coalescer::new(Features { tcp: true, udp: offloads.udp });
         tracing::debug!(name, ?offloads, "attached to the TAP");
-        Ok(Tap { device: device.into(), name, registered: false, coalescer })
+        Ok(Tap { device: device.into(), name, registration: Registration::default(), coalescer })
     }
 
     /// The interface's name.
@@ -93,13 +92,7 @@ impl Tap {
 
 impl Link for Tap {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        let fd = self.device.as_raw_fd();
-        let mut source = SourceFd(&fd);
-        if std::mem::replace(&mut self.registered, true) {
-            registry.reregister(&mut source, token, interest)
-        } else {
-            registry.register(&mut source, token, interest)
-        }
+        self.registration.set(&self.device, registry, token, interest)
     }
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {

@@ -5,6 +5,7 @@
 
 mod batch;
 mod cut;
+mod registration;
 mod stream;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::sandbox::Needs;
 
 pub use batch::{BATCH_FRAMES, FrameBatch};
 pub use cut::{Cutter, Pieces};
+pub use registration::Registration;
 pub use stream::StreamLink;
 
 /// Bytes of an Ethernet header without a VLAN tag.

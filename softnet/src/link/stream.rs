@@ -1,14 +1,13 @@
 //! Frames on a stream socket: a 32-bit big-endian length, then the frame (QEMU `-netdev stream`, passt).
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
 use super::batch::SUPER_FRAME_ARENA;
-use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Sent};
+use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Registration, Sent};
 use crate::sandbox::{Needs, Syscall};
 
 /// What a running link calls.
@@ -25,7 +24,7 @@ const LONGEST_ANNOUNCED: usize = 65_550 + 14;
 #[derive(Debug)]
 pub struct StreamLink {
     socket: OwnedFd,
-    registered: bool,
+    registration: Registration,
     cutter: Cutter,
     /// Bytes that were read but not handed over: the beginning of the next frame.
     carry: Vec<u8>,
@@ -41,7 +40,7 @@ impl StreamLink {
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(StreamLink {
             socket,
-            registered: false,
+            registration: Registration::default(),
             cutter: Cutter::new(),
             // Both are as large as they will ever be: once frames flow, memory can neither grow nor move.
             carry: Vec::with_capacity(SUPER_FRAME_ARENA),
@@ -100,13 +99,7 @@ impl StreamLink {
 
 impl Link for StreamLink {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        let fd = self.socket.as_raw_fd();
-        let mut source = SourceFd(&fd);
-        if std::mem::replace(&mut self.registered, true) {
-            registry.reregister(&mut source, token, interest)
-        } else {
-            registry.register(&mut source, token, interest)
-        }
+        self.registration.set(&self.socket, registry, token, interest)
     }
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {

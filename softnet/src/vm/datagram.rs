@@ -1,14 +1,13 @@
 //! One bare frame a datagram, many datagrams a system call.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::peer::PeerWatch;
-use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Sent};
+use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Registration, Sent};
 use crate::sandbox::{Needs, Syscall};
 use crate::sys::messages::{self, MessageArray};
 
@@ -20,7 +19,7 @@ const END_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct DatagramLink {
     socket: OwnedFd,
-    registered: bool,
+    registration: Registration,
     messages: MessageArray,
     cutter: Cutter,
     peer: Option<PeerWatch>,
@@ -37,7 +36,7 @@ impl DatagramLink {
         });
         Ok(DatagramLink {
             socket,
-            registered: false,
+            registration: Registration::default(),
             messages: MessageArray::new(),
             cutter: Cutter::new(),
             peer: peer.ok(),
@@ -48,13 +47,7 @@ impl DatagramLink {
 
 impl Link for DatagramLink {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
-        let fd = self.socket.as_raw_fd();
-        let mut source = SourceFd(&fd);
-        if std::mem::replace(&mut self.registered, true) {
-            registry.reregister(&mut source, token, interest)
-        } else {
-            registry.register(&mut source, token, interest)
-        }
+        self.registration.set(&self.socket, registry, token, interest)
     }
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
