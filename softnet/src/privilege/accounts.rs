@@ -64,8 +64,11 @@ impl Accounts for System {
     }
 
     #[cfg(target_vendor = "apple")]
-    fn groups_of(&self, _account: &Account, gid: Gid) -> Vec<Gid> {
-        vec![gid]
+    fn groups_of(&self, account: &Account, gid: Gid) -> Vec<Gid> {
+        let listed = std::ffi::CString::new(account.name.as_str())
+            .map(|name| crate::sys::groups::of_user(&name, gid))
+            .unwrap_or_default();
+        if listed.is_empty() { vec![gid] } else { listed }
     }
 
     fn can_become(&self, account: &Account) -> bool {

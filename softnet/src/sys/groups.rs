@@ -1,11 +1,28 @@
-//! Supplementary groups where no safe library sets them: macOS.
+//! Supplementary groups where no safe library lists and sets them: macOS.
 //!
-//! `unsafe`, because `setgroups(2)` takes an array by pointer.
-#![expect(unsafe_code, reason = "setgroups takes an array by pointer")]
+//! `unsafe`, because `getgrouplist(3)` and `setgroups(2)` take arrays by pointer.
+#![expect(unsafe_code, reason = "getgrouplist and setgroups take arrays by pointer")]
 
+use std::ffi::CStr;
 use std::io;
 
 use rustix::process::Gid;
+
+/// How many groups a process has at most (`NGROUPS_MAX`).
+const MOST: usize = 16;
+
+/// The groups that the user `name` is a member of, `gid` first; as many of them as a process may have.
+pub fn of_user(name: &CStr, gid: Gid) -> Vec<Gid> {
+    let mut groups: [libc::c_int; MOST] = [0; MOST];
+    let mut count = MOST as libc::c_int;
+    // SAFETY: the name ends with a zero, and at most `count` groups are written to the array of as many. A return of -1
+    // says that there are more than fit, of which the first are there.
+    unsafe {
+        libc::getgrouplist(name.as_ptr(), gid.as_raw().cast_signed(), groups.as_mut_ptr(), &raw mut count);
+    }
+    let count = usize::try_from(count).unwrap_or(0).min(MOST);
+    groups.iter().take(count).map(|group| Gid::from_raw(group.cast_unsigned())).collect()
+}
 
 /// Sets the supplementary groups of this process.
 ///
