@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::root;
 
 /// Each target, and where its seeds lie.
-const TARGETS: [(&str, &str); 6] = [
+const TARGETS: [(&str, &str); 7] = [
     ("frame", "fuzz/seeds/frame"),
     ("sequence", "fuzz/seeds/sequence"),
     ("dhcp", "fuzz/seeds/dhcp"),
     ("stream", "fuzz/seeds/stream"),
+    ("leases", "fuzz/seeds/leases"),
     ("offload_batch", "offload/tests/fixtures/batch"),
     ("offload_super_frame", "offload/tests/fixtures/super_frame"),
 ];
@@ -24,7 +25,7 @@ const MAX_LEN: usize = 65_700;
 /// Fuzz one target or all of them, one after the other; needs a nightly compiler and cargo-fuzz
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// frame, sequence, dhcp, stream, offload_batch or offload_super_frame; all of them if there is none
+    /// frame, sequence, dhcp, stream, leases, offload_batch or offload_super_frame; all of them if there is none
     target: Option<String>,
     /// Seconds for each target
     #[arg(default_value_t = 1_200)]
