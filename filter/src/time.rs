@@ -50,6 +50,8 @@ mod tests {
         assert_eq!(Timestamp::from_secs(u64::MAX), Timestamp::MAX);
         assert_eq!(Timestamp::from_secs(1).saturating_add(Duration::MAX), Timestamp::MAX);
         assert_eq!(Timestamp::MAX.saturating_add(Duration::from_nanos(1)), Timestamp::MAX);
+        // Beyond 64 bits of nanoseconds, whatever the lower ones are.
+        assert_eq!(Timestamp::from_secs(1).saturating_add(Duration::from_secs(1 << 40)), Timestamp::MAX);
         assert_eq!(Timestamp::from_secs(1).saturating_add(Duration::from_nanos(5)).as_nanos(), 1_000_000_005);
         assert_eq!(Timestamp::from_secs(1).saturating_since(Timestamp::from_secs(2)), Duration::ZERO);
         assert_eq!(Timestamp::from_secs(3).saturating_since(Timestamp::from_secs(2)), Duration::from_secs(1));

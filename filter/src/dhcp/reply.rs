@@ -331,6 +331,11 @@ mod tests {
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
         assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), dropped);
         assert!(port.lease().is_some());
+        // With rapid commit the ACK comes at once (RFC 4039).
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&DhcpFrame::discover().option(80, &[]).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        assert!(port.lease().is_some());
         // A message that was dropped opened nothing.
         let mut port = fresh();
         let _ = port.from_vm(&DhcpFrame::request().set(24, &[1]).frame(), NOW);
