@@ -15,6 +15,9 @@ pub(super) const SUPER_FRAME_ARENA: usize = 264 << 10;
 ///
 /// Frames lie in one arena that is allocated once; small frames pack tightly. Removing frames moves indices, never
 /// bytes. A frame may be a super-frame, which counts as one here and leaves as many (see [`super::cut`]).
+///
+/// A stream has no boundaries, so its link reads more bytes than it has frames to make of them: these stay unread behind
+/// the frames, and where they are when the frames go.
 #[derive(Debug)]
 pub struct FrameBatch {
     arena: Box<[u8]>,
@@ -26,6 +29,8 @@ pub struct FrameBatch {
     cut: usize,
     /// First free byte of the arena.
     tail: usize,
+    /// Bytes of a stream that are in the arena and not in a frame yet.
+    unread: Range<usize>,
     /// The longest frame that a link may store.
     max_frame: usize,
     /// Frames that the transport cut, not yet asked for.
@@ -48,20 +53,22 @@ struct Stored {
 impl FrameBatch {
     /// A batch whose slots hold frames of up to `max_frame` bytes.
     pub fn new(max_frame: usize) -> Self {
-        let arena = (BATCH_FRAMES * max_frame).min(SUPER_FRAME_ARENA.max(max_frame));
+        // With room for what a stream puts between the frames.
+        let arena = (BATCH_FRAMES * (max_frame + 4)).min(SUPER_FRAME_ARENA.max(max_frame));
         FrameBatch {
             arena: vec![0; arena].into_boxed_slice(),
             frames: Vec::with_capacity(BATCH_FRAMES),
             sent: 0,
             cut: 0,
             tail: 0,
+            unread: 0..0,
             max_frame,
             truncated: 0,
             given_up: 0,
         }
     }
 
-    /// Forgets all frames.
+    /// Forgets all frames. Unread bytes stay.
     pub fn clear(&mut self) {
         self.frames.clear();
         self.sent = 0;
@@ -91,7 +98,7 @@ impl FrameBatch {
 
     /// Whether a link can store no further frame.
     pub fn is_full(&self) -> bool {
-        self.frames.len() == BATCH_FRAMES || self.arena.len() - self.tail < self.max_frame
+        self.has_all_frames() || self.arena.len() - self.tail < self.max_frame
     }
 
     /// The free rest of the arena, for a link to read into.
@@ -101,16 +108,48 @@ impl FrameBatch {
 
     /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame.
     pub fn push(&mut self, len: usize) {
-        self.push_at(0, len);
+        debug_assert!(self.frames.len() < BATCH_FRAMES);
+        let end = self.tail + len;
+        self.frames.push(Stored::whole(self.tail..end));
+        self.tail = end;
     }
 
-    /// Records the frame of `len` bytes that begins `skip` bytes into [`FrameBatch::free_space`]; what lies before it
-    /// is given up.
-    pub fn push_at(&mut self, skip: usize, len: usize) {
-        debug_assert!(self.frames.len() < BATCH_FRAMES);
-        let start = self.tail + skip;
-        self.frames.push(Stored::whole(start..start + len));
-        self.tail = start + len;
+    /// The bytes of a stream that are in no frame yet.
+    pub fn unread(&self) -> &[u8] {
+        &self.arena[self.unread.clone()]
+    }
+
+    /// Where further bytes of the stream go; follow with [`FrameBatch::fill`]. Empty only while there are frames.
+    pub fn room(&mut self) -> &mut [u8] {
+        // What is left is less than a frame, if there is none to be made of it: the one copy that a stream costs.
+        if self.frames.is_empty() && self.unread.start > 0 {
+            self.arena.copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
+        }
+        &mut self.arena[self.unread.end..]
+    }
+
+    /// Records that the first `len` bytes of [`FrameBatch::room`] have been read from the stream.
+    pub fn fill(&mut self, len: usize) {
+        self.unread.end += len;
+    }
+
+    /// Drops the first `len` of the unread bytes.
+    pub fn skip_unread(&mut self, len: usize) {
+        self.unread.start += len;
+    }
+
+    /// Records the first `len` of the unread bytes as the next frame.
+    pub fn push_unread(&mut self, len: usize) {
+        debug_assert!(self.frames.len() < BATCH_FRAMES && len <= self.unread.len());
+        let end = self.unread.start + len;
+        self.frames.push(Stored::whole(self.unread.start..end));
+        self.unread.start = end;
+    }
+
+    /// Whether the batch has as many frames as it takes.
+    pub fn has_all_frames(&self) -> bool {
+        self.frames.len() == BATCH_FRAMES
     }
 
     /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame, with what `vnet` leaves to do

@@ -29,7 +29,8 @@ pub trait Link: fmt::Debug {
     /// Lets `registry` wake the event loop under `token` for `interest`; called again when the interest changes.
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()>;
 
-    /// Fills the empty `batch` with the frames that have arrived, as many as it takes.
+    /// Fills the empty `batch` with the frames that have arrived, as many as it takes. It is the same batch at every call:
+    /// a stream leaves in it what it has read of the next frames.
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError>;
 
     /// Sends the frames of `batch` from its front, removing each that has left. What a full queue does not take stays

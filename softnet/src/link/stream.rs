@@ -6,7 +6,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
-use super::batch::SUPER_FRAME_ARENA;
 use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Registration, Sent};
 use crate::sandbox::{Needs, Syscall};
 
@@ -20,14 +19,16 @@ const PREFIX: usize = 4;
 /// since a stream has no boundaries to find again, it ends the link.
 const LONGEST_ANNOUNCED: usize = 65_550 + 14;
 
+/// System calls in one turn at the most: one that gets all there is, and one that finds nothing left. A VM that goes on
+/// sending what makes no frames must not hold up the other direction (rule R2).
+const READS: usize = 2;
+
 /// A stream socket that carries length-prefixed frames.
 #[derive(Debug)]
 pub struct StreamLink {
     socket: OwnedFd,
     registration: Registration,
     cutter: Cutter,
-    /// Bytes that were read but not handed over: the beginning of the next frame.
-    carry: Vec<u8>,
     /// Bytes of an oversized frame still to be skipped.
     skip: usize,
     /// The unsent rest of a frame of which the socket took only a part.
@@ -42,45 +43,35 @@ impl StreamLink {
             socket,
             registration: Registration::default(),
             cutter: Cutter::new(),
-            // Both are as large as they will ever be: once frames flow, memory can neither grow nor move.
-            carry: Vec::with_capacity(SUPER_FRAME_ARENA),
             skip: 0,
+            // As large as it will ever be: once frames flow, memory can neither grow nor move.
             unsent: Vec::with_capacity(PREFIX + LONGEST_ANNOUNCED),
         })
     }
 
-    /// Moves whole frames from `bytes` of the batch's free space into the batch; keeps an incomplete one for later.
-    fn split(&mut self, batch: &mut FrameBatch, filled: usize) -> Result<(), LinkError> {
-        // Offset of the next prefix, relative to the batch's free space, which begins behind the last frame pushed.
-        let mut left = filled;
-        let mut offset = self.skip.min(left);
-        self.skip -= offset;
-        left -= offset;
-        while left >= PREFIX && !batch.is_full() {
-            let free = batch.free_space();
-            let prefix: [u8; PREFIX] = [free[offset], free[offset + 1], free[offset + 2], free[offset + 3]];
-            let len = u32::from_be_bytes(prefix) as usize;
+    /// Makes frames of the batch's unread bytes, as many as there are whole ones and it takes.
+    fn split(&mut self, batch: &mut FrameBatch) -> Result<(), LinkError> {
+        loop {
+            let skipped = self.skip.min(batch.unread().len());
+            batch.skip_unread(skipped);
+            self.skip -= skipped;
+            let Some((prefix, rest)) = batch.unread().split_first_chunk::<PREFIX>() else { return Ok(()) };
+            let len = u32::from_be_bytes(*prefix) as usize;
             if len > LONGEST_ANNOUNCED {
                 return Err(LinkError::Framing(len));
             }
             if len > batch.max_frame() {
                 // Longer than the MTU: skipped whole, never cut and forwarded (rule L3).
                 batch.push_truncated();
-                let skipped = (left - PREFIX).min(len);
-                self.skip = len - skipped;
-                offset += PREFIX + skipped;
-                left -= PREFIX + skipped;
+                self.skip = PREFIX + len;
                 continue;
             }
-            if left < PREFIX + len {
-                break;
+            if rest.len() < len || batch.has_all_frames() {
+                return Ok(());
             }
-            batch.push_at(offset + PREFIX, len);
-            offset = 0;
-            left -= PREFIX + len;
+            batch.skip_unread(PREFIX);
+            batch.push_unread(len);
         }
-        self.carry.extend_from_slice(&batch.free_space()[offset..offset + left]);
-        Ok(())
     }
 
     /// Sends the rest of a frame that the socket took in part. `false` if the socket is still full.
@@ -103,18 +94,25 @@ impl Link for StreamLink {
     }
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
-        let carried = self.carry.len();
-        batch.free_space()[..carried].copy_from_slice(&self.carry);
-        let read = match rustix::io::read(&self.socket, &mut batch.free_space()[carried..]) {
-            Ok(0) => return Err(LinkError::Closed),
-            Ok(read) => read,
-            Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(error) => return Err(closed_or(error, "read from the stream socket")),
-        };
-        self.carry.clear();
-        self.split(batch, carried + read)?;
-        // A full batch may have left whole frames in the carry, of which no wake-up will tell.
-        Ok(if read == 0 && batch.is_empty() { Received::Drained } else { Received::More })
+        for _ in 0..READS {
+            // An earlier call may have left whole frames, of which no wake-up will tell.
+            self.split(batch)?;
+            if batch.has_all_frames() || batch.room().is_empty() {
+                return Ok(Received::More);
+            }
+            match rustix::io::read(&self.socket, batch.room()) {
+                // What came before the end is carried first; it is met again.
+                Ok(0) if !batch.is_empty() => return Ok(Received::More),
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(read) => batch.fill(read),
+                Err(Errno::AGAIN) => return Ok(Received::Drained),
+                Err(Errno::INTR) => {}
+                Err(_) if !batch.is_empty() => return Ok(Received::More),
+                Err(error) => return Err(closed_or(error, "read from the stream socket")),
+            }
+        }
+        self.split(batch)?;
+        Ok(Received::More)
     }
 
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
@@ -198,12 +196,11 @@ mod tests {
         [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
     }
 
-    fn receive_all(link: &mut StreamLink) -> (Vec<Vec<u8>>, usize) {
-        let mut batch = FrameBatch::new(MAX);
+    fn receive_all(link: &mut StreamLink, batch: &mut FrameBatch) -> (Vec<Vec<u8>>, usize) {
         let (mut frames, mut truncated) = (Vec::new(), 0);
         loop {
             batch.clear();
-            let more = link.recv(&mut batch).unwrap();
+            let more = link.recv(batch).unwrap();
             frames.extend(batch.frames().map(<[u8]>::to_vec));
             truncated += batch.take_truncated();
             if more == Received::Drained {
@@ -218,10 +215,11 @@ mod tests {
         let wire: Vec<u8> = frames.iter().flat_map(|frame| prefixed(frame)).collect();
         for cut in 0..wire.len() {
             let (mut near, mut link) = pair();
+            let mut batch = FrameBatch::new(MAX);
             near.write_all(&wire[..cut]).unwrap();
-            let (mut seen, _) = receive_all(&mut link);
+            let (mut seen, _) = receive_all(&mut link, &mut batch);
             near.write_all(&wire[cut..]).unwrap();
-            seen.extend(receive_all(&mut link).0);
+            seen.extend(receive_all(&mut link, &mut batch).0);
             assert_eq!(seen, frames, "cut at {cut}");
         }
     }
@@ -231,9 +229,56 @@ mod tests {
         let (mut near, mut link) = pair();
         near.write_all(&prefixed(&[1; MAX + 1])).unwrap();
         near.write_all(&prefixed(&[2; 60])).unwrap();
-        let (frames, truncated) = receive_all(&mut link);
+        let (frames, truncated) = receive_all(&mut link, &mut FrameBatch::new(MAX));
         assert_eq!(frames, [vec![2; 60]]);
         assert_eq!(truncated, 1);
+    }
+
+    #[test]
+    fn many_frames_that_came_at_once_are_handed_over_batch_by_batch() {
+        let (mut near, mut link) = pair();
+        let frames: Vec<Vec<u8>> = (0..=255).map(|n| vec![n; 60]).collect();
+        near.write_all(&frames.iter().flat_map(|frame| prefixed(frame)).collect::<Vec<u8>>()).unwrap();
+        let mut batch = FrameBatch::new(MAX);
+        let mut seen = Vec::new();
+        for _ in 0..256 / BATCH_FRAMES {
+            batch.clear();
+            assert_eq!(link.recv(&mut batch).unwrap(), Received::More);
+            assert_eq!(batch.len(), BATCH_FRAMES);
+            seen.extend(batch.frames().map(<[u8]>::to_vec));
+        }
+        assert_eq!(seen, frames);
+        batch.clear();
+        assert_eq!(link.recv(&mut batch).unwrap(), Received::Drained);
+        assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn what_makes_no_frames_does_not_hold_up_the_turn() {
+        let (mut near, mut link) = pair();
+        rustix::net::sockopt::set_socket_send_buffer_size(&near, 1 << 20).unwrap();
+        let oversized = prefixed(&[1; 50_000]);
+        for _ in 0..8 {
+            near.write_all(&oversized).unwrap();
+        }
+        let mut batch = FrameBatch::new(MAX);
+        let mut seen = Vec::new();
+        while link.recv(&mut batch).unwrap() == Received::More {
+            seen.push(batch.take_truncated());
+        }
+        assert!(seen.iter().all(|seen| *seen < 5) && seen.iter().sum::<usize>() == 8, "{seen:?}");
+    }
+
+    #[test]
+    fn what_came_before_the_end_is_carried() {
+        let (mut near, mut link) = pair();
+        near.write_all(&prefixed(&[3; 20])).unwrap();
+        drop(near);
+        let mut batch = FrameBatch::new(MAX);
+        assert_eq!(link.recv(&mut batch).unwrap(), Received::More);
+        assert_eq!(batch.frames().next(), Some(&[3; 20][..]));
+        batch.clear();
+        assert!(matches!(link.recv(&mut batch), Err(LinkError::Closed)));
     }
 
     #[test]
@@ -241,7 +286,7 @@ mod tests {
         let (mut near, mut link) = pair();
         near.write_all(&prefixed(&[])).unwrap();
         near.write_all(&prefixed(&[3; 20])).unwrap();
-        assert_eq!(receive_all(&mut link).0, [vec![], vec![3; 20]]);
+        assert_eq!(receive_all(&mut link, &mut FrameBatch::new(MAX)).0, [vec![], vec![3; 20]]);
     }
 
     #[test]
