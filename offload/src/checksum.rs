@@ -1,13 +1,16 @@
 //! The Internet checksum (RFC 1071), fast enough to be computed over every byte that passes.
 //!
 //! One's complement sums may be added in any order and any word size, and do not depend on byte order
-//! (RFC 1071 §2), so the bulk is summed as native 32-bit words in independent 64-bit lanes, which compilers turn
-//! into vector instructions, and folded to 16 bits once at the end.
+//! (RFC 1071 §2), so the bulk is summed as native 32-bit words in independent lanes, which compilers turn into vector
+//! instructions, and folded to 16 bits once at the end.
 
 use std::ops::{Add, AddAssign};
 
 /// Bytes that one step of the inner loop takes: eight 32-bit lanes.
 const STEP: usize = 32;
+
+/// The most steps for which the sum of 16-bit halves is sure to fit into a 32-bit lane.
+const LONGEST_RUN: usize = 1 << 16;
 
 /// A one's complement sum of 16-bit big-endian words, folded to 16 bits and not yet inverted.
 ///
@@ -25,15 +28,7 @@ impl Sum {
     #[must_use]
     pub fn of(data: &[u8]) -> Sum {
         let (steps, rest) = data.as_chunks::<STEP>();
-        let mut lanes = [0_u64; STEP / 4];
-        for step in steps {
-            let (words, _) = step.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                // Cannot wrap below 16 GiB of input; the checked form would keep the loop from being vectorised.
-                *lane = lane.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
-            }
-        }
-        let mut total = lanes.iter().fold(0_u64, |total, lane| add_with_carry(total, *lane));
+        let mut total = steps.chunks(LONGEST_RUN).fold(0_u64, |total, run| add_with_carry(total, bulk(run)));
         let (words, tail) = rest.as_chunks::<4>();
         for word in words {
             total = add_with_carry(total, u64::from(u32::from_ne_bytes(*word)));
@@ -120,6 +115,27 @@ impl AddAssign for Sum {
     }
 }
 
+/// The sum of at most [`LONGEST_RUN`] steps.
+///
+/// Each lane sums its 32-bit words twice: whole, modulo 2^32, and their upper halves alone. The lower halves are the
+/// difference, and neither half's sum can overflow, so no word has to be widened.
+#[inline]
+fn bulk(steps: &[[u8; STEP]]) -> u64 {
+    let (mut whole, mut upper) = ([0_u32; STEP / 4], [0_u32; STEP / 4]);
+    for step in steps {
+        let (words, _) = step.as_chunks::<4>();
+        for ((whole, upper), word) in whole.iter_mut().zip(&mut upper).zip(words) {
+            let word = u32::from_ne_bytes(*word);
+            *whole = whole.wrapping_add(word);
+            *upper = upper.wrapping_add(word >> 16);
+        }
+    }
+    whole.iter().zip(upper).fold(0, |total, (whole, upper)| {
+        let lower = whole.wrapping_sub(upper << 16);
+        total + u64::from(lower) + (u64::from(upper) << 16)
+    })
+}
+
 #[inline]
 fn add_with_carry(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
@@ -176,7 +192,7 @@ mod tests {
 
     #[test]
     fn nothing_but_ones_folds_without_overflow() {
-        for length in [1, 2, 31, 32, 33, 64, 1460, 65_535] {
+        for length in [1, 2, 31, 32, 33, 64, 1460, 65_535, STEP * LONGEST_RUN, STEP * (LONGEST_RUN + 2) + 5] {
             let data = vec![0xff; length];
             assert_eq!(Sum::of(&data).finish(), naive(&data), "{length}");
         }
