@@ -13,8 +13,10 @@ use crate::peers::{Kind, Site, TAP, command, program_path, softnet_arguments};
 use crate::report::{Figures, Report};
 use crate::usage::Process;
 
-/// How long idle VMs are watched.
-const IDLE: Duration = Duration::from_secs(5);
+/// How long idle VMs are left alone first: until Softnet has noticed that they are.
+const SETTLE: Duration = Duration::from_secs(65);
+/// How long they are watched then.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// Measures the time from the start of each peer with a VM's socket to the first DHCP OFFER in that socket.
 ///
@@ -88,8 +90,8 @@ pub fn measure_idle(site: &Site, count: usize, report: &mut Report) -> Result<()
         softnet.args(softnet_arguments(&tap)).stdin(theirs).stdout(Stdio::null()).stderr(Stdio::null());
         vms.push((vm, Idle(softnet.spawn()?)));
     }
-    // Until all have started and settled; there is no event for "nothing more to do".
-    thread::sleep(IDLE);
+    // There is no event for "nothing more to do".
+    thread::sleep(SETTLE);
     let sample = || -> Result<(Duration, u64)> {
         let mut sum = (Duration::ZERO, 0);
         for (_, idle) in &vms {

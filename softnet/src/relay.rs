@@ -24,8 +24,14 @@ const SYSCALLS: &[Syscall] = &[Syscall::EpollWait];
 /// does not read at all must not hold up what the filter has to see, such as a DHCP reply.
 const STALL_LIMIT: Duration = Duration::from_millis(100);
 
-/// How often a silent link is asked whether its far end still lives, if nothing else tells.
+/// How often a far end is asked whether it still lives, if nothing else tells.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a VM has to be silent to be asked at [`QUIET_PROBE_INTERVAL`] only.
+const QUIET_AFTER: Duration = Duration::from_secs(60);
+
+/// How often a VM is asked that has said nothing for long.
+const QUIET_PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Acts on the VM's lease outside of the filter: port forwards follow it.
 pub trait LeaseFollower: std::fmt::Debug {
@@ -195,6 +201,37 @@ impl Lane {
     }
 }
 
+/// When to ask whether those far ends live that do not tell when they go.
+///
+/// Most that end have been heard of shortly before. To ask the others rarely lets a host's many idle VMs cost nothing.
+#[derive(Debug)]
+struct Probe {
+    heard: Timestamp,
+    next: Timestamp,
+}
+
+impl Probe {
+    fn new(now: Timestamp) -> Self {
+        Probe { heard: now, next: now.saturating_add(PROBE_INTERVAL) }
+    }
+
+    /// The VM has said something.
+    fn heard(&mut self, now: Timestamp) {
+        self.heard = now;
+        self.next = self.next.min(now.saturating_add(PROBE_INTERVAL));
+    }
+
+    /// Whether to ask now; if so, the next time is set.
+    fn is_due(&mut self, now: Timestamp) -> bool {
+        if now < self.next {
+            return false;
+        }
+        let quiet = now.saturating_since(self.heard) >= QUIET_AFTER;
+        self.next = now.saturating_add(if quiet { QUIET_PROBE_INTERVAL } else { PROBE_INTERVAL });
+        true
+    }
+}
+
 /// Which end of a lane failed.
 enum LaneError {
     From(LinkError),
@@ -241,7 +278,7 @@ pub struct Relay {
     parent: ParentWatch,
     from_vm: Lane,
     from_host: Lane,
-    next_probe: Option<Timestamp>,
+    probe: Option<Probe>,
     /// Frames from the host that were longer than its MTU.
     host_oversized: u64,
 }
@@ -286,7 +323,7 @@ impl Relay {
             from_vm: Lane::new(longest_from_vm),
             from_host: Lane::new(longest_from_host),
             host_oversized: 0,
-            next_probe: needs_probe.then(|| clock::now().saturating_add(PROBE_INTERVAL)),
+            probe: needs_probe.then(|| Probe::new(clock::now())),
         })
     }
 
@@ -347,6 +384,9 @@ impl Relay {
             match Wake::from_token(event.token()) {
                 Some(Wake::Vm) => {
                     self.from_vm.readable |= readable;
+                    if let Some(probe) = &mut self.probe {
+                        probe.heard(now);
+                    }
                     if event.is_writable() {
                         self.resume_to_vm(now)?;
                     }
@@ -422,8 +462,7 @@ impl Relay {
         if self.follower.deadline().is_some_and(|at| now >= at) {
             self.follower.attend(now)?;
         }
-        if self.next_probe.is_some_and(|at| now >= at) {
-            self.next_probe = Some(now.saturating_add(PROBE_INTERVAL));
+        if self.probe.as_mut().is_some_and(|probe| probe.is_due(now)) {
             self.vm.probe().map_err(Stop::vm)?;
             if self.parent.is_gone() {
                 return Err(Stop::Ended(Ended::ParentGone));
@@ -438,7 +477,7 @@ impl Relay {
             self.from_vm.deadline(),
             self.from_host.deadline(),
             self.follower.deadline(),
-            self.next_probe,
+            self.probe.as_ref().map(|probe| probe.next),
         ];
         deadlines.into_iter().flatten().min()
     }
@@ -691,6 +730,21 @@ mod tests {
         lane.send(&mut silent, now).unwrap();
         assert!(lane.batch.is_empty() && lane.deadline().is_none());
         assert_eq!(lane.queue_full, 0);
+    }
+
+    #[test]
+    fn a_vm_is_asked_rarely_once_it_has_been_silent_for_long() {
+        let start = Timestamp::from_secs(1);
+        let mut probe = Probe::new(start);
+        let second = |second: u64| Timestamp::from_secs(1 + second);
+        let asked = |probe: &mut Probe, seconds: std::ops::Range<u64>| {
+            seconds.filter(|&now| probe.is_due(second(now))).collect::<Vec<_>>()
+        };
+        assert_eq!(asked(&mut probe, 0..60), (1..60).collect::<Vec<_>>());
+        assert_eq!(asked(&mut probe, 60..80), [60, 65, 70, 75]);
+        // A word from it, and it is asked as before.
+        probe.heard(second(76));
+        assert_eq!(asked(&mut probe, 76..80), [77, 78, 79]);
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub trait Link: fmt::Debug {
     /// Says which descriptors and system calls this link needs once the process is sealed.
     fn needs(&self, needs: &mut Needs);
 
-    /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second
-    /// while the link is silent, and only if [`Link::needs_probe`].
+    /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second,
+    /// less often once the link has been silent for long, and only if [`Link::needs_probe`].
     fn probe(&mut self) -> Result<(), LinkError> {
         Ok(())
     }
