@@ -4,6 +4,7 @@
 #![expect(clippy::print_stdout, reason = "a report for people")]
 
 mod decision;
+mod floor;
 mod peers;
 mod plot;
 mod pump;
@@ -63,6 +64,8 @@ enum Command {
     #[command(hide = true)]
     Pump { peer: pump::Peer },
     #[command(hide = true)]
+    Receive,
+    #[command(hide = true)]
     Decide { case: decision::Case, rules: usize, times: u64 },
 }
 
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
 fn perform(args: Args, stage: Stage) -> Result<ExitCode> {
     match args.command {
         Some(Command::Pump { peer }) => pump::run(peer).map(|()| ExitCode::SUCCESS),
+        Some(Command::Receive) => floor::receive().map(|()| ExitCode::SUCCESS),
         Some(Command::Decide { case, rules, times }) => {
             decision::decide(case, rules, times).map(|()| ExitCode::SUCCESS)
         }
@@ -159,6 +163,9 @@ fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration, args:
         if args.wants(&name) {
             figures.flow(&name, servers.datagrams(guest, server, direction, duration, peer)?);
         }
+    }
+    if kind == Kind::Softnet && (args.wants("tcp1-up") || args.wants("tcp4-up")) {
+        figures.set("receive-cpu", floor::datagrams(duration)?);
     }
     if args.wants("rtt") {
         figures.round_trips(&servers.round_trips(guest, server, duration)?);

@@ -69,13 +69,14 @@ pub struct Report {
 }
 
 /// How a figure is shown: its name, the title of its row, the factor from SI units, digits.
-const ROWS: [(&str, &str, f64, usize); 16] = [
+const ROWS: [(&str, &str, f64, usize); 17] = [
     ("tcp1-up-rate", "TCP up, 1 stream, Gbit/s", 8e-9, 2),
     ("tcp4-up-rate", "TCP up, 4 streams, Gbit/s", 8e-9, 2),
     ("tcp1-down-rate", "TCP down, 1 stream, Gbit/s", 8e-9, 2),
     ("tcp4-down-rate", "TCP down, 4 streams, Gbit/s", 8e-9, 2),
     ("tcp1-up-cpu", "CPU up, 1 stream, ms/GB", 1e12, 0),
     ("tcp4-up-cpu", "CPU up, 4 streams, ms/GB", 1e12, 0),
+    ("receive-cpu", "of it receiving datagrams", 1e12, 0),
     ("tcp1-down-cpu", "CPU down, 1 stream, ms/GB", 1e12, 0),
     ("tcp4-down-cpu", "CPU down, 4 streams, ms/GB", 1e12, 0),
     ("udp-up-rate", "UDP up, 64 bytes, 1000/s", 1e-3, 0),
@@ -105,15 +106,16 @@ struct Goal {
 }
 
 impl Goal {
-    /// `got` is the figure and how it is shown, if it was measured.
-    fn new(what: String, got: Option<(f64, String)>, bound: Bound) -> Goal {
-        let reached = got.as_ref().map(|(got, _)| match bound {
+    /// `got` is the figure and how it is shown, if it was measured. Without a bound it is shown for comparison only.
+    fn new(what: String, got: Option<(f64, String)>, bound: Option<Bound>) -> Goal {
+        let reached = got.as_ref().zip(bound).map(|((got, _), bound)| match bound {
             Bound::AtMost(most) => *got <= most,
             Bound::AtLeast(least) => *got >= least,
         });
         let reach = match bound {
-            Bound::AtMost(most) => format!("at most {most}"),
-            Bound::AtLeast(least) => format!("at least {least}"),
+            Some(Bound::AtMost(most)) => format!("at most {most}"),
+            Some(Bound::AtLeast(least)) => format!("at least {least}"),
+            None => String::new(),
         };
         Goal { what, got: got.map_or("not measured".to_owned(), |(_, shown)| shown), reach, reached }
     }
@@ -140,11 +142,10 @@ impl Report {
     }
 
     /// The figure of `ours` divided by that of `theirs`, repetition by repetition: what disturbed one disturbed both.
-    fn ratio(&self, ours: Kind, theirs: Kind, name: &str) -> Option<Spread> {
-        let theirs: BTreeMap<usize, f64> = self.values(theirs, name).collect();
-        Spread::of(
-            self.values(ours, name).filter_map(|(repetition, ours)| Some(ours / theirs.get(&repetition)?)),
-        )
+    fn ratio(&self, ours: (Kind, &str), theirs: (Kind, &str)) -> Option<Spread> {
+        let theirs: BTreeMap<usize, f64> = self.values(theirs.0, theirs.1).collect();
+        let ours = self.values(ours.0, ours.1);
+        Spread::of(ours.filter_map(|(repetition, ours)| Some(ours / theirs.get(&repetition)?)))
     }
 
     fn goals(&self) -> Vec<Goal> {
@@ -161,17 +162,24 @@ impl Report {
                     (Kind::SoftnetStream, Kind::Passt, "CPU per GB", &cpu, Bound::AtMost(1.0)),
                 ] {
                     let what = format!("{figure}, {of}: {} / {}", ours.name(), theirs.name());
-                    goals.push(self.ratio_goal(what, (ours, theirs), name, bound));
+                    goals.push(self.ratio_goal(what, (ours, name), (theirs, name), Some(bound)));
+                }
+                if way == "up" {
+                    // No goal, but what the one above it cannot go below.
+                    let what = format!("  receiving datagrams alone / {}", Kind::Passt.name());
+                    let (ours, theirs) = ((Kind::Softnet, "receive-cpu"), (Kind::Passt, &*cpu));
+                    goals.push(self.ratio_goal(what, ours, theirs, None));
                 }
             }
         }
         let what = format!("request/response, median: {} / {}", Kind::Softnet.name(), Kind::One.name());
-        goals.push(self.ratio_goal(what, (Kind::Softnet, Kind::One), "rtt-median", Bound::AtMost(1.10)));
+        let [ours, theirs] = [Kind::Softnet, Kind::One].map(|kind| (kind, "rtt-median"));
+        goals.push(self.ratio_goal(what, ours, theirs, Some(Bound::AtMost(1.10))));
 
         let median = |kind, name| self.spread(kind, name).map(|spread| spread.median);
         let mut most = |what: &str, got: Option<f64>, bound: f64, unit: &str| {
             let shown = got.map(|got| format!("{got:.2} {unit}"));
-            goals.push(Goal::new(what.to_owned(), got.zip(shown), Bound::AtMost(bound)));
+            goals.push(Goal::new(what.to_owned(), got.zip(shown), Some(Bound::AtMost(bound))));
         };
         let bare =
             median(Kind::One, "start").into_iter().chain(median(Kind::Batch, "start")).reduce(f64::min);
@@ -193,9 +201,14 @@ impl Report {
         goals
     }
 
-    fn ratio_goal(&self, what: String, (ours, theirs): (Kind, Kind), name: &str, bound: Bound) -> Goal {
-        let ratio = self.ratio(ours, theirs, name);
-        let got = ratio.map(|ratio| {
+    fn ratio_goal(
+        &self,
+        what: String,
+        ours: (Kind, &str),
+        theirs: (Kind, &str),
+        bound: Option<Bound>,
+    ) -> Goal {
+        let got = self.ratio(ours, theirs).map(|ratio| {
             (ratio.median, format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max))
         });
         Goal::new(what, got, bound)
