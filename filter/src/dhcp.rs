@@ -11,7 +11,7 @@ mod reply;
 mod state;
 
 pub(crate) use client::{Datagram, judge_from_vm};
-pub use release::ReleaseFrame;
+pub use release::{ReleaseFrame, release_message};
 pub(crate) use reply::judge_from_host;
 pub(crate) use state::{ClientIds, Dhcp};
 

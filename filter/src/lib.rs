@@ -65,7 +65,7 @@ mod time;
 mod verdict;
 
 pub use counters::{Counters, DirectionCounters};
-pub use dhcp::ReleaseFrame;
+pub use dhcp::{ReleaseFrame, release_message};
 pub use lease::{Lease, Resolvers};
 pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};

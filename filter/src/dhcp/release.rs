@@ -1,7 +1,8 @@
-//! The one frame that the filter makes itself: a DHCPRELEASE that gives the VM's address back (RFC 2131, section
-//! 4.4.6).
+//! The one message that the filter makes itself: a DHCPRELEASE that gives the VM's address back (RFC 2131, section
+//! 4.4.6), alone or as a frame of the VM's.
 
 use core::fmt;
+use core::net::Ipv4Addr;
 use core::ops::Deref;
 
 use crate::checksum;
@@ -10,10 +11,35 @@ use crate::dhcp::state::Dhcp;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame;
 use crate::ipv4;
+use crate::mac::MacAddr;
 use crate::port::Identity;
 
 /// BOOTP's messages are of 300 bytes at least, and some servers insist.
 const MIN_MESSAGE_LEN: usize = 300;
+/// The fixed part, the message's type and the server's identifier.
+const BARE_LEN: usize = FIXED_LEN + 3 + 6;
+
+/// The DHCPRELEASE by which the VM `vm_mac` gives `address` back to `server`, without a client identifier (RFC 2131,
+/// section 4.4.6): the content of a UDP datagram for the server's port 67. Nothing answers it, so `transaction` is any
+/// number.
+pub fn release_message(
+    vm_mac: MacAddr,
+    address: Ipv4Addr,
+    server: Ipv4Addr,
+    transaction: u32,
+) -> [u8; MIN_MESSAGE_LEN] {
+    let mut message = [0; MIN_MESSAGE_LEN];
+    // `op`, `htype`, `hlen`, `xid`, `ciaddr`, `chaddr`; a client leaves the rest 0.
+    message[..3].copy_from_slice(&[BOOT_REQUEST, ETHERNET, 6]);
+    message[4..8].copy_from_slice(&transaction.to_be_bytes());
+    message[12..16].copy_from_slice(&address.octets());
+    message[28..34].copy_from_slice(&vm_mac.octets());
+    message[236..240].copy_from_slice(&COOKIE);
+    message[240..245].copy_from_slice(&[code::MESSAGE_TYPE, 1, kind::RELEASE, code::SERVER, 4]);
+    message[245..249].copy_from_slice(&server.octets());
+    message[BARE_LEN] = code::END;
+    message
+}
 
 /// A DHCPRELEASE as a whole Ethernet frame, for the host side. Dereferences to its bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -24,8 +50,8 @@ pub struct ReleaseFrame {
 
 impl ReleaseFrame {
     const HEADERS_LEN: usize = frame::HEADER_LEN + ipv4::HEADER_LEN + ipv4::UDP_HEADER_LEN;
-    /// Headers, the fixed part, and the options with the longest client identifier.
-    const CAPACITY: usize = Self::HEADERS_LEN + FIXED_LEN + 3 + 6 + 257 + 1;
+    /// Headers, the message, the longest client identifier and the end option.
+    const CAPACITY: usize = Self::HEADERS_LEN + BARE_LEN + 257 + 1;
 
     /// The frame that gives the lease in `dhcp` back; `None` without one. Broadcast is not needed: the VM's neighbour
     /// is the server.
@@ -36,7 +62,7 @@ impl ReleaseFrame {
         let server = lease.server.octets();
         let client_id = dhcp.lease_client_id().unwrap_or(&[]);
 
-        let mut message_len = FIXED_LEN.saturating_add(3 + 6 + 1);
+        let mut message_len = BARE_LEN.saturating_add(1);
         if !client_id.is_empty() {
             message_len = message_len.saturating_add(client_id.len()).saturating_add(2);
         }
@@ -57,12 +83,9 @@ impl ReleaseFrame {
         let udp_start = writer.at;
         writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
         writer.put_u16(udp_len)?.put(&[0, 0])?;
-        writer.put(&[BOOT_REQUEST, ETHERNET, 6, 0])?.put(&dhcp.transactions.fresh_id().to_be_bytes())?;
-        // No seconds, no flags; `ciaddr`, then three addresses that a client leaves 0.
-        writer.put(&[0; 4])?.put(&own)?.put(&[0; 12])?;
-        // `chaddr` with its padding, `sname`, `file`.
-        writer.put(&mac)?.put(&[0; 10 + 64 + 128])?.put(&COOKIE)?;
-        writer.put(&[code::MESSAGE_TYPE, 1, kind::RELEASE])?.put(&[code::SERVER, 4])?.put(&server)?;
+        let bare =
+            release_message(identity.vm_mac, lease.address, lease.server, dhcp.transactions.fresh_id());
+        writer.put(&bare[..BARE_LEN])?;
         if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
             writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;
         }
@@ -123,6 +146,16 @@ mod tests {
     use super::*;
     use crate::testing::*;
     use crate::{PortEvent, UnboundCause, Verdict};
+
+    /// Without a frame, byte by byte.
+    #[test]
+    fn release_message_is_a_dhcprelease() {
+        let expected = DhcpFrame { tail: [&[255][..], &[0; 50]].concat(), ..DhcpFrame::release() };
+        let expected = &expected.frame()[14 + 20 + 8..];
+        let message = release_message(VM, OWN_IP, GATEWAY_IP, XID);
+        assert_eq!(message[..], *expected);
+        assert_eq!(message[..12], [1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]);
+    }
 
     /// The frame of a lease without a client identifier, byte by byte.
     #[test]
