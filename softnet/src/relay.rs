@@ -509,7 +509,11 @@ impl Relay {
         batch.free_space()[..release.len()].copy_from_slice(&release);
         batch.push(release.len());
         match self.host.send(&mut batch) {
-            Ok(Sent::All) => tracing::info!("gave the lease back"),
+            Ok(Sent::All) => {
+                tracing::info!("gave the lease back");
+                // Nobody else has to.
+                self.follower.lease_changed(None, clock::now());
+            }
             Ok(Sent::Blocked) => tracing::warn!("the lease was not given back: the host's queue is full"),
             Err(error) => tracing::warn!(%error, "the lease was not given back"),
         }

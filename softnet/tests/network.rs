@@ -62,8 +62,12 @@ fn mac(last: u8) -> MacAddr {
     MacAddr([2, 0, 0, 0, 0, last])
 }
 
+fn member(last: u8) -> Member {
+    Member { mac: mac(last), exposes: Vec::new(), release: true }
+}
+
 fn join(last: u8) -> Result<Membership> {
-    Ok(Membership::join(&config(), &Member { mac: mac(last), exposes: Vec::new() })?)
+    Ok(Membership::join(&config(), &member(last))?)
 }
 
 /// A VM without a filter: a host whose cable ends in the bridge, as a TAP would.
@@ -74,7 +78,7 @@ struct Vm {
 
 impl Vm {
     fn new(last: u8, config: &NetworkConfig) -> Result<Vm> {
-        let mut membership = Membership::join(config, &Member { mac: mac(last), exposes: Vec::new() })?;
+        let mut membership = Membership::join(config, &member(last))?;
         let main = Host::main()?;
         let host = Host::new(&format!("vm{last}"))?;
         let port = format!("port{last}");
@@ -534,7 +538,7 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     })?;
     second.set_address(Some(address))?;
     drop(restarted);
-    let gateway = Member { mac: plan.mac(), exposes: Vec::new() };
+    let gateway = Member { mac: plan.mac(), ..member(0) };
     ensure!(matches!(Membership::join(&config(), &gateway), Err(Error::MacIsGateway(_))));
     Ok(())
 }

@@ -144,7 +144,7 @@ fn open_managed(
     isolated: bool,
 ) -> anyhow::Result<HostLink> {
     let reservations = reserve(settings)?;
-    let member = Member { mac: vm_mac, exposes: settings.expose.clone() };
+    let member = Member { mac: vm_mac, exposes: settings.expose.clone(), release: settings.release };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;

@@ -41,6 +41,7 @@ impl Guard {
     /// of the signal that killed it, or 1.
     pub fn watch(mut self, worker: Pid) -> i32 {
         let status = self.wait_for(worker);
+        self.hear_last_words();
         let Guard { custody, refused, .. } = self;
         if let Err(error) = custody.membership.leave() {
             tracing::warn!(%error, "the next start will clean up");
@@ -105,11 +106,8 @@ impl Guard {
             return self.refuse(worker, Signal::KILL);
         }
         self.quiet_until = now().saturating_add(PACE);
-        let address = match heard.latest {
-            Some(Report::Lease(address)) => Some(address),
-            Some(Report::NoLease) => None,
-            None => return,
-        };
+        let Some(report) = heard.latest else { return };
+        let address = report.address();
         match self.custody.membership.set_address(address) {
             Ok(()) => self.forwarder.set_address(address),
             Err(error @ (Error::LeaseTaken { .. } | Error::NotOurs(..))) => {
@@ -121,6 +119,16 @@ impl Guard {
                 tracing::error!(%error, "cannot note the VM's address");
                 self.forwarder.set_address(None);
             }
+        }
+    }
+
+    /// Notes what the worker said last and the monitor has not read yet: whether the lease is still to be given back.
+    fn hear_last_words(&mut self) {
+        let Some(channel) = self.channel.take() else { return };
+        if let Heard { latest: Some(report), garbage: false, .. } = listen(channel.as_fd())
+            && let Err(error) = self.custody.membership.set_address(report.address())
+        {
+            tracing::warn!(%error, "cannot note the VM's last address");
         }
     }
 

@@ -24,6 +24,14 @@ impl Report {
         [kind, a, b, c, d]
     }
 
+    /// The address that the VM holds.
+    pub fn address(self) -> Option<Ipv4Addr> {
+        match self {
+            Report::Lease(address) => Some(address),
+            Report::NoLease => None,
+        }
+    }
+
     /// The message in `bytes`; `None` if they are not exactly one.
     pub fn from_bytes(bytes: &[u8]) -> Option<Report> {
         match *bytes {

@@ -2,6 +2,8 @@
 //! ends.
 #![cfg(target_os = "linux")]
 
+mod leases;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -21,7 +23,7 @@ use nix::unistd::Pid;
 
 fn main() -> ExitCode {
     // A user namespace with one user in it is not enough for dnsmasq, which becomes another.
-    harness::main(vec![
+    let mut tests = vec![
         Test::new("managed::an_exposed_port_leads_to_the_vm_while_it_runs", an_exposed_port_leads_to_the_vm)
             .as_root(),
         Test::new("managed::no_kind_of_death_leaves_anything_behind", no_kind_of_death_leaves_anything)
@@ -40,7 +42,12 @@ fn main() -> ExitCode {
         Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
         Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
-    ])
+    ];
+    let leases = lab::tests![
+        leases::{a_killed_workers_lease_is_given_back, a_lease_is_given_back_once},
+    ];
+    tests.extend(leases.into_iter().map(Test::as_root));
+    harness::main(tests)
 }
 
 const SOFTNET: &str = env!("CARGO_BIN_EXE_softnet");

@@ -6,13 +6,14 @@
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use softnet_filter::NetType;
+use softnet_filter::{MacAddr, NetType, release_message};
 
 use super::run_dir::{self, NetworkDir};
 use super::{Plan, subnet};
@@ -20,6 +21,9 @@ use crate::host::tools::{self, Tool};
 
 /// How long dnsmasq may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The port of a DHCP server.
+const SERVER_PORT: u16 = 67;
 
 /// dnsmasq could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,16 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// It did not take a lease back.
+    #[error("the lease of {address} cannot be given back for {mac}: {source}")]
+    Release {
+        /// The VM.
+        mac: MacAddr,
+        /// Its address.
+        address: Ipv4Addr,
+        /// Why.
+        source: io::Error,
+    },
     /// Its files could not be used.
     #[error(transparent)]
     Files(#[from] run_dir::Error),
@@ -46,9 +60,9 @@ pub struct LeaseEntry {
     /// When it ends, in seconds since 1970; 0 is never.
     pub expires: u64,
     /// The VM.
-    pub mac: softnet_filter::MacAddr,
+    pub mac: MacAddr,
     /// Its address.
-    pub address: std::net::Ipv4Addr,
+    pub address: Ipv4Addr,
 }
 
 /// The running server of the network, if there is one.
@@ -88,6 +102,32 @@ pub fn ensure(plan: &Plan, directory: &NetworkDir, bridge: u32) -> Result<u32, E
 /// Ends the network's dnsmasq, if it runs.
 pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
     running(directory).map_or(Ok(()), end)
+}
+
+/// Tells the server that the VM `mac` gives `address` back, in place of a Softnet that did not live to tell it.
+///
+/// The message goes from the gateway's address to itself, so it takes no privilege and stays on the host. To dnsmasq it
+/// comes from the bridge, although loopback carries it: the kernel notes the interface that has the address as the one of
+/// arrival. dnsmasq takes a release from any port, and does not answer, so there is nothing to wait for.
+///
+/// Leases are filed by MAC, and dnsmasq ends one only if the message names both its MAC and its address. So it changes
+/// nothing to give a lease back twice, or one whose address another VM has been given since.
+///
+/// # Errors
+/// When the gateway's address is gone, or nobody serves there as far as the kernel can tell at once.
+pub fn release(plan: &Plan, mac: MacAddr, address: Ipv4Addr) -> Result<(), Error> {
+    let server = plan.gateway().addr();
+    let message = release_message(mac, address, server, std::process::id());
+    let send = || {
+        let socket = UdpSocket::bind((server, 0))?;
+        socket.connect((server, SERVER_PORT))?;
+        socket.send(&message)?;
+        // That nobody listens, loopback says before the call returns.
+        socket.take_error()?.map_or(Ok(()), Err)
+    };
+    send().map_err(|source| Error::Release { mac, address, source })?;
+    tracing::info!(%mac, %address, "gave the lease back in the VM's place");
+    Ok(())
 }
 
 /// The leases in the server's file; lines of another shape are passed over.

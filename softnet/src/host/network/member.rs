@@ -3,6 +3,9 @@
 //! The files under `ports/` and `leases/` are the truth, and the kernel's table is made from them: whoever changes a file
 //! renders the table anew, for all members, under the lock. So a start repairs what others had installed, and removes what
 //! a killed one left.
+//!
+//! The lease is the DHCP server's, and the VM's own Softnet gives it back. Where it died before, whoever leaves in its place
+//! does that ([`dnsmasq::release`]).
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -33,6 +36,8 @@ pub struct Member {
     pub mac: MacAddr,
     /// The ports that it will expose.
     pub exposes: Vec<Expose>,
+    /// Whether its lease is given back at the end.
+    pub release: bool,
 }
 
 /// A place in the network, held until it is left or the process dies.
@@ -73,6 +78,7 @@ impl Membership {
             pid: std::process::id(),
             tap: None,
             address: None,
+            release: member.release,
             exposes: member.exposes.clone(),
             forwards: Vec::new(),
         };
@@ -169,6 +175,9 @@ impl Membership {
     }
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
+    ///
+    /// The DHCP server is given the lease back only if an address is still noted: whoever has given it back notes that
+    /// there is none.
     pub fn leave(mut self) -> Result<(), Error> {
         self.give_up()
     }
@@ -179,6 +188,12 @@ impl Membership {
         let stands = port.stands();
         if let Some(lease) = lease {
             lease.release()?;
+        }
+        let to_give_back = self.record.to_give_back().filter(|_| stands);
+        if let Some(address) = to_give_back
+            && let Err(error) = dnsmasq::release(&self.plan, self.record.mac, address)
+        {
+            tracing::warn!(%error, "the lease ends by itself");
         }
         port.release()?;
         if self.record.forwards.is_empty() || !stands {

@@ -42,6 +42,8 @@ pub struct MemberRecord {
     pub tap: Option<(String, bool)>,
     /// The VM's address, once the lease is known.
     pub address: Option<Ipv4Addr>,
+    /// Whether the lease is given back at the end.
+    pub release: bool,
     /// The ports that it exposes.
     pub exposes: Vec<Expose>,
     /// The forwards that are to be installed now.
@@ -49,6 +51,11 @@ pub struct MemberRecord {
 }
 
 impl MemberRecord {
+    /// The address whose lease somebody has to give back if this member no longer can.
+    pub fn to_give_back(&self) -> Option<Ipv4Addr> {
+        self.address.filter(|_| self.release)
+    }
+
     /// The ports that are exposed and lead nowhere yet.
     pub fn waiting(&self) -> impl Iterator<Item = Expose> {
         let leads = |expose: &Expose| self.forwards.iter().any(|forward| forward.expose == *expose);
@@ -58,7 +65,7 @@ impl MemberRecord {
 
 /// The text of a member's file.
 pub fn write_member(member: &MemberRecord) -> String {
-    let mut text = format!("mac {}\npid {}\n", member.mac, member.pid);
+    let mut text = format!("mac {}\npid {}\nrelease {}\n", member.mac, member.pid, member.release);
     // Writing to a String cannot fail.
     if let Some((tap, isolated)) = &member.tap {
         let _ = writeln!(text, "tap {tap}\nisolated {isolated}");
@@ -87,6 +94,7 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
         pid: value(text, "pid")?.parse().ok()?,
         tap,
         address: value(text, "address").and_then(|address| address.parse().ok()),
+        release: value(text, "release") == Some("true"),
         exposes: text.lines().filter_map(|line| line.strip_prefix("expose ")?.parse().ok()).collect(),
         forwards: text.lines().filter_map(forward).collect(),
     })
@@ -121,15 +129,20 @@ mod tests {
             pid: 42,
             tap: None,
             address: None,
+            release: false,
             exposes: Vec::new(),
             forwards: Vec::new(),
         };
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
         member.tap = Some(("snt0".into(), false));
         member.address = Some(to);
+        member.release = true;
         member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
-        assert_eq!(read_member(&write_member(&member)), Some(member));
+        assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
+        assert_eq!(member.to_give_back(), Some(to));
+        member.release = false;
+        assert_eq!(member.to_give_back(), None);
         assert_eq!(read_member(""), None);
     }
 }
