@@ -1,14 +1,20 @@
 //! What becomes of a VM's lease when its Softnet does not live to give it back.
+//!
+//! dnsmasq answers in the order of what it was sent, so a VM that has been served after a start proves that all that the
+//! start sent has been heeded.
 
+use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
+use lab::stage::run;
 use lab::wire::Mac;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::{FIRST, Vm, is_gone, traces, worker_of};
+use crate::{FIRST, SECOND, Vm, is_gone, softnet, table, traces, worker_of};
 
 /// A network of five addresses.
 const SMALL: &str = "--subnet=10.9.0.0/29";
@@ -51,8 +57,39 @@ fn kill_the_worker(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
+fn kill_all(vm: &mut Vm) -> Result<()> {
+    let monitor = vm.softnet.pid();
+    let worker = worker_of(monitor)?;
+    kill(monitor, Signal::SIGSTOP)?;
+    kill(worker, Signal::SIGKILL)?;
+    kill(monitor, Signal::SIGKILL)?;
+    vm.softnet.wait()?;
+    ensure!(until(|| is_gone(worker)), "the worker stayed");
+    Ok(())
+}
+
+/// As after a crash of the host, if its files survived that.
+fn lose_all(vm: &mut Vm) -> Result<()> {
+    kill_all(vm)?;
+    run("ip", &["link", "del", "softnet0"])?;
+    Ok(())
+}
+
 fn server() -> Result<Pid> {
     Ok(Pid::from_raw(std::fs::read_to_string(format!("{RUN}/dnsmasq.pid"))?.trim().parse()?))
+}
+
+fn kill_the_server() -> Result<()> {
+    let pid = server()?;
+    kill(pid, Signal::SIGKILL)?;
+    ensure!(until(|| is_gone(pid)), "dnsmasq stayed");
+    Ok(())
+}
+
+/// What a killed Softnet leaves that knew an address.
+fn leave_a_record(mac: Mac, address: Ipv4Addr) -> Result<()> {
+    let record = format!("mac {mac}\npid 1\nrelease true\naddress {address}\n");
+    Ok(std::fs::write(format!("{RUN}/ports/{mac}"), record)?)
 }
 
 /// Datagrams that were sent from here, but for those of the VMs (RFC 4113, `udpOutDatagrams`).
@@ -100,6 +137,110 @@ pub fn a_killed_workers_lease_is_given_back() -> Result<()> {
         kill_the_worker(&mut vm)?;
         ensure!(until(|| !is_leased(mac(last))), "{last}: still leased:\n{}", leases());
     }
+    ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
+    Ok(())
+}
+
+pub fn the_next_start_gives_the_leases_of_the_killed_back() -> Result<()> {
+    for last in 1..=MANY {
+        let (mut vm, _) = leased(mac(last), &[SMALL])?;
+        kill_all(&mut vm)?;
+        ensure!(is_leased(mac(last)), "{last}: who gave it back?");
+    }
+    let (mut vm, _) = leased(FIRST, &[SMALL])?;
+    ensure!(leases().lines().count() == 1, "not only the living VM's:\n{}", leases());
+    ensure!(vm.softnet.stop()?.success());
+    ensure!(until(|| leases().is_empty()), "{}", leases());
+    ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
+    Ok(())
+}
+
+pub fn a_vm_that_comes_back_keeps_its_address() -> Result<()> {
+    let (mut vm, address) = leased(FIRST, &[])?;
+    kill_all(&mut vm)?;
+    let mut again = Vm::start(FIRST, &[])?;
+    // Without a word of DHCP.
+    is_noted(FIRST, address)?;
+    let (_second, others) = leased(SECOND, &[])?;
+    ensure!(others != address, "{address} was given away");
+    ensure!(leases().contains(&format!("{FIRST} {address} ")), "not leased any more:\n{}", leases());
+    ensure!(again.softnet.stop()?.success());
+    ensure!(until(|| !is_leased(FIRST)), "{}", leases());
+    Ok(())
+}
+
+pub fn no_death_takes_a_lease_that_is_to_be_kept() -> Result<()> {
+    for deed in [kill_the_worker, kill_all] {
+        let (mut vm, address) = leased(FIRST, &["--no-release"])?;
+        deed(&mut vm)?;
+        let (mut second, _) = leased(SECOND, &[])?;
+        ensure!(leases().contains(&format!("{FIRST} {address} ")), "not kept:\n{}", leases());
+        ensure!(second.softnet.stop()?.success());
+        let mut again = Vm::start(FIRST, &["--no-release"])?;
+        is_noted(FIRST, address)?;
+        ensure!(again.softnet.stop()?.success());
+    }
+    Ok(())
+}
+
+pub fn a_lease_waits_for_a_server_that_was_killed_too() -> Result<()> {
+    type Deed = fn(&mut Vm) -> Result<()>;
+    let deeds: [(Deed, bool); 2] = [(kill_the_worker, true), (lose_all, false)];
+    for (deed, somebody_leaves) in deeds {
+        let (mut vm, address) = leased(FIRST, &["--expose=5000:80"])?;
+        let leads_to_it = format!("{address} . 80");
+        ensure!(until(|| table().contains(&leads_to_it)), "{}", table());
+        kill_the_server()?;
+        deed(&mut vm)?;
+        ensure!(is_leased(FIRST));
+        ensure!(table().contains(&leads_to_it) != somebody_leaves, "{}", table());
+        let (mut second, _) = leased(SECOND, &[])?;
+        ensure!(!table().contains(&leads_to_it), "{}", table());
+        ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+        ensure!(second.softnet.stop()?.success());
+        ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
+    }
+    // Who is left when all is killed keeps nobody from taking the network down.
+    let (mut vm, _) = leased(FIRST, &[])?;
+    kill_all(&mut vm)?;
+    kill_the_server()?;
+    let (code, said, _) = softnet(&["network", "down"])?;
+    ensure!(code == 0 && said.contains("network softnet0 is gone"), "{code} {said}");
+    ensure!(run("find", &["/run/softnet", "-name", "softnet0"])?.is_empty());
+    Ok(())
+}
+
+pub fn nobody_elses_lease_is_given_back() -> Result<()> {
+    let (_vm, address) = leased(FIRST, &[])?;
+    leave_a_record(mac(3), address)?;
+    let (_second, _) = leased(SECOND, &[])?;
+    ensure!(leases().contains(&format!("{FIRST} {address} ")), "taken away:\n{}", leases());
+    Ok(())
+}
+
+pub fn the_leases_of_many_dead_are_given_back_bit_by_bit() -> Result<()> {
+    let (mut vm, _) = leased(FIRST, &[])?;
+    ensure!(vm.softnet.stop()?.success());
+    kill_the_server()?;
+    // The whole pool is leased, and nobody is alive.
+    let ends = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs() + 600;
+    let mut noted = String::new();
+    for last in 2..=254 {
+        let address = Ipv4Addr::new(192, 168, 64, last);
+        leave_a_record(mac(last), address)?;
+        writeln!(noted, "{ends} {} {address} * *", mac(last))?;
+    }
+    std::fs::write(format!("{RUN}/dnsmasq.leases"), noted)?;
+    let mut starts = 0;
+    while !leases().is_empty() {
+        let before = leases().lines().count();
+        let (mut vm, _) = leased(FIRST, &[])?;
+        ensure!(vm.softnet.stop()?.success());
+        ensure!(until(|| !is_leased(FIRST)));
+        ensure!(leases().lines().count() < before, "none was given back: {before}");
+        starts += 1;
+    }
+    ensure!(starts == 4, "{starts} starts");
     ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
     Ok(())
 }

@@ -44,7 +44,10 @@ fn main() -> ExitCode {
         Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
     ];
     let leases = lab::tests![
-        leases::{a_killed_workers_lease_is_given_back, a_lease_is_given_back_once},
+        leases::{a_killed_workers_lease_is_given_back, the_next_start_gives_the_leases_of_the_killed_back},
+        leases::{a_vm_that_comes_back_keeps_its_address, no_death_takes_a_lease_that_is_to_be_kept},
+        leases::{a_lease_waits_for_a_server_that_was_killed_too, a_lease_is_given_back_once},
+        leases::{nobody_elses_lease_is_given_back, the_leases_of_many_dead_are_given_back_bit_by_bit},
     ];
     tests.extend(leases.into_iter().map(Test::as_root));
     harness::main(tests)

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use softnet_filter::NetType;
+use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Lock, NetworkDir, RunDir};
@@ -14,6 +14,10 @@ use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
 
+/// How many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds some
+/// 160 of them. The next start goes on.
+const AT_ONCE: usize = 64;
+
 /// Makes the network whole: creates it, or puts right what is missing or different.
 ///
 /// # Errors
@@ -22,12 +26,13 @@ use crate::netlink::{Kind, Link, Netlink};
 pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
-    ensure_locked(config, &run_dir, &lock)
+    ensure_locked(config, None, &run_dir, &lock)
 }
 
-/// The same, under a lock that the caller goes on holding.
+/// The same for a VM that is about to join, if one is named, and under a lock that the caller goes on holding.
 pub(super) fn ensure_locked(
     config: &NetworkConfig,
+    joining: Option<MacAddr>,
     run_dir: &RunDir,
     lock: &Lock,
 ) -> Result<(Plan, Gateway), Error> {
@@ -49,6 +54,7 @@ pub(super) fn ensure_locked(
     }
     apply_rules(&plan, &members)?;
     dnsmasq::ensure(&plan, &directory, gateway.index)?;
+    bury(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
 }
 
@@ -158,11 +164,35 @@ fn reattach(
     Ok(())
 }
 
-/// The members that live; what the dead left behind is removed.
+/// The members that live.
 pub(super) fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
-    run_dir::living(&directory.leases())?;
     let living = run_dir::living(&directory.ports())?;
     Ok(living.iter().filter_map(|(_, text)| record::read_member(text)).collect())
+}
+
+/// Removes what the dead left behind, and gives their leases back. That of the VM that is `joining` stays, because its new
+/// Softnet takes it over.
+fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
+    for left_behind in run_dir::left_behind(&directory.leases())? {
+        left_behind?.0.release()?;
+    }
+    let mut given_back = 0;
+    for left_behind in run_dir::left_behind(&directory.ports())? {
+        let (claim, text) = left_behind?;
+        let dead = record::read_member(&text).filter(|dead| joining != Some(dead.mac));
+        let lease = dead.and_then(|dead| Some((dead.mac, dead.to_give_back()?)));
+        if let Some((mac, address)) = lease {
+            if given_back == AT_ONCE {
+                continue;
+            }
+            given_back += 1;
+            if let Err(error) = dnsmasq::release(plan, mac, address) {
+                tracing::warn!(%error, "the lease ends by itself");
+            }
+        }
+        claim.release()?;
+    }
+    Ok(())
 }
 
 /// Puts the network's whole table in place, with the forwards of all `members`.

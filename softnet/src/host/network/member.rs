@@ -5,7 +5,7 @@
 //! a killed one left.
 //!
 //! The lease is the DHCP server's, and the VM's own Softnet gives it back. Where it died before, whoever leaves in its place
-//! does that ([`dnsmasq::release`]).
+//! does that ([`dnsmasq::release`]), and if nobody was left to leave, the next start.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -64,7 +64,7 @@ impl Membership {
         let directory = run_dir.network(config.name.as_str());
         let path = directory.ports().join(member.mac.to_string());
         let lock = lock_after_predecessor(&run_dir, &path)?;
-        let (plan, gateway) = ensure_locked(config, &run_dir, &lock)?;
+        let (plan, gateway) = ensure_locked(config, Some(member.mac), &run_dir, &lock)?;
         if member.mac == gateway.mac {
             return Err(Error::MacIsGateway(member.mac));
         }
@@ -190,12 +190,16 @@ impl Membership {
             lease.release()?;
         }
         let to_give_back = self.record.to_give_back().filter(|_| stands);
-        if let Some(address) = to_give_back
-            && let Err(error) = dnsmasq::release(&self.plan, self.record.mac, address)
-        {
-            tracing::warn!(%error, "the lease ends by itself");
+        let given_back =
+            to_give_back.map_or(Ok(()), |address| dnsmasq::release(&self.plan, self.record.mac, address));
+        match given_back {
+            Ok(()) => port.release()?,
+            Err(error) => {
+                tracing::warn!(%error, "the next start tries again");
+                // It sees to a server first, and finds the file without its lock.
+                drop(port);
+            }
         }
-        port.release()?;
         if self.record.forwards.is_empty() || !stands {
             return Ok(());
         }

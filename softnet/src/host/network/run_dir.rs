@@ -9,8 +9,8 @@
 //! /run/softnet/NAME/leases/ADDRESS  which VM holds the address, flocked by its Softnet
 //! ```
 //!
-//! A lock dies with its process, so a file without one is what a killed Softnet left behind, and whoever next holds the
-//! outer lock removes it. All is root's and readable by all.
+//! A lock dies with its process, so a file without one is what a killed Softnet left behind. It counts for nothing, and the
+//! next start removes it under the outer lock. All is root's and readable by all.
 //!
 //! Interfaces and tables belong to a network namespace, and `/run` does not. In any other namespace than that of process 1
 //! the directory is `/run/softnet/netns-INODE` instead, so that namespaces do not take each other's networks for theirs.
@@ -179,23 +179,23 @@ impl AsFd for Claim {
     }
 }
 
-/// The content of every file in `directory` that a living process has claimed, by file name. The files of the dead are
-/// removed. Call it under the [`Lock`].
-pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
-    let mut found = Vec::new();
-    for name in list(directory)? {
-        let path = directory.join(&name);
-        match Claim::take(path.clone())? {
-            Some(left_behind) => left_behind.release()?,
-            None => found.push((name, read(&path)?.unwrap_or_default())),
-        }
-    }
-    Ok(found)
+/// The files in `directory` whose owners are dead, with their content as far as it can be read. They are the caller's now,
+/// who releases them or leaves them to the next. Call it under the [`Lock`].
+pub fn left_behind(
+    directory: &Path,
+) -> Result<impl Iterator<Item = Result<(Claim, String), Error>> + use<>, Error> {
+    let names = list(directory)?;
+    let directory = directory.to_owned();
+    let look = move |name: String| {
+        let path = directory.join(name);
+        let claim = Claim::take(path.clone()).transpose()?;
+        Some(claim.map(|claim| (claim, read(&path).ok().flatten().unwrap_or_default())))
+    };
+    Ok(names.into_iter().filter_map(look))
 }
 
-/// The content of every file in `directory` that a living process has claimed, by file name, removing nothing: for a look
-/// without the [`Lock`].
-pub fn peek(directory: &Path) -> Result<Vec<(String, String)>, Error> {
+/// The content of every file in `directory` that a living process has claimed, by file name.
+pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut found = Vec::new();
     for name in list(directory)? {
         let path = directory.join(&name);
@@ -314,11 +314,16 @@ mod tests {
         claim.write("short").unwrap();
         assert!(Claim::take(path.clone()).unwrap().is_none());
         assert_eq!(living(&scratch.0).unwrap(), [("one".to_owned(), "short".to_owned())]);
+        assert_eq!(left_behind(&scratch.0).unwrap().count(), 0);
         drop(claim);
         assert!(path.exists(), "a death removes nothing");
-        assert_eq!(peek(&scratch.0).unwrap(), []);
         assert_eq!(living(&scratch.0).unwrap(), []);
-        assert!(!path.exists(), "whoever looks next does");
+        assert_eq!(left_behind(&scratch.0).unwrap().count(), 1, "and neither does a look");
+        let (claim, content) = left_behind(&scratch.0).unwrap().next().unwrap().unwrap();
+        assert_eq!(content, "short");
+        assert!(Claim::take(path.clone()).unwrap().is_none());
+        claim.release().unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

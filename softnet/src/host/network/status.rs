@@ -36,7 +36,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     else {
         return Ok(None);
     };
-    let members = run_dir::peek(&directory.ports())?;
+    let members = run_dir::living(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
     let chains =
