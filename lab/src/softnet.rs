@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use command_fds::{CommandFdExt, FdMapping};
@@ -19,12 +20,17 @@ use crate::deadline::{Deadline, PATIENCE};
 /// Where Softnet finds the descriptor for its ready line, as in [`Softnet::READY_FLAG`].
 const READY_FD: i32 = 3;
 
+/// How long an ended Softnet's last words may take, if somebody whom it started keeps its standard error open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A running Softnet.
 #[derive(Debug)]
 pub struct Softnet {
     child: Child,
     lines: Receiver<String>,
     log: Arc<Mutex<String>>,
+    /// Disconnected once the log is whole.
+    log_open: Receiver<()>,
     ready: Option<OwnedFd>,
 }
 
@@ -62,8 +68,8 @@ impl Softnet {
         let mut child =
             command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
         drop(command);
-        let (lines, log) = follow(child.stderr.take().context("standard error is piped")?);
-        Ok(Self { child, lines, log, ready: Some(ready) })
+        let (lines, log, log_open) = follow(child.stderr.take().context("standard error is piped")?);
+        Ok(Self { child, lines, log, log_open, ready: Some(ready) })
     }
 
     /// Waits until frames flow and returns the JSON line that says how.
@@ -131,7 +137,7 @@ impl Softnet {
         self.child.stdin.take().zip(self.child.stdout.take()).context("the console is piped")
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for the end of its log.
     ///
     /// # Errors
     /// Fails if it does not end within [`PATIENCE`].
@@ -142,7 +148,10 @@ impl Softnet {
             status.is_some()
         });
         match status {
-            Some(status) if ended => Ok(status),
+            Some(status) if ended => {
+                let _ = self.log_open.recv_timeout(LAST_WORDS);
+                Ok(status)
+            }
             _ => bail!("softnet (pid {}) did not end within {PATIENCE:?}: {}", self.child.id(), self.log()),
         }
     }
@@ -171,12 +180,16 @@ impl Drop for Softnet {
     }
 }
 
-/// Reads a stream's lines into a channel and into one text, until its end.
-fn follow(stream: impl std::io::Read + Send + 'static) -> (Receiver<String>, Arc<Mutex<String>>) {
+/// Reads a stream's lines into a channel and into one text, until its end, at which the last channel closes.
+fn follow(
+    stream: impl std::io::Read + Send + 'static,
+) -> (Receiver<String>, Arc<Mutex<String>>, Receiver<()>) {
     let (sender, lines) = mpsc::channel();
+    let (open, log_open) = mpsc::channel();
     let log = Arc::new(Mutex::new(String::new()));
     let copy = Arc::clone(&log);
     std::thread::spawn(move || {
+        let _open = open;
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
             let mut log = copy.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&line);
@@ -186,7 +199,7 @@ fn follow(stream: impl std::io::Read + Send + 'static) -> (Receiver<String>, Arc
             let _ = sender.send(line);
         }
     });
-    (lines, log)
+    (lines, log, log_open)
 }
 
 /// Softnet's counters at one moment.

@@ -238,7 +238,7 @@ fn a_deleted_bridge_gets_its_ports_back() -> Result<()> {
     run("ip", &["link", "del", "softnet0"])?;
     let newcomer = join(2)?;
     ensure!(newcomer.gateway().mac == gateway.mac, "the first VM's filter knows the old MAC");
-    vm.host.run(|| run("ping", &["-c1", "-W5", &gateway.address.to_string()]))??;
+    vm.host.run(|| run("busybox", &["ping", "-c1", "-W5", &gateway.address.to_string()]))??;
     let port = Netlink::open()?.link("port1")?.context("port1")?;
     ensure!(port.isolated == Some(true));
     Ok(())
