@@ -5,6 +5,7 @@
 mod leases;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             .as_root(),
         Test::new("managed::no_kind_of_death_leaves_anything_behind", no_kind_of_death_leaves_anything)
             .as_root(),
+        Test::new("managed::a_disk_that_fills_up_leaves_nothing_behind", a_disk_that_fills_up).as_root(),
         Test::new("managed::a_taken_port_is_refused_before_anything_is_touched", a_taken_port_is_refused),
         Test::new("managed::a_lease_that_ends_takes_the_forward_along", a_lease_that_ends).as_root(),
         Test::new("managed::status_and_down_tell_what_they_see_and_do", status_and_down).as_root(),
@@ -249,6 +251,35 @@ fn no_kind_of_death_leaves_anything() -> Result<()> {
         }
         ensure!(traces()?.is_empty(), "{death}: left behind: {}", traces()?);
         TcpListener::bind("0.0.0.0:5000").with_context(|| format!("{death}: the port is not free"))?;
+    }
+    Ok(())
+}
+
+/// The disk is full when the lease comes, and when the end does.
+fn a_disk_that_fills_up() -> Result<()> {
+    let _world = World::build()?;
+    std::fs::create_dir("/run/softnet")?;
+    run("mount", &["-t", "tmpfs", "-o", "mode=755,size=256k", "none", "/run/softnet"])?;
+    type End = fn(&Vm) -> Result<()>;
+    let ends: [(&str, End); 2] = [
+        ("SIGTERM", |vm| vm.softnet.signal(Signal::SIGTERM)),
+        ("the worker killed", |vm| Ok(kill(worker_of(vm.softnet.pid())?, Signal::SIGKILL)?)),
+    ];
+    for (name, end) in ends {
+        let mut vm = Vm::start(FIRST, &["--expose=5000:80"]).context(name)?;
+        let filler = Path::new("/run/softnet/filler");
+        let mut file = std::fs::File::create(filler)?;
+        let full = std::iter::repeat_with(|| file.write_all(&[0; 4096])).find_map(Result::err);
+        ensure!(full.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
+        vm.lease().context(name)?;
+        let said = || vm.softnet.log().contains("No space left on device");
+        ensure!(until(said), "{name}: not a word of it: {}", vm.softnet.log());
+        ensure!(!table().contains("elements"), "{name}: a forward leads to an address that is not noted");
+        end(&vm)?;
+        vm.softnet.wait().context(name)?;
+        ensure!(traces()?.is_empty(), "{name}: left behind: {}", traces()?);
+        TcpListener::bind("0.0.0.0:5000").with_context(|| format!("{name}: the port is not free"))?;
+        std::fs::remove_file(filler)?;
     }
     Ok(())
 }

@@ -68,7 +68,7 @@ impl Membership {
         if member.mac == gateway.mac {
             return Err(Error::MacIsGateway(member.mac));
         }
-        let Some(mut port) = Claim::take(path.clone())? else {
+        let Some(port) = Claim::take(path.clone())? else {
             let holder = run_dir::read(&path)?.and_then(|text| record::read_member(&text));
             let pid = holder.map(|holder| holder.pid);
             return Err(Error::MacTaken { name: plan.name, mac: member.mac, pid });
@@ -82,7 +82,7 @@ impl Membership {
             exposes: member.exposes.clone(),
             forwards: Vec::new(),
         };
-        port.write(&record::write_member(&record))?;
+        let port = port.saying(&record::write_member(&record))?;
         Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
     }
 
@@ -140,12 +140,11 @@ impl Membership {
             return Err(Error::NotOurs(address, self.plan.name.clone()));
         }
         let path = self.directory.leases().join(address.to_string());
-        let Some(mut lease) = Claim::take(path.clone())? else {
+        let Some(lease) = Claim::take(path.clone())? else {
             let holder = run_dir::read(&path)?.unwrap_or_default().trim().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
-        lease.write(&format!("{}\n", self.record.mac))?;
-        self.lease = Some(lease);
+        self.lease = Some(lease.saying(&format!("{}\n", self.record.mac))?);
         self.record.address = Some(address);
         Ok(())
     }

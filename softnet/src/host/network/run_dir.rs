@@ -150,6 +150,17 @@ impl Claim {
         }
     }
 
+    /// The claim with its first content. One that cannot say whose it is, on a full disk, is given up and leaves no file.
+    pub fn saying(mut self, content: &str) -> Result<Claim, Error> {
+        match self.write(content) {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                let _ = self.release();
+                Err(error)
+            }
+        }
+    }
+
     /// Replaces the file's content. Readers hold the [`Lock`], and so does the caller.
     pub fn write(&mut self, content: &str) -> Result<(), Error> {
         let write = |file: &mut File| {
