@@ -1,5 +1,6 @@
 //! The monitor's loop: waits for the worker, its reports and signals, and keeps the forwards where they belong.
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ use crate::sys::signalfd::SignalFd;
 /// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
 pub const PACE: Duration = Duration::from_millis(100);
 
+/// How long the last holder of an address may take to leave: its VM has given the address back before its monitor is done,
+/// and the DHCP server leases it to the next at once.
+const LAST_HOLDER: Duration = Duration::from_secs(3);
+
 /// The monitor.
 #[derive(Debug)]
 pub struct Guard {
@@ -26,6 +31,8 @@ pub struct Guard {
     forwarder: Forwarder,
     /// No report is read before.
     quiet_until: Duration,
+    /// The VM's address that another VM still holds, and until when that may be so.
+    contested: Option<(Ipv4Addr, Duration)>,
     /// The worker was told to end for a reason that is the monitor's.
     refused: bool,
 }
@@ -34,26 +41,33 @@ impl Guard {
     /// A monitor that hears the worker on `channel`.
     pub fn new(custody: Custody, channel: OwnedFd) -> Self {
         let forwarder = Forwarder::new(custody.exposes.clone());
-        Guard { custody, channel: Some(channel), forwarder, quiet_until: Duration::ZERO, refused: false }
+        Guard {
+            custody,
+            channel: Some(channel),
+            forwarder,
+            quiet_until: Duration::ZERO,
+            contested: None,
+            refused: false,
+        }
     }
 
     /// Watches until the worker has ended, cleans up, and returns the status to end with: the worker's, 128 and the number
     /// of the signal that killed it, or 1.
-    pub fn watch(mut self, worker: Pid) -> i32 {
-        let status = self.wait_for(worker);
+    pub fn watch(mut self, worker: Pid, signals: SignalFd) -> i32 {
+        let status = self.wait_for(worker, signals);
         self.hear_last_words();
         let Guard { custody, refused, .. } = self;
-        if let Err(error) = custody.membership.leave() {
+        let left =
+            if status == 0 { custody.membership.leave() } else { custody.membership.leave_for_the_dead() };
+        if let Err(error) = left {
             tracing::warn!(%error, "the next start will clean up");
         }
         if refused { 1 } else { status }
     }
 
-    fn wait_for(&mut self, worker: Pid) -> i32 {
-        let prepared =
-            SignalFd::new().and_then(|signals| Ok((signals, pidfd_open(worker, PidfdFlags::empty())?)));
-        let (mut signals, process) = match prepared {
-            Ok(prepared) => prepared,
+    fn wait_for(&mut self, worker: Pid, mut signals: SignalFd) -> i32 {
+        let process = match pidfd_open(worker, PidfdFlags::empty()) {
+            Ok(process) => process,
             Err(error) => {
                 tracing::error!(%error, "cannot watch the worker");
                 let _ = kill_process(worker, Signal::KILL);
@@ -68,7 +82,8 @@ impl Guard {
                 PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
             ];
             waiting.extend(listening.map(|channel| PollFd::new(channel, PollFlags::IN)));
-            let quiet = (self.channel.is_some() && now < self.quiet_until).then_some(self.quiet_until);
+            let waits = self.channel.is_some() || self.contested.is_some();
+            let quiet = (waits && now < self.quiet_until).then_some(self.quiet_until);
             let deadline = [quiet, self.forwarder.next_deadline()].into_iter().flatten().min();
             let timeout = deadline.map(|deadline| timespec(deadline.saturating_sub(now)));
             if let Err(error) = poll(&mut waiting, timeout.as_ref())
@@ -89,6 +104,7 @@ impl Guard {
             if ready.get(2) == Some(&true) {
                 self.hear(worker);
             }
+            self.contest(worker);
             self.forward();
         }
     }
@@ -106,20 +122,43 @@ impl Guard {
             return self.refuse(worker, Signal::KILL);
         }
         self.quiet_until = now().saturating_add(PACE);
-        let Some(report) = heard.latest else { return };
-        let address = report.address();
-        match self.custody.membership.set_address(address) {
-            Ok(()) => self.forwarder.set_address(address),
-            Err(error @ (Error::LeaseTaken { .. } | Error::NotOurs(..))) => {
-                tracing::error!("{error}");
-                self.refuse(worker, Signal::TERM);
-            }
-            Err(error) => {
-                // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
-                tracing::error!(%error, "cannot note the VM's address");
-                self.forwarder.set_address(None);
-            }
+        if let Some(report) = heard.latest {
+            self.note(report.address(), worker);
         }
+    }
+
+    /// Tries again to note an address that another VM held.
+    fn contest(&mut self, worker: Pid) {
+        if let Some((address, _)) = self.contested
+            && now() >= self.quiet_until
+        {
+            self.quiet_until = now().saturating_add(PACE);
+            self.note(Some(address), worker);
+        }
+    }
+
+    /// Notes the VM's address, to which the forwards lead from now on.
+    fn note(&mut self, address: Option<Ipv4Addr>, worker: Pid) {
+        let contested = self.contested.take();
+        match self.custody.membership.set_address(address) {
+            Ok(()) => return self.forwarder.set_address(address),
+            Err(error @ Error::LeaseTaken { address, .. }) => {
+                let earlier = contested.filter(|&(earlier, _)| earlier == address);
+                let until = earlier.map_or_else(|| now().saturating_add(LAST_HOLDER), |(_, until)| until);
+                if now() >= until {
+                    tracing::error!("{error}");
+                    return self.refuse(worker, Signal::TERM);
+                }
+                self.contested = Some((address, until));
+            }
+            Err(error @ Error::NotOurs(..)) => {
+                tracing::error!("{error}");
+                return self.refuse(worker, Signal::TERM);
+            }
+            Err(error) => tracing::error!(%error, "cannot note the VM's address"),
+        }
+        // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
+        self.forwarder.set_address(None);
     }
 
     /// Notes what the worker said last and the monitor has not read yet: whether the lease is still to be given back.
@@ -136,6 +175,7 @@ impl Guard {
     fn refuse(&mut self, worker: Pid, signal: Signal) {
         self.refused = true;
         self.channel = None;
+        self.contested = None;
         self.forwarder.set_address(None);
         let _ = kill_process(worker, signal);
     }

@@ -15,8 +15,9 @@
 //! ends with the child's status. If both are killed, their locks are free, and the next start cleans up.
 //!
 //! The worker gives the VM's lease back at its end, and then says that the VM has none. If it died before, the address is
-//! still noted, and leaving the network gives it back ([`Membership::leave`]). That takes no privilege and nothing of the
-//! worker's but its word for the address, and ends no other VM's lease.
+//! still noted, and leaving the network gives it back ([`Membership::leave_for_the_dead`]), with any other that the server
+//! has noted for the VM meanwhile. That takes no privilege and nothing of the worker's but its word for the address, and ends
+//! no other VM's lease.
 
 mod follower;
 mod guard;
@@ -24,6 +25,7 @@ mod message;
 mod privilege;
 
 use std::io;
+use std::os::fd::AsFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -32,6 +34,7 @@ use crate::host::network::Membership;
 use crate::host::reservation::Reservation;
 use crate::relay::LeaseFollower;
 use crate::sys::process::{Fork, fork, keep_only};
+use crate::sys::signalfd::SignalFd;
 use follower::Reporter;
 use guard::Guard;
 
@@ -49,13 +52,17 @@ pub struct Custody {
 /// Forks. The child returns, with the means to report the lease; the parent stays behind as the monitor and ends the
 /// process when the child has ended.
 ///
+/// Signals are held from before the fork, so that none ends the parent and leaves its work undone.
+///
 /// # Errors
 /// When the process cannot be split.
 pub fn entrust(custody: Custody) -> io::Result<Box<dyn LeaseFollower>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (monitor_end, worker_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let signals = SignalFd::new()?;
     match fork()? {
         Fork::Child => {
+            signals.release()?;
             drop(monitor_end);
             // Closes the worker's copies; the locks and ports stay with the parent.
             drop(custody);
@@ -63,10 +70,10 @@ pub fn entrust(custody: Custody) -> io::Result<Box<dyn LeaseFollower>> {
         }
         Fork::Parent(worker) => {
             let mut keep = custody.membership.descriptors();
-            keep.extend(custody.reservations.iter().map(std::os::fd::AsFd::as_fd));
-            keep.push(std::os::fd::AsFd::as_fd(&monitor_end));
+            keep.extend(custody.reservations.iter().map(AsFd::as_fd));
+            keep.extend([monitor_end.as_fd(), signals.as_fd()]);
             let status = match privilege::reduce().and_then(|()| keep_only(&keep)) {
-                Ok(()) => Guard::new(custody, monitor_end).watch(worker),
+                Ok(()) => Guard::new(custody, monitor_end).watch(worker, signals),
                 Err(error) => {
                     // The worker sees the channel close and ends too.
                     tracing::error!(%error, "cannot give up what belongs to the worker");

@@ -46,28 +46,29 @@ impl Received {
 pub struct SignalFd(OwnedFd);
 
 impl SignalFd {
-    /// From now on the signals arrive here only. Children inherit the mask: see [`super::process::spawn_with`].
+    /// From now on the signals arrive here only. Children inherit the mask: see [`SignalFd::release`] and
+    /// [`super::process::spawn_with`].
     ///
     /// # Errors
     /// Those of `signalfd(2)`.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a sigset_t is filled by sigemptyset before it is read; all pointers are to locals that live through
-        // the calls; the descriptor that signalfd returns is ours alone.
+        let set = change_mask(libc::SIG_BLOCK)?;
+        // SAFETY: the set is a local that lives through the call; the descriptor that signalfd returns is ours alone.
         unsafe {
-            let mut set: libc::sigset_t = mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            for signal in SIGNALS {
-                libc::sigaddset(&raw mut set, signal);
-            }
-            if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) < 0 {
-                return Err(io::Error::last_os_error());
-            }
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
             Ok(SignalFd(OwnedFd::from_raw_fd(fd)))
         }
+    }
+
+    /// The signals have their usual effect again.
+    ///
+    /// # Errors
+    /// Those of `sigprocmask(2)`.
+    pub fn release(self) -> io::Result<()> {
+        change_mask(libc::SIG_UNBLOCK).map(drop)
     }
 
     /// The next signal that has arrived, if any.
@@ -86,6 +87,22 @@ impl SignalFd {
         let record: libc::signalfd_siginfo = unsafe { mem::transmute(record) };
         let signal = Signal::from_named_raw(record.ssi_signo as i32);
         Ok(signal.map(|signal| Received { signal, from_kernel: record.ssi_code > 0 }))
+    }
+}
+
+/// Blocks or unblocks the supervisor's signals, and returns their set.
+fn change_mask(how: libc::c_int) -> io::Result<libc::sigset_t> {
+    // SAFETY: the set is filled by sigemptyset before it is read, and a local that lives through the calls.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in SIGNALS {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        if libc::sigprocmask(how, &raw const set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(set)
     }
 }
 

@@ -210,6 +210,51 @@ pub fn a_lease_waits_for_a_server_that_was_killed_too() -> Result<()> {
     Ok(())
 }
 
+/// To the server it is a lease, whether or not its answer finds the VM.
+pub fn an_answer_on_its_way_is_given_back_too() -> Result<()> {
+    let vm = Vm::start(FIRST, &[])?;
+    let offer = vm.offer()?;
+    let server = server()?;
+    kill(server, Signal::SIGSTOP)?;
+    vm.request(&offer)?;
+    // What the VM sent before its end is still carried.
+    let Vm { port, mut softnet, .. } = vm;
+    drop(port);
+    ensure!(softnet.wait()?.success());
+    kill(server, Signal::SIGCONT)?;
+    let (_second, _) = leased(SECOND, &[])?;
+    ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+    Ok(())
+}
+
+pub fn an_answer_that_no_worker_lived_to_see_is_given_back_too() -> Result<()> {
+    let mut vm = Vm::start(FIRST, &[])?;
+    let offer = vm.offer()?;
+    let (server, worker) = (server()?, worker_of(vm.softnet.pid())?);
+    kill(server, Signal::SIGSTOP)?;
+    vm.request(&offer)?;
+    let forwarded = || vm.softnet.counters().is_ok_and(|now| now.from_vm.get("forwarded") == Some(&2));
+    ensure!(until(forwarded), "the request was not carried");
+    kill(worker, Signal::SIGSTOP)?;
+    kill(server, Signal::SIGCONT)?;
+    ensure!(until(|| is_leased(FIRST)));
+    kill(worker, Signal::SIGKILL)?;
+    vm.softnet.wait()?;
+    ensure!(until(|| !is_leased(FIRST)), "still leased:\n{}", leases());
+    Ok(())
+}
+
+pub fn a_lease_that_no_monitor_lived_to_note_is_given_back_too() -> Result<()> {
+    let mut vm = Vm::start(FIRST, &[])?;
+    vm.softnet.signal(Signal::SIGSTOP)?;
+    vm.lease()?;
+    kill_all(&mut vm)?;
+    ensure!(is_leased(FIRST), "who gave it back?");
+    let (_second, _) = leased(SECOND, &[])?;
+    ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+    Ok(())
+}
+
 pub fn nobody_elses_lease_is_given_back() -> Result<()> {
     let (_vm, address) = leased(FIRST, &[])?;
     leave_a_record(mac(3), address)?;

@@ -49,7 +49,9 @@ fn main() -> ExitCode {
         leases::{a_killed_workers_lease_is_given_back, the_next_start_gives_the_leases_of_the_killed_back},
         leases::{a_vm_that_comes_back_keeps_its_address, no_death_takes_a_lease_that_is_to_be_kept},
         leases::{a_lease_waits_for_a_server_that_was_killed_too, a_lease_is_given_back_once},
-        leases::{nobody_elses_lease_is_given_back, the_leases_of_many_dead_are_given_back_bit_by_bit},
+        leases::{an_answer_on_its_way_is_given_back_too, an_answer_that_no_worker_lived_to_see_is_given_back_too},
+        leases::{a_lease_that_no_monitor_lived_to_note_is_given_back_too, nobody_elses_lease_is_given_back},
+        leases::{the_leases_of_many_dead_are_given_back_bit_by_bit},
     ];
     tests.extend(leases.into_iter().map(Test::as_root));
     harness::main(tests)
@@ -77,14 +79,22 @@ impl Vm {
 
     /// The whole exchange with the server of the network.
     fn lease(&self) -> Result<Ipv4Addr> {
+        let offer = self.offer()?;
+        self.request(&offer)?;
+        Ok(DhcpServer::told(&self.port, kind::ACK, 7)?.yiaddr)
+    }
+
+    fn offer(&self) -> Result<Dhcp> {
         self.port.send(&Dhcp::client(kind::DISCOVER, 7, self.mac).broadcast())?;
-        let offer = DhcpServer::told(&self.port, kind::OFFER, 7)?;
-        let server = offer.option(option::SERVER).context("no server")?.to_vec();
+        DhcpServer::told(&self.port, kind::OFFER, 7)
+    }
+
+    fn request(&self, offer: &Dhcp) -> Result<()> {
+        let server = offer.option(option::SERVER).context("no server")?;
         let request = Dhcp::client(kind::REQUEST, 7, self.mac)
             .with(option::REQUESTED_ADDRESS, &offer.yiaddr.octets())
-            .with(option::SERVER, &server);
-        self.port.send(&request.broadcast())?;
-        Ok(DhcpServer::told(&self.port, kind::ACK, 7)?.yiaddr)
+            .with(option::SERVER, server);
+        self.port.send(&request.broadcast())
     }
 
     fn gateway(&self) -> Result<Ipv4Addr> {
@@ -346,11 +356,26 @@ fn twenty_vms_at_once() -> Result<()> {
 fn a_held_address_is_refused() -> Result<()> {
     // A pool of five, and somebody alive holds each of them.
     let mut vm = Vm::start(FIRST, &["--subnet=10.9.0.0/29"])?;
-    let held = (2..=6).map(|last| {
-        let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
-    });
-    let _held = held.collect::<Result<Vec<_>>>()?;
+    let hold = || -> Result<Vec<_>> {
+        (2..=6)
+            .map(|last| {
+                let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
+                Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
+            })
+            .collect()
+    };
+    let held = hold()?;
+    // Whoever leaves may take a moment.
+    let address = vm.lease()?;
+    let record =
+        || std::fs::read_to_string(format!("/run/softnet/softnet0/ports/{FIRST}")).unwrap_or_default();
+    ensure!(!record().contains("address "), "{}", record());
+    drop(held);
+    ensure!(until(|| record().contains(&format!("address {address}\n"))), "{}", vm.softnet.log());
+    ensure!(vm.softnet.stop()?.success());
+    // Whoever stays has it.
+    let mut vm = Vm::start(FIRST, &["--subnet=10.9.0.0/29"])?;
+    let _held = hold()?;
     vm.lease()?;
     let status = vm.softnet.wait()?;
     ensure!(

@@ -14,7 +14,7 @@ use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
 
-/// How many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds some
+/// About how many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds some
 /// 160 of them. The next start goes on.
 const AT_ONCE: usize = 64;
 
@@ -179,15 +179,14 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
     let mut given_back = 0;
     for left_behind in run_dir::left_behind(&directory.ports())? {
         let (claim, text) = left_behind?;
-        let dead = record::read_member(&text).filter(|dead| joining != Some(dead.mac));
-        let lease = dead.and_then(|dead| Some((dead.mac, dead.to_give_back()?)));
-        if let Some((mac, address)) = lease {
-            if given_back == AT_ONCE {
+        let dead = record::read_member(&text).filter(|dead| dead.release && joining != Some(dead.mac));
+        if let Some(dead) = dead {
+            if given_back >= AT_ONCE {
                 continue;
             }
-            given_back += 1;
-            if let Err(error) = dnsmasq::release(plan, mac, address) {
-                tracing::warn!(%error, "the lease ends by itself");
+            match dnsmasq::release_all(plan, directory, dead.mac, dead.address) {
+                Ok(count) => given_back += count,
+                Err(error) => tracing::warn!(%error, "the lease ends by itself"),
             }
         }
         claim.release()?;

@@ -4,6 +4,7 @@
 //! `/proc/PID/cmdline`; one that was started for another lease time, another subnet or an earlier incarnation of the bridge
 //! is replaced, and the lease file carries the leases over.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -128,6 +129,23 @@ pub fn release(plan: &Plan, mac: MacAddr, address: Ipv4Addr) -> Result<(), Error
     send().map_err(|source| Error::Release { mac, address, source })?;
     tracing::info!(%mac, %address, "gave the lease back in the VM's place");
     Ok(())
+}
+
+/// Gives back `known` and whatever else the server has noted for the VM `mac`, as [`release`] does one address: a Softnet may
+/// have died between the server's answer and its VM's. Says how many those were.
+///
+/// # Errors
+/// Those of [`release`], or if the server's file cannot be read.
+pub fn release_all(
+    plan: &Plan,
+    directory: &NetworkDir,
+    mac: MacAddr,
+    known: Option<Ipv4Addr>,
+) -> Result<usize, Error> {
+    let noted = leases(directory)?.into_iter().filter(|lease| lease.mac == mac).map(|lease| lease.address);
+    let addresses: BTreeSet<Ipv4Addr> = noted.chain(known).collect();
+    addresses.iter().try_for_each(|&address| release(plan, mac, address))?;
+    Ok(addresses.len())
 }
 
 /// The leases in the server's file; lines of another shape are passed over.

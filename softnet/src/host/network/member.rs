@@ -5,7 +5,7 @@
 //! a killed one left.
 //!
 //! The lease is the DHCP server's, and the VM's own Softnet gives it back. Where it died before, whoever leaves in its place
-//! does that ([`dnsmasq::release`]), and if nobody was left to leave, the next start.
+//! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -178,19 +178,27 @@ impl Membership {
     /// The DHCP server is given the lease back only if an address is still noted: whoever has given it back notes that
     /// there is none.
     pub fn leave(mut self) -> Result<(), Error> {
-        self.give_up()
+        self.give_up(false)
     }
 
-    fn give_up(&mut self) -> Result<(), Error> {
+    /// Leaves in place of a Softnet that may not have lived to note its VM's address or to give it back.
+    pub fn leave_for_the_dead(mut self) -> Result<(), Error> {
+        self.give_up(true)
+    }
+
+    fn give_up(&mut self, dead: bool) -> Result<(), Error> {
         let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
         let lock = self.run_dir.lock()?;
         let stands = port.stands();
         if let Some(lease) = lease {
             lease.release()?;
         }
-        let to_give_back = self.record.to_give_back().filter(|_| stands);
-        let given_back =
-            to_give_back.map_or(Ok(()), |address| dnsmasq::release(&self.plan, self.record.mac, address));
+        let MemberRecord { mac, address, .. } = self.record;
+        let given_back = if self.record.release && stands && (dead || address.is_some()) {
+            dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(drop)
+        } else {
+            Ok(())
+        };
         match given_back {
             Ok(()) => port.release()?,
             Err(error) => {
@@ -275,7 +283,7 @@ impl Drop for Membership {
         if self.record.pid != std::process::id() {
             return;
         }
-        if let Err(error) = self.give_up() {
+        if let Err(error) = self.give_up(false) {
             tracing::warn!(%error, network = %self.plan.name, "the next start will clean up");
         }
     }

@@ -51,11 +51,6 @@ pub struct MemberRecord {
 }
 
 impl MemberRecord {
-    /// The address whose lease somebody has to give back if this member no longer can.
-    pub fn to_give_back(&self) -> Option<Ipv4Addr> {
-        self.address.filter(|_| self.release)
-    }
-
     /// The ports that are exposed and lead nowhere yet.
     pub fn waiting(&self) -> impl Iterator<Item = Expose> {
         let leads = |expose: &Expose| self.forwards.iter().any(|forward| forward.expose == *expose);
@@ -140,9 +135,6 @@ mod tests {
         member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
-        assert_eq!(member.to_give_back(), Some(to));
-        member.release = false;
-        assert_eq!(member.to_give_back(), None);
         assert_eq!(read_member(""), None);
     }
 }
