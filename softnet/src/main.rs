@@ -1,25 +1,35 @@
 //! The `softnet` program.
 
-use std::io::{self, Write};
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
 use softnet::cli::{Cli, Command};
 use softnet::config::{Config, ConfigError};
 use softnet::logging;
-use softnet::stage::Opened;
+use softnet::stage::{Opened, Sealed};
 
 /// Exit status for a command line that cannot be carried out, as clap has it.
-const USAGE: u8 = 2;
+const USAGE: ExitStatusByte = 2;
+/// Exit status for whatever else went wrong.
+const FAILURE: ExitStatusByte = 1;
+
+/// What a process ends with.
+type ExitStatusByte = u8;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
     let outcome = match cli.command {
         None if cli.port.sudo_escalation_probing => Ok(()),
-        None => Config::try_from((cli.vm, cli.port)).map_err(Into::into).and_then(filter),
+        None => match Config::try_from((cli.vm, cli.port)) {
+            Ok(config) => return ExitCode::from(filter(config)),
+            Err(error) => Err(error.into()),
+        },
         #[cfg(target_os = "linux")]
-        Some(Command::Run(args)) => match softnet::run::run(*args, |config| status(filter(config))) {
+        Some(Command::Run(args)) => match softnet::run::run(*args, filter) {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
@@ -32,28 +42,47 @@ fn main() -> ExitCode {
         )
         .into()),
     };
-    ExitCode::from(status(outcome))
+    ExitCode::from(outcome.map_or_else(|error| failure(&error), |()| 0))
 }
 
-/// The main job: filter the frames of one VM.
-fn filter(config: Config) -> anyhow::Result<()> {
-    #[cfg(target_os = "macos")]
-    let config = softnet::escalation::ensure(config)?;
-    let opened = Opened::open(config)?;
-    let sealed = opened.seal()?;
-    let ended = sealed.run()?;
-    tracing::info!(?ended, "ended");
-    Ok(())
-}
-
-/// The exit status; says on standard error what went wrong.
-fn status(outcome: anyhow::Result<()>) -> u8 {
-    match outcome {
-        Ok(()) => 0,
+/// The main job: filter the frames of one VM. Returns the exit status.
+fn filter(config: Config) -> ExitStatusByte {
+    let sealed = match open_and_seal(config) {
+        Ok(sealed) => sealed,
+        Err(error) => return failure(&error),
+    };
+    match sealed.run() {
+        Ok(ended) => {
+            tracing::info!(?ended, "ended");
+            0
+        }
         Err(error) => {
-            // Nobody reading it changes nothing about the status.
-            let _ = writeln!(io::stderr(), "softnet: {error:#}");
-            if error.is::<ConfigError>() { USAGE } else { 1 }
+            // As it is: an `anyhow::Error` may make a backtrace, for which the seal ends the process.
+            tell(&error);
+            FAILURE
         }
     }
+}
+
+fn open_and_seal(config: Config) -> anyhow::Result<Sealed> {
+    #[cfg(target_os = "macos")]
+    let config = softnet::escalation::ensure(config)?;
+    Ok(Opened::open(config)?.seal()?)
+}
+
+/// Says on standard error what went wrong, and returns the exit status.
+fn failure(error: &anyhow::Error) -> ExitStatusByte {
+    tell(error.as_ref());
+    if error.is::<ConfigError>() { USAGE } else { FAILURE }
+}
+
+/// Says on standard error what went wrong, and why. Nobody reading it changes nothing about the status.
+fn tell(error: &dyn Error) {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    let _ = writeln!(io::stderr(), "softnet: {text}");
 }

@@ -13,6 +13,7 @@ use lab::harness;
 fn main() -> ExitCode {
     let mut tests = lab::tests![
         worker::{it_holds_nothing_but_what_it_needs, it_works_and_ends_cleanly, it_does_without_a_reader_of_its_log},
+        worker::{an_error_is_told_whatever_backtraces_are_asked_for},
         calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told},
         calls::{the_seal_refuses_a_second_thread, landlock_leaves_nothing_to_name},
         hosts::{an_ordinary_user_is_confined_as_well, privilege_and_frames_are_apart},

@@ -201,3 +201,22 @@ pub fn it_does_without_a_reader_of_its_log() -> Result<()> {
     ensure!(status.success(), "{status}");
     Ok(())
 }
+
+/// A backtrace reads files and asks for memory, which the seal forbids, so none is made of what is told behind it.
+pub fn an_error_is_told_whatever_backtraces_are_asked_for() -> Result<()> {
+    let host = Host::main()?;
+    let _segment = Segment::build(&host, [10, 0, 0, 1].into(), 24)?;
+    let (_vm, wire) = VmPort::pair()?;
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(["--vm-fd=0", "--vm-mac-address", MAC, "--tap", Segment::TAP, Softnet::READY_FLAG])
+        .env("RUST_BACKTRACE", "full")
+        .stdin(wire);
+    let mut softnet = Softnet::spawn(command)?;
+    softnet.ready()?;
+    host.ip(&format!("link del {}", Segment::TAP))?;
+    let status = softnet.wait()?;
+    let log = softnet.log();
+    ensure!(status.code() == Some(1) && log.contains("softnet: "), "{status}: {log}");
+    Ok(())
+}
