@@ -15,7 +15,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -111,6 +111,9 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// The kernel sends what is queued for it. It starts to a moment after the link has got a carrier, and drops everything
+    /// before.
+    pub transmits: bool,
     /// The kernel's `isolated` flag, if the link is a bridge's port.
     pub isolated: Option<bool>,
     /// Whether the bridge carries frames to and from the link, if it is a bridge's port.
@@ -364,6 +367,8 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        // What the kernel does not mention is not missing.
+        transmits: true,
         isolated: None,
         forwards: None,
     };
@@ -373,6 +378,9 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
+            // A link without a carrier has no queue if it never had one (`noop_qdisc`), and is down if it lost it.
+            LinkAttribute::Qdisc(discipline) => link.transmits &= discipline != "noop",
+            LinkAttribute::OperState(state) => link.transmits &= matches!(state, State::Up | State::Unknown),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),
             _ => {}
         }

@@ -71,7 +71,7 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
         _ => false,
     };
     let tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
-    wait_for_the_bridge(&mut netlink, &tap)?;
+    wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(HostLink {
         uplink: uplink(&gateway, &tap),
         link: Box::new(tap),
@@ -93,7 +93,7 @@ fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<Ho
     bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
     let tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
-    wait_for_the_bridge(&mut netlink, &tap)?;
+    wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(HostLink {
         uplink: uplink(&gateway, &tap),
         link: Box::new(tap),
@@ -148,7 +148,7 @@ fn open_managed(
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;
-    wait_for_the_bridge(&mut Netlink::open()?, &tap)?;
+    wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
     let uplink = uplink(membership.gateway(), &tap);
     let leases = Some(membership.lease_file());
     let custody = Custody { membership, exposes: settings.expose.clone(), reservations };
@@ -171,12 +171,12 @@ fn on_the_command_line(error: network::Error) -> anyhow::Error {
     }
 }
 
-/// Ready means that frames flow, through the bridge too.
-fn wait_for_the_bridge(netlink: &mut Netlink, tap: &Tap) -> anyhow::Result<()> {
-    if !port_state::wait_until_it_forwards(netlink, tap.name())? {
+/// Ready means that frames flow.
+fn wait_until_frames_flow(netlink: &mut Netlink, tap: &Tap) -> anyhow::Result<()> {
+    if !port_state::wait_until_frames_flow(netlink, tap.name())? {
         tracing::warn!(
             interface = tap.name(),
-            "the bridge does not carry this interface's frames yet; is it up?"
+            "the host does not carry this interface's frames yet; is it up, and its bridge?"
         );
     }
     Ok(())

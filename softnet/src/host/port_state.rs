@@ -1,9 +1,10 @@
-//! Waiting until a bridge carries a new port's frames.
+//! Waiting until frames flow between a TAP and its host.
 //!
-//! The kernel enables a port some time after a program has attached to its TAP: at once on an idle machine, many
-//! milliseconds later on a busy one, and seconds later under the spanning tree protocol. Until then the bridge drops
-//! what the VM sends, its first DHCPDISCOVER for one, and the VM asks again only after seconds. The VM's socket keeps
-//! the frames meanwhile, so nothing is lost by waiting.
+//! When a program attaches to a TAP, that and the bridge may get their carriers. The kernel starts their queues, and the
+//! bridge enables the TAP as a port, some time later: at once on an idle machine, many milliseconds later on a busy one, and
+//! seconds later under the spanning tree protocol. Until then frames are dropped in either direction, a VM's first
+//! DHCPDISCOVER or the answer for one, and the VM asks again only after seconds. The VM's socket keeps its frames meanwhile,
+//! so nothing is lost by waiting.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,20 +23,24 @@ const LINK_CHANGES: u32 = 1;
 /// How long to wait: longer than the kernel needs without a spanning tree, shorter than a person's patience.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Waits until the bridge of `port` carries its frames; returns false if it still does not after two seconds, or if
-/// the port is down, so that waiting leads to nothing.
+/// Waits until the host, through the bridge if there is one, carries the frames of `tap`; returns false if it still does not
+/// after two seconds, or if one of both is down, so that waiting leads to nothing.
 ///
 /// # Errors
 /// When the kernel cannot be asked.
-pub fn wait_until_it_forwards(netlink: &mut Netlink, port: &str) -> Result<bool, Error> {
+pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, Error> {
     // Listening first, then looking: no change between the two is missed.
     let changes = listen().map_err(Error::Open)?;
     let deadline = Instant::now() + LIMIT;
     loop {
-        match netlink.link(port)? {
-            Some(link) if link.forwards == Some(true) => return Ok(true),
-            Some(link) if link.up => {}
-            _ => return Ok(false),
+        let Some(port) = netlink.link(tap)?.filter(|link| link.up) else { return Ok(false) };
+        let bridge = port.master.map(|index| netlink.link_at(index)).transpose()?.flatten();
+        if bridge.as_ref().is_some_and(|bridge| !bridge.up) {
+            return Ok(false);
+        }
+        let carries = bridge.is_none_or(|bridge| bridge.transmits && port.forwards == Some(true));
+        if carries && port.transmits {
+            return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

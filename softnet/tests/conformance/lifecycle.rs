@@ -3,14 +3,17 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::Host;
-use lab::wire::{Dhcp, Ipv4, dhcp_kind as kind, udp};
+use lab::wire::{Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, udp};
 use lab::{PacketSocket, Segment, Softnet, VmPort};
 use nix::sys::signal::Signal;
+use softnet::host::port_state;
+use softnet::host::tap::Tap;
+use softnet::netlink::Netlink;
 
 use crate::wire::{GATEWAY, VM, VM_MAC, WORLD, Wire, packet, program};
 
@@ -125,32 +128,95 @@ pub fn a_frame_before_it_is_ready_is_not_lost() -> Result<()> {
     Ok(())
 }
 
-/// The kernel enables a bridge's port some time after a program has attached to its TAP. A DISCOVER in between would be
-/// lost, and asked again only seconds later.
-pub fn ready_means_that_the_bridge_carries_frames() -> Result<()> {
-    let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
-    let bridge = PacketSocket::open(Segment::BRIDGE)?;
+/// When a program attaches, TAP and bridge get their carriers. The kernel starts their queues and enables the port a moment
+/// later. A DISCOVER or an OFFER in between would be lost, and asked for again only seconds later.
+pub fn ready_means_that_frames_flow() -> Result<()> {
+    let host = Host::main()?;
+    let _busy = BusyKernel::start()?;
     for xid in 1..=8 {
+        // Nobody has attached yet, so the bridge never had a carrier either.
+        let segment = Segment::build(&host, GATEWAY, 24)?;
+        let bridge = PacketSocket::open(Segment::BRIDGE)?;
         let (vm, theirs) = VmPort::pair()?;
         let tap = format!("--tap={}", Segment::TAP);
         let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), [tap])?;
         softnet.ready()?;
-        let asked = Dhcp::client(kind::DISCOVER, xid, VM_MAC).broadcast();
-        vm.send(&asked)?;
-        segment.expect("a DISCOVER on the TAP", |seen| seen == asked)?;
-        let inbound =
-            Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[xid as u8])).frame(VM_MAC, segment.mac);
+        let inbound = Arp::request(segment.mac, GATEWAY, [10, 0, 0, xid].into()).frame();
         segment.send(&inbound)?;
+        let asked = Dhcp::client(kind::DISCOVER, xid.into(), VM_MAC).broadcast();
+        vm.send(&asked)?;
         vm.expect("a frame from the bridge", |seen| seen == inbound)?;
         let deadline = Deadline::default();
-        loop {
+        while !bridge.try_recv().is_ok_and(|seen| seen == asked) {
             ensure!(deadline.readable(bridge.as_fd()), "the bridge dropped the DISCOVER of start {xid}");
-            if bridge.try_recv().is_ok_and(|seen| seen == asked) {
-                break;
-            }
         }
         softnet.stop()?;
+        host.ip(&format!("link del {}", Segment::TAP))?;
+        host.ip(&format!("link del {}", Segment::BRIDGE))?;
     }
+    Ok(())
+}
+
+/// What such a start waits for, each state for itself.
+pub fn the_state_of_a_link_tells_whether_it_carries() -> Result<()> {
+    let host = Host::main()?;
+    let mut netlink = Netlink::open()?;
+    let mut carries = |name| anyhow::Ok(netlink.link(name)?.context("no such link")?.transmits);
+    host.bridge(Segment::BRIDGE, &format!("{GATEWAY}/24"))?;
+    host.tap(Segment::TAP, Segment::BRIDGE)?;
+    ensure!(carries("lo")?, "a link without a carrier to lose");
+    ensure!(!carries(Segment::TAP)? && !carries(Segment::BRIDGE)?, "nobody has attached");
+    for _ in 0..2 {
+        let tap = Tap::attach(Segment::TAP, false)?;
+        ensure!(
+            port_state::wait_until_frames_flow(&mut Netlink::open()?, Segment::TAP)?,
+            "not within its time"
+        );
+        ensure!(carries(Segment::TAP)? && carries(Segment::BRIDGE)?, "somebody has attached");
+        drop(tap);
+        ensure!(until(|| carries(Segment::TAP).is_ok_and(|carries| !carries)), "nobody is attached any more");
+    }
+    Ok(())
+}
+
+/// Interfaces that come and go, so that the kernel is slow to see to others.
+struct BusyKernel(Child);
+
+impl BusyKernel {
+    fn start() -> Result<Self> {
+        let come_and_go = "while ip link add busy type bridge && ip link del busy; do :; done";
+        Ok(Self(Command::new("sh").args(["-c", come_and_go]).spawn()?))
+    }
+}
+
+impl Drop for BusyKernel {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A TAP needs no bridge if the host routes what comes out of it.
+pub fn a_routed_tap_serves_without_a_bridge() -> Result<()> {
+    let host = Host::main()?;
+    host.ip("tuntap add dev routed0 mode tap")?;
+    host.ip("link set routed0 addrgenmode none up")?;
+    host.ip(&format!("addr add {GATEWAY}/24 dev routed0"))?;
+    let (vm, theirs) = VmPort::pair()?;
+    let mut softnet = Softnet::start(program(), theirs, &VM_MAC.to_string(), ["--tap=routed0"])?;
+    let ready = softnet.ready()?;
+    ensure!(ready["gateway"] == GATEWAY.to_string() && !softnet.log().contains("yet"), "{}", softnet.log());
+    let host_end = PacketSocket::open("routed0")?;
+    let asked = Dhcp::client(kind::DISCOVER, 1, VM_MAC).broadcast();
+    vm.send(&asked)?;
+    let deadline = Deadline::default();
+    while !host_end.try_recv().is_ok_and(|seen| seen == asked) {
+        ensure!(deadline.readable(host_end.as_fd()), "the DISCOVER never came out");
+    }
+    let inbound =
+        Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), b"in")).frame(VM_MAC, Mac([2, 0xb0, 0, 0, 0, 1]));
+    host_end.send(&inbound)?;
+    vm.expect("a frame of the host's", |seen| seen == inbound)?;
     Ok(())
 }
 

@@ -82,7 +82,7 @@ pub fn r2_no_direction_starves() -> Result<()> {
             }
             sent
         });
-        let result = (|| {
+        let result = (|| -> Result<()> {
             // While the queue from the VM is never empty: the other direction, and a signal.
             for round in 0..50u8 {
                 let inbound = Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[round]))
@@ -94,8 +94,9 @@ pub fn r2_no_direction_starves() -> Result<()> {
         })();
         stop.store(true, Ordering::Relaxed);
         let sent = flood.join().unwrap_or_default();
+        result?;
         ensure!(sent > 1000, "the flood was {sent} frames only");
-        result
+        Ok(())
     })
 }
 

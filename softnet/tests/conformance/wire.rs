@@ -72,7 +72,8 @@ impl Wire {
     /// Gets the VM this address.
     pub fn lease(&mut self, address: Ipv4Addr) -> Result<()> {
         let xid = self.next();
-        DhcpServer::new(&self.segment).lease(&self.vm, VM_MAC, address, xid)?;
+        let leased = DhcpServer::new(&self.segment).lease(&self.vm, VM_MAC, address, xid);
+        leased.with_context(|| self.why())?;
         self.marker = Marker::Gateway(address);
         Ok(())
     }
@@ -84,7 +85,7 @@ impl Wire {
         self.vm.send(&Dhcp::client(dhcp_kind::DISCOVER, xid, VM_MAC).broadcast())?;
         server.heard(dhcp_kind::DISCOVER, xid)?;
         server.send(&server.answer(dhcp_kind::OFFER, xid, VM_MAC, address), VM_MAC)?;
-        DhcpServer::told(&self.vm, dhcp_kind::OFFER, xid)?;
+        DhcpServer::told(&self.vm, dhcp_kind::OFFER, xid).with_context(|| self.why())?;
         let request = Dhcp::client(dhcp_kind::REQUEST, xid, VM_MAC)
             .with(lab::wire::dhcp_option::REQUESTED_ADDRESS, &address.octets())
             .with(lab::wire::dhcp_option::SERVER, &GATEWAY.octets());
