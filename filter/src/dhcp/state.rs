@@ -288,8 +288,8 @@ impl ClientIds {
 /// The rate at which the VM may send DHCP (C7).
 pub(crate) type MessageRate = Rate<10, 1>;
 
-/// The rate at which it may decline addresses. A server sets a declined address aside for a while (dnsmasq for ten
-/// minutes), so a VM that declines all that it is offered would empty the pool for everybody.
+/// The rate at which it may decline addresses. A server has to take a declined address for one in use (RFC 2131, section
+/// 4.3.3), so a VM that declines all that it is offered could empty the pool for everybody.
 pub(crate) type DeclineRate = Rate<8, 600>;
 
 /// A rate: a burst of `BURST`, then one every `INTERVAL` seconds.
