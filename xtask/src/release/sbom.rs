@@ -4,20 +4,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::cargo::{cargo, root};
+use crate::cargo::cargo;
 
-/// The bill of the program that the crate `name` makes and whose bytes have the SHA-256 `checksum`.
-pub fn of(name: &str, checksum: &str) -> Result<String> {
+/// The bill of the program that the crate `name` makes of `sources` and whose bytes have the SHA-256 `checksum`.
+pub fn of(name: &str, checksum: &str, sources: &Path) -> Result<String> {
     let mut metadata = cargo("metadata --format-version 1 --locked --filter-platform");
-    let output = metadata.arg(host()?).output().context("start cargo")?;
+    let output = metadata.arg(host()?).current_dir(sources).output().context("start cargo")?;
     ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let checksums = locked_checksums(&fs::read_to_string(root().join("Cargo.lock"))?)?;
+    let checksums = locked_checksums(&fs::read_to_string(sources.join("Cargo.lock"))?)?;
     let mut bill = serde_json::to_string_pretty(&bill(&metadata, name, checksum, &checksums)?)?;
     bill.push('\n');
     Ok(bill)
@@ -133,6 +134,7 @@ fn component(package: &Value, checksums: &BTreeMap<(String, String), String>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cargo::root;
 
     fn package(name: &str) -> Value {
         json!({ "id": name, "name": name, "version": "1.0.0", "license": "MIT/Apache-2.0" })
@@ -168,7 +170,7 @@ mod tests {
 
     #[test]
     fn the_bill_of_this_program_has_what_it_is_made_of() {
-        let bill: Value = serde_json::from_str(&of("softnet", "123").unwrap()).unwrap();
+        let bill: Value = serde_json::from_str(&of("softnet", "123", root()).unwrap()).unwrap();
         let component = |name: &str| list(&bill["components"]).find(|component| component["name"] == name);
         let landlock = component("landlock").unwrap();
         assert_eq!(landlock["hashes"][0]["content"].as_str().unwrap().len(), 64);
