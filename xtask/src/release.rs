@@ -1,5 +1,6 @@
 //! `cargo xtask release`: what is shipped, so built that anybody gets the same bytes, with a list of what is in it.
 
+mod advisories;
 mod dependencies;
 mod overflow;
 mod reproduce;
@@ -18,14 +19,20 @@ use crate::cargo::{cargo, root};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Build two copies of the sources from nothing and compare the bytes; look for the overflow checks in the program;
-    /// check the dependencies with cargo-deny
-    #[arg(long)]
+    /// check the dependencies with cargo-deny, which is installed if it is missing
+    #[arg(long, group = "checks")]
     check: bool,
+    /// Check the dependencies only; builds nothing
+    #[arg(long, group = "checks")]
+    check_dependencies: bool,
+    /// Take this clone of RustSec's advisory database instead of fetching it
+    #[arg(long, value_name = "DIR", requires = "checks")]
+    advisory_db: Option<PathBuf>,
 }
 
 /// Builds, or builds twice and compares.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let good = if args.check { check() } else { dist()? };
+    let good = if args.check || args.check_dependencies { check(args) } else { dist()? };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -54,18 +61,27 @@ fn dist() -> Result<bool> {
 }
 
 /// Every check is made, whatever became of those before it.
-fn check() -> bool {
-    let mut wrong = Vec::new();
-    let mut judge = |name, verdict: Result<()>| {
-        if let Err(error) = verdict {
+fn check(args: &Args) -> bool {
+    let (mut wrong, mut unchecked) = (Vec::new(), Vec::new());
+    let mut judge = |name, verdict: Result<Vec<String>>| match verdict {
+        Ok(what) => unchecked.extend(what),
+        Err(error) => {
             println!("{name}: {error:#}");
             wrong.push(name);
         }
     };
-    judge("the release", reproduce::check());
-    judge("the dependencies", dependencies::check());
-    let failed = format!("FAILED: {}", wrong.join(", "));
-    println!("==> {}", if wrong.is_empty() { "ok" } else { &failed });
+    if args.check {
+        judge("the release", reproduce::check().map(|()| Vec::new()));
+    }
+    judge("the dependencies", dependencies::check(args.advisory_db.as_deref()));
+    for what in &unchecked {
+        println!("NOT checked: {what}");
+    }
+    match &wrong[..] {
+        [] if unchecked.is_empty() => println!("==> ok"),
+        [] => println!("==> ok, but for what was NOT checked"),
+        wrong => println!("==> FAILED: {}", wrong.join(", ")),
+    }
     wrong.is_empty()
 }
 
@@ -98,4 +114,11 @@ fn make(sources: &Path, target: &Path) -> Result<Shipped> {
 
 fn checksum(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    Ok(())
 }

@@ -1,29 +1,112 @@
-//! The dependencies, judged by cargo-deny and `deny.toml`.
+//! The dependencies, judged by cargo-deny and `deny.toml`: licences, bans, sources, yanked versions, advisories.
+//!
+//! Only the advisory database does not come from the registry. It may be a clone on disk, and where it cannot be fetched
+//! everything else is still checked; that is said, and is no failure. Each time a planted advisory has to be found first.
 
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo::cargo;
+use super::advisories::{Database, LIMIT, PLANTED, PUBLIC};
+use super::remove;
+use crate::cargo::{cargo, root};
 
-/// Runs cargo-deny by deny.toml. What cannot be checked here is said, and is no failure.
-pub fn check() -> Result<()> {
-    let quietly = |command: &mut Command| {
-        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        status.is_ok_and(|status| status.success())
-    };
-    if !quietly(&mut cargo("deny --version")) {
-        println!("dependencies NOT checked: there is no cargo-deny (cargo install --locked cargo-deny)");
+/// Checks everything, by the advisory database in the folder `advisory_db` or else the public one. Returns what could not
+/// be checked, and why.
+pub fn check(advisory_db: Option<&Path>) -> Result<Vec<String>> {
+    println!("==> checking the dependencies");
+    let given = advisory_db.map(Database::open).transpose()?;
+    install()?;
+    let place = root().join("target/release-check/dependencies");
+    remove(&place)?;
+    fs::create_dir_all(&place)?;
+    let planted = Database::plant(&place.join("planted"), "libc")?;
+    let output = deny(&place, &planted, &["advisories"])?.output().context("start cargo")?;
+    let finds = !output.status.success() && String::from_utf8_lossy(&output.stderr).contains(PLANTED);
+    ensure!(finds, "cargo-deny misses a planted advisory: {}", String::from_utf8_lossy(&output.stderr));
+    println!("a planted advisory is found");
+
+    let mut unchecked = Vec::new();
+    if !refresh_index() {
+        unchecked.push("versions yanked lately: the registry cannot be reached".to_owned());
+    }
+    let mut checks = vec!["licenses", "bans", "sources", "advisories"];
+    let database = given.map_or_else(|| Database::fetch(PUBLIC, LIMIT, &place.join("fetched")), Ok);
+    let database = database.inspect(|database| println!("the advisories are those of {}", database.date));
+    let database = database.unwrap_or_else(|error| {
+        unchecked.push(format!("advisories: {error:#}; --advisory-db takes a clone from disk"));
+        // Yanked versions belong to the check of advisories, which wants a database: the planted one, known by now.
+        checks.insert(0, "--allow=vulnerability");
+        planted
+    });
+    let status = deny(&place, &database, &checks)?.status().context("start cargo")?;
+    ensure!(status.success(), "cargo-deny found something");
+    remove(&place)?;
+    Ok(unchecked)
+}
+
+/// Sees to it that there is a cargo-deny.
+fn install() -> Result<()> {
+    let mut version = cargo("deny --version");
+    if version.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    let mut checks = vec!["licenses", "bans", "sources"];
-    if quietly(&mut cargo("deny fetch db")) {
-        checks.push("advisories");
-    } else {
-        println!("advisories NOT checked: their database cannot be fetched");
-    }
-    let status =
-        cargo("deny --locked check --hide-inclusion-graph").args(checks).status().context("start cargo")?;
-    ensure!(status.success(), "cargo-deny found something");
+    println!("installing cargo-deny, which takes some minutes");
+    let status = cargo("install --quiet --locked cargo-deny").status().context("start cargo")?;
+    ensure!(status.success(), "cargo-deny cannot be installed: cargo install --locked cargo-deny");
     Ok(())
+}
+
+/// Brings what the registry says of each locked crate up to date, since a build asks for nothing that it has already.
+/// `false` if the registry cannot be reached.
+fn refresh_index() -> bool {
+    let mut update = Command::new("timeout");
+    update.current_dir(root()).args(["--kill-after=5", LIMIT]).arg(cargo("").get_program());
+    let status = update.args(["update", "--dry-run", "--quiet"]).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// A check of cargo-deny's that takes `database` for the public one, and clones it into `place`.
+fn deny(place: &Path, database: &Database, words: &[&str]) -> Result<Command> {
+    let name = database.folder.file_name().context("a database has a name")?;
+    let clones = place.join("clones").join(name);
+    let config = place.join("deny.toml");
+    fs::write(&config, with_clones_in(&clones, &fs::read_to_string(root().join("deny.toml"))?)?)?;
+    let mut command = cargo("deny --locked --config");
+    command
+        .arg(config)
+        // A version that was not looked up is not one that was not yanked.
+        .args(["check", "--hide-inclusion-graph", "--deny=index-failure"])
+        .args(words)
+        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_KEY_0", format!("url.file://{}.insteadOf", database.folder.display()))
+        .env("GIT_CONFIG_VALUE_0", PUBLIC);
+    Ok(command)
+}
+
+/// `deny.toml`, but that what it clones lies in `folder` and not in Cargo's, where other projects' checks look.
+fn with_clones_in(folder: &Path, config: &str) -> Result<String> {
+    let section = "[advisories]\n";
+    let (before, after) = config.split_once(section).context("deny.toml has no [advisories]")?;
+    // Quoted as in Rust is quoted as in TOML.
+    Ok(format!("{before}{section}db-path = {folder:?}\ngit-fetch-with-cli = true\n{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checks_are_those_of_the_project() {
+        let config = fs::read_to_string(root().join("deny.toml")).unwrap();
+        let changed = with_clones_in(Path::new("/a b/\"c"), &config).unwrap();
+        let [original, mut changed] = [&config, &changed].map(|text| text.parse::<toml::Table>().unwrap());
+        let advisories = changed["advisories"].as_table_mut().unwrap();
+        assert_eq!(advisories.remove("db-path"), Some("/a b/\"c".into()));
+        assert_eq!(advisories.remove("git-fetch-with-cli"), Some(true.into()));
+        assert_eq!(changed, original);
+        assert!(with_clones_in(Path::new("/"), "").is_err());
+    }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PROGRAM, Shipped, checksum, make, overflow};
+use super::{PROGRAM, Shipped, checksum, make, overflow, remove};
 use crate::cargo::root;
 
 /// A path that gets in moves what lies behind it.
@@ -47,13 +47,6 @@ pub fn check() -> Result<()> {
 
 fn differing(one: &Shipped, other: &Shipped) -> Vec<&'static str> {
     one.iter().zip(other).filter(|(one, other)| one != other).map(|((name, _), _)| *name).collect()
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
-    }
-    Ok(())
 }
 
 /// The files that Git tracks in the working tree `tree` and that are there.
