@@ -1,8 +1,10 @@
 //! The project's own commands: `cargo xtask NAME`. One command a file.
 #![expect(clippy::print_stdout, reason = "these are programs for people, and this is what they print")]
 
+mod arm64;
 mod bench;
 mod cargo;
+mod debian_rust;
 mod demo;
 mod fuzz;
 mod macos;
@@ -26,6 +28,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Arm64(arm64::Args),
     Bench(bench::Args),
     Demo(demo::Args),
     Fuzz(fuzz::Args),
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
 
 fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
     match command {
+        Command::Arm64(args) => arm64::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Demo(args) => demo::run(&args, stage),
         Command::Fuzz(args) => fuzz::run(&args),

@@ -66,13 +66,15 @@ pub fn attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<String>
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
+        // C's `char` has a sign on some processors and none on others.
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives here until the call returns.
     if unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let name = request.ifr_name.iter().take_while(|&&byte| byte != 0).map(|&byte| byte as u8).collect();
+    let name =
+        request.ifr_name.iter().take_while(|&&byte| byte != 0).flat_map(|byte| byte.to_ne_bytes()).collect();
     String::from_utf8(name).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
 }
