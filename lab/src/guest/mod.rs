@@ -14,6 +14,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+pub use cpio::Archive;
 pub use image::Image;
 pub use lab_agent::to_hex;
 pub use lab_agent::{Answer, Facts, Lease, Request};

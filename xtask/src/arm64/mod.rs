@@ -1,11 +1,16 @@
 //! `cargo xtask arm64`: Softnet for ARM's 64-bit processors, built on another.
 //!
-//! What differs there, the compiler sees: which system calls there are for the seal to allow, and C's `char`, which has
-//! no sign.
+//! What differs there is the number of each system call that the seal allows, which calls there are, and C's `char`,
+//! which has no sign. The compiler sees the last; for the others the tests of the seal run on an emulated [`machine`].
 
-use std::process::ExitCode;
+mod debian;
+mod machine;
 
-use anyhow::Result;
+use std::path::PathBuf;
+use std::process::{ExitCode, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use crate::cargo::root;
 use crate::debian_rust::{self, DebianRust, step};
@@ -15,8 +20,11 @@ use crate::packages;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only lint; build no program
-    #[arg(long)]
+    #[arg(long, conflicts_with = "test")]
     check: bool,
+    /// Also run the tests of the seal, with that program, on an emulated machine
+    #[arg(long)]
+    test: bool,
 }
 
 /// The linker and the C library.
@@ -25,11 +33,13 @@ const PACKAGES: &[&str] = &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "/usr/bin/aarch64-linux-gnu-gcc";
 
-/// Lints, and builds.
+/// Lints, builds, and runs what was asked for.
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure_installed(&[debian_rust::PACKAGES, PACKAGES])?;
     let build = DebianRust::new(root().join("target/arm64"))
-        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER);
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
+        // Nobody debugs there, and the machine has it all in memory.
+        .env("CARGO_PROFILE_DEV_DEBUG", "0");
     let lints = build.cargo("clippy").args(["--workspace", "--all-targets", "--target", TARGET]);
     step("lints", lints.args(["--", "-D", "warnings"]).command())?;
     if args.check {
@@ -38,5 +48,25 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let program = build.cargo("build").args(["--release", "--package", "softnet", "--target", TARGET]);
     step("program", program.command())?;
     println!("==> {}", build.program(TARGET).display());
+    if args.test {
+        packages::ensure_installed(&[machine::PACKAGES])?;
+        let tests = build_tests(&build)?;
+        // Where the tests look for the one that was built along with them.
+        let place = build.target().join(TARGET).join("debug/softnet");
+        machine::run(&build.target().join("machine"), &tests, &build.program(TARGET), &place)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the tests of the seal and returns where they are.
+fn build_tests(build: &DebianRust) -> Result<PathBuf> {
+    println!("==> tests");
+    let words = ["--no-run", "--package", "softnet", "--test", "sandbox", "--target", TARGET];
+    let mut tests = build.cargo("test").args(words).arg("--message-format=json").command();
+    let output = tests.stderr(Stdio::inherit()).output().context("start cargo")?;
+    ensure!(output.status.success(), "the tests cannot be built");
+    let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
+    let is_test = |message: &Value| message["target"]["name"] == "sandbox";
+    let test = messages.filter_map(Result::ok).find(is_test).context("cargo built no such test")?;
+    Ok(test["executable"].as_str().context("the test is no program")?.into())
 }
