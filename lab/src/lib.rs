@@ -22,7 +22,7 @@ mod softnet;
 mod vm_port;
 
 pub use dhcp_server::DhcpServer;
-pub use lab_agent::packet::PacketSocket;
+pub use lab_agent::packet::{PacketSocket, Sighting};
 pub use segment::Segment;
 pub use service::{Service, hello};
 pub use softnet::{Counters, Softnet};

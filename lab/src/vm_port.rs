@@ -75,6 +75,17 @@ impl VmPort {
         Ok(Some(frame))
     }
 
+    /// Takes the next frame that waits in the socket into `buffer`; `None` if there is none or Softnet's end is closed.
+    ///
+    /// # Errors
+    /// Fails on a broken socket.
+    pub fn try_recv(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
+        match recv(self.0.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(0) | Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::ECONNRESET) => Ok(None),
+            other => other.map(Some).context("receive a frame from Softnet"),
+        }
+    }
+
     /// Waits for a frame that `wanted` accepts and returns it behind all that came before it.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod macos;
 mod mutants;
 mod packages;
 mod release;
+mod soak;
 mod test;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ enum Command {
     Mutants(mutants::Args),
     Test(test::Args),
     Release(release::Args),
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,5 +61,6 @@ fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
         Command::Mutants(args) => mutants::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Release(args) => release::run(&args),
+        Command::Soak(args) => soak::run(&args),
     }
 }

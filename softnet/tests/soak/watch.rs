@@ -1,0 +1,219 @@
+//! Watches every interface of the host for what VMs must not do, and knows nothing but what it sees there.
+//!
+//! The kernel shows frames in the order in which they happen, so the server's answers and the messages that give leases
+//! back, wherever they come from, say at each moment which MAC may use which address. That is held against each frame that
+//! comes out of a Softnet, and against each frame that leaves the host.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use lab::deadline::Deadline;
+use lab::wire::{ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, ether_type, source, u16_at};
+use lab::{PacketSocket, Sighting};
+
+use crate::flood::MARK;
+use crate::ledger::{Invariant, Ledger};
+
+/// Bytes of frames that may wait while this has no processor.
+const ROOM: u32 = 64 << 20;
+/// How often it looks whether it is to end, when there is nothing to see.
+const TURN: Duration = Duration::from_millis(100);
+/// The host's address towards the world, as [`lab::net::World`] has it.
+const MASQUERADE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+
+/// What an interface is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The managed network's bridge: the host's end of it.
+    Bridge,
+    /// A VM's TAP.
+    Port,
+    /// Where the host talks to itself.
+    Loopback,
+    /// The way to the world.
+    Uplink,
+    /// The way to those whom no VM may reach.
+    Neighbours,
+}
+
+/// The watch, on a thread of its own.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Ledger>>,
+}
+
+impl Watch {
+    /// Begins to watch; every frame from now on is seen.
+    pub fn start() -> Result<Self> {
+        let socket = PacketSocket::open_everywhere(ROOM).context("watch all interfaces")?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || Wire::default().watch(&socket, &asked));
+        Ok(Self { stop, thread })
+    }
+
+    /// Looks at what is still waiting, ends, and says what was seen.
+    pub fn end(self) -> Result<Ledger> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+/// All that was learnt from looking.
+#[derive(Debug, Default)]
+struct Wire {
+    roles: HashMap<u32, Role>,
+    /// The one MAC that each port speaks with.
+    speakers: HashMap<u32, Mac>,
+    /// And the port of each MAC.
+    stations: HashMap<Mac, u32>,
+    /// Who has been given an address and has not given it back.
+    owners: HashMap<Ipv4Addr, Mac>,
+    ledger: Ledger,
+}
+
+impl Wire {
+    fn watch(mut self, socket: &PacketSocket, stop: &AtomicBool) -> Result<Ledger> {
+        let mut buffer = vec![0; 66_000];
+        loop {
+            match socket.try_recv_from(&mut buffer) {
+                Ok((sighting, length)) => self.see(sighting, buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let _ = Deadline::after(TURN).readable(socket.as_fd());
+                }
+                // An interface that goes says so to whoever watches all of them.
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NETDOWN.raw_os_error()) => {}
+                Err(error) => return Err(error).context("watch all interfaces"),
+            }
+        }
+        let lost = socket.lost()?;
+        self.ledger.check(Invariant::Own, lost == 0, || format!("{lost} frames were not looked at"));
+        Ok(self.ledger)
+    }
+
+    fn see(&mut self, Sighting { interface, outgoing }: Sighting, frame: &[u8]) {
+        match (self.role(interface), outgoing) {
+            (Role::Port, false) => self.heed_vm(interface, frame),
+            (Role::Port, true) => {
+                let station = source(frame);
+                let apart = !self.stations.contains_key(&station);
+                self.ledger.check(Invariant::Apart, apart, || format!("{station} is heard by another VM"));
+            }
+            (Role::Bridge, true) => self.heed_server(frame),
+            (Role::Loopback, true) => self.given_back(frame),
+            (Role::Uplink, true) if ether_type(frame) == IPV4 => {
+                let from = address_at(frame, 26);
+                let fine = from == MASQUERADE && !carries(frame, MARK);
+                self.ledger.check(Invariant::World, fine, || format!("into the world from {from}"));
+            }
+            (Role::Neighbours, true) if matches!(ether_type(frame), IPV4 | ARP) => {
+                self.ledger.check(Invariant::World, false, || format!("to the neighbours: {frame:02x?}"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Only TAPs come and go, so an interface that is gone already was one.
+    fn role(&mut self, interface: u32) -> Role {
+        *self.roles.entry(interface).or_insert_with(|| {
+            let names = nix::net::if_::if_nameindex();
+            let names = names.as_ref().map(nix::net::if_::Interfaces::to_slice).unwrap_or_default();
+            let found = names.iter().find(|known| known.index() == interface);
+            match found.map(|known| known.name().to_string_lossy()).as_deref() {
+                Some("lo") => Role::Loopback,
+                Some("uplink") => Role::Uplink,
+                Some(crate::NETWORK) => Role::Bridge,
+                Some("lan0" | "meta0") => Role::Neighbours,
+                _ => Role::Port,
+            }
+        })
+    }
+
+    fn heed_vm(&mut self, port: u32, frame: &[u8]) {
+        let station = source(frame);
+        let speaker = *self.speakers.entry(port).or_insert(station);
+        let at = *self.stations.entry(station).or_insert(port);
+        let own = speaker == station && at == port && self.is_own(station, frame) && !carries(frame, MARK);
+        self.ledger.check(Invariant::Own, own, || {
+            let owner = self.owners.get(&address_at(frame, 26));
+            format!("from the VM {speaker} on port {port}, its address being of {owner:?}: {frame:02x?}")
+        });
+        self.given_back(frame);
+    }
+
+    fn is_own(&self, station: Mac, frame: &[u8]) -> bool {
+        let owns = |address: Ipv4Addr| self.owners.get(&address) == Some(&station);
+        match ether_type(frame) {
+            ARP => {
+                let sender = address_at(frame, 28);
+                frame.get(22..28) == Some(&station.0) && (sender.is_unspecified() || owns(sender))
+            }
+            IPV4 => {
+                let sender = address_at(frame, 26);
+                let asks = Dhcp::parse(frame)
+                    .is_some_and(|message| message.op == 1 && message.chaddr.get(..6) == Some(&station.0));
+                // An address that was asked for and never given may be given back, if nobody else has it.
+                let gives_back = Dhcp::parse(frame).is_some_and(|message| {
+                    message.message_type() == kind::RELEASE && !self.owners.contains_key(&sender)
+                });
+                owns(sender) || (sender.is_unspecified() && asks) || gives_back
+            }
+            _ => false,
+        }
+    }
+
+    /// An ACK makes its client the owner of the address, and of no other.
+    fn heed_server(&mut self, frame: &[u8]) {
+        let Some(answer) = Dhcp::parse(frame).filter(|answer| answer.op == 2) else { return };
+        if answer.message_type() != kind::ACK || answer.yiaddr.is_unspecified() {
+            return;
+        }
+        let client = client(&answer);
+        let former = self.owners.get(&answer.yiaddr).copied();
+        let free = former.is_none_or(|former| former == client);
+        self.ledger.check(Invariant::GivenBack, free, || {
+            format!("{} is given to {client} and still belongs to {former:?}", answer.yiaddr)
+        });
+        self.owners.retain(|_, owner| *owner != client);
+        self.owners.insert(answer.yiaddr, client);
+    }
+
+    /// A RELEASE or a DECLINE, whoever sends it in the VM's name, ends the ownership; the server compares both, too.
+    fn given_back(&mut self, frame: &[u8]) {
+        if ether_type(frame) != IPV4 || u16_at(frame, 36) != 67 {
+            return;
+        }
+        // The parent and the next start send from any port, and a client's is what can be read.
+        let mut frame = frame.to_vec();
+        frame.splice(34..36, 68u16.to_be_bytes());
+        let Some(message) = Dhcp::parse(&frame) else { return };
+        if !matches!(message.message_type(), kind::RELEASE | kind::DECLINE) {
+            return;
+        }
+        let requested = message.option(lab::wire::dhcp_option::REQUESTED_ADDRESS);
+        let requested = requested.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(Ipv4Addr::from);
+        let address = if message.message_type() == kind::RELEASE {
+            message.ciaddr
+        } else {
+            requested.unwrap_or(Ipv4Addr::UNSPECIFIED)
+        };
+        if self.owners.get(&address) == Some(&client(&message)) {
+            self.owners.remove(&address);
+        }
+    }
+}
+
+fn client(message: &Dhcp) -> Mac {
+    let [a, b, c, d, e, f, ..] = message.chaddr;
+    Mac([a, b, c, d, e, f])
+}

@@ -1,0 +1,49 @@
+//! `cargo xtask soak`: whether Softnet lasts.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::cargo;
+use crate::packages;
+
+/// Let VMs join, flood and leave one small network by the hundred, and see whether anything is lost or grows
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What all random choices follow from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Minutes for which VMs join
+    #[arg(long, default_value_t = 4.0, value_parser = minutes)]
+    minutes: f64,
+    /// VMs at a time
+    #[arg(long, default_value_t = 50)]
+    vms: usize,
+    /// Only these ways to end: close, release, sigterm, sigint, early, worker, monitor, both
+    #[arg(long, value_name = "END,…")]
+    ends: Option<String>,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(minutes) if (0.05..=1440.0).contains(&minutes) => Ok(minutes),
+        _ => Err("say a number of minutes, from 0.05 to 1440".to_owned()),
+    }
+}
+
+/// Builds everything as it is released and runs the test that is called soak, in its long form.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    packages::need_root("soak")?;
+    packages::ensure_installed(&[packages::LAB])?;
+    let Args { seed, minutes, vms, ends } = args;
+    let mut plan = format!("seed={seed} seconds={:.0} vms={vms}", minutes * 60.0);
+    if let Some(ends) = ends {
+        plan += &format!(" ends={ends}");
+    }
+    // The test reads this in `softnet/tests/soak/plan.rs`.
+    let status = cargo("test --release --quiet --package softnet --test soak")
+        .env("SOFTNET_SOAK", plan)
+        .status()
+        .context("start cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
