@@ -31,6 +31,8 @@ const PROGRESS: Duration = Duration::from_secs(10);
 const AGE: Duration = Duration::from_secs(1);
 /// Frames that one VM may get in a turn, so that none starves the others.
 const BUDGET: usize = 64;
+/// So many of a hundred VMs are started again when they have just been told to end.
+const RESTARTS: u64 = 15;
 /// So many failures say enough.
 const ENOUGH: u64 = 200;
 
@@ -44,6 +46,7 @@ pub struct Churn<'a> {
     station: Option<Mac>,
     dice: Dice,
     began: Instant,
+    /// As many as there are VMs at a time, and spare ones for those that are restarted before they have ended.
     places: Vec<Option<Slot>>,
     looked: Instant,
     told: Instant,
@@ -66,7 +69,7 @@ impl<'a> Churn<'a> {
             station: None,
             dice: Dice::new(plan.seed).split(u64::MAX),
             began: now,
-            places: std::iter::repeat_with(|| None).take(plan.vms).collect(),
+            places: std::iter::repeat_with(|| None).take(plan.vms + plan.spare()).collect(),
             looked: now,
             told: now,
             census: Census::default(),
@@ -119,7 +122,7 @@ impl<'a> Churn<'a> {
     }
 
     fn fill(&mut self, now: Instant) -> Result<()> {
-        for place in 0..self.places.len() {
+        for place in 0..self.plan.vms {
             if self.places.get(place).is_some_and(Option::is_none) {
                 self.join(place, self.plan.life(self.figures.vms), now)?;
             }
@@ -135,6 +138,16 @@ impl<'a> Churn<'a> {
             *empty = Some(slot);
         }
         Ok(())
+    }
+
+    /// Starts the VM `mac` again in a spare place, as somebody does who does not wait for its end.
+    fn restart(&mut self, mac: Mac, now: Instant) -> Result<()> {
+        let spare =
+            (self.plan.vms..self.places.len()).find(|&place| matches!(self.places.get(place), Some(None)));
+        let Some(spare) = spare else { return Ok(()) };
+        self.figures.restarted += 1;
+        // The port of the host is its predecessor's still.
+        self.join(spare, Life { mac, exposed: false, ..self.plan.life(self.figures.vms) }, now)
     }
 
     /// Waits until somebody has something to do.
@@ -171,8 +184,11 @@ impl<'a> Churn<'a> {
         }
         if slot.phase == Phase::Living {
             self.hear(&mut slot, now)?;
-            slot.vm.act(now, victim);
-            slot.flush();
+            // One that is to end with its question unasked does not get to ask it.
+            if !wants_to_end(&slot, open, now) {
+                slot.vm.act(now, victim);
+                slot.flush();
+            }
             self.judge_patience(&mut slot, now);
             if slot.monitor.gone {
                 self.ledger.check(Invariant::Ends, false, || {
@@ -183,12 +199,15 @@ impl<'a> Churn<'a> {
             } else if wants_to_end(&slot, open, now) {
                 *self.figures.ends.entry(slot.vm.life.end).or_default() += 1;
                 slot.end(self.dice.next(), now)?;
+                if open && slot.vm.settled.is_some() && self.dice.chance(RESTARTS) {
+                    self.restart(slot.vm.life.mac, now)?;
+                }
             }
         }
         if slot.is_over() {
             return self.bury(slot, now);
         }
-        if !slot.spoilt && slot.ending_for(now).is_some_and(|time| time > PATIENCE) {
+        if !slot.killed && slot.ending_for(now).is_some_and(|time| time > PATIENCE) {
             self.ledger.check(Invariant::Ends, false, || {
                 format!(
                     "no end of {} {:?}: {}",

@@ -13,6 +13,8 @@ use crate::end::End;
 pub struct Figures {
     /// VMs that were started.
     pub vms: usize,
+    /// And how many of them again, before they had ended.
+    pub restarted: usize,
     /// How many of them ended in which way.
     pub ends: BTreeMap<End, usize>,
     /// From a VM's start to its first address.
@@ -63,9 +65,9 @@ fn spread(times: &[Duration]) -> String {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |name: &str, value: String| writeln!(f, "{name:<28} {value}");
+        let mut row = |name: &str, value: String| writeln!(f, "{name:<30} {value}");
         row("time", format!("{:.0} s", self.took.as_secs_f64()))?;
-        row("VMs", format!("{}", self.vms))?;
+        row("VMs", format!("{}, {} of them restarted before they had ended", self.vms, self.restarted))?;
         let ends: Vec<String> = self.ends.iter().map(|(end, count)| format!("{end} {count}")).collect();
         row("their ends", ends.join(", "))?;
         row("from start to address", spread(&self.waits))?;

@@ -39,7 +39,7 @@ impl Growth {
             let (before, after) = (memory(first), memory(last));
             let (slack, part) = SLACK;
             let line = format!(
-                "{name:<28} {before:>6} -> {after:>6} KiB {:>4} -> {:>3} descriptors {:>5} samples",
+                "{name:<30} {before:>6} -> {after:>6} KiB {:>4} -> {:>3} descriptors {:>5} samples",
                 descriptors(first),
                 descriptors(last),
                 samples.len()

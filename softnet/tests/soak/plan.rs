@@ -131,6 +131,11 @@ impl Plan {
         )?)
     }
 
+    /// How many VMs at a time may be there beside those, because they were restarted before they had ended.
+    pub fn spare(&self) -> usize {
+        self.vms.div_ceil(20)
+    }
+
     /// Seconds that a lease lasts. None ends by itself while the run lasts, so an address that is free again was given
     /// back.
     pub fn lease_seconds(&self) -> u64 {

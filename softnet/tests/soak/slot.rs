@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::{Softnet, VmPort};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -61,8 +62,10 @@ pub struct Slot {
     /// Its child, once it is known.
     pub worker: Option<Process>,
     pub phase: Phase,
-    /// It was given up and killed.
+    /// Something went wrong with it, so how it ends proves nothing.
     pub spoilt: bool,
+    /// It did not end and was killed.
+    pub killed: bool,
 }
 
 impl Slot {
@@ -81,7 +84,7 @@ impl Slot {
         let softnet = Softnet::start(program, theirs, &vm.life.mac.to_string(), arguments)?;
         let monitor = Process::new(softnet.pid())?;
         let (port, phase) = (Some(port), Phase::Living);
-        Ok(Self { number, vm, port, softnet, monitor, worker: None, phase, spoilt: false })
+        Ok(Self { number, vm, port, softnet, monitor, worker: None, phase, spoilt: false, killed: false })
     }
 
     /// All that has to end before the place is free.
@@ -137,15 +140,18 @@ impl Slot {
         let worker = self.worker.as_ref().map(|worker| worker.pid);
         match end {
             End::Close | End::Release | End::Early => self.port = None,
-            End::Sigterm => kill(monitor, Signal::SIGTERM)?,
-            End::Sigint => kill(monitor, Signal::SIGINT)?,
-            End::Worker => kill(worker.unwrap_or(monitor), Signal::SIGKILL)?,
-            End::Monitor => kill(monitor, Signal::SIGKILL)?,
+            End::Sigterm => signal(monitor, Signal::SIGTERM)?,
+            End::Sigint => signal(monitor, Signal::SIGINT)?,
+            End::Worker => signal(worker.unwrap_or(monitor), Signal::SIGKILL)?,
+            End::Monitor => signal(monitor, Signal::SIGKILL)?,
             End::Both => {
                 // So that it cannot tidy up in between.
-                kill(monitor, Signal::SIGSTOP)?;
-                worker.map_or(Ok(()), |worker| kill(worker, Signal::SIGKILL))?;
-                kill(monitor, Signal::SIGKILL)?;
+                signal(monitor, Signal::SIGSTOP)?;
+                self.find_worker();
+                if let Some(worker) = &self.worker {
+                    signal(worker.pid, Signal::SIGKILL)?;
+                }
+                signal(monitor, Signal::SIGKILL)?;
             }
         }
         self.phase = Phase::Ending(now);
@@ -167,10 +173,18 @@ impl Slot {
 
     /// Kills what is left, because it has had its time.
     pub fn give_up(&mut self) {
-        self.spoilt = true;
+        (self.spoilt, self.killed) = (true, true);
         for process in self.processes().filter(|process| !process.gone) {
-            let _ = kill(process.pid, Signal::SIGKILL);
+            let _ = signal(process.pid, Signal::SIGKILL);
         }
+    }
+}
+
+/// Sends a signal to somebody who may be gone already.
+fn signal(pid: Pid, signal: Signal) -> Result<()> {
+    match kill(pid, signal) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("send {signal} to process {pid}")),
     }
 }
 

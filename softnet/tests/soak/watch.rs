@@ -142,7 +142,10 @@ impl Wire {
     fn heed_vm(&mut self, port: u32, frame: &[u8]) {
         let station = source(frame);
         let speaker = *self.speakers.entry(port).or_insert(station);
-        let at = *self.stations.entry(station).or_insert(port);
+        // A VM that is started again has a new port, and indices only grow. The old one must have fallen silent.
+        let at = self.stations.entry(station).or_insert(port);
+        *at = port.max(*at);
+        let at = *at;
         let own = speaker == station && at == port && self.is_own(station, frame) && !carries(frame, MARK);
         self.ledger.check(Invariant::Own, own, || {
             let owner = self.owners.get(&address_at(frame, 26));
