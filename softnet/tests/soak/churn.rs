@@ -1,4 +1,4 @@
-//! Keeps the places full: starts VMs, carries their frames, ends them, and looks at what must hold meanwhile.
+//! Keeps the places full: starts VMs, carries their frames, and ends them.
 //!
 //! One thread waits for all sockets and processes at once.
 
@@ -7,28 +7,20 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ipnet::Ipv4Net;
-use lab::Counters;
 use lab::wire::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::census::{self, Census};
 use crate::dice::Dice;
-use crate::figures::Figures;
-use crate::growth::Growth;
-use crate::ledger::{Invariant, Ledger};
-use crate::plan::{Habit, Life, Plan, RESIDENTS};
-use crate::slot::{Phase, Slot};
-use crate::vm::{Event, Vm};
+use crate::end::End;
+use crate::flood::NOBODY;
+use crate::judge::{Judge, tail};
+use crate::ledger::Invariant;
+use crate::plan::{Habit, Life, Plan};
+use crate::slot::{Phase, Process, Slot};
+use crate::vm::Vm;
 
 /// A VM without an address, an answer or an end for so long has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// From one look at the host to the next.
-const LOOK: Duration = Duration::from_millis(500);
-/// From one line about the progress to the next.
-const PROGRESS: Duration = Duration::from_secs(10);
-/// The age at which a VM's processes are compared with those of others.
-const AGE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Frames that one VM may get in a turn, so that none starves the others.
 const BUDGET: usize = 64;
 /// So many of a hundred VMs are started again when they have just been told to end.
@@ -40,42 +32,24 @@ const ENOUGH: u64 = 200;
 #[derive(Debug)]
 pub struct Churn<'a> {
     plan: &'a Plan,
-    subnet: Ipv4Net,
-    gateway: Ipv4Addr,
-    /// The gateway's hardware address, which the first VM hears of.
-    station: Option<Mac>,
     dice: Dice,
     began: Instant,
     /// As many as there are VMs at a time, and spare ones for those that are restarted before they have ended.
     places: Vec<Option<Slot>>,
-    looked: Instant,
-    told: Instant,
-    census: Census,
-    growth: Growth,
-    pub figures: Figures,
-    pub ledger: Ledger,
+    /// Whoever sees it all.
+    pub judge: Judge,
 }
 
 impl<'a> Churn<'a> {
     /// A run with all places empty.
     pub fn new(plan: &'a Plan) -> Result<Self> {
-        let subnet = plan.subnet()?;
-        let now = Instant::now();
-        let pool = crate::plan::pool_size(subnet.prefix_len());
+        let began = Instant::now();
         Ok(Self {
             plan,
-            subnet,
-            gateway: subnet.hosts().next().context("an empty network")?,
-            station: None,
             dice: Dice::new(plan.seed).split(u64::MAX),
-            began: now,
+            began,
             places: std::iter::repeat_with(|| None).take(plan.vms + plan.spare()).collect(),
-            looked: now,
-            told: now,
-            census: Census::default(),
-            growth: Growth::default(),
-            figures: Figures { pool, ..Figures::default() },
-            ledger: Ledger::default(),
+            judge: Judge::new(plan.subnet()?, began),
         })
     }
 
@@ -83,7 +57,7 @@ impl<'a> Churn<'a> {
     pub fn run(&mut self) -> Result<()> {
         loop {
             let now = Instant::now();
-            let open = now < self.began + self.plan.duration && self.ledger.failures() < ENOUGH;
+            let open = now < self.began + self.plan.duration && self.judge.ledger.failures() < ENOUGH;
             if open {
                 self.fill(now)?;
             } else if self.places.iter().all(Option::is_none) {
@@ -94,14 +68,12 @@ impl<'a> Churn<'a> {
             for place in 0..self.places.len() {
                 self.attend(place, open, now)?;
             }
-            if now >= self.looked + LOOK {
-                self.look(now);
+            if now >= self.judge.deadline() {
+                self.judge.look(&self.places, now);
             }
         }
         self.sweep()?;
-        self.figures.most_leased = self.census.most;
-        self.figures.took = self.began.elapsed();
-        self.figures.growth = self.growth.judge(&mut self.ledger);
+        self.judge.conclude();
         Ok(())
     }
 
@@ -110,8 +82,8 @@ impl<'a> Churn<'a> {
         let life = Life {
             habit: Habit::Quiet,
             stay: Some(Duration::ZERO),
-            end: crate::end::End::Sigterm,
-            ..self.plan.life(self.figures.vms)
+            end: End::Sigterm,
+            ..self.plan.life(self.judge.figures.vms)
         };
         self.join(0, life, Instant::now())?;
         while self.places.iter().any(Option::is_some) {
@@ -124,16 +96,16 @@ impl<'a> Churn<'a> {
     fn fill(&mut self, now: Instant) -> Result<()> {
         for place in 0..self.plan.vms {
             if self.places.get(place).is_some_and(Option::is_none) {
-                self.join(place, self.plan.life(self.figures.vms), now)?;
+                self.join(place, self.plan.life(self.judge.figures.vms), now)?;
             }
         }
         Ok(())
     }
 
     fn join(&mut self, place: usize, life: Life, now: Instant) -> Result<()> {
-        let number = self.figures.vms;
-        let slot = Slot::start(self.plan, number, place, Vm::new(life, self.gateway, now))?;
-        self.figures.vms += 1;
+        let number = self.judge.figures.vms;
+        let slot = Slot::start(self.plan, number, place, Vm::new(life, self.judge.gateway()?, now))?;
+        self.judge.figures.vms += 1;
         if let Some(empty) = self.places.get_mut(place) {
             *empty = Some(slot);
         }
@@ -145,14 +117,14 @@ impl<'a> Churn<'a> {
         let spare =
             (self.plan.vms..self.places.len()).find(|&place| matches!(self.places.get(place), Some(None)));
         let Some(spare) = spare else { return Ok(()) };
-        self.figures.restarted += 1;
+        self.judge.figures.restarted += 1;
         // The port of the host is its predecessor's still.
-        self.join(spare, Life { mac, exposed: false, ..self.plan.life(self.figures.vms) }, now)
+        self.join(spare, Life { mac, exposed: false, ..self.plan.life(self.judge.figures.vms) }, now)
     }
 
     /// Waits until somebody has something to do.
     fn wait(&mut self, now: Instant) -> Result<()> {
-        let mut next = self.looked + LOOK;
+        let mut next = self.judge.deadline();
         let mut waiting = Vec::new();
         for slot in self.places.iter_mut().flatten() {
             next = next.min(slot.vm.deadline().filter(|_| slot.phase == Phase::Living).unwrap_or(next));
@@ -189,15 +161,15 @@ impl<'a> Churn<'a> {
                 slot.vm.act(now, victim);
                 slot.flush();
             }
-            self.judge_patience(&mut slot, now);
+            self.judge.lose_patience(&mut slot, now);
             if slot.monitor.gone {
-                self.ledger.check(Invariant::Ends, false, || {
+                self.judge.ledger.check(Invariant::Ends, false, || {
                     format!("a Softnet ended by itself: {}", tail(&slot.softnet.log()))
                 });
                 slot.spoilt = true;
                 slot.phase = Phase::Ending(now);
             } else if wants_to_end(&slot, open, now) {
-                *self.figures.ends.entry(slot.vm.life.end).or_default() += 1;
+                *self.judge.figures.ends.entry(slot.vm.life.end).or_default() += 1;
                 slot.end(self.dice.next(), now)?;
                 if open && slot.vm.settled.is_some() && self.dice.chance(RESTARTS) {
                     self.restart(slot.vm.life.mac, now)?;
@@ -205,14 +177,14 @@ impl<'a> Churn<'a> {
             }
         }
         if slot.is_over() {
-            return self.bury(slot, now);
+            return self.judge.bury(slot, now);
         }
         if !slot.killed && slot.ending_for(now).is_some_and(|time| time > PATIENCE) {
-            self.ledger.check(Invariant::Ends, false, || {
+            let (remains, life, way) = (slot.remains(), &slot.vm.life, slot.way);
+            self.judge.ledger.check(Invariant::Ends, false, || {
+                let (mac, end, moment) = (life.mac, life.end, life.moment);
                 format!(
-                    "no end of {} {:?}: {}",
-                    slot.vm.life.mac,
-                    slot.vm.life.end,
+                    "{mac} does not end: {end} ({way}) at {moment:?}\n{remains}{}",
                     tail(&slot.softnet.log())
                 )
             });
@@ -230,8 +202,7 @@ impl<'a> Churn<'a> {
         let other = usize::try_from(self.dice.below(count)).unwrap_or_default();
         let other = self.places.get(other).and_then(Option::as_ref).filter(|_| other != place);
         let held = other.and_then(|slot| Some((slot.vm.life.mac, slot.vm.address()?)));
-        let nobody = Ipv4Addr::from(self.subnet.broadcast().to_bits().saturating_sub(1));
-        held.unwrap_or((Mac([2, 0, 0, 0, 0, 1]), nobody))
+        held.unwrap_or(NOBODY)
     }
 
     fn hear(&mut self, slot: &mut Slot, now: Instant) -> Result<()> {
@@ -241,144 +212,10 @@ impl<'a> Churn<'a> {
             let Some(length) = port.try_recv(&mut buffer)? else { break };
             let event = slot.vm.hear(buffer.get(..length).unwrap_or_default(), now);
             if let Some(event) = event {
-                self.note(slot, event, now);
+                self.judge.note(slot, &self.places, event, now);
             }
         }
         Ok(())
-    }
-
-    fn note(&mut self, slot: &mut Slot, event: Event, now: Instant) {
-        let mac = slot.vm.life.mac;
-        match event {
-            Event::Offered(station) => {
-                let known = *self.station.get_or_insert(station);
-                self.ledger
-                    .check(Invariant::Apart, station == known, || format!("{station} offers addresses"));
-            }
-            Event::Bound(address) => self.note_address(slot, address, now),
-            Event::Renewed => self.figures.renewed += 1,
-            Event::Refused => self.figures.refused += 1,
-            Event::Served => {
-                self.figures.served += 1;
-                self.ledger.check(Invariant::Useful, true, String::new);
-            }
-            Event::Second(address) => self.ledger.check(Invariant::Alone, false, || {
-                format!("{mac} has {:?} and could have {address} too", slot.vm.address())
-            }),
-            Event::Overheard(station) => {
-                self.ledger.check(Invariant::Apart, false, || format!("{mac} hears {station}"));
-            }
-        }
-    }
-
-    fn note_address(&mut self, slot: &mut Slot, address: Ipv4Addr, now: Instant) {
-        let mac = slot.vm.life.mac;
-        if slot.vm.settled == Some(now) {
-            self.figures.waits.push(now.saturating_duration_since(slot.vm.started));
-            self.ledger.check(Invariant::Served, true, String::new);
-            slot.find_worker();
-        }
-        self.figures.bound += 1;
-        self.figures.addresses.insert(address);
-        let in_pool = self.subnet.hosts().skip(1).any(|host| host == address);
-        self.ledger.check(Invariant::Pool, in_pool, || format!("{mac} has {address}"));
-        let others = self.places.iter().flatten().filter(|other| other.phase == Phase::Living);
-        let holder =
-            others.filter(|other| other.vm.address() == Some(address)).map(|other| other.vm.life.mac).next();
-        self.ledger
-            .check(Invariant::Alone, holder.is_none(), || format!("{mac} and {holder:?} have {address}"));
-    }
-
-    /// A VM that has waited too long is ended like any other, so that the run goes on.
-    fn judge_patience(&mut self, slot: &mut Slot, now: Instant) {
-        let (address, errand) = slot.vm.waits(now);
-        let mac = slot.vm.life.mac;
-        if address > PATIENCE {
-            let renews = slot.vm.address().is_some();
-            let invariant = if renews { Invariant::Useful } else { Invariant::Served };
-            self.ledger.check(invariant, false, || {
-                let leased = census::leases().len();
-                format!("{mac} has no answer; {leased} addresses are leased; {}", tail(&slot.softnet.log()))
-            });
-        } else if errand > PATIENCE {
-            self.ledger.check(Invariant::Useful, false, || format!("{mac} cannot do its errand"));
-        } else {
-            return;
-        }
-        slot.vm.fall_silent();
-        slot.spoilt = true;
-    }
-
-    /// Looks at how it ended and at what it has counted.
-    fn bury(&mut self, mut slot: Slot, now: Instant) -> Result<()> {
-        if let Some(time) = slot.ending_for(now).filter(|_| !slot.spoilt) {
-            self.figures.endings.push(time);
-        }
-        let status = slot.softnet.wait()?;
-        let log = slot.softnet.log();
-        let settled = slot.vm.settled.is_some();
-        let end = slot.vm.life.end;
-        if settled && !slot.spoilt {
-            let fine = status.success() == end.is_clean();
-            self.ledger.check(Invariant::Ends, fine, || format!("{end}: {status}: {}", tail(&log)));
-        }
-        self.figures.good += slot.vm.sent.good;
-        self.figures.bad += slot.vm.sent.bad;
-        if let Some(counters) = log.lines().rev().find_map(Counters::parse) {
-            let count = |name| counters.from_vm.get(name).copied().unwrap_or_default();
-            let (forwarded, dropped, sent) = (count("forwarded"), count("dropped"), slot.vm.sent);
-            let fine = forwarded <= sent.good && dropped >= sent.judged;
-            self.ledger.check(Invariant::Counted, fine, || {
-                format!("{sent:?}, and Softnet forwarded {forwarded} and dropped {dropped}")
-            });
-            self.figures.count(&counters);
-        } else if settled && end.is_clean() && !slot.spoilt {
-            self.ledger.check(Invariant::Counted, false, || format!("{end}: no counters: {}", tail(&log)));
-        }
-        Ok(())
-    }
-
-    fn look(&mut self, now: Instant) {
-        self.looked = now;
-        let living = self.places.iter().flatten().filter(|slot| slot.phase == Phase::Living);
-        let settled = living.filter_map(|slot| Some((slot.vm.life.mac, slot.vm.address()?, slot.vm.bound?)));
-        let settled: Vec<_> = settled.collect();
-        self.census.look(&settled, now, &mut self.ledger);
-        for slot in self.places.iter().flatten().filter(|slot| slot.phase == Phase::Living) {
-            let Some(settled) = slot.vm.settled else { continue };
-            let age = now.saturating_duration_since(settled);
-            // Residents again and again, the others once.
-            let kind = match slot.vm.life.habit {
-                Habit::Flood => "flooding",
-                Habit::Greedy => "greedy",
-                _ => "quiet",
-            };
-            let whose = match slot.number {
-                number if number < RESIDENTS && age >= AGE => format!("resident {number}, {kind}"),
-                number if number >= RESIDENTS && age >= AGE && age < AGE + LOOK => kind.to_owned(),
-                _ => continue,
-            };
-            if let Some(worker) = &slot.worker {
-                self.growth.sample(&format!("worker, {whose}"), worker.pid);
-                self.growth.sample(&format!("monitor, {whose}"), slot.monitor.pid);
-            }
-        }
-        if let Some(server) = census::server() {
-            self.growth.sample("dnsmasq", server);
-        }
-        if now >= self.told + PROGRESS {
-            self.told = now;
-            let count =
-                |phase: fn(&Slot) -> bool| self.places.iter().flatten().filter(|slot| phase(slot)).count();
-            eprintln!(
-                "{:>4.0} s: {} VMs started, {} have an address, {} are ending, {} failures",
-                self.began.elapsed().as_secs_f64(),
-                self.figures.vms,
-                count(|slot| slot.vm.address().is_some()),
-                count(|slot| slot.phase != Phase::Living),
-                self.ledger.failures()
-            );
-        }
     }
 }
 
@@ -387,21 +224,15 @@ fn wants_to_end(slot: &Slot, open: bool, now: Instant) -> bool {
     if slot.spoilt {
         return true;
     }
-    let early = slot.vm.life.end == crate::end::End::Early;
+    let early = slot.vm.life.end == End::Early;
     match slot.vm.settled {
         None => early && slot.vm.is_early(now),
         Some(settled) => early || !open || slot.vm.life.stay.is_some_and(|stay| now >= settled + stay),
     }
 }
 
-fn is_over(process: &crate::slot::Process) -> bool {
+fn is_over(process: &Process) -> bool {
     let none = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut one = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
     poll(&mut one, Some(&none)).is_ok_and(|ready| ready > 0)
-}
-
-/// The end of a log, which says why.
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines.get(lines.len().saturating_sub(6)..).unwrap_or_default().join("\n")
 }

@@ -16,6 +16,9 @@ pub const MARK: &[u8] = b"this must not leave";
 /// From one burst of a flooding VM to the next.
 pub const PAUSE: Duration = Duration::from_millis(20);
 
+/// A victim where there is none: an address that no VM will have, for a forgery must not come true on its way.
+pub const NOBODY: (Mac, Ipv4Addr) = (Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 8, 7, 6));
+
 /// An option number for private use (RFC 3942).
 const PRIVATE: u8 = 231;
 
@@ -50,9 +53,9 @@ impl Scene {
         }
     }
 
-    /// The own address, or one that it was not given.
+    /// The own address, or one that it will not be given.
     fn own(&self) -> Ipv4Addr {
-        self.address.unwrap_or(self.victim.1)
+        self.address.unwrap_or(NOBODY.1)
     }
 
     fn packet(&self, from: Ipv4Addr, to: Ipv4Addr) -> Ipv4 {

@@ -20,6 +20,7 @@ mod errand;
 mod figures;
 mod flood;
 mod growth;
+mod judge;
 mod ledger;
 mod plan;
 mod slot;
@@ -34,6 +35,7 @@ use lab::net::World;
 use lab::stage::{self, Stage};
 
 use churn::Churn;
+use judge::Judge;
 use ledger::{Invariant, Ledger};
 use plan::Plan;
 use watch::Watch;
@@ -92,14 +94,14 @@ fn perform(plan: &Plan) -> Result<Ledger> {
     let known = census::processes();
     let mut churn = Churn::new(plan)?;
     let outcome = churn.run();
-    let mut ledger = std::mem::take(&mut churn.ledger);
-    aftermath::inspect(plan, churn.figures.vms, &known, &mut ledger)?;
+    let Judge { figures, mut ledger, .. } = churn.judge;
+    aftermath::inspect(plan, figures.vms, &known, &mut ledger)?;
     ledger.add(watch.end()?);
     for service in &world.services[2..] {
         let seen = service.seen();
         ledger.check(Invariant::World, seen.is_empty(), || format!("{} was reached by {seen:?}", service.at));
     }
-    println!("\n{}\n{ledger}", churn.figures);
+    println!("\n{figures}\n{ledger}");
     outcome?;
     Ok(ledger)
 }

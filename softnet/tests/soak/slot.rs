@@ -62,6 +62,8 @@ pub struct Slot {
     /// Its child, once it is known.
     pub worker: Option<Process>,
     pub phase: Phase,
+    /// What was done to it; of an early end, in which way.
+    pub way: End,
     /// Something went wrong with it, so how it ends proves nothing.
     pub spoilt: bool,
     /// It did not end and was killed.
@@ -83,8 +85,19 @@ impl Slot {
         let program = Path::new(env!("CARGO_BIN_EXE_softnet"));
         let softnet = Softnet::start(program, theirs, &vm.life.mac.to_string(), arguments)?;
         let monitor = Process::new(softnet.pid())?;
-        let (port, phase) = (Some(port), Phase::Living);
-        Ok(Self { number, vm, port, softnet, monitor, worker: None, phase, spoilt: false, killed: false })
+        let (port, phase, way) = (Some(port), Phase::Living, vm.life.end);
+        Ok(Self {
+            number,
+            vm,
+            port,
+            softnet,
+            monitor,
+            worker: None,
+            phase,
+            way,
+            spoilt: false,
+            killed: false,
+        })
     }
 
     /// All that has to end before the place is free.
@@ -154,7 +167,7 @@ impl Slot {
                 signal(monitor, Signal::SIGKILL)?;
             }
         }
-        self.phase = Phase::Ending(now);
+        (self.phase, self.way) = (Phase::Ending(now), end);
         Ok(())
     }
 
@@ -169,6 +182,18 @@ impl Slot {
     /// Whether both processes are gone.
     pub fn is_over(&self) -> bool {
         self.monitor.gone && self.worker.as_ref().is_none_or(|worker| worker.gone)
+    }
+
+    /// What is still there of it, and what it does with signals.
+    pub fn remains(&mut self) -> String {
+        self.find_worker();
+        let remains = self.processes().map(|process| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid)).unwrap_or_default();
+            let wanted = |line: &&str| ["State", "Sig", "Shd"].iter().any(|word| line.starts_with(word));
+            let lines: Vec<&str> = status.lines().filter(wanted).collect();
+            format!("process {}: {}\n", process.pid, lines.join(", "))
+        });
+        remains.collect()
     }
 
     /// Kills what is left, because it has had its time.

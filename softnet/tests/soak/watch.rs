@@ -76,6 +76,9 @@ struct Wire {
     stations: HashMap<Mac, u32>,
     /// Who has been given an address and has not given it back.
     owners: HashMap<Ipv4Addr, Mac>,
+    /// REQUESTs without an answer, by client and number: how many, and how many of them before a message that gives the
+    /// address back. The server heeds that after it has answered them.
+    open: HashMap<(Mac, u32), (u32, u32)>,
     ledger: Ledger,
 }
 
@@ -114,10 +117,11 @@ impl Wire {
             (Role::Uplink, true) if ether_type(frame) == IPV4 => {
                 let from = address_at(frame, 26);
                 let fine = from == MASQUERADE && !carries(frame, MARK);
-                self.ledger.check(Invariant::World, fine, || format!("into the world from {from}"));
+                self.ledger
+                    .check(Invariant::World, fine, || format!("into the world from {from}: {}", hex(frame)));
             }
             (Role::Neighbours, true) if matches!(ether_type(frame), IPV4 | ARP) => {
-                self.ledger.check(Invariant::World, false, || format!("to the neighbours: {frame:02x?}"));
+                self.ledger.check(Invariant::World, false, || format!("to the neighbours: {}", hex(frame)));
             }
             _ => {}
         }
@@ -148,9 +152,13 @@ impl Wire {
         let at = *at;
         let own = speaker == station && at == port && self.is_own(station, frame) && !carries(frame, MARK);
         self.ledger.check(Invariant::Own, own, || {
-            let owner = self.owners.get(&address_at(frame, 26));
-            format!("from the VM {speaker} on port {port}, its address being of {owner:?}: {frame:02x?}")
+            let owner = self.owners.get(&address_at(frame, 26)).copied().unwrap_or(Mac::ZERO);
+            format!("the VM {speaker} on port {port} sent, under an address of {owner}: {}", hex(frame))
         });
+        let message = Dhcp::parse(frame).filter(|message| message.message_type() == kind::REQUEST);
+        if let Some(message) = message {
+            self.open.entry((client(&message), message.xid)).or_default().0 += 1;
+        }
         self.given_back(frame);
     }
 
@@ -178,17 +186,27 @@ impl Wire {
     /// An ACK makes its client the owner of the address, and of no other.
     fn heed_server(&mut self, frame: &[u8]) {
         let Some(answer) = Dhcp::parse(frame).filter(|answer| answer.op == 2) else { return };
-        if answer.message_type() != kind::ACK || answer.yiaddr.is_unspecified() {
+        if !matches!(answer.message_type(), kind::ACK | kind::NAK) {
             return;
         }
         let client = client(&answer);
+        let (open, void) = self.open.remove(&(client, answer.xid)).unwrap_or_default();
+        if open > 1 {
+            self.open.insert((client, answer.xid), (open - 1, void.saturating_sub(1)));
+        }
+        if answer.message_type() == kind::NAK || answer.yiaddr.is_unspecified() {
+            return;
+        }
         let former = self.owners.get(&answer.yiaddr).copied();
         let free = former.is_none_or(|former| former == client);
         self.ledger.check(Invariant::GivenBack, free, || {
-            format!("{} is given to {client} and still belongs to {former:?}", answer.yiaddr)
+            let former = former.unwrap_or(Mac::ZERO);
+            format!("{} is given to {client} and still belongs to {former}", answer.yiaddr)
         });
         self.owners.retain(|_, owner| *owner != client);
-        self.owners.insert(answer.yiaddr, client);
+        if void == 0 {
+            self.owners.insert(answer.yiaddr, client);
+        }
     }
 
     /// A RELEASE or a DECLINE, whoever sends it in the VM's name, ends the ownership; the server compares both, too.
@@ -210,7 +228,11 @@ impl Wire {
         } else {
             requested.unwrap_or(Ipv4Addr::UNSPECIFIED)
         };
-        if self.owners.get(&address) == Some(&client(&message)) {
+        let from = client(&message);
+        for (_, (open, void)) in self.open.iter_mut().filter(|((client, _), _)| *client == from) {
+            *void = *open;
+        }
+        if self.owners.get(&address) == Some(&from) {
             self.owners.remove(&address);
         }
     }
@@ -219,4 +241,9 @@ impl Wire {
 fn client(message: &Dhcp) -> Mac {
     let [a, b, c, d, e, f, ..] = message.chaddr;
     Mac([a, b, c, d, e, f])
+}
+
+/// The beginning of a frame.
+fn hex(frame: &[u8]) -> String {
+    frame.iter().take(64).map(|byte| format!("{byte:02x}")).collect()
 }
