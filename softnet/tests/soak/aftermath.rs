@@ -47,10 +47,7 @@ pub fn inspect(plan: &Plan, vms: usize, known: &[i32], ledger: &mut Ledger) -> R
 fn who(plan: &Plan, vms: usize, mac: &str) -> String {
     let found =
         (0..vms).map(|number| (number, plan.life(number))).find(|(_, life)| life.mac.to_string() == mac);
-    found.map_or_else(
-        || mac.to_owned(),
-        |(number, life)| format!("{mac}, VM {number}, {:?}, {} at {:?}", life.habit, life.end, life.moment),
-    )
+    found.map_or_else(|| mac.to_owned(), |(number, life)| format!("VM {number}, {life}"))
 }
 
 fn go_down(known: &[i32], ledger: &mut Ledger) -> Result<()> {

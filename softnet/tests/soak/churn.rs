@@ -88,7 +88,7 @@ impl<'a> Churn<'a> {
         self.join(0, life, Instant::now())?;
         while self.places.iter().any(Option::is_some) {
             self.wait(Instant::now())?;
-            self.attend(0, true, Instant::now())?;
+            self.attend(0, false, Instant::now())?;
         }
         Ok(())
     }
@@ -170,7 +170,7 @@ impl<'a> Churn<'a> {
                 slot.phase = Phase::Ending(now);
             } else if wants_to_end(&slot, open, now) {
                 *self.judge.figures.ends.entry(slot.vm.life.end).or_default() += 1;
-                slot.end(self.dice.next(), now)?;
+                slot.end(now)?;
                 if open && slot.vm.settled.is_some() && self.dice.chance(RESTARTS) {
                     self.restart(slot.vm.life.mac, now)?;
                 }
@@ -180,13 +180,9 @@ impl<'a> Churn<'a> {
             return self.judge.bury(slot, now);
         }
         if !slot.killed && slot.ending_for(now).is_some_and(|time| time > PATIENCE) {
-            let (remains, life, way) = (slot.remains(), &slot.vm.life, slot.way);
+            let (remains, life) = (slot.remains(), &slot.vm.life);
             self.judge.ledger.check(Invariant::Ends, false, || {
-                let (mac, end, moment) = (life.mac, life.end, life.moment);
-                format!(
-                    "{mac} does not end: {end} ({way}) at {moment:?}\n{remains}{}",
-                    tail(&slot.softnet.log())
-                )
+                format!("{life} does not end\n{remains}{}", tail(&slot.softnet.log()))
             });
             slot.give_up();
         }

@@ -1,5 +1,6 @@
 //! What a run is to do: how long, how many VMs, and what becomes of each.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -59,6 +60,14 @@ pub enum Moment {
     Requested,
 }
 
+impl fmt::Display for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mac, habit, end, early, moment, exposed, .. } = self;
+        write!(f, "{mac}, {habit:?}, exposed: {exposed}, end: {end}")?;
+        if *end == End::Early { write!(f, " by {early} at {moment:?}") } else { Ok(()) }
+    }
+}
+
 /// What becomes of one VM.
 #[derive(Debug, Clone)]
 pub struct Life {
@@ -70,7 +79,8 @@ pub struct Life {
     pub stay: Option<Duration>,
     /// How it ends.
     pub end: End,
-    /// When, if it ends early.
+    /// If it ends early, in which of the other ways, and when.
+    pub early: End,
     pub moment: Moment,
     /// Whether a port of the host leads to it.
     pub exposed: bool,
@@ -164,6 +174,8 @@ impl Plan {
             }
         };
         let end = dice.pick(&self.ends).unwrap_or(End::Close);
+        let ways = [(End::Close, 1), (End::Sigterm, 1), (End::Sigint, 1), (End::Both, 1)];
+        let early = dice.pick(&ways).unwrap_or(End::Close);
         let moment = match dice.below(3) {
             0 => Moment::After(Duration::from_millis(dice.below(700))),
             1 => Moment::Offered,
@@ -177,6 +189,7 @@ impl Plan {
             habit,
             stay: (!resident).then_some(stay),
             end: if resident && end == End::Early { End::Close } else { end },
+            early,
             moment,
             exposed: dice.chance(20),
             burst: self.burst,

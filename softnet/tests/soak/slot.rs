@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use crate::end::End;
-use crate::plan::Plan;
+use crate::plan::{Life, Plan};
 use crate::vm::Vm;
 
 /// The first port of the host that leads to a VM; each place has one.
@@ -62,8 +62,6 @@ pub struct Slot {
     /// Its child, once it is known.
     pub worker: Option<Process>,
     pub phase: Phase,
-    /// What was done to it; of an early end, in which way.
-    pub way: End,
     /// Something went wrong with it, so how it ends proves nothing.
     pub spoilt: bool,
     /// It did not end and was killed.
@@ -85,19 +83,8 @@ impl Slot {
         let program = Path::new(env!("CARGO_BIN_EXE_softnet"));
         let softnet = Softnet::start(program, theirs, &vm.life.mac.to_string(), arguments)?;
         let monitor = Process::new(softnet.pid())?;
-        let (port, phase, way) = (Some(port), Phase::Living, vm.life.end);
-        Ok(Self {
-            number,
-            vm,
-            port,
-            softnet,
-            monitor,
-            worker: None,
-            phase,
-            way,
-            spoilt: false,
-            killed: false,
-        })
+        let (port, phase) = (Some(port), Phase::Living);
+        Ok(Self { number, vm, port, softnet, monitor, worker: None, phase, spoilt: false, killed: false })
     }
 
     /// All that has to end before the place is free.
@@ -127,18 +114,11 @@ impl Slot {
         }
     }
 
-    /// Brings about the VM's end. What becomes of early ones is a matter of `chance`.
-    pub fn end(&mut self, chance: u64, now: Instant) -> Result<()> {
+    /// Brings about the VM's end.
+    pub fn end(&mut self, now: Instant) -> Result<()> {
         self.find_worker();
-        let end = match self.vm.life.end {
-            End::Early => match chance % 4 {
-                0 => End::Close,
-                1 => End::Sigterm,
-                2 => End::Sigint,
-                _ => End::Both,
-            },
-            end => end,
-        };
+        let Life { end, early, .. } = self.vm.life;
+        let end = if end == End::Early { early } else { end };
         if end == End::Release {
             self.vm.give_back();
             let port = self.port.take().context("it is still living")?;
@@ -167,7 +147,7 @@ impl Slot {
                 signal(monitor, Signal::SIGKILL)?;
             }
         }
-        (self.phase, self.way) = (Phase::Ending(now), end);
+        self.phase = Phase::Ending(now);
         Ok(())
     }
 
