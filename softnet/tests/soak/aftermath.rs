@@ -10,15 +10,16 @@ use lab::stage::run;
 
 use crate::NETWORK;
 use crate::census::{self, file};
+use crate::figures::Figures;
 use crate::ledger::{Invariant, Ledger};
-use crate::plan::Plan;
+use crate::plan::{Life, Plan};
 use crate::slot::FIRST_PORT;
 
-/// Looks for whatever one of so many `vms` may have left, and takes the network down. `known` are the processes that were
+/// Looks for whatever a VM of the run may have left, and takes the network down. `known` are the processes that were
 /// there before.
-pub fn inspect(plan: &Plan, vms: usize, known: &[i32], ledger: &mut Ledger) -> Result<()> {
+pub fn inspect(plan: &Plan, figures: &Figures, known: &[i32], ledger: &mut Ledger) -> Result<()> {
     nothing(ledger, Invariant::Traces, "leases", || {
-        let whose = |(mac, address): &(String, _)| format!("{address} of {}\n", who(plan, vms, mac));
+        let whose = |(mac, address): &(String, _)| format!("{address} of {}\n", who(plan, figures, mac));
         census::leases().iter().map(whose).collect()
     });
     for (what, directory) in [("files of VMs", "ports"), ("files of addresses", "leases")] {
@@ -43,10 +44,12 @@ pub fn inspect(plan: &Plan, vms: usize, known: &[i32], ledger: &mut Ledger) -> R
     go_down(known, ledger)
 }
 
-/// Which VM had this hardware address, and what became of it.
-fn who(plan: &Plan, vms: usize, mac: &str) -> String {
-    let found =
-        (0..vms).map(|number| (number, plan.life(number))).find(|(_, life)| life.mac.to_string() == mac);
+/// Which VM had this hardware address last, and what became of it.
+fn who(plan: &Plan, figures: &Figures, mac: &str) -> String {
+    let restarted =
+        figures.restarted.iter().map(|(mac, number)| (*number, Life { mac: *mac, ..plan.life(*number) }));
+    let started = (0..figures.vms).map(|number| (number, plan.life(number)));
+    let found = restarted.chain(started).find(|(_, life)| life.mac.to_string() == mac);
     found.map_or_else(|| mac.to_owned(), |(number, life)| format!("VM {number}, {life}"))
 }
 

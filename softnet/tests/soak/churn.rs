@@ -117,7 +117,7 @@ impl<'a> Churn<'a> {
         let spare =
             (self.plan.vms..self.places.len()).find(|&place| matches!(self.places.get(place), Some(None)));
         let Some(spare) = spare else { return Ok(()) };
-        self.judge.figures.restarted += 1;
+        self.judge.figures.restarted.insert(mac, self.judge.figures.vms);
         // The port of the host is its predecessor's still.
         self.join(spare, Life { mac, exposed: false, ..self.plan.life(self.judge.figures.vms) }, now)
     }

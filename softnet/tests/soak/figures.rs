@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use lab::Counters;
+use lab::wire::Mac;
 
 use crate::end::End;
 
@@ -13,8 +14,8 @@ use crate::end::End;
 pub struct Figures {
     /// VMs that were started.
     pub vms: usize,
-    /// And how many of them again, before they had ended.
-    pub restarted: usize,
+    /// Those that were started again before they had ended, and the number of each the last time.
+    pub restarted: BTreeMap<Mac, usize>,
     /// How many of them ended in which way.
     pub ends: BTreeMap<End, usize>,
     /// From a VM's start to its first address.
@@ -67,7 +68,10 @@ impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut row = |name: &str, value: String| writeln!(f, "{name:<30} {value}");
         row("time", format!("{:.0} s", self.took.as_secs_f64()))?;
-        row("VMs", format!("{}, {} of them restarted before they had ended", self.vms, self.restarted))?;
+        row(
+            "VMs",
+            format!("{}, {} of them restarted before they had ended", self.vms, self.restarted.len()),
+        )?;
         let ends: Vec<String> = self.ends.iter().map(|(end, count)| format!("{end} {count}")).collect();
         row("their ends", ends.join(", "))?;
         row("from start to address", spread(&self.waits))?;

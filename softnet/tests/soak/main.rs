@@ -109,7 +109,7 @@ fn perform(plan: &Plan) -> Result<Ledger> {
     let mut churn = Churn::new(plan)?;
     let outcome = churn.run();
     let Judge { figures, mut ledger, .. } = churn.judge;
-    aftermath::inspect(plan, figures.vms, &known, &mut ledger)?;
+    aftermath::inspect(plan, &figures, &known, &mut ledger)?;
     ledger.add(watch.end()?);
     let closed = world.services.iter().filter(|service| [LAN, METADATA].contains(service.at.ip()));
     for service in closed {
