@@ -9,7 +9,7 @@ use crate::census::Usage;
 use crate::ledger::{Invariant, Ledger};
 
 /// Fewer samples than this say nothing.
-const FEW: usize = 8;
+const FEW: usize = 12;
 /// KiB that a process may have more at the end, and the part of what it had.
 const SLACK: (u64, u64) = (192, 10);
 
@@ -35,7 +35,9 @@ impl Growth {
             let quarter = samples.len() / 4;
             let (first, last) = (&samples[..quarter], &samples[samples.len() - quarter..]);
             let memory = |samples: &[Usage]| median(samples.iter().map(|usage| usage.memory));
-            let descriptors = |samples: &[Usage]| median(samples.iter().map(|usage| usage.descriptors));
+            // A monitor has more for a moment while it changes something; one that leaks stays.
+            let descriptors =
+                |samples: &[Usage]| samples.iter().map(|usage| usage.descriptors).min().unwrap_or_default();
             let (before, after) = (memory(first), memory(last));
             let (slack, part) = SLACK;
             let line = format!(
