@@ -344,8 +344,7 @@ impl Port {
     }
 
     /// Gives the VM's address back at a clean end: the binding is gone at once, and the DHCPRELEASE that tells the
-    /// server (RFC 2131, section 4.4.6) is returned for the host side. So it is with an address that the VM was offered
-    /// and asked for, since the server's answer may be on its way. `None` without either.
+    /// server (RFC 2131, section 4.4.6) is returned for the host side. `None` without a lease.
     pub fn release(&mut self) -> Option<ReleaseFrame> {
         let frame = ReleaseFrame::new(&self.dhcp, &self.identity);
         self.dhcp.give_up(UnboundCause::Released);

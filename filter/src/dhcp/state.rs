@@ -88,15 +88,9 @@ impl Dhcp {
         self.offer = None;
     }
 
-    /// The address that the server holds for the VM, and the identifier under which it files it: the lease's, or the
-    /// one that was offered if the VM has asked for it and not heard the answer, which is a lease to the server already.
-    pub(crate) fn held(&self) -> Option<(Ipv4Addr, &[u8])> {
-        let (address, client_id) = match (&self.lease, self.offer) {
-            (Some(lease), _) => (lease.address, self.lease_client_id),
-            (None, Some((offered, _))) => (offered, self.transactions.unanswered()?.client_id),
-            (None, None) => return None,
-        };
-        Some((address, client_id.and_then(|number| self.client_ids.get(number)).unwrap_or(&[])))
+    /// The identifier under which the server files the lease.
+    pub(crate) fn lease_client_id(&self) -> Option<&[u8]> {
+        self.lease_client_id.and_then(|number| self.client_ids.get(number))
     }
 
     /// Notes an event; the oldest is lost if the shell has not fetched any for long.
@@ -198,12 +192,6 @@ impl Transactions {
     /// The open transaction with this number.
     pub(crate) fn find(&self, id: u32) -> Option<&Transaction> {
         self.slots.iter().flatten().find(|open| open.id == id && !open.is_retired)
-    }
-
-    /// The VM's latest request for an address that has no answer yet.
-    fn unanswered(&self) -> Option<&Transaction> {
-        let open = self.slots.iter().flatten().filter(|open| open.is_request && !open.is_retired);
-        open.max_by_key(|open| open.used)
     }
 
     /// The transaction has been answered.
