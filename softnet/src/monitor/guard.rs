@@ -57,9 +57,7 @@ impl Guard {
         let status = self.wait_for(worker, signals);
         self.hear_last_words();
         let Guard { custody, refused, .. } = self;
-        let left =
-            if status == 0 { custody.membership.leave() } else { custody.membership.leave_for_the_dead() };
-        if let Err(error) = left {
+        if let Err(error) = custody.membership.leave() {
             tracing::warn!(%error, "the next start will clean up");
         }
         if refused { 1 } else { status }

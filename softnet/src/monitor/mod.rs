@@ -14,10 +14,9 @@
 //! Either's death is the other's end: the worker sees the channel close, the monitor waits for its child, cleans up and
 //! ends with the child's status. If both are killed, their locks are free, and the next start cleans up.
 //!
-//! The worker gives the VM's lease back at its end, and then says that the VM has none. If it died before, the address is
-//! still noted, and leaving the network gives it back ([`Membership::leave_for_the_dead`]), with any other that the server
-//! has noted for the VM meanwhile. That takes no privilege and nothing of the worker's but its word for the address, and ends
-//! no other VM's lease.
+//! The worker gives the VM's lease back at its end. What the server has still noted for the VM after that, because the worker
+//! died before or the server's answer found no VM any more, leaving the network gives back ([`Membership::leave`]). That takes
+//! no privilege and nothing of the worker's but its word for the address, and ends no other VM's lease.
 
 mod follower;
 mod guard;

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
@@ -90,6 +90,16 @@ fn kill_the_server() -> Result<()> {
 fn leave_a_record(mac: Mac, address: Ipv4Addr) -> Result<()> {
     let record = format!("mac {mac}\npid 1\nrelease true\naddress {address}\n");
     Ok(std::fs::write(format!("{RUN}/ports/{mac}"), record)?)
+}
+
+/// A start that gets nowhere before the stopped server goes on.
+fn start_that_waits_for(server: Pid, mac: Mac) -> Result<Vm> {
+    let (sender, started) = std::sync::mpsc::channel();
+    std::thread::spawn(move || drop(sender.send(Vm::start(mac, &[]))));
+    let early = started.recv_timeout(Duration::from_millis(100));
+    kill(server, Signal::SIGCONT)?;
+    ensure!(early.is_err(), "it did not wait");
+    started.recv()?
 }
 
 /// Datagrams that were sent from here, but for those of the VMs (RFC 4113, `udpOutDatagrams`).
@@ -211,19 +221,45 @@ pub fn a_lease_waits_for_a_server_that_was_killed_too() -> Result<()> {
 }
 
 /// To the server it is a lease, whether or not its answer finds the VM.
-pub fn an_answer_on_its_way_is_given_back_too() -> Result<()> {
+pub fn an_answer_that_finds_no_vm_is_given_back_too() -> Result<()> {
     let vm = Vm::start(FIRST, &[])?;
     let offer = vm.offer()?;
-    let server = server()?;
-    kill(server, Signal::SIGSTOP)?;
     vm.request(&offer)?;
     // What the VM sent before its end is still carried.
     let Vm { port, mut softnet, .. } = vm;
     drop(port);
     ensure!(softnet.wait()?.success());
+    ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+
+    // If the server does not answer in time, the next start looks.
+    let vm = Vm::start(FIRST, &[])?;
+    let offer = vm.offer()?;
+    let server = server()?;
+    kill(server, Signal::SIGSTOP)?;
+    vm.request(&offer)?;
+    let Vm { port, mut softnet, .. } = vm;
+    drop(port);
+    ensure!(softnet.wait()?.success() && softnet.log().contains("the next start looks"), "{}", softnet.log());
     kill(server, Signal::SIGCONT)?;
     let (_second, _) = leased(SECOND, &[])?;
     ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+    Ok(())
+}
+
+/// A VM that starts again at once must not take over what its last Softnet has just given back.
+pub fn a_lease_that_is_about_to_end_is_not_taken_over() -> Result<()> {
+    let (mut vm, _) = leased(FIRST, &[])?;
+    let server = server()?;
+    kill(server, Signal::SIGSTOP)?;
+    vm.softnet.signal(Signal::SIGTERM)?;
+    ensure!(until(|| vm.port.is_closed()), "the worker stayed");
+    let mut again = start_that_waits_for(server, FIRST)?;
+    ensure!(vm.softnet.wait()?.success());
+    let record = std::fs::read_to_string(format!("{RUN}/ports/{FIRST}"))?;
+    ensure!(!record.contains("address ") && !is_leased(FIRST), "{record}\n{}", leases());
+    let address = again.lease()?;
+    is_noted(FIRST, address)?;
+    ensure!(again.softnet.stop()?.success());
     Ok(())
 }
 
@@ -240,7 +276,22 @@ pub fn an_answer_that_no_worker_lived_to_see_is_given_back_too() -> Result<()> {
     ensure!(until(|| is_leased(FIRST)));
     kill(worker, Signal::SIGKILL)?;
     vm.softnet.wait()?;
-    ensure!(until(|| !is_leased(FIRST)), "still leased:\n{}", leases());
+    ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
+    Ok(())
+}
+
+/// A request that the server has not read when the next start looks.
+pub fn a_request_in_the_servers_queue_is_waited_for() -> Result<()> {
+    let mut vm = Vm::start(FIRST, &[])?;
+    let offer = vm.offer()?;
+    let server = server()?;
+    kill(server, Signal::SIGSTOP)?;
+    vm.request(&offer)?;
+    let forwarded = || vm.softnet.counters().is_ok_and(|now| now.from_vm.get("forwarded") == Some(&2));
+    ensure!(until(forwarded), "the request was not carried");
+    kill_all(&mut vm)?;
+    start_that_waits_for(server, SECOND)?.lease()?;
+    ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
     Ok(())
 }
 

@@ -49,7 +49,8 @@ fn main() -> ExitCode {
         leases::{a_killed_workers_lease_is_given_back, the_next_start_gives_the_leases_of_the_killed_back},
         leases::{a_vm_that_comes_back_keeps_its_address, no_death_takes_a_lease_that_is_to_be_kept},
         leases::{a_lease_waits_for_a_server_that_was_killed_too, a_lease_is_given_back_once},
-        leases::{an_answer_on_its_way_is_given_back_too, an_answer_that_no_worker_lived_to_see_is_given_back_too},
+        leases::{a_lease_that_is_about_to_end_is_not_taken_over, a_request_in_the_servers_queue_is_waited_for},
+        leases::{an_answer_that_finds_no_vm_is_given_back_too, an_answer_that_no_worker_lived_to_see_is_given_back_too},
         leases::{a_lease_that_no_monitor_lived_to_note_is_given_back_too, nobody_elses_lease_is_given_back},
         leases::{the_leases_of_many_dead_are_given_back_bit_by_bit},
     ];

@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
-use super::run_dir::{self, Lock, NetworkDir, RunDir};
+use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, ruleset, subnet, type_name};
 use crate::host::bridge::{self, Gateway};
 use crate::host::expose::Forward;
@@ -176,9 +176,13 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
     for left_behind in run_dir::left_behind(&directory.leases())? {
         left_behind?.0.release()?;
     }
+    let dead: Vec<(Claim, String)> = run_dir::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
+    // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
+    if !dead.is_empty() && !dnsmasq::settle(directory) {
+        tracing::warn!("dnsmasq is slow to answer; leases of VMs that were killed may stay until they end");
+    }
     let mut given_back = 0;
-    for left_behind in run_dir::left_behind(&directory.ports())? {
-        let (claim, text) = left_behind?;
+    for (claim, text) in dead {
         let dead = record::read_member(&text).filter(|dead| dead.release && joining != Some(dead.mac));
         if let Some(dead) = dead {
             if given_back >= AT_ONCE {

@@ -10,7 +10,7 @@ use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -23,8 +23,14 @@ use crate::host::tools::{self, Tool};
 /// How long dnsmasq may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How long dnsmasq may take to heed what it was sent, some thousand times what it needs on an idle machine.
+const HEED: Duration = Duration::from_secs(1);
+
 /// The port of a DHCP server.
 const SERVER_PORT: u16 = 67;
+
+/// The kernel's list of UDP sockets over IPv4 in this network namespace.
+const UDP_SOCKETS: &str = "/proc/net/udp";
 
 /// dnsmasq could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +152,42 @@ pub fn release_all(
     let addresses: BTreeSet<Ipv4Addr> = noted.chain(known).collect();
     addresses.iter().try_for_each(|&address| release(plan, mac, address))?;
     Ok(addresses.len())
+}
+
+/// Waits until the server has heeded all that it was sent, so that its file is whole and up to date: dnsmasq rewrites it in
+/// place for every change. Returns false if it has not after a second; a server that does not run is waited for by
+/// nobody.
+pub fn settle(directory: &NetworkDir) -> bool {
+    let Some(pid) = running(directory) else { return true };
+    let give_up = Instant::now() + HEED;
+    loop {
+        // In this order: what has left the queue is heeded before dnsmasq sleeps again.
+        if queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0 && sleeps(pid) {
+            return true;
+        }
+        if Instant::now() >= give_up {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How many bytes wait for the DHCP servers of this namespace, by the kernel's list of sockets (proc_pid_net(5)).
+fn queued(sockets: &str) -> u64 {
+    let queue = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (_, port) = fields.nth(1)?.split_once(':')?;
+        let (_, received) = fields.nth(2)?.split_once(':')?;
+        let is_server = u16::from_str_radix(port, 16) == Ok(SERVER_PORT);
+        u64::from_str_radix(received, 16).ok().filter(|_| is_server)
+    };
+    sockets.lines().filter_map(queue).sum()
+}
+
+/// Whether the process waits for something to do, or is gone (proc_pid_stat(5)).
+fn sleeps(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('S'))
 }
 
 /// The leases in the server's file; lines of another shape are passed over.
@@ -294,6 +336,20 @@ mod tests {
         assert_eq!(lease.address.to_string(), "192.168.64.7");
         assert_eq!(parse_lease("duid 00:01:00:01"), None);
         assert_eq!(parse_lease(""), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_dhcp_server_is_counted() {
+        let list = |received: &str| {
+            format!(
+                "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+                 \x20 74: 0140A8C0:0035 00000000:0000 07 00000000:00000200 00:00000000 00000000     0        0 1 2 0 0\n\
+                 \x20 88: 00000000:0043 00000000:0000 07 00000100:{received} 00:00000000 00000000     0        0 3 2 0 0\n"
+            )
+        };
+        assert_eq!(queued(&list("00000000")), 0);
+        assert_eq!(queued(&list("00000300")), 0x300);
+        assert_eq!(queued(""), 0);
     }
 
     #[test]

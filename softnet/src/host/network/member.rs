@@ -175,35 +175,40 @@ impl Membership {
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
     ///
-    /// The DHCP server is given the lease back only if an address is still noted: whoever has given it back notes that
-    /// there is none.
+    /// The lease is the VM's own Softnet to give back. What the DHCP server has still noted for the VM when it has heeded all
+    /// that came from there, that Softnet did not live to give back, and it is given back here. Until then the place is kept,
+    /// so that the VM's next Softnet takes no lease over that is about to end.
     pub fn leave(mut self) -> Result<(), Error> {
-        self.give_up(false)
+        self.give_up()
     }
 
-    /// Leaves in place of a Softnet that may not have lived to note its VM's address or to give it back.
-    pub fn leave_for_the_dead(mut self) -> Result<(), Error> {
-        self.give_up(true)
-    }
-
-    fn give_up(&mut self, dead: bool) -> Result<(), Error> {
+    fn give_up(&mut self) -> Result<(), Error> {
         let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
+        // Before the lock, for which others wait.
+        let settled = !self.record.release || dnsmasq::settle(&self.directory);
         let lock = self.run_dir.lock()?;
         let stands = port.stands();
         if let Some(lease) = lease {
             lease.release()?;
         }
-        let MemberRecord { mac, address, .. } = self.record;
-        let given_back = if self.record.release && stands && (dead || address.is_some()) {
-            dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(drop)
+        let MemberRecord { mac, address, release, .. } = self.record;
+        let given_back = if release && stands {
+            dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(|count| {
+                // Heeded before anybody else asks.
+                settled && (count == 0 || dnsmasq::settle(&self.directory))
+            })
         } else {
-            Ok(())
+            Ok(true)
         };
         match given_back {
-            Ok(()) => port.release()?,
+            Ok(true) => port.release()?,
+            // It sees to a server first, and finds the file without its lock.
+            Ok(false) => {
+                tracing::warn!("dnsmasq is slow to answer; the next start looks whether a lease is left");
+                drop(port);
+            }
             Err(error) => {
                 tracing::warn!(%error, "the next start tries again");
-                // It sees to a server first, and finds the file without its lock.
                 drop(port);
             }
         }
@@ -283,7 +288,7 @@ impl Drop for Membership {
         if self.record.pid != std::process::id() {
             return;
         }
-        if let Err(error) = self.give_up(false) {
+        if let Err(error) = self.give_up() {
             tracing::warn!(%error, network = %self.plan.name, "the next start will clean up");
         }
     }
