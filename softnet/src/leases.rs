@@ -57,6 +57,8 @@ pub struct LeaseFile {
     pub path: PathBuf,
     /// How it is to be read.
     pub format: Format,
+    /// Its content, if somebody has read it who knows when its server has written it whole.
+    pub content: Option<String>,
 }
 
 /// Why no lease was taken over although there is a file.
@@ -91,7 +93,7 @@ pub enum TakeOverError {
 impl LeaseFile {
     /// The file of macOS's bootpd.
     pub fn bootpd() -> Self {
-        LeaseFile { path: "/var/db/dhcpd_leases".into(), format: Format::Bootpd }
+        LeaseFile { path: "/var/db/dhcpd_leases".into(), format: Format::Bootpd, content: None }
     }
 
     /// All leases; none if there is no file yet.
@@ -100,7 +102,7 @@ impl LeaseFile {
     /// When the file cannot be read or understood.
     pub fn read(&self) -> Result<Vec<Binding>, TakeOverError> {
         let unreadable = |source| TakeOverError::Unreadable { path: self.path.clone(), source };
-        let text = match read_text(&self.path) {
+        let text = match self.content.clone().map_or_else(|| read_text(&self.path), Ok) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(unreadable(error)),
@@ -413,7 +415,7 @@ mod tests {
         fn new(name: &str, format: Format, text: &str) -> Self {
             let path = std::env::temp_dir().join(format!("softnet-{name}-{}", std::process::id()));
             std::fs::write(&path, text).unwrap();
-            Temporary(LeaseFile { path, format })
+            Temporary(LeaseFile { path, format, content: None })
         }
 
         fn take_over(&self, port: &mut Port) -> Result<(), TakeOverError> {
@@ -454,7 +456,7 @@ mod tests {
         let long = " ".repeat(LONGEST as usize + 1);
         let error = Temporary::new("long", Format::Dnsmasq, &long).take_over(&mut port).unwrap_err();
         assert!(matches!(error, TakeOverError::Unreadable { .. }));
-        let missing = LeaseFile { path: "/nonexistent/leases".into(), format: Format::Bootpd };
+        let missing = LeaseFile { path: "/nonexistent/leases".into(), format: Format::Bootpd, content: None };
         assert_eq!(missing.read().unwrap(), []);
         assert_eq!(port.lease(), None);
     }

@@ -154,19 +154,21 @@ pub fn release_all(
     Ok(addresses.len())
 }
 
-/// Waits until the server has heeded all that it was sent, so that its file is whole and up to date: dnsmasq rewrites it in
-/// place for every change. Returns false if it has not after a second; a server that does not run is waited for by
-/// nobody.
+/// Waits until the server has heeded all that it was sent before. Returns false if it has not after a second; a server that
+/// does not run is waited for by nobody.
 pub fn settle(directory: &NetworkDir) -> bool {
-    let Some(pid) = running(directory) else { return true };
+    // In this order: what has left the queue is heeded before dnsmasq sleeps again.
+    let heeded = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
+    running(directory).is_none_or(|pid| until(|| (heeded() && sleeps(pid)).then_some(())).is_some())
+}
+
+/// Asks again each millisecond, for a second.
+fn until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
     let give_up = Instant::now() + HEED;
     loop {
-        // In this order: what has left the queue is heeded before dnsmasq sleeps again.
-        if queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0 && sleeps(pid) {
-            return true;
-        }
-        if Instant::now() >= give_up {
-            return false;
+        let answer = answer();
+        if answer.is_some() || Instant::now() >= give_up {
+            return answer;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -192,8 +194,26 @@ fn sleeps(pid: u32) -> bool {
 
 /// The leases in the server's file; lines of another shape are passed over.
 pub fn leases(directory: &NetworkDir) -> Result<Vec<LeaseEntry>, run_dir::Error> {
-    let text = run_dir::read(&lease_file(directory))?.unwrap_or_default();
-    Ok(text.lines().filter_map(parse_lease).collect())
+    Ok(lease_text(directory)?.lines().filter_map(parse_lease).collect())
+}
+
+/// The server's file. dnsmasq rewrites it in place for every change, so it is read again until it was whole, but for no
+/// longer than a second.
+pub fn lease_text(directory: &NetworkDir) -> Result<String, run_dir::Error> {
+    let path = lease_file(directory);
+    let stamp = || fs::metadata(&path).ok().map(|file| (file.len(), file.modified().ok()));
+    let server = running(directory);
+    let whole = until(|| {
+        let before = stamp();
+        let text = run_dir::read(&path).map(Option::unwrap_or_default);
+        // A rewrite that was under way is over when dnsmasq sleeps, and has left its time or its length.
+        let rests = server.is_none_or(sleeps);
+        let is_whole = text.as_ref().is_ok_and(|text| {
+            stamp() == before && before.map_or(0, |(length, _)| length) == text.len() as u64
+        });
+        (text.is_err() || rests && is_whole).then_some(text)
+    });
+    whole.unwrap_or_else(|| Ok(run_dir::read(&path)?.unwrap_or_default()))
 }
 
 /// `EXPIRES MAC ADDRESS NAME CLIENT-ID`, separated by blanks (dnsmasq(8), `--dhcp-leasefile`).

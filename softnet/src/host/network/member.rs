@@ -93,7 +93,8 @@ impl Membership {
 
     /// Where the network's DHCP server notes its leases.
     pub fn lease_file(&self) -> LeaseFile {
-        LeaseFile { path: dnsmasq::lease_file(&self.directory), format: Format::Dnsmasq }
+        let content = dnsmasq::lease_text(&self.directory).ok();
+        LeaseFile { path: dnsmasq::lease_file(&self.directory), format: Format::Dnsmasq, content }
     }
 
     /// The network's gateway.
