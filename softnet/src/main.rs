@@ -12,12 +12,9 @@ use softnet::logging;
 use softnet::stage::{Opened, Sealed};
 
 /// Exit status for a command line that cannot be carried out, as clap has it.
-const USAGE: ExitStatusByte = 2;
+const USAGE: u8 = 2;
 /// Exit status for whatever else went wrong.
-const FAILURE: ExitStatusByte = 1;
-
-/// What a process ends with.
-type ExitStatusByte = u8;
+const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -46,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 /// The main job: filter the frames of one VM. Returns the exit status.
-fn filter(config: Config) -> ExitStatusByte {
+fn filter(config: Config) -> u8 {
     let sealed = match open_and_seal(config) {
         Ok(sealed) => sealed,
         Err(error) => return failure(&error),
@@ -71,7 +68,7 @@ fn open_and_seal(config: Config) -> anyhow::Result<Sealed> {
 }
 
 /// Says on standard error what went wrong, and returns the exit status.
-fn failure(error: &anyhow::Error) -> ExitStatusByte {
+fn failure(error: &anyhow::Error) -> u8 {
     tell(error.as_ref());
     if error.is::<ConfigError>() { USAGE } else { FAILURE }
 }

@@ -14,8 +14,8 @@ use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
 
-/// About how many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds some
-/// 160 of them. The next start goes on.
+/// About how many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds
+/// some 160 of them. The next start goes on.
 const AT_ONCE: usize = 64;
 
 /// Makes the network whole: creates it, or puts right what is missing or different.
