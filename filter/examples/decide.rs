@@ -72,6 +72,8 @@ fn port(rules: u32) -> Port {
         net_type: NetType::Nat,
         policy: Policy::new(rules.collect()),
         mtu: 1500,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
     })
     .expect("the configuration is right");
     let lease = Lease {

@@ -2,7 +2,7 @@
 
 use core::net::Ipv4Addr;
 
-use crate::dhcp::Dhcp;
+use crate::dhcp::{Believed, Dhcp};
 use crate::frame::Frame;
 use crate::mac::MacAddr;
 use crate::port::Identity;
@@ -84,13 +84,14 @@ impl<'a> Arp<'a> {
         // A3, A5: what a VM asks all the time.
         match dhcp.lease() {
             Some(lease) if self.sender() == lease.address && self.target() == identity.gateway => Ok(()),
-            _ => self.judge_closely(identity, table, dhcp, now),
+            _ => self.judge_closely(frame, identity, table, dhcp, now),
         }
     }
 
     /// All but the VM's asking for the gateway.
     fn judge_closely(
         self,
+        frame: Frame<'_>,
         identity: &Identity,
         table: &Table,
         dhcp: &Dhcp,
@@ -104,7 +105,14 @@ impl<'a> Arp<'a> {
             return Ok(());
         }
         let Some(lease) = dhcp.lease() else {
-            return Err(DropReason::ArpNoLease);
+            // C10: it takes the gateway's MAC address, and the gateway the VM's, to renew a lease that has just expired.
+            let is_last = dhcp.believed() == Believed::Expired(self.sender());
+            let is_for_gateway = is_request || frame.destination() == identity.gateway_mac;
+            return if is_last && is_for_gateway && target == identity.gateway {
+                Ok(())
+            } else {
+                Err(DropReason::ArpNoLease)
+            };
         };
         if is_probe {
             return if target == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) };

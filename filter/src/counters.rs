@@ -4,7 +4,16 @@ use core::fmt;
 
 use crate::verdict::{DropReason, Verdict};
 
-/// Frames of both directions. They only grow; a counter wraps after 2^64 frames or bytes, which no link lives to see.
+/// Which way frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the VM to the host.
+    FromVm,
+    /// From the host to the VM.
+    FromHost,
+}
+
+/// Frames of both directions. A frame that a link lost counts as dropped, not as forwarded (rule L6). The sums grow; a counter wraps after 2^64 frames or bytes, which no link lives to see.
 ///
 /// `Display` writes one line of `key=value` words that stays the same for the same counts:
 ///
@@ -57,6 +66,15 @@ impl DirectionCounters {
     /// The reasons for which frames were dropped, in the order of the rules, each with its count.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.iter().copied().zip(self.dropped.iter().copied()).filter(|(_, count)| *count != 0)
+    }
+
+    /// Counts frames as dropped that were counted as forwarded before: the link has lost them (L6).
+    pub(crate) fn lose(&mut self, reason: DropReason, frames: u64, bytes: u64) {
+        self.forwarded_frames = self.forwarded_frames.saturating_sub(frames);
+        self.forwarded_bytes = self.forwarded_bytes.saturating_sub(bytes);
+        if let Some(count) = self.dropped.get_mut(reason as usize) {
+            *count = count.wrapping_add(frames);
+        }
     }
 
     /// Counts a frame of `len` bytes and gives its verdict back.

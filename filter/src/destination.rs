@@ -2,6 +2,7 @@
 
 use core::net::Ipv4Addr;
 
+use crate::host::Host;
 use crate::ipv4;
 use crate::lease::Lease;
 use crate::mac::MacAddr;
@@ -24,12 +25,14 @@ pub(crate) struct Destination {
 /// Judges where a packet goes that comes from the VM's own address and is not DHCP, in a frame for `mac`.
 pub(crate) fn judge(
     table: &Table,
+    host: &Host,
     identity: &Identity,
     lease: &Lease,
     mac: MacAddr,
     to: Destination,
 ) -> Result<(), DropReason> {
     let destination = to.address;
+    let is_host = destination == identity.gateway || host.has(destination);
     let is_resolver = lease.resolvers.contains(destination);
     let is_dns = to.port == Some(DNS_PORT);
 
@@ -53,15 +56,24 @@ pub(crate) fn judge(
     };
     let is_on_link = identity.is_on_link(destination);
 
-    // S4: nobody can say for what port a later fragment is, and neighbours have been crashed by worse.
-    if to.is_fragment && (is_on_link || is_resolver) {
-        return Err(DropReason::FragmentRestricted);
+    // S4: nobody can say for what port a later fragment is, and neighbours have been crashed by worse. The host takes
+    // them while it is open as a whole.
+    if to.is_fragment {
+        let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
+        if !is_open_host && (is_host || is_on_link || is_resolver) {
+            return Err(DropReason::FragmentRestricted);
+        }
     }
     // D5
     if let Some(reason) = closed
         && !(is_resolver && is_dns)
     {
         return Err(if is_resolver { DropReason::ResolverPort } else { reason });
+    }
+
+    // H2
+    if is_host && host.leads_to_another_vm(destination, to.protocol, to.port) {
+        return Err(DropReason::ExposedPort);
     }
 
     // L5
@@ -377,12 +389,12 @@ mod tests {
         assert_eq!(sent(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
     }
 
-    /// S4: no fragment, first or later, goes where only some ports or protocols are open, or to a neighbour.
+    /// S4: no fragment, first or later, goes to a resolver or a neighbour; to the gateway UDP and ICMP do while it is open.
     #[test]
     fn s4_fragments_to_restricted_destinations() {
         for allow in [&[][..], &["0.0.0.0/0"], &["@host", "192.168.64.0/24", "10.0.0.53"]] {
             let mut port = bound_with(allow, &[]);
-            for (to, mac) in [(GATEWAY_IP, GATEWAY), (RESOLVER_IP, GATEWAY), (NEIGHBOUR_IP, STRANGER)] {
+            for (to, mac) in [(RESOLVER_IP, GATEWAY), (NEIGHBOUR_IP, STRANGER)] {
                 for (fragment, payload) in [(0x2000, udp(1000, 53, &[0; 64])[..32].to_vec()), (4, vec![0; 8])]
                 {
                     let frame = IpFrame::new(to, 17, payload).fragment(fragment).in_frame_to(mac);
@@ -397,10 +409,21 @@ mod tests {
                     assert_eq!(expected, drop_for(DropReason::FragmentRestricted), "{to}");
                 }
             }
+            for (protocol, expected) in [
+                (17, Verdict::Forward),
+                (1, Verdict::Forward),
+                (6, drop_for(DropReason::FragmentRestricted)),
+                (47, drop_for(DropReason::FragmentRestricted)),
+            ] {
+                let frame = IpFrame::new(GATEWAY_IP, protocol, [0; 8]).fragment(4);
+                assert_eq!(sent(&mut port, &frame), expected, "{protocol}");
+            }
             let frame = IpFrame::new(WORLD_IP, 17, [0; 8]).fragment(4);
             assert_eq!(sent(&mut port, &frame), Verdict::Forward);
             assert_eq!(sent(&mut port, &frame.in_frame_to(STRANGER)), drop_for(DropReason::DestinationMac));
         }
+        let blocked = IpFrame::new(GATEWAY_IP, 17, [0; 8]).fragment(4);
+        assert!(!sent(&mut bound_with(&[], &["@host"]), &blocked).is_forward());
         // What is allowed beyond the network is not restricted.
         let frame = IpFrame::new(Ipv4Addr::new(10, 9, 9, 9), 17, [0; 8]).fragment(4);
         assert_eq!(sent(&mut bound_with(&["10.0.0.0/8"], &[]), &frame), Verdict::Forward);

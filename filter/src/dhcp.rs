@@ -2,18 +2,23 @@
 //! replies that may reach it, and the lease that is learnt from them (rules B).
 //!
 //! All state is a few fixed fields; a VM that floods makes none of them grow. What is remembered beyond the lease:
-//! the address last offered, the open transactions, the client identifiers used, and the rate.
+//! the address last offered, the open transactions, the client identifiers used last, the lease before, and the rates.
 
 mod client;
+mod client_ids;
 mod message;
+mod name;
+mod rate;
 mod release;
 mod reply;
 mod state;
+mod transactions;
 
 pub(crate) use client::{Datagram, judge_from_vm};
+pub(crate) use client_ids::ClientId;
 pub use release::{ReleaseFrame, release_message};
 pub(crate) use reply::judge_from_host;
-pub(crate) use state::{ClientIds, Dhcp};
+pub(crate) use state::{Believed, Dhcp, Terms};
 
 /// The port of a DHCP server.
 pub(crate) const SERVER_PORT: u16 = 67;

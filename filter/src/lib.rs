@@ -16,6 +16,8 @@
 //!     net_type: NetType::Nat,
 //!     policy: Policy::default(),
 //!     mtu: 1500,
+//!     server_files_by_mac: false,
+//!     host_addresses: Vec::new(),
 //! })?;
 //! let verdict = port.from_vm(b"not a frame", Timestamp::from_secs(1));
 //! assert!(matches!(verdict, Verdict::Drop(reason) if reason.name() == "runt"));
@@ -27,7 +29,7 @@
 //! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`].
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
-//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM) and R (resources). `SECURITY.md`
+//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `SECURITY.md`
 //! states each of them with the tests that prove it; the code cites them at the branch that they force, and every
 //! dropped frame is counted under one [`DropReason`] that names its rule.
 #![forbid(unsafe_code)]
@@ -52,6 +54,7 @@ mod counters;
 mod destination;
 mod dhcp;
 mod frame;
+mod host;
 mod icmp;
 mod ipv4;
 mod lease;
@@ -64,8 +67,9 @@ mod testing;
 mod time;
 mod verdict;
 
-pub use counters::{Counters, DirectionCounters};
+pub use counters::{Counters, Direction, DirectionCounters};
 pub use dhcp::{ReleaseFrame, release_message};
+pub use host::ExposedPort;
 pub use lease::{Lease, Resolvers};
 pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};

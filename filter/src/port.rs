@@ -5,10 +5,11 @@ use core::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::arp::{self, Arp};
-use crate::counters::Counters;
+use crate::counters::{Counters, Direction};
 use crate::destination::{self, Destination};
-use crate::dhcp::{self, ClientIds, Datagram, Dhcp, ReleaseFrame};
+use crate::dhcp::{self, ClientId, Datagram, Dhcp, ReleaseFrame, Terms};
 use crate::frame::{self, EtherType, Frame};
+use crate::host::{ExposedPort, Host};
 use crate::icmp;
 use crate::ipv4::{self, Packet, Part, Transport, Udp};
 use crate::lease::Lease;
@@ -53,6 +54,12 @@ pub struct PortConfig {
     pub policy: Policy,
     /// The largest IP packet, in bytes, that the VM's link carries (rule L3).
     pub mtu: u16,
+    /// Whether the DHCP server files leases by MAC address alone and looks at no client identifier. One that names
+    /// somebody else's hardware address then takes nothing from anybody (rule C5).
+    pub server_files_by_mac: bool,
+    /// The host's addresses besides the gateway's (rule H1); more can be given later by
+    /// [`Port::set_host_addresses`].
+    pub host_addresses: Vec<Ipv4Addr>,
 }
 
 /// Why a [`PortConfig`] makes no port.
@@ -103,11 +110,16 @@ pub enum PortEvent {
         /// Why it is gone.
         cause: UnboundCause,
     },
-    /// The VM uses another client identifier than before; there have been `used` of the
-    /// [`Port::MAX_CLIENT_IDS`] that it may use (rule C5).
+    /// The VM uses another DHCP client identifier than before (rule C5).
     ClientIdChanged {
         /// Different client identifiers so far, this one included.
         used: usize,
+    },
+    /// The VM uses a DHCP client identifier that names a hardware address which is not its own, as cloned disk images
+    /// do; its messages are dropped. Told once (rule C5).
+    ForeignClientId {
+        /// The hardware address, if it is one of Ethernet.
+        named: Option<MacAddr>,
     },
 }
 
@@ -124,6 +136,9 @@ pub enum UnboundCause {
     Refused,
     /// The server gave the VM another address.
     Replaced,
+    /// The VM asked the server for another address, or the server said that it has another: whatever becomes of it,
+    /// this one may be given to others (rule B7).
+    Superseded,
 }
 
 /// Why a lease cannot be taken over.
@@ -161,6 +176,7 @@ pub(crate) struct Identity {
     pub(crate) gateway: Ipv4Addr,
     network: u32,
     mask: u32,
+    pub(crate) server_files_by_mac: bool,
     /// The longest frame that the link carries.
     max_frame_len: usize,
 }
@@ -193,6 +209,7 @@ impl Identity {
             gateway: gateway.address,
             network: subnet.network().to_bits(),
             mask: subnet.netmask().to_bits(),
+            server_files_by_mac: config.server_files_by_mac,
             max_frame_len: usize::from(mtu).saturating_add(frame::HEADER_LEN),
         };
         if !identity.is_on_link(gateway.address) || !identity.is_host(gateway.address) {
@@ -230,6 +247,20 @@ impl Identity {
     }
 }
 
+/// What the destinations are compiled from, besides the host's addresses.
+#[derive(Debug)]
+struct Rules {
+    policy: Policy,
+    gateway: Gateway,
+    net_type: NetType,
+}
+
+impl Rules {
+    fn compile(&self, host: &Host) -> Result<Table, ConfigError> {
+        Table::new(&self.policy, self.gateway, self.net_type, host.addresses())
+    }
+}
+
 /// The port of one VM.
 ///
 /// Frames of both directions must be given in the order in which they pass, with a `now` that does not go back.
@@ -238,14 +269,13 @@ pub struct Port {
     identity: Identity,
     table: Table,
     dhcp: Dhcp,
+    host: Host,
+    /// What the table was compiled from, for when the host's addresses change.
+    rules: Rules,
     counters: Counters,
 }
 
 impl Port {
-    /// How many different DHCP client identifiers a VM may use in its life: firmware, installer, system, and one to
-    /// spare (rule C5).
-    pub const MAX_CLIENT_IDS: usize = ClientIds::CAPACITY;
-
     /// A port without a lease.
     ///
     /// # Errors
@@ -253,8 +283,34 @@ impl Port {
     /// If the configuration contradicts itself.
     pub fn new(config: PortConfig) -> Result<Self, ConfigError> {
         let identity = Identity::new(&config)?;
-        let table = Table::new(&config.policy, config.gateway, config.net_type)?;
-        Ok(Self { identity, table, dhcp: Dhcp::default(), counters: Counters::default() })
+        let mut host = Host::default();
+        host.set_addresses(&config.host_addresses, identity.gateway);
+        let PortConfig { policy, gateway, net_type, .. } = config;
+        let rules = Rules { policy, gateway, net_type };
+        let table = rules.compile(&host)?;
+        Ok(Self { identity, table, dhcp: Dhcp::default(), host, rules, counters: Counters::default() })
+    }
+
+    /// Takes the host's addresses besides the gateway's, in place of those that were known before (rule H1). Loopback
+    /// addresses do not matter. Compiles the destinations anew, which allocates and takes about a millisecond.
+    ///
+    /// # Errors
+    ///
+    /// If they do not fit into the table together with the rules; then nothing has changed.
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
+        let mut host = Host::default();
+        host.set_addresses(addresses, self.identity.gateway);
+        if host.addresses() != self.host.addresses() {
+            self.table = self.rules.compile(&host)?;
+            self.host.set_addresses(addresses, self.identity.gateway);
+        }
+        Ok(())
+    }
+
+    /// Takes the ports of the host that lead to other VMs, in place of those that were known before: this VM does not
+    /// reach them by any address of the host (rule H2).
+    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
+        self.host.set_exposed(exposed);
     }
 
     /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with whole
@@ -279,6 +335,22 @@ impl Port {
     /// Counts a frame of the VM that the link had to cut, and that is therefore dropped whole (rule L3).
     pub fn truncated_from_vm(&mut self) -> Verdict {
         self.counters.from_vm.count(Verdict::Drop(DropReason::Truncated), 0)
+    }
+
+    /// Counts a frame from the host that its link could not take in whole (rule L6).
+    pub fn truncated_from_host(&mut self) -> Verdict {
+        self.counters.from_host.count(Verdict::Drop(DropReason::HostOversize), 0)
+    }
+
+    /// Counts `frames` frames of `bytes` bytes together, which were forwarded and which the link then lost for
+    /// `reason`: they are dropped frames, and no longer forwarded ones (rule L6). A super-frame of which anything is
+    /// lost counts as a whole.
+    pub fn dropped_by_link(&mut self, direction: Direction, reason: DropReason, frames: u64, bytes: u64) {
+        let counters = match direction {
+            Direction::FromVm => &mut self.counters.from_vm,
+            Direction::FromHost => &mut self.counters.from_host,
+        };
+        counters.lose(reason, frames, bytes);
     }
 
     /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always true.
@@ -333,22 +405,36 @@ impl Port {
         let client_id = match client_id {
             None => None,
             Some(id) if !(2..=255).contains(&id.len()) => return Err(AdoptError::ClientId),
-            Some(id) => self.dhcp.client_ids.find(id).or_else(|| self.dhcp.client_ids.add(id)),
+            Some(id) => {
+                if self.dhcp.client_ids.find(id).is_none() {
+                    let _ = self.dhcp.client_ids.add(id);
+                }
+                ClientId::new(id)
+            }
         };
         let resolvers = lease
             .resolvers
             .iter()
             .filter(|resolver| self.identity.is_sane_resolver(*resolver) && *resolver != lease.address);
-        self.dhcp.bind(Lease { resolvers: resolvers.collect(), ..lease }, client_id);
+        let terms = Terms { client_id, has_asked_time: false };
+        self.dhcp.bind(Lease { resolvers: resolvers.collect(), ..lease }, terms, now);
         Ok(())
     }
 
     /// Gives the VM's address back at a clean end: the binding is gone at once, and the DHCPRELEASE that tells the
-    /// server (RFC 2131, section 4.4.6) is returned for the host side. `None` without a lease.
-    pub fn release(&mut self) -> Option<ReleaseFrame> {
-        let frame = ReleaseFrame::new(&self.dhcp, &self.identity);
-        self.dhcp.give_up(UnboundCause::Released);
-        frame
+    /// server (RFC 2131, section 4.4.6) is returned for the host side. `None` if the server can have no lease for it.
+    pub fn release(&mut self, now: Timestamp) -> Option<ReleaseFrame> {
+        self.advance(now);
+        let transaction = self.dhcp.transactions.fresh_id();
+        let lease = self.dhcp.take_for_release(now)?;
+        ReleaseFrame::new(&lease, &self.identity, transaction)
+    }
+
+    /// The DHCPRELEASE of an earlier lease, if there is one to send to the host side: the server has given the VM
+    /// another address since, and a VM has one at a time (rule C5). It carries the identifier of that lease.
+    pub fn poll_release(&mut self) -> Option<ReleaseFrame> {
+        let lease = self.dhcp.take_surplus()?;
+        ReleaseFrame::new(&lease, &self.identity, self.dhcp.transactions.fresh_id())
     }
 
     /// What was forwarded and dropped so far.
@@ -461,7 +547,7 @@ impl Port {
             port: transport.destination_port(),
             is_fragment: !matches!(part, Part::Whole(_)),
         };
-        destination::judge(&self.table, &self.identity, lease, frame.destination(), to)
+        destination::judge(&self.table, &self.host, &self.identity, lease, frame.destination(), to)
     }
 
     /// The rules B and I.
@@ -770,6 +856,26 @@ mod tests {
         assert_eq!(port.lease(), None);
     }
 
+    /// L6: what a link loses is dropped, not forwarded.
+    #[test]
+    fn l6_losses_of_links_are_drops() {
+        let mut port = bound();
+        let frame = IpFrame::udp(WORLD_IP, 80).frame();
+        for _ in 0..3 {
+            assert!(port.from_vm(&frame, NOW).is_forward());
+        }
+        let len = frame.len() as u64;
+        let before = port.counters().from_vm.forwarded_bytes();
+        port.dropped_by_link(Direction::FromVm, DropReason::HostQueueFull, 2, 2 * len);
+        port.dropped_by_link(Direction::FromHost, DropReason::VmRefused, 1, 1);
+        let _ = port.truncated_from_host();
+        let Counters { from_vm, from_host } = port.counters();
+        assert_eq!(from_vm.forwarded_frames(), 2, "the request and one datagram");
+        assert_eq!(from_vm.forwarded_bytes(), before - 2 * len);
+        assert_eq!((from_vm.dropped(DropReason::HostQueueFull), from_vm.dropped_total()), (2, 2));
+        assert_eq!((from_host.forwarded_frames(), from_host.dropped_total()), (0, 2));
+    }
+
     /// A lease of the server's file is taken over if a reply with it would have been believed.
     #[test]
     fn adopt_checks_the_lease() {
@@ -799,19 +905,17 @@ mod tests {
         assert_eq!(port.adopt(lease, None, NOW), Err(AdoptError::Bound));
         assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), Verdict::Forward);
         // After its end another one can be.
-        let longest = [7; 255];
+        let mut longest = [7; 255];
+        longest[0] = 0;
         let next = Lease { expires: None, ..lease };
         assert_eq!(port.adopt(next, Some(&longest), Timestamp::from_secs(1_600)), Ok(()));
         assert_eq!(port.next_deadline(), None);
-        // The identifier is the one under which the lease is given back, and one of four (C5).
-        assert!(port.release().is_some_and(|frame| frame.windows(255).any(|window| window == longest)));
-        for (n, expected) in
-            [(1, Verdict::Forward), (2, Verdict::Forward), (3, drop_for(DropReason::DhcpClientIdLimit))]
-        {
-            let discover = DhcpFrame::discover().option(61, &[0, n]).frame();
-            assert_eq!(port.from_vm(&discover, Timestamp::from_secs(1_600)), expected);
+        // The identifier is the one under which the lease is given back, and a known one (C5).
+        let end = Timestamp::from_secs(1_600);
+        assert!(port.release(end).is_some_and(|frame| frame.windows(255).any(|window| window == longest)));
+        for n in 1..=4 {
+            let discover = DhcpFrame::discover().option(61, &longest[..255 - usize::from(n == 1)]).xid(n);
+            assert_eq!(port.from_vm(&discover.frame(), end), Verdict::Forward);
         }
-        let known = DhcpFrame::discover().option(61, b"\0system").frame();
-        assert_eq!(port.from_vm(&known, Timestamp::from_secs(1_600)), Verdict::Forward);
     }
 }

@@ -76,6 +76,17 @@ const FIRST_BLOCK: u16 = 16;
 
 type Block = [u16; 256];
 
+/// Which of two rules about one destination decides: the greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    /// For a network with a prefix of no bits.
+    Everything,
+    /// For an address of the host besides the gateway's, by `@host`.
+    Host,
+    /// For a network with a prefix of so many bits.
+    Prefix(u8),
+}
+
 /// The compiled destinations of one VM.
 pub(crate) struct Table {
     /// By the upper 16 bits of the address.
@@ -89,19 +100,31 @@ pub(crate) struct Table {
 impl Table {
     /// Compiles the policy for a VM behind `gateway`. 128 KiB, and half a KiB for each /16 and each /24 that is not
     /// of one class; for a network of the type `host` another 133 KiB.
-    pub(crate) fn new(policy: &Policy, gateway: Gateway, net_type: NetType) -> Result<Self, ConfigError> {
+    ///
+    /// `host` are the host's addresses besides the gateway's (H1).
+    pub(crate) fn new(
+        policy: &Policy,
+        gateway: Gateway,
+        net_type: NetType,
+        host: &[Ipv4Addr],
+    ) -> Result<Self, ConfigError> {
         Ok(match net_type {
-            NetType::Nat => Self::compile(policy, gateway, Class::World)?,
+            NetType::Nat => Self::compile(policy, gateway, Class::World, host)?,
             NetType::Host => {
-                let worldless = Self::compile(&Policy::default(), gateway, Class::HostOnly)?;
-                let table = Self::compile(policy, gateway, Class::HostOnly)?;
+                let worldless = Self::compile(&Policy::default(), gateway, Class::HostOnly, &[])?;
+                let table = Self::compile(policy, gateway, Class::HostOnly, host)?;
                 Self { worldless: Some(Box::new(worldless)), ..table }
             }
         })
     }
 
     /// Compiles the policy; what is globally reachable and in no rule is of the class `world`.
-    fn compile(policy: &Policy, gateway: Gateway, world: Class) -> Result<Self, ConfigError> {
+    fn compile(
+        policy: &Policy,
+        gateway: Gateway,
+        world: Class,
+        host: &[Ipv4Addr],
+    ) -> Result<Self, ConfigError> {
         let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new(), worldless: None };
 
         for (address, prefix) in NOT_GLOBAL {
@@ -114,17 +137,34 @@ impl Table {
         table.paint(gateway.subnet.network(), gateway.subnet.prefix_len(), Class::Neighbour)?;
         table.paint(gateway.address, 32, Class::Gateway)?;
 
-        // D2: the longest prefix is painted last, and of one prefix the block.
-        let mut rules: Vec<(u8, Action, Ipv4Addr)> = policy
-            .rules()
+        // H1: a global address of the host is as open as the gateway; a private one stays what it is.
+        for address in host
             .iter()
-            .map(|rule| match rule.target {
-                Target::Net(net) => (net.prefix_len(), rule.action, net.network()),
-                Target::Gateway => (32, rule.action, gateway.address),
-            })
-            .collect();
+            .filter(|address| world == Class::World && table.is_world(**address))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            table.paint(address, 32, Class::Gateway)?;
+        }
+
+        // D2: the longest prefix is painted last, and of one prefix the block. H1: `@host` at another address than the
+        // gateway's gives way to every entry but /0.
+        let mut rules: Vec<(Rank, Action, Ipv4Addr, u8)> = Vec::new();
+        for rule in policy.rules() {
+            match rule.target {
+                Target::Net(net) => {
+                    let prefix = net.prefix_len();
+                    let rank = if prefix == 0 { Rank::Everything } else { Rank::Prefix(prefix) };
+                    rules.push((rank, rule.action, net.network(), prefix));
+                }
+                Target::Gateway => {
+                    rules.push((Rank::Prefix(32), rule.action, gateway.address, 32));
+                    rules.extend(host.iter().map(|address| (Rank::Host, rule.action, *address, 32)));
+                }
+            }
+        }
         rules.sort_unstable();
-        for (prefix, action, address) in rules {
+        for (_, action, address, prefix) in rules {
             let class = match action {
                 Action::Allow => Class::Allowed,
                 Action::Block => Class::Blocked,
@@ -246,7 +286,7 @@ mod tests {
 
     fn table(allow: &[&str], block: &[&str]) -> Table {
         let config = config(allow, block);
-        Table::new(&config.policy, config.gateway, config.net_type).unwrap()
+        Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap()
     }
 
     fn class(table: &Table, address: &str) -> Class {
@@ -372,7 +412,7 @@ mod tests {
     fn d9_host_network_has_no_world() {
         let host = |allow: &[&str], block: &[&str]| {
             let config = crate::PortConfig { net_type: NetType::Host, ..config(allow, block) };
-            Table::new(&config.policy, config.gateway, config.net_type).unwrap()
+            Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap()
         };
         let table = host(&["8.8.8.8", "172.16.0.0/12"], &["9.9.9.0/24"]);
         for (address, expected) in [
@@ -407,7 +447,7 @@ mod tests {
         let mut config = config(&[], &[]);
         config.gateway.subnet = "203.0.112.0/23".parse().unwrap();
         config.gateway.address = Ipv4Addr::new(203, 0, 112, 1);
-        let table = Table::new(&config.policy, config.gateway, config.net_type).unwrap();
+        let table = Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap();
         for (address, expected) in [
             ("203.0.111.255", Class::World),
             ("203.0.112.0", Class::Never),
@@ -431,7 +471,7 @@ mod tests {
                 action: Action::Block,
             });
             let config = config(&[], &[]);
-            Table::new(&Policy::new(rules.collect()), config.gateway, config.net_type)
+            Table::new(&Policy::new(rules.collect()), config.gateway, config.net_type, &[])
         };
         let table = many(40_000).unwrap();
         assert_eq!(class(&table, "1.0.0.1"), Class::Blocked);

@@ -34,6 +34,8 @@ pub(crate) fn config(allow: &[&str], block: &[&str]) -> PortConfig {
         net_type: NetType::Nat,
         policy: Policy::new([rules(allow, Action::Allow), rules(block, Action::Block)].concat()),
         mtu: 1500,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
     }
 }
 

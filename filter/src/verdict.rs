@@ -6,7 +6,7 @@ use core::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use = "a frame whose verdict is not looked at is forwarded unfiltered"]
 pub enum Verdict {
-    /// Hand the frame on, as it is.
+    /// Hand the frame on, as it is. If the link then loses it, that is counted too (rule L6).
     Forward,
     /// Do not hand the frame on; it has been counted under this reason.
     Drop(DropReason),
@@ -74,6 +74,16 @@ drop_reasons! {
     GroupMac: "L5" "group-mac",
     /// A multicast packet in a frame that is not for its own multicast address.
     MulticastMac: "L5" "multicast-mac",
+    /// A frame of the VM that passed, but the host's queue stayed full.
+    HostQueueFull: "L6" "host-queue-full",
+    /// A frame of the VM that passed, but the host's link refused it: its interface is down, for one.
+    HostRefused: "L6" "host-refused",
+    /// A frame for the VM that passed, but the VM's queue stayed full.
+    VmQueueFull: "L6" "vm-queue-full",
+    /// A frame for the VM that passed, but the VM's link refused it.
+    VmRefused: "L6" "vm-refused",
+    /// A frame from the host that is longer than the host's own MTU allows, or that the link could not take apart.
+    HostOversize: "L6" "host-oversize",
 
     /// ARP that is truncated, not for IPv4 over Ethernet, or neither request nor reply.
     ArpMalformed: "A1" "arp-malformed",
@@ -131,7 +141,7 @@ drop_reasons! {
     Multicast: "D3" "multicast",
     /// A neighbour on the VM's own network.
     Neighbour: "D3" "neighbour",
-    /// Neither TCP nor UDP nor ICMP to the gateway.
+    /// Neither TCP nor UDP nor ICMP to the gateway, or to another address of the host.
     GatewayProtocol: "D4" "gateway-protocol",
     /// Anything but DNS to a resolver that is open for nothing else.
     ResolverPort: "D5" "resolver-port",
@@ -168,7 +178,7 @@ drop_reasons! {
     DhcpClientId: "C5" "dhcp-client-id",
     /// A client identifier that names the MAC address of somebody else.
     DhcpClientIdForeign: "C5" "dhcp-client-id-foreign",
-    /// One more client identifier than a VM may use in its life.
+    /// New client identifiers at a higher rate than systems that start one after the other have them.
     DhcpClientIdLimit: "C5" "dhcp-client-id-limit",
     /// A RELEASE of an address that is not the VM's lease.
     DhcpRelease: "C6" "dhcp-release",
@@ -176,6 +186,10 @@ drop_reasons! {
     DhcpDecline: "C6" "dhcp-decline",
     /// More DHCP than a client sends.
     DhcpRate: "C7" "dhcp-rate",
+    /// DHCP for another server than the gateway (option 54).
+    DhcpServer: "C8" "dhcp-server",
+    /// A client's name that is no host name (options 12 and 81).
+    DhcpName: "C9" "dhcp-name",
 
     /// A DHCP reply that is not from the known server: MAC address, IP address, port or server identifier.
     ReplyServer: "B1" "reply-server",
@@ -189,7 +203,7 @@ drop_reasons! {
     ReplyHeader: "B1" "reply-header",
     /// A DHCP reply whose `chaddr` is not the VM's MAC address.
     ReplyHardwareAddress: "B1" "reply-hardware-address",
-    /// A DHCP reply to a request that the VM did not send, or that has been answered.
+    /// A DHCP reply to a request that the VM did not send, that has been answered, or that the VM has made void.
     ReplyTransaction: "B1" "reply-transaction",
     /// A DHCP reply of a type that is none.
     ReplyType: "B1" "reply-type",
@@ -199,6 +213,11 @@ drop_reasons! {
     ReplyOptions: "B3" "reply-options",
     /// A DHCP reply that gives an address for no time.
     ReplyLeaseTime: "B3" "reply-lease-time",
+    /// A DHCP message of the VM that asks for something else under the number of one that waits for its answer.
+    DhcpTransaction: "B7" "dhcp-transaction",
+
+    /// A port of the host that leads to another VM.
+    ExposedPort: "H2" "exposed-port",
 
     /// A frame for another station.
     OtherStation: "I2" "other-station",
@@ -241,7 +260,7 @@ mod tests {
     fn reasons_are_in_the_order_of_the_rules() {
         let order = |rule: &str| {
             let (group, number) = rule.split_at(1);
-            ("LASDCBI".find(group).unwrap(), number.parse::<u32>().unwrap())
+            ("LASDCBHI".find(group).unwrap(), number.parse::<u32>().unwrap())
         };
         assert!(DropReason::ALL.windows(2).all(|pair| order(pair[0].rule()) <= order(pair[1].rule())));
         assert!(DropReason::ALL.iter().enumerate().all(|(index, &reason)| reason as usize == index));

@@ -140,7 +140,7 @@ fn r1_judging_allocates_nothing() {
         while port.poll_event().is_some() {}
         let _ = port.next_deadline();
         let _ = port.truncated_from_vm();
-        let _ = port.release();
+        let _ = port.release(now);
         write!(Nowhere, "{}", port.counters()).expect("nowhere has room");
     });
     assert_eq!(rest, 0);

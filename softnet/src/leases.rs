@@ -405,7 +405,16 @@ mod tests {
     fn port() -> Port {
         let gateway = Gateway { mac: MacAddr([2, 0, 0, 0, 0, 0xfe]), address: GATEWAY, subnet: SUBNET };
         let (net_type, policy) = (NetType::Nat, Policy::default());
-        Port::new(PortConfig { vm_mac: MAC, gateway, net_type, policy, mtu: 1500 }).unwrap()
+        Port::new(PortConfig {
+            vm_mac: MAC,
+            gateway,
+            net_type,
+            policy,
+            mtu: 1500,
+            server_files_by_mac: false,
+            host_addresses: Vec::new(),
+        })
+        .unwrap()
     }
 
     /// A file that is there as long as this.

@@ -9,10 +9,10 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
-use softnet_filter::{Lease, Port, PortEvent, Timestamp, Verdict};
+use softnet_filter::{Direction, DropReason, Lease, Port, PortEvent, ReleaseFrame, Timestamp, Verdict};
 
 use crate::clock::{self, Alarm};
-use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
+use crate::link::{FrameBatch, Link, LinkError, Losses, Received, Sent};
 use crate::parent::ParentWatch;
 use crate::sandbox::{Needs, Syscall};
 use crate::signals::Signals;
@@ -133,8 +133,6 @@ struct Lane {
     retry_at: Option<Timestamp>,
     /// The destination did not take its frames in time and has taken none since.
     stalled: bool,
-    /// Frames that a full queue cost.
-    queue_full: u64,
 }
 
 impl Lane {
@@ -145,7 +143,6 @@ impl Lane {
             blocked_until: None,
             retry_at: None,
             stalled: false,
-            queue_full: 0,
         }
     }
 
@@ -175,15 +172,13 @@ impl Lane {
     fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
         let outcome = to.send(&mut self.batch)?;
         self.retry_at = None;
-        self.queue_full = self.queue_full.saturating_add(self.batch.take_given_up() as u64);
         match outcome {
             Sent::All => {
                 self.blocked_until = None;
                 self.stalled = false;
             }
             Sent::Blocked if self.stalled || self.blocked_until.is_some_and(|until| now >= until) => {
-                self.queue_full = self.queue_full.saturating_add(self.batch.len_on_wire() as u64);
-                self.batch.clear();
+                self.batch.give_up();
                 self.blocked_until = None;
                 self.stalled = true;
             }
@@ -279,8 +274,6 @@ pub struct Relay {
     from_vm: Lane,
     from_host: Lane,
     probe: Option<Probe>,
-    /// Frames from the host that were longer than its MTU.
-    host_oversized: u64,
 }
 
 impl Relay {
@@ -322,7 +315,6 @@ impl Relay {
             parent,
             from_vm: Lane::new(longest_from_vm),
             from_host: Lane::new(longest_from_host),
-            host_oversized: 0,
             probe: needs_probe.then(|| Probe::new(clock::now())),
         })
     }
@@ -420,6 +412,7 @@ impl Relay {
         for _ in 0..from_vm.batch.take_truncated() {
             let _ = port.truncated_from_vm();
         }
+        self.count_losses();
         outcome.map_err(|error| match error {
             LaneError::From(error) => Stop::vm(error),
             LaneError::To(error) => Stop::host(error),
@@ -433,7 +426,10 @@ impl Relay {
     fn carry_from_host(&mut self, now: Timestamp) -> Result<(), Stop> {
         let Relay { from_host, vm, host, port, .. } = self;
         let outcome = from_host.turn(&mut **host, &mut **vm, now, |frame| port.from_host(frame, now));
-        self.host_oversized = self.host_oversized.saturating_add(from_host.batch.take_truncated() as u64);
+        for _ in 0..from_host.batch.take_truncated() {
+            let _ = port.truncated_from_host();
+        }
+        self.count_losses();
         outcome.map_err(|error| match error {
             LaneError::From(error) => Stop::host(error),
             LaneError::To(error) => Stop::vm(error),
@@ -452,6 +448,9 @@ impl Relay {
             if matches!(event, PortEvent::Bound(_) | PortEvent::Unbound { .. }) {
                 self.follower.lease_changed(self.port.lease(), now);
             }
+        }
+        if let Some(release) = self.port.poll_release() {
+            self.send_release(&release);
         }
         if self.from_vm.deadline().is_some_and(|at| now >= at) {
             self.resume_to_host(now)?;
@@ -484,14 +483,33 @@ impl Relay {
 
     /// The host's queue may have room again.
     fn resume_to_host(&mut self, now: Timestamp) -> Result<(), Stop> {
-        self.from_vm.send(&mut *self.host, now).map_err(Stop::host)?;
+        let outcome = self.from_vm.send(&mut *self.host, now);
+        self.count_losses();
+        outcome.map_err(Stop::host)?;
         if self.from_vm.batch.is_empty() { self.want_host_writable(false) } else { Ok(()) }
     }
 
     /// The VM's queue may have room again.
     fn resume_to_vm(&mut self, now: Timestamp) -> Result<(), Stop> {
-        self.from_host.send(&mut *self.vm, now).map_err(Stop::vm)?;
+        let outcome = self.from_host.send(&mut *self.vm, now);
+        self.count_losses();
+        outcome.map_err(Stop::vm)?;
         if self.from_host.batch.is_empty() { self.want_vm_writable(false) } else { Ok(()) }
+    }
+
+    /// What the links have lost of the frames that passed is dropped, and counted as that (rule L6).
+    fn count_losses(&mut self) {
+        let Relay { from_vm, from_host, port, .. } = self;
+        let mut count = |direction, losses: Losses, full, refused| {
+            for (reason, loss) in [(full, losses.queue_full), (refused, losses.refused)] {
+                if loss.frames > 0 {
+                    port.dropped_by_link(direction, reason, loss.frames, loss.bytes);
+                }
+            }
+        };
+        let (to_host, to_vm) = (from_vm.batch.take_losses(), from_host.batch.take_losses());
+        count(Direction::FromVm, to_host, DropReason::HostQueueFull, DropReason::HostRefused);
+        count(Direction::FromHost, to_vm, DropReason::VmQueueFull, DropReason::VmRefused);
     }
 
     fn want_host_writable(&mut self, wanted: bool) -> Result<(), Stop> {
@@ -504,32 +522,34 @@ impl Relay {
 
     /// Gives the VM's lease back to the DHCP server, so that short-lived VMs do not exhaust its addresses.
     pub fn release_lease(&mut self) {
-        let Some(release) = self.port.release() else { return };
+        let now = clock::now();
+        let Some(release) = self.port.release(now) else { return };
+        if self.send_release(&release) {
+            // Nobody else has to.
+            self.follower.lease_changed(None, now);
+        }
+    }
+
+    /// Sends a message of our own in the VM's name; says whether the host's link took it.
+    fn send_release(&mut self, release: &ReleaseFrame) -> bool {
         let mut batch = FrameBatch::new(release.len());
-        batch.free_space()[..release.len()].copy_from_slice(&release);
+        batch.free_space()[..release.len()].copy_from_slice(release);
         batch.push(release.len());
         match self.host.send(&mut batch) {
-            Ok(Sent::All) => {
-                tracing::info!("gave the lease back");
-                // Nobody else has to.
-                self.follower.lease_changed(None, clock::now());
+            Ok(Sent::All) if batch.take_losses() == Losses::default() => {
+                tracing::info!("gave a lease back");
+                return true;
             }
-            Ok(Sent::Blocked) => tracing::warn!("the lease was not given back: the host's queue is full"),
-            Err(error) => tracing::warn!(%error, "the lease was not given back"),
+            Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
+            Err(error) => tracing::warn!(%error, "a lease was not given back"),
         }
+        false
     }
 
     /// Prints the counters as one line on standard error.
     pub fn print_statistics(&self) {
         // Nobody reading is no reason to end.
-        let _ = writeln!(
-            io::stderr(),
-            "softnet: {} vm-queue-full={} host-queue-full={} host-oversized={}",
-            self.port.counters(),
-            self.from_host.queue_full,
-            self.from_vm.queue_full,
-            self.host_oversized
-        );
+        let _ = writeln!(io::stderr(), "softnet: {}", self.port.counters());
     }
 }
 
@@ -546,6 +566,16 @@ fn log_event(event: &PortEvent) {
         }
         PortEvent::ClientIdChanged { used } => {
             tracing::warn!(used, "the VM uses another DHCP client identifier than before");
+        }
+        PortEvent::ForeignClientId { named } => {
+            let named = named.map(|mac| mac.to_string()).unwrap_or_default();
+            tracing::warn!(
+                named,
+                "the VM's DHCP client identifier names a hardware address that is not the VM's, so its DHCP is \
+                 dropped; a cloned image keeps that of its template: delete the identifier in the guest (the machine \
+                 ID, or the DHCP client's DUID file), give the VM the template's MAC address, or use the managed \
+                 network, whose server looks at MAC addresses only"
+            );
         }
     }
 }
@@ -579,6 +609,8 @@ mod tests {
             net_type: NetType::Nat,
             policy: Policy::default(),
             mtu: 1500,
+            server_files_by_mac: false,
+            host_addresses: Vec::new(),
         });
         let relay = Relay::new(
             Box::new(DatagramLink::new(vm_end.into()).unwrap()),
@@ -674,7 +706,8 @@ mod tests {
         let (vm, mut relay, host) = relay();
         lease_until(&mut relay, Timestamp::MAX);
         // Past the wait for a full queue, frames are read, judged and dropped at once.
-        while relay.from_host.queue_full < 100 {
+        let lost = |relay: &Relay| relay.port.counters().from_host.dropped(DropReason::VmQueueFull);
+        while lost(&relay) < 100 {
             let _ = host.send(&arp_reply());
             turn(&mut relay).unwrap();
         }
@@ -733,7 +766,7 @@ mod tests {
         }
         lane.send(&mut silent, now).unwrap();
         assert!(lane.batch.is_empty() && lane.deadline().is_none());
-        assert_eq!(lane.queue_full, 0);
+        assert_eq!(lane.batch.take_losses(), Losses::default());
     }
 
     #[test]

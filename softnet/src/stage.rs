@@ -44,6 +44,9 @@ impl Opened {
             net_type: config.port.net_type,
             policy,
             mtu: uplink.mtu,
+            // Softnet starts dnsmasq so, and passt has one address to give.
+            server_files_by_mac: matches!(mode, host::Mode::Network | host::Mode::Passt),
+            host_addresses: Vec::new(),
         })?;
         if let Some(file) = leases {
             let (server, subnet) = (uplink.address, uplink.subnet);

@@ -127,6 +127,8 @@ fn filter(config: Config) -> Result<()> {
         net_type: config.port.net_type,
         policy: config.port.policy(),
         mtu: uplink.mtu,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
     })?;
     let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
     if let Some(ready) = config.port.ready {

@@ -3,7 +3,9 @@
 use core::net::Ipv4Addr;
 
 use crate::dhcp::message::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
-use crate::dhcp::state::{Asked, Dhcp};
+use crate::dhcp::name;
+use crate::dhcp::state::{Believed, Dhcp};
+use crate::dhcp::transactions::{Asked, Kind};
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame::Frame;
 use crate::ipv4::{Part, UDP_HEADER_LEN, Udp};
@@ -40,11 +42,74 @@ pub(crate) fn judge_from_vm(
     datagram: Datagram<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let own = dhcp.lease().map(|lease| lease.address);
+    let payload = judge_addressing(dhcp, identity, frame, datagram)?;
+    let message = judge_header(identity, payload)?;
+    let options = message.options().map_err(|error| match error {
+        OptionsError::Malformed => DropReason::DhcpOptions,
+        OptionsError::ClientId => DropReason::DhcpClientId,
+    })?;
 
+    // C3
+    use kind::{DECLINE, DISCOVER, INFORM, RELEASE, REQUEST};
+    let asks_for = match options.message_type {
+        // With rapid commit the server may answer by an ACK at once (RFC 4039).
+        DISCOVER if options.has_rapid_commit => Some(Kind::RapidDiscover),
+        DISCOVER => Some(Kind::Discover),
+        REQUEST => Some(Kind::Request),
+        INFORM => Some(Kind::Inform),
+        DECLINE | RELEASE => None,
+        _ => return Err(DropReason::DhcpMessageType),
+    };
+
+    judge_client_address(dhcp, identity, datagram.source, &message, options.message_type)?;
+    judge_identity(dhcp, identity, &options)?;
+    judge_giving_up(dhcp, &message, &options, now)?;
+    // C8. A server that sees another one selected may go silent for everybody.
+    if options.server.is_some_and(|server| server != identity.gateway) {
+        return Err(DropReason::DhcpServer);
+    }
+    // C9
+    if !options.host_name.is_none_or(name::is_host_name) || !options.fqdn.is_none_or(name::is_fqdn_option) {
+        return Err(DropReason::DhcpName);
+    }
+    // B7
+    let known_id = options.client_id.and_then(|id| dhcp.client_ids.find(id));
+    let is_new_id = options.client_id.is_some() && known_id.is_none();
+    let asked = asks_for.map(|kind| Asked {
+        kind,
+        requested: options.requested_address,
+        client_address: Some(message.client_address).filter(|address| !address.is_unspecified()),
+        lease_time: options.lease_time,
+        client_id: known_id,
+    });
+    if let Some(asked) = asked
+        && !dhcp.transactions.admits(message.transaction, asked, is_new_id, now)
+    {
+        return Err(DropReason::DhcpTransaction);
+    }
+    if is_new_id && !dhcp.new_client_ids.has_room(now) {
+        return Err(DropReason::DhcpClientIdLimit);
+    }
+    judge_rate(dhcp, options.message_type, now)?;
+
+    // The message passes. What does it change?
+    let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
+    match (asked, options.message_type) {
+        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
+        (None, RELEASE) => dhcp.give_up(UnboundCause::Released),
+        (None, _) => dhcp.give_up(UnboundCause::Declined),
+    }
+    Ok(())
+}
+
+/// C1: who sends it, and where it goes. Gives the message.
+fn judge_addressing<'a>(
+    dhcp: &Dhcp,
+    identity: &Identity,
+    frame: Frame<'_>,
+    datagram: Datagram<'a>,
+) -> Result<&'a [u8], DropReason> {
     let Datagram { source, destination, udp, part } = datagram;
-
-    // C1
     if udp.source_port != CLIENT_PORT || udp.destination_port != SERVER_PORT {
         return Err(DropReason::DhcpPorts);
     }
@@ -52,14 +117,19 @@ pub(crate) fn judge_from_vm(
         return Err(DropReason::DhcpFragment);
     };
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
+    // C10: a VM that believes in its last lease renews it from there.
+    let has_address = dhcp.lease().is_some() || may_believe(dhcp, identity, source);
     let is_to_server =
-        destination == identity.gateway && frame.destination() == identity.gateway_mac && own.is_some();
+        destination == identity.gateway && frame.destination() == identity.gateway_mac && has_address;
     if !is_broadcast && !is_to_server {
         return Err(DropReason::DhcpDestination);
     }
+    datagram.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)
+}
 
-    // C2
-    let message = datagram.get(UDP_HEADER_LEN..).and_then(Message::parse).ok_or(DropReason::DhcpHeader)?;
+/// C2: the fixed part of the message.
+fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a>, DropReason> {
+    let message = Message::parse(payload).ok_or(DropReason::DhcpHeader)?;
     if message.operation != BOOT_REQUEST
         || message.hardware_type != ETHERNET
         || message.hardware_len != 6
@@ -72,48 +142,99 @@ pub(crate) fn judge_from_vm(
     if MacAddr(message.hardware_address) != identity.vm_mac || !message.is_hardware_padding_zero {
         return Err(DropReason::DhcpHardwareAddress);
     }
-    let options = message.options().map_err(|error| match error {
-        OptionsError::Malformed => DropReason::DhcpOptions,
-        OptionsError::ClientId => DropReason::DhcpClientId,
-    })?;
+    Ok(message)
+}
 
-    // C3
-    use kind::{DECLINE, DISCOVER, INFORM, RELEASE, REQUEST};
-    if !matches!(options.message_type, DISCOVER | REQUEST | DECLINE | RELEASE | INFORM) {
-        return Err(DropReason::DhcpMessageType);
+/// C4, C10: the addresses that the message says are the VM's.
+fn judge_client_address(
+    dhcp: &Dhcp,
+    identity: &Identity,
+    source: Ipv4Addr,
+    message: &Message<'_>,
+    message_type: u8,
+) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    let client_address = message.client_address;
+    // C10: nothing but a REQUEST, and one that says the same of its sender twice.
+    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, identity, address);
+    let renews_the_last =
+        is_believed(client_address) && (source.is_unspecified() || source == client_address);
+    let names_source_only =
+        client_address.is_unspecified() && dhcp.believed() == Believed::Anything && is_believed(source);
+    if renews_the_last || names_source_only {
+        return Ok(());
     }
-
-    // C4
     let is_own_or_none = |address: Ipv4Addr| address.is_unspecified() || Some(address) == own;
     if !is_own_or_none(source) {
         return Err(DropReason::DhcpSource);
     }
-    if !is_own_or_none(message.client_address) {
-        return Err(if options.message_type == RELEASE {
+    if !is_own_or_none(client_address) {
+        return Err(if message_type == kind::RELEASE {
             DropReason::DhcpRelease
         } else {
             DropReason::DhcpClientAddress
         });
     }
+    Ok(())
+}
 
-    // C5
-    let known_id = judge_identity(dhcp, identity, &options)?;
+/// C10: whether a VM without a lease may believe that it has this one.
+fn may_believe(dhcp: &Dhcp, identity: &Identity, address: Ipv4Addr) -> bool {
+    dhcp.lease().is_none()
+        && match dhcp.believed() {
+            Believed::Expired(last) => address == last,
+            Believed::Anything => identity.may_be_leased(address),
+            Believed::Nothing => false,
+        }
+}
 
-    // C6
+/// C5: judges what a message says about who sends it.
+fn judge_identity(dhcp: &mut Dhcp, identity: &Identity, options: &Options<'_>) -> Result<(), DropReason> {
+    if options.has_relay_agent {
+        return Err(DropReason::DhcpRelayOption);
+    }
+    if options.has_overload {
+        return Err(DropReason::DhcpOverload);
+    }
+    // Where the server files leases by MAC address, an identifier takes nothing from anybody, and cloned images have
+    // that of their template.
+    let Some(id) = options.client_id.filter(|id| !is_own_or_opaque(id, identity.vm_mac)) else {
+        return Ok(());
+    };
+    if identity.server_files_by_mac {
+        return Ok(());
+    }
+    if !core::mem::replace(&mut dhcp.has_foreign_client_id, true) {
+        dhcp.push_event(PortEvent::ForeignClientId { named: named_mac(id) });
+    }
+    Err(DropReason::DhcpClientIdForeign)
+}
+
+/// C6: the VM gives up what it has or was offered, and nothing else.
+fn judge_giving_up(
+    dhcp: &Dhcp,
+    message: &Message<'_>,
+    options: &Options<'_>,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
     match options.message_type {
         // With no lease, `ciaddr` is 0 here.
-        RELEASE if own != Some(message.client_address) => return Err(DropReason::DhcpRelease),
-        DECLINE => {
+        kind::RELEASE if own != Some(message.client_address) => Err(DropReason::DhcpRelease),
+        kind::DECLINE => {
             let declined = options.requested_address;
             if declined.is_none() || (declined != own && declined != dhcp.offered(now)) {
                 return Err(DropReason::DhcpDecline);
             }
+            Ok(())
         }
-        _ => {}
+        _ => Ok(()),
     }
+}
 
-    // C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
-    let is_decline = options.message_type == DECLINE;
+/// C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
+fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), DropReason> {
+    let is_decline = message_type == kind::DECLINE;
     if !dhcp.messages.has_room(now) || (is_decline && !dhcp.declines.has_room(now)) {
         return Err(DropReason::DhcpRate);
     }
@@ -121,56 +242,7 @@ pub(crate) fn judge_from_vm(
     if is_decline {
         dhcp.declines.count(now);
     }
-
-    // The message passes. What does it change?
-    let client_id = match (known_id, options.client_id) {
-        (Some(number), _) => Some(number),
-        (None, Some(id)) => note_client_id(dhcp, id),
-        (None, None) => None,
-    };
-    match options.message_type {
-        // With rapid commit the server may answer by an ACK at once (RFC 4039).
-        DISCOVER if options.has_rapid_commit => {
-            dhcp.transactions.open(message.transaction, Asked::Request, client_id);
-        }
-        DISCOVER => dhcp.transactions.open(message.transaction, Asked::Discover, client_id),
-        REQUEST => dhcp.transactions.open(message.transaction, Asked::Request, client_id),
-        INFORM => dhcp.transactions.open(message.transaction, Asked::Inform, client_id),
-        RELEASE => dhcp.give_up(UnboundCause::Released),
-        _ => dhcp.give_up(UnboundCause::Declined),
-    }
     Ok(())
-}
-
-/// C5: judges what a message says about who sends it, and gives the number of its client identifier if that has been
-/// used before.
-fn judge_identity(dhcp: &Dhcp, identity: &Identity, options: &Options<'_>) -> Result<Option<u8>, DropReason> {
-    if options.has_relay_agent {
-        return Err(DropReason::DhcpRelayOption);
-    }
-    if options.has_overload {
-        return Err(DropReason::DhcpOverload);
-    }
-    let Some(id) = options.client_id else {
-        return Ok(None);
-    };
-    if !is_own_or_opaque(id, identity.vm_mac) {
-        return Err(DropReason::DhcpClientIdForeign);
-    }
-    match dhcp.client_ids.find(id) {
-        Some(number) => Ok(Some(number)),
-        None if dhcp.client_ids.has_room() => Ok(None),
-        None => Err(DropReason::DhcpClientIdLimit),
-    }
-}
-
-fn note_client_id(dhcp: &mut Dhcp, id: &[u8]) -> Option<u8> {
-    let number = dhcp.client_ids.add(id);
-    let used = dhcp.client_ids.used();
-    if used > 1 {
-        dhcp.push_event(PortEvent::ClientIdChanged { used });
-    }
-    number
 }
 
 /// The last hardware type that IANA has assigned below the letters and digits of ASCII. RFC 2132 makes any type from
@@ -201,6 +273,16 @@ fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
         // A bare DUID begins with a zero, and so does a name.
         _ => duid_address(id).is_none_or(|address| address == own),
     }
+}
+
+/// The Ethernet address that an identifier names, if it names one.
+fn named_mac(id: &[u8]) -> Option<MacAddr> {
+    let address = match id {
+        [1, address @ ..] => address.try_into().ok(),
+        [255, rest @ ..] => duid_address(rest).or_else(|| duid_address(rest.get(4..)?)),
+        _ => duid_address(id),
+    };
+    address.map(MacAddr)
 }
 
 /// The Ethernet address on which a DUID is based: with (1) or without (3) a time (RFC 8415, sections 11.2 and 11.4).
@@ -324,7 +406,7 @@ mod tests {
         let malformed = drop_for(DropReason::DhcpOptions);
         assert_eq!(first(&with_tail(&[0, 0, 0, 255, 0, 0, 0])), Verdict::Forward);
         assert_eq!(first(&with_tail(&[12, 3, b'f', b'o', b'o', 255])), Verdict::Forward);
-        assert_eq!(first(&with_tail(&[12, 0, 255])), Verdict::Forward);
+        assert_eq!(first(&with_tail(&[13, 0, 255])), Verdict::Forward);
         for tail in [
             &[][..],
             &[0, 0],
@@ -355,9 +437,9 @@ mod tests {
         assert_eq!(first(&DhcpFrame::discover().option(53, &[1])), malformed);
         assert_eq!(first(&DhcpFrame::discover().option(53, &[3])), malformed);
         for code in [50, 51, 54] {
-            let once = DhcpFrame::discover().option(code, &[1, 2, 3, 4]);
+            let once = DhcpFrame::discover().option(code, &GATEWAY_IP.octets());
             assert_eq!(first(&once), Verdict::Forward, "{code}");
-            assert_eq!(first(&once.option(code, &[1, 2, 3, 4])), malformed, "{code}");
+            assert_eq!(first(&once.option(code, &GATEWAY_IP.octets())), malformed, "{code}");
         }
     }
 
@@ -383,15 +465,20 @@ mod tests {
         for address in [GATEWAY_IP, OTHER_IP, WORLD_IP, Ipv4Addr::BROADCAST] {
             let from = DhcpFrame { from: address, ..DhcpFrame::request() };
             let with = DhcpFrame::request().ciaddr(address);
-            for mut port in [fresh(), bound()] {
+            // C10 is about ports that never knew of a lease.
+            let mut given_up = bound();
+            assert_eq!(judge(&mut given_up, &DhcpFrame::release()), Verdict::Forward);
+            for mut port in [given_up, bound()] {
                 assert_eq!(judge(&mut port, &from), drop_for(DropReason::DhcpSource), "{address}");
                 assert_eq!(judge(&mut port, &with), drop_for(DropReason::DhcpClientAddress), "{address}");
             }
         }
         let from = DhcpFrame { from: OWN_IP, ..DhcpFrame::request() };
         let with = DhcpFrame::request().ciaddr(OWN_IP);
-        assert_eq!(first(&from), drop_for(DropReason::DhcpSource));
-        assert_eq!(first(&with), drop_for(DropReason::DhcpClientAddress));
+        let mut given_up = bound();
+        assert_eq!(judge(&mut given_up, &DhcpFrame::release()), Verdict::Forward);
+        assert_eq!(judge(&mut given_up, &from), drop_for(DropReason::DhcpSource));
+        assert_eq!(judge(&mut given_up, &with), drop_for(DropReason::DhcpClientAddress));
         assert_eq!(judge(&mut bound(), &from), Verdict::Forward);
         assert_eq!(judge(&mut bound(), &with), Verdict::Forward);
         assert_eq!(judge(&mut bound(), &DhcpFrame::renewal()), Verdict::Forward);
@@ -492,34 +579,121 @@ mod tests {
         );
     }
 
-    /// C5: four different identifiers in a life, each change told, none of them forgotten.
+    /// C5: a burst of four identifiers, each change told, then one in 150 s; those that were used last are free.
     #[test]
-    fn c5_client_ids_are_few() {
+    fn c5_new_client_ids_are_few() {
         let mut port = fresh();
         let id = |id: &[u8]| DhcpFrame::discover().option(61, id);
         let mut longest = [7; 255];
         longest[0] = 0;
         let ids: [&[u8]; 4] = [b"\0firmware", b"\0installer", b"\0system", &longest];
-        let mut now = NOW;
-        let mut judge = |port: &mut Port, frame: &DhcpFrame| {
-            now = now.saturating_add(core::time::Duration::from_secs(1));
-            port.from_vm(&frame.frame(), now)
+        let (mut now, mut xid) = (NOW, 0);
+        let mut judge = |port: &mut Port, frame: DhcpFrame, after| {
+            now = now.saturating_add(core::time::Duration::from_secs(after));
+            xid += 1;
+            port.from_vm(&frame.xid(xid).frame(), now)
         };
         for (used, text) in (1..).zip(ids) {
-            assert_eq!(judge(&mut port, &id(text)), Verdict::Forward);
+            assert_eq!(judge(&mut port, id(text), 1), Verdict::Forward);
             let event = (used > 1).then_some(PortEvent::ClientIdChanged { used });
             assert_eq!(port.poll_event(), event);
-            assert_eq!(judge(&mut port, &id(ids[0])), Verdict::Forward);
-            assert_eq!(judge(&mut port, &DhcpFrame::discover()), Verdict::Forward);
+            assert_eq!(judge(&mut port, id(ids[0]), 1), Verdict::Forward);
+            assert_eq!(judge(&mut port, DhcpFrame::discover(), 1), Verdict::Forward);
             assert_eq!(port.poll_event(), None);
         }
         let limit = drop_for(DropReason::DhcpClientIdLimit);
-        assert_eq!(judge(&mut port, &id(b"\0fifth")), limit);
-        assert_eq!(judge(&mut port, &id(&longest[..254])), limit);
+        assert_eq!(judge(&mut port, id(b"\0fifth"), 1), limit);
+        assert_eq!(judge(&mut port, id(&longest[..254]), 1), limit);
         for text in ids {
-            assert_eq!(judge(&mut port, &id(text)), Verdict::Forward);
+            assert_eq!(judge(&mut port, id(text), 1), Verdict::Forward);
         }
-        assert_eq!(Port::MAX_CLIENT_IDS, 4);
+        // Twelve seconds and six have passed since the first.
+        assert_eq!(judge(&mut port, id(b"\0fifth"), 130), limit);
+        assert_eq!(judge(&mut port, id(b"\0fifth"), 3), Verdict::Forward);
+        assert_eq!(port.poll_event(), Some(PortEvent::ClientIdChanged { used: 5 }));
+        // The one that was used longest ago is forgotten, and new again.
+        assert_eq!(judge(&mut port, id(ids[0]), 1), limit);
+        assert_eq!(judge(&mut port, id(ids[3]), 1), Verdict::Forward);
+    }
+
+    /// C5: where the server files by MAC address, the identifier of an image's template takes nothing from anybody;
+    /// elsewhere it is told once.
+    #[test]
+    fn c5_foreign_client_ids_of_clones() {
+        let foreign = [1, 2, 0, 0, 0, 0, 0x77];
+        let clone = DhcpFrame::discover().option(61, &foreign);
+        let mut port =
+            Port::new(crate::PortConfig { server_files_by_mac: true, ..config(&[], &[]) }).unwrap();
+        assert_eq!(judge(&mut port, &clone), Verdict::Forward);
+        assert_eq!(port.poll_event(), None);
+        let mut port = fresh();
+        for _ in 0..3 {
+            assert_eq!(judge(&mut port, &clone), drop_for(DropReason::DhcpClientIdForeign));
+        }
+        assert_eq!(port.poll_event(), Some(PortEvent::ForeignClientId { named: Some(STRANGER) }));
+        assert_eq!(port.poll_event(), None);
+        for (id, named) in [
+            (&[1, 2, 3][..], None),
+            (&[255, 0, 0, 0, 1, 0, 3, 0, 1, 2, 0, 0, 0, 0, 0x77], Some(STRANGER)),
+            (&[255, 0, 3, 0, 1, 2, 0, 0, 0, 0, 0x77], Some(STRANGER)),
+            (&[0, 1, 0, 1, 9, 9, 9, 9, 2, 0, 0, 0, 0, 0x77], Some(STRANGER)),
+            (&[255, 0, 0, 0, 1, 0, 1, 0, 9], None),
+        ] {
+            let mut port = fresh();
+            let verdict = judge(&mut port, &DhcpFrame::discover().option(61, id));
+            assert_eq!(verdict, drop_for(DropReason::DhcpClientIdForeign));
+            assert_eq!(port.poll_event(), Some(PortEvent::ForeignClientId { named }), "{id:02x?}");
+        }
+    }
+
+    /// C5: a VM has one lease at a time; the earlier one goes back with its own identifier, once the new one is there.
+    #[test]
+    fn c5_the_earlier_lease_is_given_back() {
+        let mut port = fresh();
+        let _ = judge(&mut port, &DhcpFrame::request().option(61, b"\0first"));
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.poll_release(), None);
+        let other = DhcpFrame::request().xid(7).address_option(50, OTHER_IP).option(61, b"\0second");
+        assert_eq!(judge(&mut port, &other), Verdict::Forward);
+        assert_eq!(port.poll_release(), None, "the server may say no");
+        let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(7).yiaddr(OTHER_IP) };
+        assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
+        let frame = port.poll_release().unwrap();
+        let expected = DhcpFrame::release().xid(8).option(61, b"\0first");
+        let expected = DhcpFrame { tail: vec![255], ..expected };
+        let message = expected.message();
+        assert_eq!(frame[42..][..message.len()], message);
+        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
+
+        // None that is the same, has ended by itself, or was given up.
+        let at = |secs| NOW.saturating_add(core::time::Duration::from_secs(secs));
+        let takes = |port: &mut Port, xid, address, now| {
+            let request = DhcpFrame::request().xid(xid).address_option(50, address);
+            assert_eq!(port.from_vm(&request.frame(), now), Verdict::Forward);
+            let ack = DhcpFrame { to: address, ..DhcpFrame::ack().xid(xid).yiaddr(address) };
+            assert_eq!(port.from_host(&ack.frame(), now), Verdict::Forward);
+        };
+        let mut port = bound();
+        takes(&mut port, 7, OWN_IP, NOW);
+        assert_eq!(port.poll_release(), None);
+        let request = DhcpFrame::request().xid(8).address_option(50, NEIGHBOUR_IP);
+        assert_eq!(judge(&mut port, &request), Verdict::Forward);
+        takes(&mut port, 9, OWN_IP, NOW);
+        assert_eq!(port.poll_release(), None, "the server has kept it for the VM");
+        takes(&mut port, 10, OTHER_IP, at(601));
+        assert_eq!(port.poll_release(), None);
+        let release = DhcpFrame { from: OTHER_IP, ..DhcpFrame::release().ciaddr(OTHER_IP) };
+        assert_eq!(port.from_vm(&release.frame(), at(602)), Verdict::Forward);
+        takes(&mut port, 11, OWN_IP, at(603));
+        assert_eq!(port.poll_release(), None);
+        // At the end, what the server may still have for the VM goes back.
+        let request = DhcpFrame::request().xid(12).address_option(50, OTHER_IP);
+        assert_eq!(port.from_vm(&request.frame(), at(604)), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        let frame = port.release(at(604)).unwrap();
+        assert_eq!(frame[26..30], OWN_IP.octets());
+        assert_eq!(port.release(at(604)), None);
     }
 
     /// C5: an identifier that does not pass for another reason is not counted.
@@ -531,7 +705,8 @@ mod tests {
             assert_eq!(judge(&mut port, &release), drop_for(DropReason::DhcpRelease));
         }
         for n in 10..14 {
-            assert_eq!(judge(&mut port, &DhcpFrame::discover().option(61, &[0, n])), Verdict::Forward);
+            let discover = DhcpFrame::discover().option(61, &[0, n]).xid(n.into());
+            assert_eq!(judge(&mut port, &discover), Verdict::Forward);
         }
     }
 
@@ -602,10 +777,11 @@ mod tests {
             assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
         }
         // A DISCOVER with rapid commit may be answered by an ACK.
-        let mut port = bound();
-        let _ = judge(&mut port, &DhcpFrame::discover().option(80, &[]));
-        let _ = judge(&mut port, &DhcpFrame::release());
-        let _ = judge(&mut port, &DhcpFrame::discover());
+        let mut port = fresh();
+        let _ = judge(&mut port, &DhcpFrame::discover().xid(7));
+        let _ = port.from_host(&DhcpFrame::offer().xid(7).frame(), NOW);
+        assert_eq!(judge(&mut port, &DhcpFrame::discover().option(80, &[])), Verdict::Forward);
+        assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), Verdict::Forward);
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
     }
 

@@ -14,6 +14,7 @@ pub(crate) const ETHERNET: u8 = 1;
 pub(crate) mod code {
     pub(crate) const PAD: u8 = 0;
     pub(crate) const RESOLVERS: u8 = 6;
+    pub(crate) const HOST_NAME: u8 = 12;
     pub(crate) const REQUESTED_ADDRESS: u8 = 50;
     pub(crate) const LEASE_TIME: u8 = 51;
     pub(crate) const OVERLOAD: u8 = 52;
@@ -21,6 +22,7 @@ pub(crate) mod code {
     pub(crate) const SERVER: u8 = 54;
     pub(crate) const CLIENT_ID: u8 = 61;
     pub(crate) const RAPID_COMMIT: u8 = 80;
+    pub(crate) const FQDN: u8 = 81;
     pub(crate) const RELAY_AGENT: u8 = 82;
     pub(crate) const END: u8 = 255;
 }
@@ -93,6 +95,9 @@ pub(crate) struct Options<'a> {
     pub(crate) client_id: Option<&'a [u8]>,
     /// A multiple of 4 bytes.
     pub(crate) resolvers: &'a [u8],
+    /// The host's name, by itself and as the domain name that the client wants (C9).
+    pub(crate) host_name: Option<&'a [u8]>,
+    pub(crate) fqdn: Option<&'a [u8]>,
     pub(crate) has_rapid_commit: bool,
     pub(crate) has_overload: bool,
     pub(crate) has_relay_agent: bool,
@@ -142,6 +147,8 @@ impl<'a> Options<'a> {
                     return Err(OptionsError::ClientId);
                 }
                 code::CLIENT_ID => options.client_id = Some(value),
+                code::HOST_NAME => set_once(&mut options.host_name, value)?,
+                code::FQDN => set_once(&mut options.fqdn, value)?,
                 code::RAPID_COMMIT => options.has_rapid_commit = true,
                 code::OVERLOAD => options.has_overload = true,
                 code::RELAY_AGENT => options.has_relay_agent = true,

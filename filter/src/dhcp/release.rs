@@ -6,8 +6,9 @@ use core::net::Ipv4Addr;
 use core::ops::Deref;
 
 use crate::checksum;
+use crate::dhcp::ClientId;
 use crate::dhcp::message::{BOOT_REQUEST, COOKIE, ETHERNET, FIXED_LEN, code, kind};
-use crate::dhcp::state::Dhcp;
+use crate::dhcp::state::Former;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame;
 use crate::ipv4;
@@ -53,14 +54,12 @@ impl ReleaseFrame {
     /// Headers, the message, the longest client identifier and the end option.
     const CAPACITY: usize = Self::HEADERS_LEN + BARE_LEN + 257 + 1;
 
-    /// The frame that gives the lease in `dhcp` back; `None` without one. Broadcast is not needed: the VM's neighbour
-    /// is the server.
-    pub(crate) fn new(dhcp: &Dhcp, identity: &Identity) -> Option<Self> {
-        let lease = dhcp.lease()?;
+    /// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
+    pub(crate) fn new(lease: &Former, identity: &Identity, transaction: u32) -> Option<Self> {
         let mac = identity.vm_mac.octets();
         let own = lease.address.octets();
         let server = lease.server.octets();
-        let client_id = dhcp.lease_client_id().unwrap_or(&[]);
+        let client_id = lease.client_id.as_ref().map_or(&[][..], ClientId::as_bytes);
 
         let mut message_len = BARE_LEN.saturating_add(1);
         if !client_id.is_empty() {
@@ -83,8 +82,7 @@ impl ReleaseFrame {
         let udp_start = writer.at;
         writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
         writer.put_u16(udp_len)?.put(&[0, 0])?;
-        let bare =
-            release_message(identity.vm_mac, lease.address, lease.server, dhcp.transactions.fresh_id());
+        let bare = release_message(identity.vm_mac, lease.address, lease.server, transaction);
         writer.put(&bare[..BARE_LEN])?;
         if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
             writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;
@@ -162,7 +160,7 @@ mod tests {
     fn release_is_a_dhcprelease() {
         let mut port = bound();
         let lease = port.lease().unwrap();
-        let frame = port.release().unwrap();
+        let frame = port.release(NOW).unwrap();
         let expected = DhcpFrame::release().xid(XID + 1);
         let expected = DhcpFrame { tail: [&[255][..], &[0; 50]].concat(), ..expected };
         let mut packet = expected.packet();
@@ -176,7 +174,7 @@ mod tests {
 
         assert_eq!(port.lease(), None);
         assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Released }));
-        assert_eq!(port.release(), None);
+        assert_eq!(port.release(NOW), None);
         assert_eq!(port.poll_event(), None);
     }
 
@@ -187,11 +185,11 @@ mod tests {
         longest[0] = 0;
         for id in [&b"\0system"[..], &longest[..46], &longest[..47], &longest] {
             let mut port = fresh();
-            let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").frame(), NOW);
+            let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").xid(98).frame(), NOW);
             let _ = port.from_vm(&DhcpFrame::request().option(61, id).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
             let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").xid(99).frame(), NOW);
-            let frame = port.release().unwrap();
+            let frame = port.release(NOW).unwrap();
             let options = &frame[14 + 20 + 8 + 240..];
             let expected =
                 [&[53, 1, 7, 54, 4][..], &GATEWAY_IP.octets(), &[61, id.len() as u8], id, &[255]].concat();
@@ -217,7 +215,7 @@ mod tests {
             let mut port = fresh();
             let _ = port.from_vm(&DhcpFrame::request().xid(xid).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().xid(xid).frame(), NOW), Verdict::Forward);
-            port.release().unwrap()
+            port.release(NOW).unwrap()
         };
         // The lower half of the transaction number is one word of the sum. Adding the checksum to it leaves 0.
         let frame = release(0);

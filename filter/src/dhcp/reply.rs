@@ -1,12 +1,12 @@
 //! What a DHCP server may say to the VM, and what is believed of it: the rules B.
 
 use core::net::Ipv4Addr;
-use core::time::Duration;
 
 use crate::checksum;
 use crate::dhcp::SERVER_PORT;
 use crate::dhcp::message::{BOOT_REPLY, Message, Options, kind};
-use crate::dhcp::state::{Dhcp, Transaction};
+use crate::dhcp::state::{Dhcp, lease_time};
+use crate::dhcp::transactions::{Kind, Transaction};
 use crate::frame::Frame;
 use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
 use crate::lease::{Lease, Resolvers};
@@ -14,9 +14,6 @@ use crate::mac::MacAddr;
 use crate::port::Identity;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
-
-/// A lease time that never ends (RFC 2131, section 3.3).
-const INFINITE: u32 = 0xffff_ffff;
 
 /// Judges a datagram for the port of a DHCP client, whatever is in it, and learns from it if it passes. A client may
 /// read such a datagram as DHCP, wherever it comes from, so none passes that fails B1 (B6).
@@ -50,28 +47,21 @@ pub(crate) fn judge_from_host(
     if MacAddr(message.hardware_address) != identity.vm_mac {
         return Err(DropReason::ReplyHardwareAddress);
     }
-    let transaction = *dhcp.transactions.find(message.transaction).ok_or(DropReason::ReplyTransaction)?;
     // B3
     let options = message.options().map_err(|_| DropReason::ReplyOptions)?;
     if options.server != Some(identity.gateway) {
         return Err(DropReason::ReplyServer);
     }
     let is_to = |address: Ipv4Addr| packet.destination() == address || packet.destination().is_broadcast();
-
-    // B3: an ACK to an INFORM tells options, and nothing about an address.
-    if options.message_type == kind::ACK && transaction.is_inform && message.your_address.is_unspecified() {
-        let own = dhcp.lease().map_or(Ipv4Addr::BROADCAST, |lease| lease.address);
-        if !is_to(own) {
-            return Err(DropReason::ReplyDestination);
+    let Some(transaction) = dhcp.transactions.find(message.transaction).copied() else {
+        if is_to(message.your_address) {
+            learn_unasked(dhcp, &message, &options, now);
         }
-        if options.lease_time.is_some() {
-            return Err(DropReason::ReplyLeaseTime);
-        }
-        dhcp.transactions.close(message.transaction);
-        return Ok(());
-    }
-    if !transaction.is_for_address {
         return Err(DropReason::ReplyTransaction);
+    };
+
+    if transaction.asked.kind == Kind::Inform {
+        return judge_information(dhcp, &message, &options, is_to);
     }
     if !is_to(message.your_address) {
         return Err(DropReason::ReplyDestination);
@@ -83,7 +73,12 @@ pub(crate) fn judge_from_host(
             Ok(())
         }
         // To a DISCOVER a server makes an offer; the VM has not asked for an address that it could be given or denied.
-        kind::ACK | kind::NAK if !transaction.is_request => Err(DropReason::ReplyTransaction),
+        kind::ACK | kind::NAK if !transaction.asked.may_bind() => Err(DropReason::ReplyTransaction),
+        // Another address than the one that was asked for: this answers an earlier request (B7).
+        kind::ACK if !transaction.may_give(message.your_address) => {
+            learn_unasked(dhcp, &message, &options, now);
+            Err(DropReason::ReplyTransaction)
+        }
         kind::ACK => learn(dhcp, identity, &message, &options, transaction, now),
         kind::NAK => {
             dhcp.refuse();
@@ -91,6 +86,37 @@ pub(crate) fn judge_from_host(
             Ok(())
         }
         _ => Err(DropReason::ReplyType),
+    }
+}
+
+/// B3, B8: an ACK to an INFORM tells options, and nothing about an address. Some servers repeat the time that is left of
+/// the VM's lease in it.
+fn judge_information(
+    dhcp: &mut Dhcp,
+    message: &Message<'_>,
+    options: &Options<'_>,
+    is_to: impl Fn(Ipv4Addr) -> bool,
+) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    let gives = message.your_address;
+    if options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
+        return Err(DropReason::ReplyTransaction);
+    }
+    if !is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) {
+        return Err(DropReason::ReplyDestination);
+    }
+    if own.is_none() && options.lease_time.is_some() {
+        return Err(DropReason::ReplyLeaseTime);
+    }
+    dhcp.transactions.close(message.transaction);
+    Ok(())
+}
+
+/// B7: a reply that answers nothing the VM waits for does not reach it. But an ACK is the server's word on who has which
+/// address, so the lease is never more than it says.
+fn learn_unasked(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, now: Timestamp) {
+    if options.message_type == kind::ACK && !message.your_address.is_unspecified() {
+        dhcp.contradict(message.your_address, options.lease_time, now);
     }
 }
 
@@ -105,10 +131,9 @@ fn learn(
 ) -> Result<(), DropReason> {
     judge_address(identity, message.your_address)?;
     // B3, B4
-    let expires = match options.lease_time {
+    let lasts = match options.lease_time {
         None | Some(0) => return Err(DropReason::ReplyLeaseTime),
-        Some(INFINITE) => None,
-        Some(seconds) => Some(now.saturating_add(Duration::from_secs(u64::from(seconds)))),
+        Some(seconds) => lease_time(seconds),
     };
     let (resolvers, _) = options.resolvers.as_chunks::<4>();
     let resolvers = resolvers
@@ -118,11 +143,12 @@ fn learn(
     let lease = Lease {
         address: message.your_address,
         server: identity.gateway,
-        expires,
+        // A client counts from when it asked (RFC 2131, section 4.4.1), and the server began no earlier (B7).
+        expires: lasts.map(|lasts| transaction.since.saturating_add(lasts)),
         resolvers: Resolvers::from_iter(resolvers),
     };
     dhcp.transactions.close(message.transaction);
-    dhcp.bind(lease, transaction.client_id);
+    dhcp.acknowledge(lease, &transaction, lasts, now);
     Ok(())
 }
 
@@ -152,6 +178,7 @@ mod tests {
     use crate::port::UnboundCause;
     use crate::testing::*;
     use crate::{AdoptError, Port, PortEvent, Verdict};
+    use core::time::Duration;
 
     /// A port that waits for replies to [`XID`].
     fn waiting() -> Port {
@@ -435,7 +462,7 @@ mod tests {
             let server = config.gateway.address;
             let address: Ipv4Addr = address.parse().unwrap();
             let mut port = Port::new(config).unwrap();
-            let _ = port.from_vm(&DhcpFrame::request().frame(), NOW);
+            let _ = port.from_vm(&DhcpFrame::request().without(54).frame(), NOW);
             let ack = DhcpFrame { from: server, to: address, ..DhcpFrame::ack() };
             let ack = ack.yiaddr(address).address_option(54, server);
             assert_eq!(port.from_host(&ack.frame(), NOW), drop_for(DropReason::ReplyAddress), "{address}");
@@ -456,14 +483,12 @@ mod tests {
         let no_time = |frame: &DhcpFrame, port: &mut Port| port.from_host(&frame.frame(), NOW);
         inform(&mut port);
         for frame in [
-            ack.clone().yiaddr(OWN_IP).lease_time(600),
             DhcpFrame { to: OTHER_IP, ..ack.clone().yiaddr(OTHER_IP).lease_time(600) },
             DhcpFrame::nak().xid(9),
             DhcpFrame::offer().xid(9),
         ] {
             assert_eq!(no_time(&frame, &mut port), drop_for(DropReason::ReplyTransaction));
         }
-        assert_eq!(no_time(&ack.clone().lease_time(600), &mut port), drop_for(DropReason::ReplyLeaseTime));
         let elsewhere = DhcpFrame { to: OTHER_IP, ..ack.clone() };
         assert_eq!(no_time(&elsewhere, &mut port), drop_for(DropReason::ReplyDestination));
         assert_eq!(no_time(&ack, &mut port), Verdict::Forward);
@@ -471,24 +496,315 @@ mod tests {
         inform(&mut port);
         let broadcast = DhcpFrame { to: Ipv4Addr::BROADCAST, to_mac: MacAddr::BROADCAST, ..ack.clone() };
         assert_eq!(no_time(&broadcast, &mut port), Verdict::Forward);
+        // B8: some servers repeat the VM's address and what is left of its lease.
+        for frame in
+            [ack.clone().lease_time(600), ack.clone().yiaddr(OWN_IP).lease_time(9), ack.clone().lease_time(0)]
+        {
+            inform(&mut port);
+            assert_eq!(no_time(&frame, &mut port), Verdict::Forward);
+        }
         assert_eq!(port.lease(), lease);
         assert_eq!(port.poll_event(), None);
         // Without a lease there is no address to send it to but all.
         let mut port = fresh();
         let _ = port.from_vm(&DhcpFrame::client(8).xid(9).frame(), NOW);
         assert_eq!(no_time(&ack, &mut port), drop_for(DropReason::ReplyDestination));
+        assert_eq!(
+            no_time(&broadcast.clone().lease_time(9), &mut port),
+            drop_for(DropReason::ReplyLeaseTime)
+        );
         assert_eq!(no_time(&broadcast, &mut port), Verdict::Forward);
         assert_eq!(port.lease(), None);
     }
 
-    /// B3: a transaction that is both is answered by what fits.
+    /// B7: the lease ends when the server's does at the latest, however late the answer comes: it counts from the
+    /// request.
     #[test]
-    fn b3_inform_and_request_of_the_same_number() {
+    fn b7_a_lease_counts_from_the_request() {
         let mut port = bound();
-        let _ = port.from_vm(&DhcpFrame::inform().frame(), NOW);
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), at(100)), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), at(104)), Verdict::Forward, "the same again");
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(110)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(700)));
+        // So late that nothing is left of it.
+        let _ = port.from_vm(&DhcpFrame::renewal().frame(), at(110));
+        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(5).frame(), at(116)), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+    }
+
+    /// B7: a request for another address ends the lease at once, whether or not an answer comes.
+    #[test]
+    fn b7_a_request_for_another_address_ends_the_lease() {
+        let rapid = DhcpFrame::discover().option(80, &[]);
+        for request in [
+            DhcpFrame::request().address_option(50, OTHER_IP),
+            DhcpFrame::client(3).address_option(50, OTHER_IP),
+            DhcpFrame::renewal().address_option(50, OTHER_IP),
+            DhcpFrame::client(3),
+            rapid.clone(),
+            rapid.address_option(50, OWN_IP),
+        ] {
+            let mut port = bound();
+            let lease = port.lease().unwrap();
+            assert_eq!(port.from_vm(&request.xid(7).frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease(), None);
+            let event = PortEvent::Unbound { lease, cause: UnboundCause::Superseded };
+            assert_eq!(port.poll_event(), Some(event));
+            assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
+            let arp = ArpFrame::request(GATEWAY_IP);
+            assert_eq!(port.from_vm(&arp.frame(), NOW), drop_for(DropReason::ArpNoLease));
+            // Nothing brings it back but an answer to a new request.
+            assert_eq!(
+                port.from_vm(&DhcpFrame::renewal().frame(), NOW),
+                drop_for(DropReason::DhcpDestination)
+            );
+        }
+        // One that the filter drops never reaches the server.
+        let mut port = bound();
+        let foreign = DhcpFrame::request().address_option(50, OTHER_IP).address_option(54, NEIGHBOUR_IP);
+        assert!(!port.from_vm(&foreign.frame(), NOW).is_forward());
+        let offer = DhcpFrame::discover().address_option(50, OTHER_IP).xid(8);
+        assert_eq!(port.from_vm(&offer.frame(), NOW), Verdict::Forward);
+        assert!(port.lease().is_some());
+    }
+
+    /// B7: two requests under one number, of which the first is answered: the second must not reach the server.
+    #[test]
+    fn b7_one_number_asks_for_one_thing() {
+        let dropped = drop_for(DropReason::DhcpTransaction);
+        let renewal = DhcpFrame::renewal();
+        for other in [
+            DhcpFrame::request().address_option(50, OTHER_IP),
+            DhcpFrame::request(),
+            renewal.clone().lease_time(120),
+            renewal.clone().option(61, b"\0other"),
+            DhcpFrame::inform(),
+            DhcpFrame::discover(),
+            DhcpFrame::discover().option(80, &[]),
+        ] {
+            let mut port = bound();
+            let lease = port.lease();
+            assert_eq!(port.from_vm(&renewal.frame(), NOW), Verdict::Forward);
+            assert_eq!(port.from_vm(&other.frame(), NOW), dropped);
+            assert_eq!(port.lease(), lease);
+            // Under another number, and once this one is answered or old, it passes.
+            assert_eq!(port.from_vm(&other.clone().xid(7).frame(), NOW), Verdict::Forward);
+            let mut port = bound();
+            let _ = port.from_vm(&renewal.frame(), NOW);
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+            assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
+            let mut port = bound();
+            let _ = port.from_vm(&renewal.frame(), NOW);
+            assert_eq!(port.from_vm(&other.frame(), at(59)), dropped);
+            assert_eq!(port.from_vm(&other.frame(), at(60)), Verdict::Forward);
+        }
+        // A DISCOVER changes nothing, and its REQUEST has the same number.
+        let mut port = fresh();
+        let discover = DhcpFrame::discover().address_option(50, OTHER_IP).lease_time(9);
+        for frame in [&discover, &DhcpFrame::request(), &DhcpFrame::request()] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_vm(&discover.frame(), NOW), dropped);
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&discover.clone().option(61, b"\0a").frame(), NOW), Verdict::Forward);
+        for other in [
+            discover.clone(),
+            DhcpFrame::request(),
+            DhcpFrame::request().option(61, b"\0b"),
+            discover.option(61, b"\0a").lease_time(8),
+        ] {
+            assert_eq!(port.from_vm(&other.frame(), NOW), dropped);
+        }
+        let request = DhcpFrame::request().option(61, b"\0a");
+        assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+    }
+
+    /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.
+    #[test]
+    fn b7_late_answers_bring_nothing_back() {
+        let late = drop_for(DropReason::ReplyTransaction);
+        let mut port = bound();
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(1).frame(), NOW);
+        let other = DhcpFrame::request().address_option(50, OTHER_IP);
+        let _ = port.from_vm(&other.xid(2).frame(), NOW);
+        assert_eq!(port.from_host(&DhcpFrame::ack().xid(1).frame(), NOW), late);
+        assert_eq!(port.lease(), None);
+        let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(2).yiaddr(OTHER_IP) };
+        assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
+
+        // A time that is asked for caps what there is, and an answer to an earlier request lengthens nothing.
+        let mut port = bound();
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(1).frame(), at(1));
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(2).lease_time(120).frame(), at(2));
+        assert_eq!(port.next_deadline(), Some(at(122)));
+        assert_eq!(port.from_host(&DhcpFrame::ack().xid(1).frame(), at(3)), late);
+        assert_eq!(port.next_deadline(), Some(at(122)));
+        assert_eq!(port.from_host(&DhcpFrame::ack().xid(2).lease_time(300).frame(), at(3)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(302)), "the server's word on this request");
+        // The default, which is known of no ACK yet but the first's.
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(3).frame(), at(4));
+        assert_eq!(port.next_deadline(), Some(at(302)));
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(4).lease_time(0xffff_ffff).frame(), at(5));
+        assert_eq!(
+            port.from_host(&DhcpFrame::ack().xid(4).lease_time(0xffff_ffff).frame(), at(5)),
+            Verdict::Forward
+        );
+        assert_eq!(port.next_deadline(), None);
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(5).frame(), at(6));
+        assert_eq!(port.next_deadline(), Some(at(606)));
+
+        // No default is known where every request has told a time.
+        let mut port = fresh();
+        let _ = port.from_vm(&DhcpFrame::request().lease_time(7200).frame(), NOW);
+        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(7200).frame(), NOW), Verdict::Forward);
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(2).frame(), at(1));
+        assert_eq!(port.next_deadline(), Some(at(61)));
+
+        // The same again under another number is as good as the first.
+        let mut port = bound();
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(1).frame(), at(1));
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(2).frame(), at(2));
+        assert_eq!(port.from_host(&DhcpFrame::ack().xid(1).frame(), at(3)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(601)));
+    }
+
+    /// B7: an ACK that answers nothing is still the server's word.
+    #[test]
+    fn b7_an_ack_out_of_the_blue_revokes() {
+        let dropped = drop_for(DropReason::ReplyTransaction);
+        let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(99).yiaddr(OTHER_IP) };
+        let mut port = bound();
+        let lease = port.lease().unwrap();
+        // Not if anything else of B1 is missing.
+        for forged in [
+            DhcpFrame { from_mac: STRANGER, ..other.clone() },
+            DhcpFrame { from: NEIGHBOUR_IP, ..other.clone() },
+            other.clone().address_option(54, NEIGHBOUR_IP),
+            other.clone().set(30, &[9]),
+            DhcpFrame { to: NEIGHBOUR_IP, ..other.clone() },
+            DhcpFrame::nak().xid(99),
+            DhcpFrame { options: DhcpFrame::offer().options, ..other.clone() },
+            DhcpFrame::ack().xid(99),
+            DhcpFrame::ack().xid(99).lease_time(0),
+            DhcpFrame { to: Ipv4Addr::BROADCAST, ..DhcpFrame::ack().xid(99).yiaddr(Ipv4Addr::UNSPECIFIED) },
+        ] {
+            assert!(!port.from_host(&forged.frame(), NOW).is_forward());
+            assert_eq!(port.lease(), Some(lease));
+        }
+        assert_eq!(port.from_host(&DhcpFrame::ack().xid(99).lease_time(30).frame(), NOW), dropped);
+        assert_eq!(port.next_deadline(), Some(at(30)), "nor does it last longer than the server says");
+        assert_eq!(port.from_host(&other.frame(), NOW), dropped);
+        assert_eq!(port.lease(), None);
+        assert!(matches!(
+            port.poll_event(),
+            Some(PortEvent::Unbound { cause: UnboundCause::Superseded, .. })
+        ));
+        // A number that stood for another request before: this answers that one.
+        let mut port = bound();
         let _ = port.from_vm(&DhcpFrame::renewal().frame(), NOW);
-        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(10)), Verdict::Forward);
-        assert_eq!(port.next_deadline(), Some(at(610)));
+        let _ = port.from_vm(&DhcpFrame::request().address_option(50, OTHER_IP).frame(), at(60));
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(60)), dropped);
+        assert_eq!(port.lease(), None);
+    }
+
+    /// C10: what a VM may do that believes in a lease which has merely expired.
+    #[test]
+    fn c10_the_last_lease_is_renewed_after_its_end() {
+        let rebinding = DhcpFrame::client(3).ciaddr(OWN_IP);
+        let from_own = DhcpFrame { from: OWN_IP, ..rebinding.clone() };
+        let asks = ArpFrame::request(GATEWAY_IP);
+        let answers = ArpFrame { operation: 2, to_mac: GATEWAY, ..asks };
+        for request in [DhcpFrame::renewal(), rebinding.clone(), from_own.clone()] {
+            let mut port = bound();
+            for arp in [asks, answers] {
+                assert_eq!(port.from_vm(&arp.frame(), at(700)), Verdict::Forward);
+            }
+            assert_eq!(port.lease(), None);
+            assert_eq!(port.from_vm(&request.xid(7).frame(), at(700)), Verdict::Forward);
+            assert_eq!(
+                port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), at(700)),
+                drop_for(DropReason::NoLease)
+            );
+            assert_eq!(port.from_host(&DhcpFrame::ack().xid(7).frame(), at(700)), Verdict::Forward);
+            assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), at(700)), Verdict::Forward);
+        }
+        // Nothing else of that address, and nothing of another.
+        let mut port = bound();
+        let no_lease = drop_for(DropReason::ArpNoLease);
+        for arp in [
+            ArpFrame { target: OTHER_IP, ..asks },
+            ArpFrame { target: OWN_IP, ..asks },
+            ArpFrame { sender: OTHER_IP, ..asks },
+            ArpFrame { to_mac: MacAddr::BROADCAST, ..answers },
+        ] {
+            assert_eq!(port.from_vm(&arp.frame(), at(700)), no_lease, "{}", arp.target);
+        }
+        for (frame, reason) in [
+            (rebinding.clone().ciaddr(OTHER_IP), DropReason::DhcpClientAddress),
+            (DhcpFrame { from: OTHER_IP, ..rebinding.clone() }, DropReason::DhcpSource),
+            (from_own.clone().ciaddr(Ipv4Addr::UNSPECIFIED), DropReason::DhcpSource),
+            (DhcpFrame::renewal().ciaddr(OTHER_IP), DropReason::DhcpSource),
+            (DhcpFrame::release(), DropReason::DhcpSource),
+            (DhcpFrame::inform(), DropReason::DhcpSource),
+            (DhcpFrame { from: Ipv4Addr::UNSPECIFIED, ..DhcpFrame::renewal() }, DropReason::DhcpDestination),
+        ] {
+            assert_eq!(port.from_vm(&frame.frame(), at(700)), drop_for(reason));
+        }
+        // Not after the VM gave it up, asked for another, or the server said no.
+        let nak = |port: &mut Port| {
+            let _ = port.from_vm(&DhcpFrame::renewal().frame(), at(700));
+            assert_eq!(port.from_host(&DhcpFrame::nak().frame(), at(700)), Verdict::Forward);
+        };
+        let sends = |frame: DhcpFrame| {
+            move |port: &mut Port| assert!(port.from_vm(&frame.frame(), at(1)).is_forward())
+        };
+        let ends: [Box<dyn Fn(&mut Port)>; 4] = [
+            Box::new(nak),
+            Box::new(sends(DhcpFrame::release())),
+            Box::new(sends(DhcpFrame::decline(OWN_IP))),
+            Box::new(sends(DhcpFrame::request().address_option(50, OTHER_IP))),
+        ];
+        for end in ends {
+            let mut port = bound();
+            end(&mut port);
+            let verdict = port.from_vm(&rebinding.clone().xid(7).frame(), at(701));
+            assert_eq!(verdict, drop_for(DropReason::DhcpClientAddress));
+            assert_eq!(port.from_vm(&asks.frame(), at(701)), no_lease);
+        }
+    }
+
+    /// C10: a port that never knew of a lease may be younger than the VM's.
+    #[test]
+    fn c10_a_new_port_lets_a_vm_renew_what_it_has() {
+        let rebinding = DhcpFrame::client(3).ciaddr(OTHER_IP);
+        let renewal = DhcpFrame { from: OTHER_IP, ..DhcpFrame::renewal().ciaddr(OTHER_IP) };
+        let from_own = DhcpFrame { from: OTHER_IP, ..DhcpFrame::client(3).address_option(50, OTHER_IP) };
+        for request in [rebinding.clone(), renewal.clone(), from_own] {
+            let mut port = fresh();
+            assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease(), None);
+            let arp = ArpFrame { sender: OTHER_IP, ..ArpFrame::request(GATEWAY_IP) };
+            assert_eq!(port.from_vm(&arp.frame(), NOW), drop_for(DropReason::ArpNoLease));
+            let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
+            assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
+        }
+        let mut port = fresh();
+        for (frame, reason) in [
+            (rebinding.clone().ciaddr(WORLD_IP), DropReason::DhcpClientAddress),
+            (rebinding.clone().ciaddr(GATEWAY_IP), DropReason::DhcpClientAddress),
+            (DhcpFrame { from: OWN_IP, ..rebinding.clone() }, DropReason::DhcpSource),
+            (DhcpFrame { from: WORLD_IP, ..renewal.clone() }, DropReason::DhcpDestination),
+            (DhcpFrame { from: OTHER_IP, ..DhcpFrame::discover() }, DropReason::DhcpSource),
+            (DhcpFrame::inform(), DropReason::DhcpSource),
+        ] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), drop_for(reason));
+        }
+        // A server that says no ends it.
+        let _ = port.from_vm(&rebinding.frame(), NOW);
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&renewal.frame(), NOW), drop_for(DropReason::DhcpDestination));
     }
 
     /// B3: no lease time, one of 0, one of another length: no lease.
@@ -591,14 +907,14 @@ mod tests {
         assert_eq!(port.poll_event(), Some(PortEvent::Renewed(second)));
         assert_eq!(port.poll_event(), None);
 
-        let _ = port.from_vm(&DhcpFrame::request().frame(), at(300));
+        let _ = port.from_vm(&DhcpFrame::request().address_option(50, OTHER_IP).frame(), at(300));
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), at(300)), Verdict::Forward);
         let third = port.lease().unwrap();
         assert_eq!(third.address, OTHER_IP);
         assert_eq!(
             port.poll_event(),
-            Some(PortEvent::Unbound { lease: second, cause: UnboundCause::Replaced })
+            Some(PortEvent::Unbound { lease: second, cause: UnboundCause::Superseded })
         );
         assert_eq!(port.poll_event(), Some(PortEvent::Bound(third)));
         let data = IpFrame::udp(WORLD_IP, 80);

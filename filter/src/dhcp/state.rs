@@ -1,8 +1,11 @@
-//! What is remembered about a VM's DHCP: a few fixed fields.
+//! The state of a VM's DHCP: its lease, and what is remembered around it. A few fixed fields.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::dhcp::client_ids::{ClientId, ClientIds, IdNumber};
+use crate::dhcp::rate::{ClientIdRate, DeclineRate, MessageRate};
+use crate::dhcp::transactions::{Asked, Transaction, Transactions};
 use crate::lease::Lease;
 use crate::port::{PortEvent, UnboundCause};
 use crate::time::Timestamp;
@@ -13,19 +16,79 @@ const EVENTS: usize = 8;
 /// How long an offer stands: the time in which a client asks for the address or declines it (A3, C6).
 const OFFER_LIFETIME: Duration = Duration::from_secs(60);
 
+/// What is left of a lease at most, if the VM asks for it again in a way of which the filter cannot tell how long the
+/// server's new lease is: longer than an answer takes, shorter than any server's lease (B7).
+const UNKNOWN_LEASE_TIME: Duration = Duration::from_secs(60);
+
 /// The state of a VM's DHCP.
 #[derive(Debug, Default)]
 pub(crate) struct Dhcp {
     lease: Option<Lease>,
-    /// Where in `client_ids` the identifier is under which the server files the lease.
-    lease_client_id: Option<u8>,
+    /// How the lease was asked for, if there is one.
+    terms: Terms,
+    /// What a VM without a lease may still ask for by the address itself (C10).
+    believed: Believed,
+    /// The lease that a request ended (B7). The server may still keep it for the VM.
+    former: Option<Former>,
+    /// A lease to give back now (C5).
+    surplus: Option<Former>,
     /// The address last offered, and when the offer ends.
     offer: Option<(Ipv4Addr, Timestamp)>,
+    /// How long the server's leases last if the VM does not say how long it wants one.
+    default_lease_time: Option<Duration>,
     pub(crate) transactions: Transactions,
     pub(crate) client_ids: ClientIds,
     pub(crate) messages: MessageRate,
     pub(crate) declines: DeclineRate,
+    pub(crate) new_client_ids: ClientIdRate,
+    /// The VM has used an identifier that names another hardware address.
+    pub(crate) has_foreign_client_id: bool,
     events: [Option<PortEvent>; EVENTS],
+}
+
+/// How a lease was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// The identifier under which the server files it.
+    pub(crate) client_id: Option<ClientId>,
+    /// Whether the request said how long it should last (option 51).
+    pub(crate) has_asked_time: bool,
+}
+
+/// What a VM may believe its address to be while it has no lease (C10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Believed {
+    /// Nothing was ever known of a lease: this port may be younger than the VM's.
+    #[default]
+    Anything,
+    /// The last lease, of this address, has merely expired.
+    Expired(Ipv4Addr),
+    /// The VM knows that it has none.
+    Nothing,
+}
+
+/// A lease that the VM has no more, and the server may still have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Former {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) server: Ipv4Addr,
+    pub(crate) client_id: Option<ClientId>,
+    expires: Option<Timestamp>,
+}
+
+impl Former {
+    fn of(lease: &Lease, terms: Terms) -> Self {
+        Self {
+            address: lease.address,
+            server: lease.server,
+            client_id: terms.client_id,
+            expires: lease.expires,
+        }
+    }
+
+    fn is_over(&self, now: Timestamp) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
+    }
 }
 
 impl Dhcp {
@@ -33,6 +96,11 @@ impl Dhcp {
     #[inline(always)]
     pub(crate) fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
+    }
+
+    /// What a VM without a lease may believe its address to be.
+    pub(crate) fn believed(&self) -> Believed {
+        self.believed
     }
 
     /// The address that the server has offered and that still stands.
@@ -48,29 +116,98 @@ impl Dhcp {
     /// Ends the lease if it has run out.
     #[inline(always)]
     pub(crate) fn advance(&mut self, now: Timestamp) {
-        if let Some(Lease { expires: Some(expires), .. }) = self.lease
+        if let Some(Lease { address, expires: Some(expires), .. }) = self.lease
             && now >= expires
         {
             self.unbind(UnboundCause::Expired);
+            self.believed = Believed::Expired(address);
         }
     }
 
-    /// A lease takes the place of the one before (B5). `client_id` is the number of the identifier that asked for it.
-    pub(crate) fn bind(&mut self, lease: Lease, client_id: Option<u8>) {
+    /// The VM's request passes and the server will act on it, whether or not the answer ever comes (B7): the lease must
+    /// not outlive what the server may make of it.
+    pub(crate) fn ask(&mut self, id: u32, asked: Asked, now: Timestamp) {
+        self.transactions.open(id, asked, now);
+        let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
+        if !asked.is_for(lease.address) {
+            self.former = Some(Former::of(&lease, self.terms));
+            self.unbind(UnboundCause::Superseded);
+            return;
+        }
+        match asked.lease_time.map(lease_time) {
+            Some(None) => {}
+            Some(Some(wanted)) => self.cap(now.saturating_add(wanted)),
+            None if self.terms.has_asked_time => {
+                self.cap(now.saturating_add(self.default_lease_time.unwrap_or(UNKNOWN_LEASE_TIME)));
+            }
+            None => {}
+        }
+    }
+
+    /// The lease ends at `end` at the latest.
+    pub(crate) fn cap(&mut self, end: Timestamp) {
+        if let Some(lease) = &mut self.lease
+            && lease.expires.is_none_or(|expires| end < expires)
+        {
+            lease.expires = Some(end);
+        }
+    }
+
+    /// A genuine ACK came that answers nothing the VM waits for: it is told again what the server has, and the VM gets
+    /// no more than that (B7). `lease_time` is in seconds.
+    pub(crate) fn contradict(&mut self, address: Ipv4Addr, lease_time_given: Option<u32>, now: Timestamp) {
+        let Some(lease) = self.lease else { return };
+        if lease.address != address {
+            self.unbind(UnboundCause::Superseded);
+        } else if let Some(Some(lasts)) = lease_time_given.filter(|given| *given != 0).map(lease_time) {
+            self.cap(now.saturating_add(lasts));
+            self.advance(now);
+        }
+    }
+
+    /// The server acknowledged the request of `transaction`: the lease takes the place of the one before (B5), which is
+    /// given back if it had another address (C5).
+    pub(crate) fn acknowledge(
+        &mut self,
+        lease: Lease,
+        transaction: &Transaction,
+        lasts: Option<Duration>,
+        now: Timestamp,
+    ) {
+        let Asked { lease_time, client_id, .. } = transaction.asked;
+        if lease_time.is_none() {
+            self.default_lease_time = lasts;
+        }
+        let client_id = client_id.and_then(|number| self.client_ids.get(number)).copied();
+        self.bind(lease, Terms { client_id, has_asked_time: lease_time.is_some() }, now);
+        // An answer may come so late that nothing is left of the lease.
+        self.advance(now);
+    }
+
+    /// A lease takes the place of the one before.
+    pub(crate) fn bind(&mut self, lease: Lease, terms: Terms, now: Timestamp) {
         let renewed = self.lease.is_some_and(|old| old.address == lease.address);
         if !renewed {
+            if let Some(old) = self.lease {
+                self.former = Some(Former::of(&old, self.terms));
+            }
             self.unbind(UnboundCause::Replaced);
         }
+        let former =
+            self.former.take().filter(|former| former.address != lease.address && !former.is_over(now));
+        // One that still waits is of the address that is bound now, or as good as this one.
+        self.surplus = former.or(self.surplus.filter(|surplus| surplus.address != lease.address));
         self.offer = None;
+        self.believed = Believed::Nothing;
         self.lease = Some(lease);
-        self.lease_client_id = client_id;
+        self.terms = terms;
         self.push_event(if renewed { PortEvent::Renewed(lease) } else { PortEvent::Bound(lease) });
     }
 
     /// The lease is gone, if there was one.
-    pub(crate) fn unbind(&mut self, cause: UnboundCause) {
-        self.lease_client_id = None;
+    fn unbind(&mut self, cause: UnboundCause) {
         if let Some(lease) = self.lease.take() {
+            self.believed = Believed::Nothing;
             self.push_event(PortEvent::Unbound { lease, cause });
         }
     }
@@ -78,6 +215,7 @@ impl Dhcp {
     /// The VM gave up the address that it has or was offered (C6).
     pub(crate) fn give_up(&mut self, cause: UnboundCause) {
         self.unbind(cause);
+        self.believed = Believed::Nothing;
         self.offer = None;
         self.transactions.retire();
     }
@@ -85,12 +223,39 @@ impl Dhcp {
     /// The server said no (B5).
     pub(crate) fn refuse(&mut self) {
         self.unbind(UnboundCause::Refused);
+        self.believed = Believed::Nothing;
         self.offer = None;
     }
 
-    /// The identifier under which the server files the lease.
-    pub(crate) fn lease_client_id(&self) -> Option<&[u8]> {
-        self.lease_client_id.and_then(|number| self.client_ids.get(number))
+    /// Takes the lease that is to be given back at the end: the VM's, or the one that a request without an answer ended.
+    pub(crate) fn take_for_release(&mut self, now: Timestamp) -> Option<Former> {
+        let held = self.lease.as_ref().map(|lease| Former::of(lease, self.terms));
+        let former = self.former.take().filter(|former| !former.is_over(now));
+        self.give_up(UnboundCause::Released);
+        held.or(former)
+    }
+
+    /// Takes the earlier lease that is to be given back now.
+    pub(crate) fn take_surplus(&mut self) -> Option<Former> {
+        self.surplus.take()
+    }
+
+    /// Notes the identifier of a message that passes, and gives its number.
+    pub(crate) fn note_client_id(&mut self, id: &[u8], now: Timestamp) -> Option<IdNumber> {
+        if let Some(number) = self.client_ids.find(id) {
+            self.client_ids.touch(number);
+            return Some(number);
+        }
+        self.new_client_ids.count(now);
+        let added = self.client_ids.add(id)?;
+        if let Some(forgotten) = added.forgotten {
+            self.transactions.forget_client_id(forgotten);
+        }
+        let used = self.client_ids.added();
+        if used > 1 {
+            self.push_event(PortEvent::ClientIdChanged { used });
+        }
+        Some(added.number)
     }
 
     /// Notes an event; the oldest is lost if the shell has not fetched any for long.
@@ -116,197 +281,17 @@ impl Dhcp {
     }
 }
 
-/// The requests of the VM that wait for a reply.
-///
-/// There are more than the VM can make in a burst (C7), so that it cannot push one of them out before the reply to it
-/// comes back from the same host.
-#[derive(Debug, Default)]
-pub(crate) struct Transactions {
-    slots: [Option<Transaction>; Transactions::CAPACITY],
-    /// Grows with each request; tells the oldest.
-    clock: u64,
-    last_id: u32,
-}
+/// A lease time that never ends (RFC 2131, section 3.3).
+const INFINITE: u32 = 0xffff_ffff;
 
-/// One or more requests with the same transaction number.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Transaction {
-    id: u32,
-    /// When it was last used, by the clock of [`Transactions`].
-    used: u64,
-    /// There was a DISCOVER or a REQUEST: the reply may give an address.
-    pub(crate) is_for_address: bool,
-    /// There was a REQUEST, or a DISCOVER that may be answered like one: an ACK may be on its way.
-    pub(crate) is_request: bool,
-    /// There was an INFORM: the reply may give options only.
-    pub(crate) is_inform: bool,
-    /// The VM has given its address up since; a reply that is still on its way is void, and one to a further request
-    /// of the same number could not be told from it.
-    is_retired: bool,
-    pub(crate) client_id: Option<u8>,
-}
-
-/// What a VM asks of the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
-    Discover,
-    Request,
-    Inform,
-}
-
-impl Transactions {
-    const CAPACITY: usize = 16;
-
-    /// A request passes: replies to it will be expected.
-    pub(crate) fn open(&mut self, id: u32, asked: Asked, client_id: Option<u8>) {
-        self.clock = self.clock.wrapping_add(1);
-        self.last_id = id;
-        let new = Transaction {
-            id,
-            used: 0,
-            is_for_address: false,
-            is_request: false,
-            is_inform: false,
-            is_retired: false,
-            client_id,
-        };
-        let known = self.slots.iter_mut().find(|slot| slot.is_some_and(|open| open.id == id));
-        let slot = match known {
-            Some(slot) => Some(slot),
-            // A free slot, or the oldest.
-            None => self.slots.iter_mut().min_by_key(|slot| slot.map_or(0, |open| open.used)).map(|slot| {
-                *slot = None;
-                slot
-            }),
-        };
-        if let Some(slot) = slot {
-            let open = slot.get_or_insert(new);
-            open.used = self.clock;
-            open.client_id = client_id;
-            open.is_for_address |= asked != Asked::Inform;
-            open.is_request |= asked == Asked::Request;
-            open.is_inform |= asked == Asked::Inform;
-        }
-    }
-
-    /// The open transaction with this number.
-    pub(crate) fn find(&self, id: u32) -> Option<&Transaction> {
-        self.slots.iter().flatten().find(|open| open.id == id && !open.is_retired)
-    }
-
-    /// The transaction has been answered.
-    pub(crate) fn close(&mut self, id: u32) {
-        self.slots
-            .iter_mut()
-            .filter(|slot| slot.is_some_and(|open| open.id == id))
-            .for_each(|slot| *slot = None);
-    }
-
-    /// Nothing that was asked before may bind an address any more.
-    fn retire(&mut self) {
-        for slot in &mut self.slots {
-            match slot {
-                Some(open) if open.is_request => open.is_retired = true,
-                _ => *slot = None,
-            }
-        }
-    }
-
-    /// A number that the VM has not just used.
-    pub(crate) fn fresh_id(&self) -> u32 {
-        self.last_id.wrapping_add(1)
-    }
-}
-
-/// The different client identifiers (option 61) that the VM has used (C5).
-#[derive(Debug)]
-pub(crate) struct ClientIds {
-    ids: [ClientId; ClientIds::CAPACITY],
-    used: u8,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct ClientId {
-    bytes: [u8; 255],
-    len: u8,
-}
-
-impl Default for ClientIds {
-    fn default() -> Self {
-        Self { ids: [ClientId { bytes: [0; 255], len: 0 }; Self::CAPACITY], used: 0 }
-    }
-}
-
-impl ClientIds {
-    /// How many there may be.
-    pub(crate) const CAPACITY: usize = 4;
-
-    /// How many there are.
-    pub(crate) fn used(&self) -> usize {
-        usize::from(self.used)
-    }
-
-    /// The identifier of that number.
-    pub(crate) fn get(&self, number: u8) -> Option<&[u8]> {
-        let id = self.ids.get(usize::from(number)).filter(|_| number < self.used)?;
-        id.bytes.get(..usize::from(id.len))
-    }
-
-    /// The number of an identifier that has been used.
-    pub(crate) fn find(&self, id: &[u8]) -> Option<u8> {
-        (0..self.used).find(|number| self.get(*number) == Some(id))
-    }
-
-    /// Whether there is room for one more.
-    pub(crate) fn has_room(&self) -> bool {
-        self.used() < Self::CAPACITY
-    }
-
-    /// Adds an identifier of at most 255 bytes and gives its number; `None` if there is no room.
-    pub(crate) fn add(&mut self, id: &[u8]) -> Option<u8> {
-        let slot = self.ids.get_mut(usize::from(self.used))?;
-        slot.bytes.get_mut(..id.len())?.copy_from_slice(id);
-        slot.len = u8::try_from(id.len()).ok()?;
-        let number = self.used;
-        self.used = self.used.saturating_add(1);
-        Some(number)
-    }
-}
-
-/// The rate at which the VM may send DHCP (C7).
-pub(crate) type MessageRate = Rate<10, 1>;
-
-/// The rate at which it may decline addresses. A server has to take a declined address for one in use (RFC 2131, section
-/// 4.3.3), so a VM that declines all that it is offered could empty the pool for everybody.
-pub(crate) type DeclineRate = Rate<8, 600>;
-
-/// A rate: a burst of `BURST`, then one every `INTERVAL` seconds.
-///
-/// This is the generic cell rate algorithm: one time stamp instead of a bucket of tokens.
-#[derive(Debug, Default)]
-pub(crate) struct Rate<const BURST: u64, const INTERVAL: u64> {
-    /// When all that passed so far would have been due at the steady rate.
-    due: Timestamp,
-}
-
-impl<const BURST: u64, const INTERVAL: u64> Rate<BURST, INTERVAL> {
-    const TOLERANCE: Duration = Duration::from_secs(BURST.saturating_sub(1).saturating_mul(INTERVAL));
-
-    /// Whether one more may pass now.
-    pub(crate) fn has_room(&self, now: Timestamp) -> bool {
-        self.due <= now.saturating_add(Self::TOLERANCE)
-    }
-
-    /// Counts one more.
-    pub(crate) fn count(&mut self, now: Timestamp) {
-        self.due = self.due.max(now).saturating_add(Duration::from_secs(INTERVAL));
-    }
+/// How long a lease lasts of which option 51 says this; `None` for one that never ends (B4).
+pub(crate) fn lease_time(seconds: u32) -> Option<Duration> {
+    (seconds != INFINITE).then(|| Duration::from_secs(u64::from(seconds)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::*;
 
     fn event(used: usize) -> PortEvent {
         PortEvent::ClientIdChanged { used }
@@ -329,50 +314,5 @@ mod tests {
             assert_eq!(dhcp.poll_event(), Some(event(used)));
         }
         assert_eq!(dhcp.poll_event(), None);
-    }
-
-    #[test]
-    fn client_ids_are_found() {
-        let mut ids = ClientIds::default();
-        assert_eq!((ids.get(0), ids.find(b""), ids.used()), (None, None, 0));
-        for (number, id) in (0..).zip([&b"one"[..], b"two", &[7; 255], b"on"]) {
-            assert!(ids.has_room());
-            assert_eq!(ids.add(id), Some(number));
-            assert_eq!(ids.find(id), Some(number));
-            assert_eq!(ids.get(number), Some(id));
-            assert_eq!(ids.get(number + 1), None);
-        }
-        assert!(!ids.has_room());
-        assert_eq!(ids.add(b"five"), None);
-        assert_eq!(ids.used(), 4);
-        assert_eq!(ids.find(b"thr"), None);
-        let mut ids = ClientIds::default();
-        assert_eq!(ids.add(&[0; 256]), None);
-        assert_eq!(ids.used(), 0);
-    }
-
-    #[test]
-    fn fresh_transaction_numbers_follow_the_last() {
-        let mut transactions = Transactions::default();
-        assert_eq!(transactions.fresh_id(), 1);
-        transactions.open(u32::MAX, Asked::Request, None);
-        assert_eq!(transactions.fresh_id(), 0);
-    }
-
-    /// C7, B4: no time overflows the rate.
-    #[test]
-    fn c7_rate_at_the_end_of_time() {
-        let passed = |now| {
-            let mut rate = MessageRate::default();
-            (0..100)
-                .filter(|_| {
-                    let passes = rate.has_room(now);
-                    rate.count(now);
-                    passes
-                })
-                .count()
-        };
-        assert_eq!(passed(Timestamp::MAX), 100);
-        assert_eq!(passed(NOW), 10);
     }
 }

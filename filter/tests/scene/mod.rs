@@ -44,6 +44,8 @@ pub fn plain_config(rules: Vec<Rule>) -> PortConfig {
         net_type: NetType::Nat,
         policy: Policy::new(rules),
         mtu: 1500,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
     }
 }
 

@@ -118,6 +118,7 @@ impl Link for Tap {
 
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
         let mut sent = 0_u64;
+        let mut refused = 0_u64;
         let mut blocked = false;
         for packet in self.coalescer.coalesce(batch) {
             let mut slices = [IoSlice::new(&[]); MAX_PARTS];
@@ -126,7 +127,9 @@ impl Link for Tap {
                 *slice = IoSlice::new(part);
                 count += 1;
             }
+            let frames = packet.frames().fold(0, |frames, frame| frames | 1 << frame);
             match write_packet(self.device.as_fd(), &slices[..count]) {
+                Ok(()) => {}
                 Err(Errno::AGAIN) => {
                     blocked = true;
                     break;
@@ -136,10 +139,11 @@ impl Link for Tap {
                     return Err(LinkError::Io("write to the TAP", error.into()));
                 }
                 // The interface is down (EIO) or refuses this packet (EINVAL, ENOMEM): it is lost, the link is not.
-                _ => {}
+                Err(_) => refused |= frames,
             }
-            sent = packet.frames().fold(sent, |sent, frame| sent | 1 << frame);
+            sent |= frames;
         }
+        batch.count_refused(|frame| refused & 1 << frame != 0);
         if blocked {
             batch.remove_sent(|frame| sent & 1 << frame != 0);
             return Ok(Sent::Blocked);

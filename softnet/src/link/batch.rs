@@ -36,7 +36,34 @@ pub struct FrameBatch {
     /// Frames that the transport cut, not yet asked for.
     truncated: usize,
     /// Frames that the transport did not take, not yet asked for.
-    given_up: usize,
+    losses: Losses,
+    /// The super-frame at `sent` has lost a piece, and is counted.
+    is_front_lost: bool,
+}
+
+/// Frames that a transport did not take, by why (rule L6). A super-frame counts as one, as soon as any of it is lost.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Losses {
+    /// Its queue stayed full.
+    pub queue_full: Loss,
+    /// It refused the frame.
+    pub refused: Loss,
+}
+
+/// How much was lost.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Loss {
+    /// How many frames.
+    pub frames: u64,
+    /// How many bytes they have together.
+    pub bytes: u64,
+}
+
+impl Loss {
+    fn add(&mut self, frame: &Stored) {
+        self.frames = self.frames.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(frame.bytes.len() as u64);
+    }
 }
 
 /// One frame of a batch.
@@ -64,7 +91,8 @@ impl FrameBatch {
             unread: 0..0,
             max_frame,
             truncated: 0,
-            given_up: 0,
+            losses: Losses::default(),
+            is_front_lost: false,
         }
     }
 
@@ -73,6 +101,7 @@ impl FrameBatch {
         self.frames.clear();
         self.sent = 0;
         self.cut = 0;
+        self.is_front_lost = false;
         self.tail = 0;
     }
 
@@ -198,21 +227,34 @@ impl FrameBatch {
         std::mem::take(&mut self.truncated)
     }
 
-    /// Drops all frames left to send: the far end takes none, and will not tell when it does.
+    /// Drops all frames left to send: the far end's queue stayed full.
     pub fn give_up(&mut self) {
-        self.given_up += self.len_on_wire();
+        let counted = usize::from(self.is_front_lost);
+        for frame in self.frames[self.sent..].iter().skip(counted) {
+            self.losses.queue_full.add(frame);
+        }
         self.clear();
     }
 
-    /// Drops the oldest frame left to send: the far end refuses it.
+    /// Drops the oldest frame left to send, or the next piece of it: the far end refuses it.
     pub fn give_up_one(&mut self) {
-        self.given_up += 1;
+        if let Some(front) = self.frames.get(self.sent).filter(|_| !self.is_front_lost) {
+            self.losses.refused.add(front);
+        }
+        self.is_front_lost = true;
         self.advance(1);
     }
 
-    /// Frames that were given up since this was last asked.
-    pub fn take_given_up(&mut self) -> usize {
-        std::mem::take(&mut self.given_up)
+    /// Counts those of the frames left to send as refused for whose index `refused` says so. They stay in the batch.
+    pub fn count_refused(&mut self, refused: impl Fn(usize) -> bool) {
+        for (_, frame) in self.frames[self.sent..].iter().enumerate().filter(|(index, _)| refused(*index)) {
+            self.losses.refused.add(frame);
+        }
+    }
+
+    /// What was lost since this was last asked.
+    pub fn take_losses(&mut self) -> Losses {
+        std::mem::take(&mut self.losses)
     }
 
     /// Keeps the frames for which `keep` says so, in order.
@@ -261,6 +303,7 @@ impl FrameBatch {
             }
             count -= left;
             self.cut = 0;
+            self.is_front_lost = false;
             self.sent += 1;
         }
     }

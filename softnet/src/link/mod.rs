@@ -16,7 +16,7 @@ use mio::{Interest, Registry, Token};
 
 use crate::sandbox::Needs;
 
-pub use batch::{BATCH_FRAMES, FrameBatch};
+pub use batch::{BATCH_FRAMES, FrameBatch, Loss, Losses};
 pub use cut::{Cutter, Pieces};
 pub use registration::Registration;
 pub use stream::StreamLink;

@@ -91,7 +91,7 @@ impl Link for DatagramLink {
                         return Err(LinkError::Closed);
                     }
                     // A frame that the socket cannot take at all (EMSGSIZE): it is lost, the link is not.
-                    _ => batch.advance(1),
+                    _ => batch.give_up_one(),
                 },
             }
         }

@@ -10,7 +10,7 @@ use mio::{Events, Interest, Poll, Token};
 use softnet_filter::{Lease, Resolvers, Timestamp};
 
 use super::*;
-use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Received, Sent};
+use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Losses, Received, Sent};
 use crate::relay::LeaseFollower;
 
 const MAX_FRAME: usize = 1514;
@@ -228,7 +228,7 @@ fn writes_go_on_where_the_interface_took_only_some() {
     let mut batch = batch_of(10);
     assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
     assert_eq!(first_bytes(&network.state().written), (0..10).collect::<Vec<_>>());
-    assert_eq!(batch.take_given_up(), 0);
+    assert_eq!(batch.take_losses(), Losses::default());
 }
 
 #[test]
@@ -240,11 +240,11 @@ fn exhausted_buffers_cost_the_frames_and_nothing_else() {
     network.state().refusals.push_back(Refusal::Exhausted);
     assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
     assert!(batch.is_empty());
-    assert_eq!(batch.take_given_up(), 10);
+    assert_eq!(batch.take_losses().queue_full.frames, 10);
     let mut next = batch_of(2);
     assert_eq!(link.send(&mut next).unwrap(), Sent::All);
     assert_eq!(network.state().written.len(), 6);
-    assert_eq!(next.take_given_up(), 0);
+    assert_eq!(next.take_losses(), Losses::default());
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn one_refused_frame_costs_no_other() {
     let mut batch = batch_of(5);
     assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
     assert_eq!(first_bytes(&network.state().written), [1, 2, 3, 4]);
-    assert_eq!(batch.take_given_up(), 1);
+    assert_eq!(batch.take_losses().refused.frames, 1);
 }
 
 #[test]

@@ -1,0 +1,223 @@
+//! The requests of the VM that wait for a reply, and what each of them asked for (B1, B7).
+//!
+//! A server acts on requests, the filter learns from answers, and answers get lost or come late. So it is kept what a
+//! request asked for, and a request that could make the server change its mind makes the answers to earlier ones void.
+
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use crate::dhcp::client_ids::IdNumber;
+use crate::time::Timestamp;
+
+/// How long an unanswered number binds the VM to what it asked for with it (B7). Clients that use one number for ever
+/// can go on after that.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+/// What a VM wants of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A DISCOVER, which is answered by an offer and changes nothing.
+    Discover,
+    /// A DISCOVER with rapid commit (RFC 4039), which may be answered by an ACK at once.
+    RapidDiscover,
+    /// A REQUEST.
+    Request,
+    /// An INFORM.
+    Inform,
+}
+
+/// All that two messages of one number must have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asked {
+    pub(crate) kind: Kind,
+    /// Option 50.
+    pub(crate) requested: Option<Ipv4Addr>,
+    /// `ciaddr`, if it is not 0.0.0.0.
+    pub(crate) client_address: Option<Ipv4Addr>,
+    /// Option 51, in seconds.
+    pub(crate) lease_time: Option<u32>,
+    /// Option 61.
+    pub(crate) client_id: Option<IdNumber>,
+}
+
+impl Asked {
+    /// Whether the server may give an address or take one away because of it.
+    pub(crate) fn may_bind(self) -> bool {
+        matches!(self.kind, Kind::Request | Kind::RapidDiscover)
+    }
+
+    /// Whether it can be for nothing but `address`: it names it, and no other.
+    pub(crate) fn is_for(self, address: Ipv4Addr) -> bool {
+        let mut named = self.requested.into_iter().chain(self.client_address).peekable();
+        self.kind == Kind::Request && named.peek().is_some() && named.all(|named| named == address)
+    }
+
+    /// Whether `address` can be the answer: it is one that the request names, or the request names none.
+    pub(crate) fn may_give(self, address: Ipv4Addr) -> bool {
+        let mut named = self.requested.into_iter().chain(self.client_address).peekable();
+        self.kind == Kind::RapidDiscover || named.peek().is_none() || named.any(|named| named == address)
+    }
+}
+
+/// One or more messages with the same number.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transaction {
+    id: u32,
+    pub(crate) asked: Asked,
+    /// When the first of them was let through. The server has counted from no earlier time.
+    pub(crate) since: Timestamp,
+    /// When it was last used, by the clock of [`Transactions`].
+    used: u64,
+    /// What the VM has done since makes every reply void.
+    is_void: bool,
+    /// The number stood for another request before, whose answer may still be on its way.
+    is_reused: bool,
+}
+
+impl Transaction {
+    /// Whether an ACK that gives `address` can be the answer.
+    pub(crate) fn may_give(&self, address: Ipv4Addr) -> bool {
+        !self.is_reused || self.asked.may_give(address)
+    }
+
+    fn is_old(&self, now: Timestamp) -> bool {
+        now.saturating_since(self.since) >= LIFETIME
+    }
+}
+
+/// The transactions of a VM.
+///
+/// There are more than the VM can make in a burst (C7), so that it cannot push one of them out before the reply to it
+/// comes back from the same host.
+#[derive(Debug, Default)]
+pub(crate) struct Transactions {
+    slots: [Option<Transaction>; Transactions::CAPACITY],
+    /// Grows with each request; tells the oldest.
+    clock: u64,
+    last_id: u32,
+}
+
+impl Transactions {
+    const CAPACITY: usize = 16;
+
+    fn slot(&self, id: u32) -> Option<&Transaction> {
+        self.slots.iter().flatten().find(|open| open.id == id)
+    }
+
+    /// Whether a message with this number may pass: it is the first with it, the same again, or the REQUEST that
+    /// follows a DISCOVER (B7).
+    /// `is_new_id` says that it comes with an identifier that none before it had.
+    pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
+        self.slot(id).is_none_or(|open| {
+            let is_next = open.asked.kind == Kind::Discover
+                && asked.kind == Kind::Request
+                && open.asked.client_id == asked.client_id;
+            open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
+        })
+    }
+
+    /// A message passes, which [`Transactions::admits`]: replies to it will be expected.
+    pub(crate) fn open(&mut self, id: u32, asked: Asked, now: Timestamp) {
+        self.clock = self.clock.wrapping_add(1);
+        self.last_id = id;
+        if asked.may_bind() {
+            self.void(|open| open.id != id && open.asked != asked);
+        }
+        let used = self.clock;
+        let new = Transaction { id, asked, since: now, used, is_void: false, is_reused: false };
+        match self.slots.iter_mut().flatten().find(|open| open.id == id) {
+            // A reply to what was asked before could not be told from one to this.
+            Some(open) if open.is_void && !open.is_old(now) => open.used = used,
+            Some(open) if open.asked == asked && !open.is_void => open.used = used,
+            Some(open) => *open = Transaction { is_reused: open.asked.may_bind(), ..new },
+            // A free slot, or the oldest.
+            None => {
+                if let Some(slot) = self.slots.iter_mut().min_by_key(|slot| slot.map_or(0, |open| open.used))
+                {
+                    *slot = Some(new);
+                }
+            }
+        }
+    }
+
+    /// The open transaction with this number.
+    pub(crate) fn find(&self, id: u32) -> Option<&Transaction> {
+        self.slot(id).filter(|open| !open.is_void)
+    }
+
+    /// The transaction has been answered.
+    pub(crate) fn close(&mut self, id: u32) {
+        self.slots
+            .iter_mut()
+            .filter(|slot| slot.is_some_and(|open| open.id == id))
+            .for_each(|slot| *slot = None);
+    }
+
+    /// The VM gave its address up: nothing that was asked before may bind one any more.
+    pub(crate) fn retire(&mut self) {
+        for slot in &mut self.slots {
+            match slot {
+                Some(open) if open.asked.may_bind() => open.is_void = true,
+                _ => *slot = None,
+            }
+        }
+    }
+
+    /// An identifier is no longer remembered, so no reply to a request under it can be filed.
+    pub(crate) fn forget_client_id(&mut self, number: IdNumber) {
+        self.void(|open| open.asked.client_id == Some(number));
+    }
+
+    /// Makes the replies void to all requests for an address that `which` picks.
+    fn void(&mut self, which: impl Fn(&Transaction) -> bool) {
+        self.slots
+            .iter_mut()
+            .flatten()
+            .filter(|open| open.asked.may_bind() && which(open))
+            .for_each(|open| open.is_void = true);
+    }
+
+    /// A number that the VM has not just used.
+    pub(crate) fn fresh_id(&self) -> u32 {
+        self.last_id.wrapping_add(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::*;
+
+    fn asked(kind: Kind) -> Asked {
+        Asked { kind, requested: None, client_address: None, lease_time: None, client_id: None }
+    }
+
+    #[test]
+    fn fresh_transaction_numbers_follow_the_last() {
+        let mut transactions = Transactions::default();
+        assert_eq!(transactions.fresh_id(), 1);
+        transactions.open(u32::MAX, asked(Kind::Request), NOW);
+        assert_eq!(transactions.fresh_id(), 0);
+    }
+
+    /// B7: what can be told of the address that an ACK to a request gives.
+    #[test]
+    fn b7_a_request_tells_what_it_can_be_for() {
+        let request = asked(Kind::Request);
+        let selects = Asked { requested: Some(OWN_IP), ..request };
+        let renews = Asked { client_address: Some(OWN_IP), ..request };
+        let both = Asked { requested: Some(OTHER_IP), ..renews };
+        for (asked, is_for, may_give_own, may_give_other) in [
+            (request, false, true, true),
+            (selects, true, true, false),
+            (renews, true, true, false),
+            (both, false, true, true),
+            (Asked { kind: Kind::RapidDiscover, ..selects }, false, true, true),
+        ] {
+            assert_eq!(asked.is_for(OWN_IP), is_for, "{asked:?}");
+            assert!(!asked.is_for(GATEWAY_IP));
+            assert_eq!(asked.may_give(OWN_IP), may_give_own, "{asked:?}");
+            assert_eq!(asked.may_give(OTHER_IP), may_give_other, "{asked:?}");
+        }
+    }
+}
