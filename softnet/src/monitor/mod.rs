@@ -13,7 +13,7 @@
 //!   list all of the host's sockets, so the worker must not have it (rule H10).
 //!
 //! On the managed network the monitor keeps root with two capabilities; elsewhere it becomes the user that the worker becomes,
-//! without any ([`privilege`]).
+//! without any ([`privilege`]). Landlock and seccomp take from it what its tasks do not take ([`seal`]).
 //!
 //! The two talk over one socket, in messages of fixed kinds and bounded size ([`message`]). What the worker may say is "the
 //! VM's address is this", "it has none", "the VM is silent" and "it speaks again", and what that can cause was decided before
@@ -36,10 +36,12 @@ mod guard;
 mod message;
 mod place;
 mod privilege;
+mod seal;
 
 use std::io;
 use std::os::fd::AsFd;
 
+use rustix::process::Pid;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::host::addresses::AddressWatch;
@@ -54,6 +56,16 @@ use follower::Reporter;
 use guard::{Guard, Watches};
 
 pub use place::Place;
+
+/// Confines the monitor: its identity, its capabilities, its files and its system calls. `has_place` says whether it acts for
+/// a managed network; `worker` is the one process that it signals where it does not.
+///
+/// # Errors
+/// When something cannot be given up.
+pub fn confine(has_place: bool, identity: &Identity, worker: Pid) -> io::Result<()> {
+    privilege::reduce(has_place, identity)?;
+    seal::seal(has_place, worker)
+}
 
 /// What the monitor keeps.
 #[derive(Debug)]
@@ -96,7 +108,7 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
                 let mut keep = watches.descriptors();
                 keep.extend(place.iter().flat_map(Place::descriptors));
                 keep.extend([channel.as_fd(), signals.as_fd()]);
-                keep_only(&keep).and_then(|()| privilege::confine(place.is_some(), identity))
+                keep_only(&keep).and_then(|()| confine(place.is_some(), identity, worker))
             };
             let status = match confined {
                 Ok(()) => Guard::new(place, watches, channel).watch(worker, signals),

@@ -120,31 +120,25 @@ impl Place {
     fn dispute(&mut self, mut contest: Contest, error: &Error, now: Duration) -> Option<Outcome> {
         let waited = now.saturating_sub(contest.since);
         let address = contest.address;
-        match self.membership.server_gives(address) {
-            Some(true) if !contest.evicting || waited >= EVICTION => {
-                let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
-                contest = Contest { address, since: now, evicting: true };
-                match self.membership.evict(address, signal) {
-                    Ok(Some(holder)) => {
-                        tracing::warn!(%address, %holder, "the DHCP server has given this VM the address; ending the one that still holds it");
-                    }
-                    // It has just gone.
-                    Ok(None) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, %address, "cannot end the VM that holds the address")
-                    }
+        let verdict = self.membership.server_gives(address);
+        if verdict == Some(true) && (!contest.evicting || waited >= EVICTION) {
+            let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
+            match self.membership.evict(address, signal) {
+                Ok(Some(holder)) => {
+                    tracing::warn!(%address, %holder, "the DHCP server has given the address to this VM; ending the one that still holds it");
+                    contest = Contest { address, since: now, evicting: true };
+                    self.contested = Some(contest);
+                    return None;
                 }
+                // It is about to go, or cannot be found.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot end the VM that holds the address"),
             }
-            Some(true) => {}
-            Some(false) => {
-                tracing::error!("{error}");
-                return Some(self.refuse(Signal::TERM));
-            }
-            None if waited >= LAST_HOLDER => {
-                tracing::error!("{error}");
-                return Some(self.refuse(Signal::TERM));
-            }
-            None => {}
+        }
+        let patience = if contest.evicting { EVICTION } else { LAST_HOLDER };
+        if verdict == Some(false) || waited >= patience {
+            tracing::error!("{error}");
+            return Some(self.refuse(Signal::TERM));
         }
         self.contested = Some(contest);
         None

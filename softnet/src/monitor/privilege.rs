@@ -20,8 +20,8 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn confine(has_place: bool, identity: &Identity) -> io::Result<()> {
-    if has_place { reduce() } else { sandbox::give_up_privilege(identity).map_err(io::Error::other) }
+pub fn reduce(has_place: bool, identity: &Identity) -> io::Result<()> {
+    if has_place { reduce_root() } else { sandbox::give_up_privilege(identity).map_err(io::Error::other) }
 }
 
 /// Gives up every capability but two, for itself and for the programs that it starts, and the caller's groups. Its files
@@ -32,7 +32,7 @@ pub fn confine(has_place: bool, identity: &Identity) -> io::Result<()> {
 ///
 /// # Errors
 /// When the kernel refuses.
-fn reduce() -> io::Result<()> {
+fn reduce_root() -> io::Result<()> {
     match set_thread_groups(&[]) {
         // A user namespace of an ordinary user's may have no say over groups.
         Ok(()) | Err(Errno::PERM) => {}

@@ -1,6 +1,7 @@
 //! The stages on Linux, in their order.
 
 mod capabilities;
+mod confine;
 mod landlock;
 mod namespaces;
 mod seccomp;
@@ -13,6 +14,7 @@ use super::{Missing, Needs, SealError};
 use crate::privilege::Identity;
 use crate::sys;
 
+pub use self::confine::{Calls, Files, Otherwise, limit_files};
 pub use self::landlock::restrict as restrict_by_landlock;
 
 /// Exit status after a panic, as Rust has it.
