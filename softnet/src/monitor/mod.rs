@@ -41,8 +41,8 @@ mod seal;
 use std::io;
 use std::os::fd::AsFd;
 
-use rustix::process::Pid;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Pid;
 
 use crate::host::addresses::AddressWatch;
 use crate::host::network::exposed::ExposedWatch;
