@@ -567,6 +567,10 @@ mod tests {
 
     /// A relay between two socket pairs, whose far ends are the VM and the host.
     fn relay() -> (UnixDatagram, Relay, UnixDatagram) {
+        relay_with(Box::new(NoFollower))
+    }
+
+    fn relay_with(follower: Box<dyn LeaseFollower>) -> (UnixDatagram, Relay, UnixDatagram) {
         let (vm, vm_end) = UnixDatagram::pair().unwrap();
         let (host, host_end) = UnixDatagram::pair().unwrap();
         for socket in [&vm, &host] {
@@ -588,7 +592,7 @@ mod tests {
             Box::new(DatagramLink::new(vm_end.into()).unwrap()),
             Box::new(DatagramLink::new(host_end.into()).unwrap()),
             port.unwrap(),
-            Box::new(NoFollower),
+            follower,
             ParentWatch::new().unwrap(),
             MAX_FRAME,
         );
@@ -693,6 +697,66 @@ mod tests {
         } {}
         host.send(&arp_reply()).unwrap();
         turn(&mut relay).unwrap();
+        assert_eq!(received(&vm), 1);
+    }
+
+    /// Prepares the host for a new address until it is told that it is ready.
+    #[derive(Debug, Default)]
+    struct Settler(std::rc::Rc<std::cell::RefCell<Option<Notice>>>);
+
+    impl LeaseFollower for Settler {
+        fn needs(&self, _: &mut Needs) {}
+        fn register(&mut self, _: &mio::Registry, _: Token) -> io::Result<()> {
+            Ok(())
+        }
+        fn lease_changed(&mut self, _: Option<Lease>, _: Timestamp) {}
+        fn attend(&mut self, _: Timestamp) -> Result<(), RelayError> {
+            Ok(())
+        }
+        fn deadline(&self) -> Option<Timestamp> {
+            None
+        }
+        fn notice(&mut self) -> Result<Option<Notice>, RelayError> {
+            Ok(self.0.borrow_mut().take())
+        }
+        fn settles(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_new_lease_waits_until_the_host_is_ready() {
+        let settler = Settler::default();
+        let notice = std::rc::Rc::clone(&settler.0);
+        let (vm, mut relay, host) = relay_with(Box::new(settler));
+        lease_until(&mut relay, Timestamp::MAX);
+        host.send(&arp_reply()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&vm), 0, "the VM hears of a lease that the host is not ready for");
+        // The VM may go on sending meanwhile, and another address is another's.
+        vm.send(&arp_request()).unwrap();
+        notice.replace(Some(Notice::Settled([192, 168, 64, 8].into())));
+        relay.hear_follower(clock::now()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!((received(&vm), received(&host)), (0, 1));
+        notice.replace(Some(Notice::Settled([192, 168, 64, 7].into())));
+        relay.hear_follower(clock::now()).unwrap();
+        assert_eq!(received(&vm), 1);
+        host.send(&arp_reply()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&vm), 1);
+    }
+
+    #[test]
+    fn a_host_that_is_never_ready_is_waited_for_half_a_second() {
+        let (vm, mut relay, host) = relay_with(Box::<Settler>::default());
+        lease_until(&mut relay, Timestamp::MAX);
+        host.send(&arp_reply()).unwrap();
+        let now = clock::now();
+        turn(&mut relay).unwrap();
+        let deadline = relay.next_deadline().unwrap();
+        assert!(deadline >= now.saturating_add(SETTLE_LIMIT));
+        relay.attend(deadline).unwrap();
         assert_eq!(received(&vm), 1);
     }
 

@@ -12,11 +12,14 @@ use crate::relay::RelayError;
 /// # Errors
 /// When the filter cannot hold them: it must not go on without.
 pub fn set_host_addresses(_port: &mut Port, addresses: &[Ipv4Addr]) -> Result<(), RelayError> {
-    tracing::debug!(count = addresses.len(), "the host's addresses");
+    tracing::debug!(?addresses, "the host's addresses");
     Ok(())
 }
 
 /// All ports of the host that lead to other VMs.
 pub fn set_exposed(_port: &mut Port, ports: &[Exposed]) {
-    tracing::debug!(count = ports.len(), "the exposed ports of other VMs");
+    tracing::debug!(
+        ports = ports.iter().map(|port| format!("{port} ")).collect::<String>(),
+        "the exposed ports of other VMs"
+    );
 }

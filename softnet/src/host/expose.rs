@@ -39,6 +39,13 @@ pub struct Exposed {
     pub port: NonZeroU16,
 }
 
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        write!(f, "{address}:{}/{}", self.port, self.protocol)
+    }
+}
+
 /// One exposed port: `[ADDR:]EXT:INT[/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Expose {
