@@ -10,12 +10,12 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::deadline::{Deadline, PATIENCE};
+use crate::deadline::{Deadline, PATIENCE, until};
 
 /// Where Softnet finds the descriptor for its ready line, as in [`Softnet::READY_FLAG`].
 const READY_FD: i32 = 3;
@@ -96,6 +96,22 @@ impl Softnet {
         Pid::from_raw(self.child.id().try_into().unwrap_or(i32::MAX))
     }
 
+    /// The process that carries the frames: the one lasting child of the process that was started. A program that the
+    /// latter has just run may still be about.
+    ///
+    /// # Errors
+    /// Fails if there is no such process.
+    pub fn worker(&self) -> Result<Pid> {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let mut found = String::new();
+        let one = || {
+            found = std::fs::read_to_string(&path).unwrap_or_default();
+            found.split_ascii_whitespace().count() == 1
+        };
+        ensure!(until(one), "not one worker: {found:?}");
+        Ok(Pid::from_raw(found.trim().parse()?))
+    }
+
     /// Everything on standard error so far.
     #[must_use]
     pub fn log(&self) -> String {
@@ -143,7 +159,7 @@ impl Softnet {
     /// Fails if it does not end within [`PATIENCE`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let mut status = None;
-        let ended = crate::deadline::until(|| {
+        let ended = until(|| {
             status = self.child.try_wait().ok().flatten();
             status.is_some()
         });

@@ -9,12 +9,13 @@ use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
 
 use crate::clock;
 use crate::config::{Config, PortSettings};
-use crate::host::{self, HostLink};
+use crate::host::{self, HostLink, Request};
 use crate::link::ETHERNET_HEADER;
 use crate::parent::ParentWatch;
 use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
 use crate::sandbox::{self, SealError};
+use crate::surroundings;
 
 /// All links, timers and signal handlers are set up; privilege is still there.
 #[derive(Debug)]
@@ -36,8 +37,15 @@ impl Opened {
         let identity = privileges(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
-        let HostLink { link, uplink, mode, follower, leases } =
-            host::open(&config.port, config.vm_mac, policy.bridge_isolation())?;
+        let request = Request {
+            settings: &config.port,
+            vm_mac: config.vm_mac,
+            isolated: policy.bridge_isolation(),
+            vm: &config.vm,
+            identity: &identity,
+        };
+        let HostLink { link, uplink, mode, follower, leases, host_addresses, exposed } =
+            host::open(&request)?;
         let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
             gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
@@ -48,6 +56,8 @@ impl Opened {
             server_files_by_mac: matches!(mode, host::Mode::Network | host::Mode::Passt),
             host_addresses: Vec::new(),
         })?;
+        surroundings::set_host_addresses(&mut port, &host_addresses)?;
+        surroundings::set_exposed(&mut port, &exposed);
         if let Some(file) = leases {
             let (server, subnet) = (uplink.address, uplink.subnet);
             let taken = file.take_over(&mut port, config.vm_mac, server, subnet, clock::now());

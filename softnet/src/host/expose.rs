@@ -28,6 +28,24 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// A port of the host that leads to a VM, whichever port of it.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Exposed {
+    /// The host's address that it is bound to; `None` means all of them.
+    pub address: Option<Ipv4Addr>,
+    /// The transport.
+    pub protocol: Protocol,
+    /// The host's port.
+    pub port: NonZeroU16,
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        write!(f, "{address}:{}/{}", self.port, self.protocol)
+    }
+}
+
 /// One exposed port: `[ADDR:]EXT:INT[/tcp|/udp]`.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Expose {
@@ -102,6 +120,12 @@ fn parse_address(text: &str) -> Result<Ipv4Addr, ParseError> {
 }
 
 impl Expose {
+    /// The host's half of it.
+    pub fn exposed(&self) -> Exposed {
+        let address = self.address.filter(|address| !address.is_unspecified());
+        Exposed { address, protocol: self.protocol, port: self.external }
+    }
+
     /// The host's address, `0.0.0.0` standing for all.
     pub fn bind_address(&self) -> Ipv4Addr {
         self.address.unwrap_or(Ipv4Addr::UNSPECIFIED)

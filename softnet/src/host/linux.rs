@@ -1,35 +1,47 @@
 //! Which host side a VM gets on Linux, and opening it.
 
-use anyhow::Context;
-use rustix::process::{geteuid, getuid};
-use rustix::thread::CapabilitySet;
-use softnet_filter::MacAddr;
-
+use super::addresses::AddressWatch;
 use super::bridge::{self, Gateway};
 use super::expose::Expose;
+use super::network::exposed::ExposedWatch;
 use super::network::{self, Member, Membership, NetworkConfig};
 use super::reservation::Reservation;
 use super::tap::Tap;
-use super::{HostLink, Mode, Uplink, passt, port_state};
+use super::{HostLink, Mode, Request, Uplink, passt, port_state};
 use crate::config::{ConfigError, HostSide, PortSettings};
-use crate::link::StreamLink;
-use crate::monitor::{self, Custody};
+use crate::leases::LeaseFile;
+use crate::link::{Link, StreamLink};
+use crate::monitor::{self, Custody, Place};
 use crate::netlink::{Kind, Netlink};
-use crate::relay::NoFollower;
+use anyhow::Context;
+use ipnet::Ipv4Net;
+use rustix::process::{geteuid, getuid};
+use rustix::thread::CapabilitySet;
 
 /// The name of a new TAP; the kernel picks the number.
 const NEW_TAP: &str = "snt%d";
 
-/// Opens the host side that `settings` ask for. `isolated` VMs do not reach the bridge's other ports.
+/// An open host side, before the process is split.
+struct Side {
+    link: Box<dyn Link>,
+    uplink: Uplink,
+    mode: Mode,
+    leases: Option<LeaseFile>,
+    place: Option<Place>,
+    exposed: ExposedWatch,
+}
+
+/// Opens the host side that `request` asks for.
 ///
-/// On the managed network the process forks: this returns in the child, and the parent stays as its [`monitor`].
+/// The process forks: this returns in the child, and the parent stays as its [`monitor`].
 ///
 /// # Errors
 /// A [`ConfigError`] for what the user can mend on the command line; anything else with its context.
-pub fn open(settings: &PortSettings, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
-    match &settings.host {
+pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
+    let settings = request.settings;
+    let side = match &settings.host {
         HostSide::Tap(name) => open_tap(name),
-        HostSide::Bridge(name) => open_bridge(name, vm_mac, isolated),
+        HostSide::Bridge(name) => open_bridge(name, request),
         HostSide::Managed { network, .. } if may_manage() => {
             let config = NetworkConfig {
                 name: network.parse().map_err(|error| ConfigError::new("--network", network, error))?,
@@ -37,18 +49,30 @@ pub fn open(settings: &PortSettings, vm_mac: MacAddr, isolated: bool) -> anyhow:
                 net_type: settings.net_type,
                 lease_time: std::time::Duration::from_secs(settings.lease_time.into()),
             };
-            open_managed(&config, settings, vm_mac, isolated)
+            open_managed(&config, request)
         }
         HostSide::Managed { explicit: true, network, .. } => {
             let reason =
                 "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
             Err(ConfigError::new("--network", network, reason).into())
         }
-        HostSide::Managed { .. } => open_passt(settings, vm_mac),
-    }
+        HostSide::Managed { .. } => open_passt(request),
+    }?;
+    split(side, request)
 }
 
-fn managed_subnet(host: &HostSide) -> Option<ipnet::Ipv4Net> {
+/// Leaves the monitor behind, with all that is not for the process that parses frames.
+fn split(side: Side, request: &Request<'_>) -> anyhow::Result<HostLink> {
+    let Side { link, uplink, mode, leases, place, exposed } = side;
+    let addresses = AddressWatch::new(uplink.address)?;
+    let (host_addresses, ports) = (addresses.known().to_vec(), exposed.known().to_vec());
+    let custody = Custody { place, addresses, exposed };
+    let follower =
+        monitor::entrust(custody, request.vm, request.identity).context("cannot start the worker")?;
+    Ok(HostLink { link, uplink, mode, follower, leases, host_addresses, exposed: ports })
+}
+
+fn managed_subnet(host: &HostSide) -> Option<Ipv4Net> {
     match host {
         HostSide::Managed { subnet, .. } => *subnet,
         HostSide::Tap(_) | HostSide::Bridge(_) => None,
@@ -62,7 +86,7 @@ fn may_manage() -> bool {
             .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
-fn open_tap(name: &str) -> anyhow::Result<HostLink> {
+fn open_tap(name: &str) -> anyhow::Result<Side> {
     let unusable = |error: &dyn std::fmt::Display| ConfigError::new("--tap", name, error);
     let mut netlink = Netlink::open()?;
     let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
@@ -72,16 +96,18 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
     };
     let tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
     wait_until_frames_flow(&mut netlink, &tap)?;
-    Ok(HostLink {
+    Ok(Side {
         uplink: uplink(&gateway, &tap),
         link: Box::new(tap),
         mode: Mode::Tap,
-        follower: Box::new(NoFollower),
         leases: None,
+        place: None,
+        exposed: ExposedWatch::new(None),
     })
 }
 
-fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
+fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
+    let &Request { vm_mac, isolated, .. } = request;
     let unusable = |error: bridge::Error| ConfigError::new("--bridge", name, error);
     if !may_manage() {
         let reason = "only root may add to a bridge; use sudo, or a TAP that root made for you there (--tap)";
@@ -94,17 +120,19 @@ fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<Ho
     let tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
     wait_until_frames_flow(&mut netlink, &tap)?;
-    Ok(HostLink {
+    Ok(Side {
         uplink: uplink(&gateway, &tap),
         link: Box::new(tap),
         mode: Mode::Bridge,
-        follower: Box::new(NoFollower),
         leases: None,
+        place: None,
+        exposed: ExposedWatch::new(None),
     })
 }
 
 /// passt holds no privilege and takes the forwards on its command line, so nothing has to follow the lease.
-fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLink> {
+fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
+    let &Request { settings, vm_mac, .. } = request;
     // passt says only that it could not bind; this says why. The ports are free again for it right after.
     drop(reserve(settings)?);
     let passt = passt::start(vm_mac, settings.net_type, &settings.expose).map_err(|error| match error {
@@ -114,7 +142,7 @@ fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLi
         error => anyhow::Error::new(error)
             .context("cannot use passt, which stands in for the managed network without privilege"),
     })?;
-    Ok(HostLink {
+    Ok(Side {
         uplink: Uplink {
             mac: passt.gateway.octets(),
             address: passt.address.addr(),
@@ -124,8 +152,9 @@ fn open_passt(settings: &PortSettings, vm_mac: MacAddr) -> anyhow::Result<HostLi
         },
         link: Box::new(passt::PasstLink::new(StreamLink::new(passt.socket)?)),
         mode: Mode::Passt,
-        follower: Box::new(NoFollower),
         leases: None,
+        place: None,
+        exposed: ExposedWatch::new(None),
     })
 }
 
@@ -137,23 +166,22 @@ fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, ConfigError> {
     settings.expose.iter().map(reserve).collect()
 }
 
-fn open_managed(
-    config: &NetworkConfig,
-    settings: &PortSettings,
-    vm_mac: MacAddr,
-    isolated: bool,
-) -> anyhow::Result<HostLink> {
+fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result<Side> {
+    let &Request { settings, vm_mac, isolated, .. } = request;
     let reservations = reserve(settings)?;
     let member = Member { mac: vm_mac, exposes: settings.expose.clone(), release: settings.release };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
-    let uplink = uplink(membership.gateway(), &tap);
-    let leases = Some(membership.lease_file());
-    let custody = Custody { membership, exposes: settings.expose.clone(), reservations };
-    let follower = monitor::entrust(custody).context("cannot start the worker")?;
-    Ok(HostLink { uplink, link: Box::new(tap), mode: Mode::Network, follower, leases })
+    Ok(Side {
+        uplink: uplink(membership.gateway(), &tap),
+        link: Box::new(tap),
+        mode: Mode::Network,
+        leases: Some(membership.lease_file()),
+        place: Some(Place::new(membership, settings.expose.clone(), reservations)),
+        exposed: ExposedWatch::new(Some((&config.name, vm_mac))),
+    })
 }
 
 /// What the user can mend on the command line is an error of the command line.

@@ -1,6 +1,8 @@
 //! The host's side: where the VM's frames go.
 
 #[cfg(target_os = "linux")]
+pub mod addresses;
+#[cfg(target_os = "linux")]
 pub mod bridge;
 pub mod expose;
 #[cfg(target_os = "linux")]
@@ -24,10 +26,15 @@ pub mod vmnet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use softnet_filter::MacAddr;
 
+use crate::config::PortSettings;
+use crate::lease_follower::LeaseFollower;
 use crate::leases::LeaseFile;
 use crate::link::Link;
-use crate::relay::LeaseFollower;
+use crate::privilege::Identity;
+use crate::vm::VmSocket;
+use expose::Exposed;
 
 #[cfg(target_os = "linux")]
 pub use linux::open;
@@ -62,6 +69,21 @@ impl Mode {
     }
 }
 
+/// Who asks for a host side.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// What the command line says.
+    pub settings: &'a PortSettings,
+    /// The VM's MAC address.
+    pub vm_mac: MacAddr,
+    /// Whether the VM reaches no other VM on its bridge.
+    pub isolated: bool,
+    /// The VM's socket, for whoever watches its far end from another process.
+    pub vm: &'a VmSocket,
+    /// Whom the process that parses frames will become.
+    pub identity: &'a Identity,
+}
+
 /// The far end of the VM's network segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Uplink {
@@ -90,4 +112,8 @@ pub struct HostLink {
     pub follower: Box<dyn LeaseFollower>,
     /// Where the DHCP server notes its leases, if this process may know.
     pub leases: Option<LeaseFile>,
+    /// The addresses of the host but the gateway's, as far as they are known. The follower tells of changes.
+    pub host_addresses: Vec<Ipv4Addr>,
+    /// The ports of the host that lead to other VMs. The follower tells of changes.
+    pub exposed: Vec<Exposed>,
 }

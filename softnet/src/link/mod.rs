@@ -52,12 +52,12 @@ pub trait Link: fmt::Debug {
     fn needs(&self, needs: &mut Needs);
 
     /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second,
-    /// less often once the link has been silent for long, and only if [`Link::needs_probe`].
+    /// less often once the link has been silent for long, and only while [`Link::needs_probe`].
     fn probe(&mut self) -> Result<(), LinkError> {
         Ok(())
     }
 
-    /// Whether the transport fails to report that its far end has gone.
+    /// Whether the transport fails to report that its far end has gone, or has heard that it may have.
     fn needs_probe(&self) -> bool {
         false
     }

@@ -1,4 +1,5 @@
-//! The worker's end: reports the lease, and notices the monitor's death.
+//! The worker's end: reports the lease and whether the VM is silent, hears what the monitor has learnt, and notices its
+//! death.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,8 +11,9 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use softnet_filter::{Lease, Timestamp};
 
-use super::message::{Report, SIZE};
-use crate::relay::{LeaseFollower, RelayError};
+use super::message::{LONGEST_NOTICE, Report, notice_from_bytes};
+use crate::lease_follower::{LeaseFollower, Notice};
+use crate::relay::RelayError;
 use crate::sandbox::{Needs, Syscall};
 
 /// What a running reporter calls.
@@ -20,25 +22,47 @@ const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
 /// When a report that did not fit into the channel is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Reports the VM's address to the monitor.
+/// Reports to the monitor and hears it.
 #[derive(Debug)]
 pub struct Reporter {
     channel: OwnedFd,
-    unsent: Option<(Report, Timestamp)>,
+    settles: bool,
+    /// The latest report on the lease, and on the VM's silence, that did not fit into the channel.
+    unsent: [Option<Report>; 2],
+    /// When those are tried again.
+    retry_at: Option<Timestamp>,
+    /// Room for the longest notice, and a byte more to tell a longer one.
+    buffer: Box<[u8]>,
 }
 
 impl Reporter {
-    /// Reports over `channel`, which does not block.
-    pub fn new(channel: OwnedFd) -> Self {
-        Reporter { channel, unsent: None }
+    /// Reports over `channel`, which does not block. `settles` says whether the monitor answers a lease by
+    /// [`Notice::Settled`].
+    pub fn new(channel: OwnedFd, settles: bool) -> Self {
+        let buffer = vec![0; LONGEST_NOTICE + 1].into();
+        Reporter { channel, settles, unsent: [None; 2], retry_at: None, buffer }
     }
 
+    /// Sends `report`, after what is unsent. Only the latest of each kind matters, so it replaces an earlier one.
     fn send(&mut self, report: Report, now: Timestamp) {
-        self.unsent = match send(&self.channel, &report.to_bytes(), SendFlags::NOSIGNAL) {
-            Err(Errno::AGAIN | Errno::INTR) => Some((report, now.saturating_add(RETRY))),
-            // A monitor that is gone is noticed by `attend`.
-            Ok(_) | Err(_) => None,
-        };
+        let slot = usize::from(matches!(report, Report::Quiet | Report::Active));
+        self.unsent[slot] = Some(report);
+        self.flush(now);
+    }
+
+    fn flush(&mut self, now: Timestamp) {
+        self.retry_at = None;
+        for slot in &mut self.unsent {
+            let Some(report) = slot else { continue };
+            match send(&self.channel, &report.to_bytes(), SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN | Errno::INTR) => {
+                    self.retry_at = Some(now.saturating_add(RETRY));
+                    return;
+                }
+                // `notice` tells when the monitor is gone.
+                Ok(_) | Err(_) => *slot = None,
+            }
+        }
     }
 }
 
@@ -53,37 +77,63 @@ impl LeaseFollower for Reporter {
     }
 
     fn lease_changed(&mut self, lease: Option<Lease>, now: Timestamp) {
-        // Only the latest matters, so it replaces one that is still unsent.
         self.send(lease.map_or(Report::NoLease, |lease| Report::Lease(lease.address)), now);
     }
 
     fn attend(&mut self, now: Timestamp) -> Result<(), RelayError> {
-        if let Some((report, not_before)) = self.unsent
-            && now >= not_before
-        {
-            self.send(report, now);
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.flush(now);
         }
-        // The monitor never says anything: whatever can be read is its end.
-        match recv(&self.channel, &mut [0; SIZE], RecvFlags::DONTWAIT) {
-            Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            _ => Err(RelayError::Follower("the privileged parent is gone".to_owned())),
-        }
+        Ok(())
     }
 
     fn deadline(&self) -> Option<Timestamp> {
-        self.unsent.map(|(_, not_before)| not_before)
+        self.retry_at
+    }
+
+    fn notice(&mut self) -> Result<Option<Notice>, RelayError> {
+        loop {
+            match recv(&self.channel, &mut *self.buffer, RecvFlags::DONTWAIT) {
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => {}
+                // An empty message looks the same as the end, and the monitor sends none.
+                Err(_) | Ok((0, _)) => {
+                    return Err(RelayError::Follower(
+                        "the monitor, Softnet's first process, is gone".to_owned(),
+                    ));
+                }
+                Ok((length, _)) => {
+                    let notice = self.buffer.get(..length).and_then(notice_from_bytes);
+                    let garbage = || RelayError::Follower("the monitor sent what is no message".to_owned());
+                    return notice.ok_or_else(garbage).map(Some);
+                }
+            }
+        }
+    }
+
+    fn settles(&self) -> bool {
+        self.settles
+    }
+
+    fn watches_the_vm(&self) -> bool {
+        true
+    }
+
+    fn vm_is_quiet(&mut self, quiet: bool, now: Timestamp) {
+        self.send(if quiet { Report::Quiet } else { Report::Active }, now);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::notice_to_bytes;
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn pair() -> (OwnedFd, Reporter) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (monitor, worker) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        (monitor, Reporter::new(worker))
+        (monitor, Reporter::new(worker, true))
     }
 
     #[test]
@@ -93,17 +143,19 @@ mod tests {
         let mut bytes = [0xff; 16];
         let (length, _) = recv(&monitor, &mut bytes[..], RecvFlags::empty()).unwrap();
         assert_eq!(Report::from_bytes(&bytes[..length]), Some(Report::NoLease));
-        reporter.attend(Timestamp::from_secs(1)).unwrap();
+        assert_eq!(reporter.notice().unwrap(), None);
         assert_eq!(reporter.deadline(), None);
     }
 
     #[test]
-    fn a_full_channel_is_tried_again() {
+    fn a_full_channel_is_tried_again_with_the_latest_of_each_kind() {
         let (monitor, mut reporter) = pair();
         let now = Timestamp::from_secs(1);
         while reporter.deadline().is_none() {
             reporter.lease_changed(None, now);
         }
+        reporter.vm_is_quiet(true, now);
+        reporter.vm_is_quiet(false, now);
         let mut bytes = [0; 16];
         while recv(&monitor, &mut bytes[..], RecvFlags::empty()).is_ok() {}
         let deadline = reporter.deadline().unwrap();
@@ -111,13 +163,28 @@ mod tests {
         assert_eq!(reporter.deadline(), Some(deadline), "not before its time");
         reporter.attend(deadline).unwrap();
         assert_eq!(reporter.deadline(), None);
-        assert!(recv(&monitor, &mut bytes[..], RecvFlags::empty()).is_ok());
+        let mut heard = Vec::new();
+        while let Ok((length, _)) = recv(&monitor, &mut bytes[..], RecvFlags::empty()) {
+            heard.push(Report::from_bytes(&bytes[..length]).unwrap());
+        }
+        assert_eq!(heard, [Report::NoLease, Report::Active]);
+    }
+
+    #[test]
+    fn a_notice_is_heard_once_and_garbage_ends_the_worker() {
+        let (monitor, mut reporter) = pair();
+        let notice = Notice::Settled([192, 168, 64, 5].into());
+        send(&monitor, &notice_to_bytes(&notice), SendFlags::empty()).unwrap();
+        assert_eq!(reporter.notice().unwrap(), Some(notice));
+        assert_eq!(reporter.notice().unwrap(), None);
+        send(&monitor, &vec![1; LONGEST_NOTICE + 1], SendFlags::empty()).unwrap();
+        assert!(reporter.notice().is_err());
     }
 
     #[test]
     fn the_monitors_death_ends_the_worker() {
         let (monitor, mut reporter) = pair();
         drop(monitor);
-        assert!(reporter.attend(Timestamp::from_secs(1)).is_err());
+        assert!(reporter.notice().is_err());
     }
 }

@@ -1,52 +1,95 @@
-//! The monitor's loop: waits for the worker, its reports and signals, and keeps the forwards where they belong.
+//! The monitor's loop: waits for the worker, its reports and signals, follows what the filter has to know of the host, and
+//! asks whether the VM still lives.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::Custody;
-use super::message::{Report, SIZE};
-use crate::host::expose::Forwarder;
-use crate::host::network::Error;
+use super::channel::Channel;
+use super::place::{Outcome, Place};
+use crate::host::addresses::AddressWatch;
+use crate::host::network::exposed::ExposedWatch;
+use crate::lease_follower::Notice;
+use crate::quiet::{PROBE_INTERVAL, QUIET_PROBE_INTERVAL};
 use crate::sys::signalfd::SignalFd;
+use crate::vm::PeerWatch;
 
 /// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
 pub const PACE: Duration = Duration::from_millis(100);
 
-/// How long the last holder of an address may take to leave: its VM has given the address back before its monitor is done,
-/// and the DHCP server leases it to the next at once.
-const LAST_HOLDER: Duration = Duration::from_secs(3);
+/// After how long without a word from the worker its next one, if it is not about the lease, delays no other.
+const AT_EASE: Duration = Duration::from_secs(1);
+
+/// How long the worker may take to end after it was told that its VM is gone.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What the monitor watches.
+#[derive(Debug)]
+pub struct Watches {
+    /// The far end of the VM's socket, if the kernel tells of it no other way.
+    pub peer: Option<PeerWatch>,
+    /// The host's addresses.
+    pub addresses: AddressWatch,
+    /// The ports that lead to other VMs.
+    pub exposed: ExposedWatch,
+}
+
+impl Watches {
+    /// The descriptors that they need.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let peer = self.peer.iter().map(AsFd::as_fd);
+        let addresses = [self.addresses.changes(), self.addresses.questions()];
+        peer.chain(addresses).chain(self.exposed.changes()).collect()
+    }
+}
 
 /// The monitor.
 #[derive(Debug)]
 pub struct Guard {
-    custody: Custody,
-    channel: Option<OwnedFd>,
-    forwarder: Forwarder,
+    place: Option<Place>,
+    watches: Watches,
+    channel: Option<Channel>,
     /// No report is read before.
     quiet_until: Duration,
-    /// The VM's address that another VM still holds, and until when that may be so.
-    contested: Option<(Ipv4Addr, Duration)>,
+    /// When the worker said something last.
+    heard: Duration,
+    /// The worker says that the VM is silent.
+    vm_is_quiet: bool,
+    /// When to ask for the VM's life.
+    ask_at: Duration,
+    /// The worker was told to end, and is killed if it still lives then.
+    farewell: Option<Duration>,
     /// The worker was told to end for a reason that is the monitor's.
     refused: bool,
 }
 
+/// What woke the loop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Wake {
+    Ended,
+    Signal,
+    Report,
+    Addresses,
+    Exposed,
+}
+
 impl Guard {
     /// A monitor that hears the worker on `channel`.
-    pub fn new(custody: Custody, channel: OwnedFd) -> Self {
-        let forwarder = Forwarder::new(custody.exposes.clone());
+    pub fn new(place: Option<Place>, watches: Watches, channel: Channel) -> Self {
         Guard {
-            custody,
+            place,
+            watches,
             channel: Some(channel),
-            forwarder,
             quiet_until: Duration::ZERO,
-            contested: None,
+            heard: Duration::ZERO,
+            vm_is_quiet: false,
+            ask_at: now().saturating_add(PROBE_INTERVAL),
+            farewell: None,
             refused: false,
         }
     }
@@ -55,10 +98,11 @@ impl Guard {
     /// of the signal that killed it, or 1.
     pub fn watch(mut self, worker: Pid, signals: SignalFd) -> i32 {
         let status = self.wait_for(worker, signals);
-        self.hear_last_words();
-        let Guard { custody, refused, .. } = self;
-        if let Err(error) = custody.membership.leave() {
-            tracing::warn!(%error, "the next start will clean up");
+        let Guard { place, channel, refused, .. } = self;
+        if let Some(place) = place {
+            // Whether the lease is still to be given back.
+            let last_words = channel.map(|channel| channel.listen()).filter(|heard| !heard.garbage);
+            place.leave(last_words.and_then(|heard| heard.address));
         }
         if refused { 1 } else { status }
     }
@@ -74,98 +118,177 @@ impl Guard {
         };
         loop {
             let now = now();
-            let listening = self.channel.as_ref().filter(|_| now >= self.quiet_until);
-            let mut waiting = vec![
-                PollFd::new(&process, PollFlags::IN),
-                PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
-            ];
-            waiting.extend(listening.map(|channel| PollFd::new(channel, PollFlags::IN)));
-            let waits = self.channel.is_some() || self.contested.is_some();
-            let quiet = (waits && now < self.quiet_until).then_some(self.quiet_until);
-            let deadline = [quiet, self.forwarder.next_deadline()].into_iter().flatten().min();
-            let timeout = deadline.map(|deadline| timespec(deadline.saturating_sub(now)));
-            if let Err(error) = poll(&mut waiting, timeout.as_ref())
-                && error != Errno::INTR
-            {
-                tracing::error!(%error, "cannot wait for the worker");
-                let _ = kill_process(worker, Signal::KILL);
-                return reap(worker);
+            let ready = match self.wait([process.as_fd(), signals.as_fd()], now) {
+                Ok(ready) => ready,
+                Err(error) => {
+                    tracing::error!(%error, "cannot wait for the worker");
+                    let _ = kill_process(worker, Signal::KILL);
+                    return reap(worker);
+                }
+            };
+            for wake in ready {
+                match wake {
+                    Wake::Ended => return reap(worker),
+                    Wake::Signal => pass_on(&mut signals, worker),
+                    Wake::Report => self.hear(worker),
+                    Wake::Addresses => self.look_at_addresses(),
+                    Wake::Exposed => self.look_at_exposed(),
+                }
             }
-            let ready: Vec<bool> = waiting.iter().map(|fd| !fd.revents().is_empty()).collect();
-            drop(waiting);
-            if ready.first() == Some(&true) {
-                return reap(worker);
-            }
-            if ready.get(1) == Some(&true) {
-                pass_on(&mut signals, worker);
-            }
-            if ready.get(2) == Some(&true) {
-                self.hear(worker);
-            }
-            self.contest(worker);
-            self.forward();
+            self.attend(worker);
         }
     }
 
-    /// Acts upon the latest report.
+    /// Waits until something happens or is due, and says what has happened.
+    fn wait(&self, [process, signals]: [BorrowedFd<'_>; 2], now: Duration) -> Result<Vec<Wake>, Errno> {
+        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut waiting = vec![(Wake::Ended, readable(process)), (Wake::Signal, readable(signals))];
+        if let Some(channel) = &self.channel {
+            let mut wanted = PollFlags::empty();
+            wanted.set(PollFlags::IN, now >= self.quiet_until);
+            wanted.set(PollFlags::OUT, channel.is_blocked());
+            if !wanted.is_empty() {
+                waiting.push((Wake::Report, PollFd::from_borrowed_fd(channel.as_fd(), wanted)));
+            }
+        }
+        let Watches { addresses, exposed, .. } = &self.watches;
+        if addresses.listens(now) {
+            waiting.push((Wake::Addresses, readable(addresses.changes())));
+        }
+        if let Some(changes) = exposed.changes().filter(|_| exposed.listens(now)) {
+            waiting.push((Wake::Exposed, readable(changes)));
+        }
+        let (wakes, mut fds): (Vec<Wake>, Vec<PollFd<'_>>) = waiting.into_iter().unzip();
+        let timeout = self.deadline(now).map(|deadline| timespec(deadline.saturating_sub(now)));
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        let happened = |(wake, fd): (Wake, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(wake);
+        Ok(wakes.into_iter().zip(&fds).filter_map(happened).collect())
+    }
+
+    /// When something is due, if nothing happens before.
+    fn deadline(&self, now: Duration) -> Option<Duration> {
+        let contested = self.place.as_ref().is_some_and(|place| place.contested().is_some());
+        let waits = self.channel.is_some() || contested;
+        let deadlines = [
+            (waits && now < self.quiet_until).then_some(self.quiet_until),
+            contested.then_some(self.quiet_until),
+            self.place.as_ref().and_then(Place::deadline),
+            self.watches.addresses.deadline(now),
+            self.watches.exposed.deadline(now),
+            self.asks().then_some(self.ask_at),
+            self.farewell,
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Whether something has to be asked for from time to time.
+    fn asks(&self) -> bool {
+        self.farewell.is_none() && (self.watches.peer.is_some() || self.watches.exposed.changes().is_none())
+    }
+
+    /// Whatever is due.
+    fn attend(&mut self, worker: Pid) {
+        let now = now();
+        if now >= self.quiet_until
+            && let Some(address) = self.place.as_ref().and_then(Place::contested)
+        {
+            self.quiet_until = now.saturating_add(PACE);
+            self.note(Some(address), worker);
+        }
+        if let Some(place) = &mut self.place {
+            place.forward(now);
+        }
+        if self.watches.addresses.deadline(now).is_some_and(|at| now >= at) {
+            self.look_at_addresses();
+        }
+        if self.asks() && now >= self.ask_at {
+            let pause = if self.vm_is_quiet { QUIET_PROBE_INTERVAL } else { PROBE_INTERVAL };
+            self.ask_at = now.saturating_add(pause);
+            self.ask(now);
+        }
+        if self.farewell.is_some_and(|at| now >= at) {
+            tracing::error!("the worker does not end though its VM is gone");
+            self.farewell = None;
+            self.refuse(worker, Signal::KILL);
+        }
+    }
+
+    /// Asks what nothing tells of.
+    fn ask(&mut self, now: Duration) {
+        if self.watches.peer.as_ref().is_some_and(|peer| !peer.is_alive()) {
+            self.watches.peer = None;
+            self.farewell = Some(now.saturating_add(FAREWELL));
+            self.say(Notice::PeerGone);
+        }
+        if let Some(exposed) = self.watches.exposed.tick() {
+            let exposed = exposed.to_vec();
+            self.say(Notice::Exposed(exposed));
+        }
+    }
+
+    fn look_at_addresses(&mut self) {
+        if let Some(addresses) = self.watches.addresses.changed(now()) {
+            let addresses = addresses.to_vec();
+            self.say(Notice::HostAddresses(addresses));
+        }
+    }
+
+    fn look_at_exposed(&mut self) {
+        if let Some(exposed) = self.watches.exposed.changed(now()) {
+            let exposed = exposed.to_vec();
+            self.say(Notice::Exposed(exposed));
+        }
+    }
+
+    fn say(&mut self, notice: Notice) {
+        if let Some(channel) = &mut self.channel {
+            channel.say(notice);
+        }
+    }
+
+    /// Acts upon the latest reports, and says what could not be said before.
     fn hear(&mut self, worker: Pid) {
-        let Some(channel) = &self.channel else { return };
-        let heard = listen(channel.as_fd());
+        let Some(channel) = &mut self.channel else { return };
+        channel.flush();
+        let now = now();
+        if now < self.quiet_until {
+            return;
+        }
+        let heard = channel.listen();
         if heard.closed {
             // The worker is about to end; its process says when.
             self.channel = None;
         }
         if heard.garbage {
-            tracing::error!("the worker said what no worker says");
+            tracing::error!("the worker sent what is no message");
             return self.refuse(worker, Signal::KILL);
         }
-        self.quiet_until = now().saturating_add(PACE);
-        if let Some(report) = heard.latest {
-            self.note(report.address(), worker);
+        // A word about the VM's silence must not delay the lease that follows it.
+        if heard.address.is_some() || now.saturating_sub(self.heard) < AT_EASE {
+            self.quiet_until = now.saturating_add(PACE);
+        }
+        self.heard = now;
+        if let Some(quiet) = heard.quiet {
+            self.vm_is_quiet = quiet;
+            if !quiet {
+                self.ask_at = self.ask_at.min(now.saturating_add(PROBE_INTERVAL));
+            }
+        }
+        if let Some(address) = heard.address {
+            self.note(address, worker);
         }
     }
 
-    /// Tries again to note an address that another VM held.
-    fn contest(&mut self, worker: Pid) {
-        if let Some((address, _)) = self.contested
-            && now() >= self.quiet_until
-        {
-            self.quiet_until = now().saturating_add(PACE);
-            self.note(Some(address), worker);
-        }
-    }
-
-    /// Notes the VM's address, to which the forwards lead from now on.
+    /// Notes the VM's address, where anything is to be noted.
     fn note(&mut self, address: Option<Ipv4Addr>, worker: Pid) {
-        let contested = self.contested.take();
-        match self.custody.membership.set_address(address) {
-            Ok(()) => return self.forwarder.set_address(address),
-            Err(error @ Error::LeaseTaken { address, .. }) => {
-                let earlier = contested.filter(|&(earlier, _)| earlier == address);
-                let until = earlier.map_or_else(|| now().saturating_add(LAST_HOLDER), |(_, until)| until);
-                if now() >= until {
-                    tracing::error!("{error}");
-                    return self.refuse(worker, Signal::TERM);
-                }
-                self.contested = Some((address, until));
-            }
-            Err(error @ Error::NotOurs(..)) => {
-                tracing::error!("{error}");
-                return self.refuse(worker, Signal::TERM);
-            }
-            Err(error) => tracing::error!(%error, "cannot note the VM's address"),
-        }
-        // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
-        self.forwarder.set_address(None);
-    }
-
-    /// Notes what the worker said last and the monitor has not read yet: whether the lease is still to be given back.
-    fn hear_last_words(&mut self) {
-        let Some(channel) = self.channel.take() else { return };
-        if let Heard { latest: Some(report), garbage: false, .. } = listen(channel.as_fd())
-            && let Err(error) = self.custody.membership.set_address(report.address())
-        {
-            tracing::warn!(%error, "cannot note the VM's last address");
+        let Some(place) = &mut self.place else { return };
+        match place.note(address, now()) {
+            Outcome::Settled(address) => self.say(Notice::Settled(address)),
+            Outcome::Unsettled => {}
+            Outcome::Refused(signal) => self.refuse(worker, signal),
         }
     }
 
@@ -173,65 +296,10 @@ impl Guard {
     fn refuse(&mut self, worker: Pid, signal: Signal) {
         self.refused = true;
         self.channel = None;
-        self.contested = None;
-        self.forwarder.set_address(None);
+        if let Some(place) = &mut self.place {
+            place.give_up();
+        }
         let _ = kill_process(worker, signal);
-    }
-
-    /// Brings the forwards where they belong, if something is due.
-    fn forward(&mut self) {
-        let ops = self.forwarder.due(now());
-        if ops.is_empty() {
-            return;
-        }
-        match self.custody.membership.apply(&ops) {
-            Ok(()) => {
-                for op in ops {
-                    tracing::info!(?op, "forwarding changed");
-                    self.forwarder.done(op);
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "forwarding could not be changed; trying again");
-                self.forwarder.failed(now());
-            }
-        }
-    }
-}
-
-/// What has come in on the channel.
-#[derive(Debug, Default, Eq, PartialEq)]
-struct Heard {
-    /// The last report; those before it count no more.
-    latest: Option<Report>,
-    /// Something that is no report.
-    garbage: bool,
-    /// The worker has closed its end.
-    closed: bool,
-}
-
-/// Reads all that is there.
-fn listen(channel: BorrowedFd<'_>) -> Heard {
-    let mut heard = Heard::default();
-    loop {
-        // One byte more than a message, so that a longer one is not cut to look like one.
-        let mut bytes = [0; SIZE + 1];
-        match recv(channel, &mut bytes[..], RecvFlags::DONTWAIT) {
-            // An empty message looks the same, and the worker sends none.
-            Ok((0, _)) => {
-                heard.closed = true;
-                return heard;
-            }
-            Ok((length, _)) => match bytes.get(..length).and_then(Report::from_bytes) {
-                Some(report) => heard.latest = Some(report),
-                None => {
-                    heard.garbage = true;
-                    return heard;
-                }
-            },
-            Err(Errno::INTR) => {}
-            Err(_) => return heard,
-        }
     }
 }
 
@@ -267,41 +335,4 @@ fn now() -> Duration {
 
 fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socketpair};
-
-    fn heard(messages: &[&[u8]], close: bool) -> Heard {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (monitor, worker) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).expect("a socket pair");
-        for message in messages {
-            send(&worker, message, SendFlags::NOSIGNAL).expect("there is room");
-        }
-        let kept = (!close).then_some(worker);
-        let heard = listen(monitor.as_fd());
-        drop(kept);
-        heard
-    }
-
-    #[test]
-    fn the_last_report_counts() {
-        let lease = Report::Lease([192, 168, 64, 5].into());
-        assert_eq!(heard(&[], false), Heard::default());
-        let both = heard(&[&lease.to_bytes(), &Report::NoLease.to_bytes()], false);
-        assert_eq!(both, Heard { latest: Some(Report::NoLease), ..Heard::default() });
-        let last_words = heard(&[&lease.to_bytes()], true);
-        assert_eq!(last_words, Heard { latest: Some(lease), closed: true, garbage: false });
-    }
-
-    #[test]
-    fn garbage_is_garbage_whatever_comes_with_it() {
-        let fine = Report::NoLease.to_bytes();
-        for garbage in [&[9, 0, 0, 0, 0][..], &[1, 2, 3, 4], &[0, 0, 0, 0, 0, 0], &[0xff; 4096]] {
-            assert!(heard(&[&fine, garbage, &fine], false).garbage, "{garbage:?}");
-        }
-    }
 }

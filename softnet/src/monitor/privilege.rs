@@ -1,5 +1,6 @@
-//! What the monitor keeps of root: what nft needs to change the network's table, and the right to signal the worker, who
-//! is another user by then.
+//! What the monitor keeps. Without a place in a managed network that is nothing: it becomes the user that the worker
+//! becomes, who may signal the worker. With one it keeps of root what nft needs to change the network's table, and the
+//! right to signal the worker, who is another user by then.
 
 use std::io;
 
@@ -10,7 +11,18 @@ use rustix::thread::{
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+use crate::privilege::Identity;
+use crate::sandbox;
+
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
+
+/// Keeps what a place in the managed network takes, if there is one, and nothing otherwise.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn reduce(has_place: bool, identity: &Identity) -> io::Result<()> {
+    if has_place { reduce_root() } else { sandbox::give_up_privilege(identity).map_err(io::Error::other) }
+}
 
 /// Gives up every capability but two, for itself and for the programs that it starts, and the caller's groups. Its files
 /// under `/run/softnet` are root's, which takes none.
@@ -20,7 +32,7 @@ const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 ///
 /// # Errors
 /// When the kernel refuses.
-pub fn reduce() -> io::Result<()> {
+fn reduce_root() -> io::Result<()> {
     match set_thread_groups(&[]) {
         // A user namespace of an ordinary user's may have no say over groups.
         Ok(()) | Err(Errno::PERM) => {}

@@ -11,6 +11,8 @@ use rustix::net::sockopt;
 
 use crate::link::{Link, StreamLink};
 pub use datagram::DatagramLink;
+#[cfg(target_os = "linux")]
+pub use peer::PeerWatch;
 
 /// Receive buffer in bytes that a VM socket is raised to: what Tart asks for, about 2,700 full frames.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -91,6 +93,13 @@ impl VmSocket {
     /// How frames lie on it.
     pub fn framing(&self) -> Framing {
         self.framing
+    }
+
+    /// Watches the far end from another process, where the kernel tells the link nothing of it: `None` for a stream socket.
+    /// The watch holds no copy of the socket.
+    #[cfg(target_os = "linux")]
+    pub fn watch_peer(&self) -> Option<std::io::Result<PeerWatch>> {
+        (self.framing == Framing::Datagram).then(|| PeerWatch::new(&self.socket))
     }
 
     /// The link over this socket: non-blocking, its buffers raised where they are small.

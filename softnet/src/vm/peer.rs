@@ -13,10 +13,7 @@ use std::thread;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
-use crate::sandbox::{Needs, Syscall};
-
-/// What a running watch calls.
-const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
+use crate::sandbox::Needs;
 
 /// `SOCK_DIAG_BY_FAMILY`, `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -63,12 +60,6 @@ impl PeerWatch {
         !matches!(self.peer(), Ok(0))
     }
 
-    /// Says which descriptors and system calls the watch needs once the process is sealed.
-    pub fn needs(&self, needs: &mut Needs) {
-        needs.descriptor(&self.diag);
-        needs.calls(SYSCALLS);
-    }
-
     /// The inode of the peer, 0 if it has closed.
     fn peer(&self) -> io::Result<u32> {
         rustix::net::send(&self.diag, &self.request, SendFlags::empty())?;
@@ -77,6 +68,40 @@ impl PeerWatch {
         parse(reply.get(..len).unwrap_or_default())
             .ok_or_else(|| io::Error::other("no peer in the answer of the socket diagnostics"))
     }
+}
+
+impl AsFd for PeerWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.diag.as_fd()
+    }
+}
+
+/// What the link itself does about it: nothing. What answers for one socket can list all sockets of the host, so another
+/// process than the one with the frames asks (rule H10).
+#[derive(Debug)]
+pub struct LinkWatch;
+
+impl LinkWatch {
+    /// Prepares nothing.
+    ///
+    /// # Errors
+    /// None.
+    pub fn new(_socket: &OwnedFd) -> io::Result<Self> {
+        Ok(LinkWatch)
+    }
+
+    /// Whether the link has to be probed for it.
+    pub fn asks(&self) -> bool {
+        false
+    }
+
+    /// In doubt it is.
+    pub fn is_alive(&self) -> bool {
+        true
+    }
+
+    /// Nothing.
+    pub fn needs(&self, _needs: &mut Needs) {}
 }
 
 /// `struct nlmsghdr` and `struct unix_diag_req` for one inode.
@@ -142,6 +167,16 @@ fn namespace_of(socket: &OwnedFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_that_closes_without_a_word_is_found() {
+        let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let socket = OwnedFd::from(far);
+        let watch = PeerWatch::new(&socket).unwrap();
+        assert!(watch.is_alive());
+        drop(near);
+        assert!(!watch.is_alive());
+    }
 
     #[test]
     fn an_answer_without_the_attribute_or_cut_short_names_no_peer() {

@@ -8,19 +8,24 @@ use std::os::fd::OwnedFd;
 
 use crate::sandbox::Needs;
 
-/// Watches one socket's peer.
+/// Watches one socket's peer from within the link.
 #[derive(Debug)]
-pub struct PeerWatch {
+pub struct LinkWatch {
     socket: OwnedFd,
 }
 
-impl PeerWatch {
+impl LinkWatch {
     /// Prepares to ask for the peer of `socket`.
     ///
     /// # Errors
     /// When no further descriptor can be opened.
     pub fn new(socket: &OwnedFd) -> io::Result<Self> {
-        Ok(PeerWatch { socket: socket.try_clone()? })
+        Ok(LinkWatch { socket: socket.try_clone()? })
+    }
+
+    /// Whether the link has to be probed for it.
+    pub fn asks(&self) -> bool {
+        true
     }
 
     /// Whether the peer still has an open descriptor. In doubt it has: a wrong "no" would end a healthy VM's network.
@@ -28,7 +33,7 @@ impl PeerWatch {
         rustix::net::getpeername(&self.socket) != Err(rustix::io::Errno::NOTCONN)
     }
 
-    /// Says which descriptors and system calls [`PeerWatch::is_alive`] needs.
+    /// Says which descriptors and system calls [`LinkWatch::is_alive`] needs.
     pub fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.socket);
     }

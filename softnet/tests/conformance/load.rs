@@ -94,13 +94,13 @@ pub fn a_vm_that_does_not_read_harms_nobody() -> Result<()> {
     });
     ensure!(full, "a VM's queue never fills: {:?}", wire.softnet.counters());
     // From the VM it still takes, and what it cannot deliver does not pile up.
-    let before = crate::resources::resident(wire.softnet.pid().as_raw())?;
+    let before = crate::resources::resident(wire.softnet.worker()?.as_raw())?;
     wire.has_lease(VM)?;
     for _ in 0..20_000 {
         wire.segment.send(&inbound)?;
     }
     wire.has_lease(VM)?;
-    let after = crate::resources::resident(wire.softnet.pid().as_raw())?;
+    let after = crate::resources::resident(wire.softnet.worker()?.as_raw())?;
     ensure!(after <= before + 1024, "memory grew from {before} kB to {after} kB");
     Ok(())
 }

@@ -46,7 +46,7 @@ pub fn r1_memory_and_log_are_flat() -> Result<()> {
         wire.settle()
     };
     flood(2000)?;
-    let pid = wire.softnet.pid().as_raw();
+    let pid = wire.softnet.worker()?.as_raw();
     let before = (resident(pid)?, wire.softnet.log().len());
     let mut flood = |rounds: usize| -> Result<()> {
         for round in 0..rounds {

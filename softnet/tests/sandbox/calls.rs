@@ -14,7 +14,7 @@ use softnet::privilege::{Identity, Start, System};
 use softnet::sandbox::{self, Needs};
 
 /// Does `work` in a process of its own and says how that ended, and what it printed on its standard error.
-fn in_a_child(work: impl FnOnce() -> i32) -> Result<(WaitStatus, String)> {
+pub fn in_a_child(work: impl FnOnce() -> i32) -> Result<(WaitStatus, String)> {
     let (mut said, theirs) = io::pipe()?;
     // SAFETY: a test here is the only thread of its process.
     match unsafe { fork() }? {

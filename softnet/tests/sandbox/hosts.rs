@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::deadline::until;
 use lab::net::Host;
 use lab::stage::run;
@@ -42,7 +42,7 @@ pub fn an_ordinary_user_is_confined_as_well() -> Result<()> {
     command.uid(USER).gid(USER);
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
-    let process = Process::look(softnet.pid().as_raw())?;
+    let process = Process::look(softnet.worker()?.as_raw())?;
     ensure!(process.is_only("Uid", USER) && process.is_only("Gid", USER), "uid {}", process.field("Uid"));
     for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
         ensure!(process.field(set) == "0000000000000000", "{set} {}", process.field(set));
@@ -64,9 +64,7 @@ pub fn privilege_and_frames_are_apart() -> Result<()> {
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
     let monitor = Process::look(softnet.pid().as_raw())?;
-    let children = fs::read_to_string(monitor.at(&format!("task/{}/children", softnet.pid())))?;
-    let worker: i32 = children.trim().parse().with_context(|| format!("one child, not {children:?}"))?;
-    let worker = Process::look(worker)?;
+    let worker = Process::look(softnet.worker()?.as_raw())?;
     ensure!(worker.is_only("Uid", 65534) && worker.field("CapEff") == "0000000000000000");
     ensure!(worker.field("CapBnd") == "0000000000000000" && worker.field("Seccomp") == "2");
     ensure!(fs::read_dir(worker.at("root"))?.count() == 0, "its root has files");

@@ -3,6 +3,7 @@
 
 mod calls;
 mod hosts;
+mod monitor;
 mod set_user_id;
 mod worker;
 
@@ -18,6 +19,8 @@ fn main() -> ExitCode {
         calls::{the_seal_refuses_a_second_thread, landlock_leaves_nothing_to_name},
         hosts::{an_ordinary_user_is_confined_as_well, privilege_and_frames_are_apart},
         hosts::{a_kernel_that_lacks_something_is_told_apart},
+        monitor::{it_is_confined_and_watches_for_the_worker, without_a_place_every_other_call_ends_it},
+        monitor::{with_a_place_it_runs_nft_and_little_else},
         set_user_id::{it_becomes_its_caller, it_takes_only_what_the_list_allows, it_starts_nobody_elses_programs},
         set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users},
     ];

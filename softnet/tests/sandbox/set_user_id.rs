@@ -63,7 +63,7 @@ pub fn it_becomes_its_caller() -> Result<()> {
     command.env("RUST_LOG", "trace").env("SUDO_UID", "1").env("SUDO_GID", "1");
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
-    let process = Process::look(softnet.pid().as_raw())?;
+    let process = Process::look(softnet.worker()?.as_raw())?;
     for field in ["Uid", "Gid"] {
         ensure!(process.is_only(field, USER), "{field} {}", process.field(field));
     }
@@ -142,7 +142,7 @@ const WHO: &str = "for who in self $PPID; do grep -E '^(Uid|Gid|CapEff):' /proc/
 pub fn the_vm_of_run_is_the_callers() -> Result<()> {
     let _segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
     install("allow tap0")?;
-    // On a TAP the filter is one process, on the managed network it has a parent that stays root.
+    // On a TAP both processes of the filter become the caller, on the managed network the first stays root.
     for host in [&["--tap", Segment::TAP][..], &[]] {
         let output =
             program(&["run"]).args(host).args(["--", "sh", "-c", WHO]).stdin(Stdio::null()).output()?;

@@ -90,7 +90,7 @@ pub fn start(arguments: &[&str]) -> Result<Running> {
 
 pub fn it_holds_nothing_but_what_it_needs() -> Result<()> {
     let running = start(&[])?;
-    let process = Process::look(running.softnet.pid().as_raw())?;
+    let process = Process::look(running.softnet.worker()?.as_raw())?;
     let nobody = 65534;
 
     ensure!(process.is_only("Uid", nobody) && process.is_only("Gid", nobody), "{:?}", process.status);
@@ -127,7 +127,7 @@ pub fn it_holds_nothing_but_what_it_needs() -> Result<()> {
         ("anon_inode:[pidfd]", 1),
         // Standard error.
         ("pipe:", 1),
-        // The VM, its watch, and two groups of signals: three and one to write to, two to read from.
+        // The VM, the monitor, and two groups of signals: three and one to write to, two to read from.
         ("socket:", 8),
     ];
     for (what, expected) in known {
@@ -165,7 +165,7 @@ pub fn reaches_the_vm(segment: &Segment, vm: &VmPort) -> bool {
 
 pub fn it_works_and_ends_cleanly() -> Result<()> {
     let Running { mut softnet, vm, segment } = start(&["--stats", "--require-sandbox"])?;
-    let before = Process::look(softnet.pid().as_raw())?.field("VmData").to_owned();
+    let before = Process::look(softnet.worker()?.as_raw())?.field("VmData").to_owned();
     let address = [10, 0, 0, 9].into();
     let probe = Arp::request(Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]), address, segment.gateway).frame();
     for _ in 0..5_000 {
@@ -174,7 +174,7 @@ pub fn it_works_and_ends_cleanly() -> Result<()> {
     ensure!(reaches_the_vm(&segment, &vm), "no frame reaches the VM: {}", softnet.log());
     let judged = || softnet.counters().is_ok_and(|counters| counters.from_vm.get("dropped") == Some(&5_000));
     ensure!(until(judged), "{}", softnet.log());
-    let after = Process::look(softnet.pid().as_raw())?.field("VmData").to_owned();
+    let after = Process::look(softnet.worker()?.as_raw())?.field("VmData").to_owned();
     ensure!(before == after, "its memory grew from {before} to {after}");
     let status = softnet.stop()?;
     ensure!(status.success(), "{status}: {}", softnet.log());

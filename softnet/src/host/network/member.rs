@@ -13,9 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use softnet_filter::MacAddr;
 
 use super::build::{apply_rules, ensure_locked, hands_out, members};
+use super::dispute;
 use super::dnsmasq;
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
@@ -148,6 +150,23 @@ impl Membership {
         self.lease = Some(lease.saying(&format!("{}\n", self.record.mac))?);
         self.record.address = Some(address);
         Ok(())
+    }
+
+    /// Whether the DHCP server's file gives `address` to this VM; `None` if it gives it to nobody, or cannot be read.
+    pub fn server_gives(&self, address: Ipv4Addr) -> Option<bool> {
+        dispute::server_gives(&self.directory, self.record.mac, address).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot look whose address it is");
+            None
+        })
+    }
+
+    /// Ends the Softnet that holds `address` by `signal`, and says which VM's it is; `None` if nobody holds it any more.
+    ///
+    /// # Errors
+    /// When it cannot be found out or ended.
+    pub fn evict(&self, address: Ipv4Addr, signal: Signal) -> Result<Option<MacAddr>, Error> {
+        let lock = self.lock()?;
+        dispute::evict(&self.directory, address, signal, &lock)
     }
 
     /// Carries out all `ops` or none. Forwards lead to the address noted by [`Membership::set_address`] only.

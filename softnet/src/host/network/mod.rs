@@ -10,7 +10,9 @@
 //! recognised by the next start and removed. The network itself stays until `softnet network down`.
 
 pub mod build;
+mod dispute;
 pub mod dnsmasq;
+pub mod exposed;
 mod member;
 mod record;
 mod ruleset;
@@ -200,6 +202,24 @@ pub enum Error {
         address: Ipv4Addr,
         /// The VM that has it.
         holder: String,
+    },
+    /// The server's file does not have the pair.
+    #[error("the DHCP server has not leased {address} to {mac}")]
+    NotLeased {
+        /// The VM.
+        mac: MacAddr,
+        /// The address.
+        address: Ipv4Addr,
+    },
+    /// The Softnet of a VM that holds another's address could not be told to end.
+    #[error("cannot signal process {pid}, whose VM holds {address}: {source}")]
+    Evict {
+        /// The address.
+        address: Ipv4Addr,
+        /// The process.
+        pid: u32,
+        /// Why.
+        source: std::io::Error,
     },
     /// The address lies outside of the network.
     #[error("{0} is no address that network {1} hands out")]

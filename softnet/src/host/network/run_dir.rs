@@ -64,6 +64,11 @@ impl RunDir {
         RunDir { root }
     }
 
+    /// Where it is.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Waits for the lock, creating the directory if need be.
     pub fn lock(&self) -> Result<Lock, Error> {
         make_directory(Path::new(BASE))?;

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use softnet_filter::{MacAddr, NetType};
+use softnet_filter::NetType;
 use vmnet::mode::Mode;
 use vmnet::parameters::{Parameter, ParameterKind};
 use vmnet::port_forwarding::{AddressFamily, Protocol as VmnetProtocol};
 use vmnet::{Batch, Error, Events, Options, Status};
 
 use super::{Interface, Parameters, RawParameters, Refusal, Waker, check_exposes, gateway, host_link, wake};
-use crate::config::{ConfigError, PortSettings};
-use crate::host::HostLink;
+use crate::config::ConfigError;
 use crate::host::expose::{Forward, Protocol};
+use crate::host::{HostLink, Request};
 use crate::link::BATCH_FRAMES;
 
 /// How long the host's bridge may take to get its address after vmnet has started the interface.
@@ -23,11 +23,12 @@ const BRIDGE_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked for meanwhile.
 const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the interface that `settings` ask for. `isolated` VMs do not reach other VMs.
+/// Starts the interface that `request` asks for.
 ///
 /// # Errors
 /// When vmnet refuses, which on macOS 15 and older it does without root.
-pub fn open(settings: &PortSettings, _vm_mac: MacAddr, isolated: bool) -> anyhow::Result<HostLink> {
+pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
+    let &Request { settings, isolated, .. } = request;
     check_exposes(&settings.expose)?;
     if let Err(error) = crate::bootpd::tune_system(settings.lease_time) {
         tracing::warn!(%error, "the DHCP server's lease time stays as it is; many short-lived VMs may exhaust its addresses");

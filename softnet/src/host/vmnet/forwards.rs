@@ -10,7 +10,8 @@ use softnet_filter::{Lease, Timestamp};
 
 use super::Interface;
 use crate::host::expose::{Expose, Forwarder, Op};
-use crate::relay::{LeaseFollower, RelayError};
+use crate::lease_follower::LeaseFollower;
+use crate::relay::RelayError;
 use crate::sandbox::Needs;
 
 /// Keeps vmnet's forwards what the VM's lease says; takes them away when dropped.

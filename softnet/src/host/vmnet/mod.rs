@@ -207,5 +207,7 @@ pub fn host_link<I: Interface + 'static>(
         mode: Mode::Vmnet,
         follower: Box::new(VmnetForwards::new(interface, exposes)),
         leases: Some(LeaseFile::bootpd()),
+        host_addresses: Vec::new(),
+        exposed: Vec::new(),
     }
 }

@@ -10,8 +10,8 @@ use mio::{Events, Interest, Poll, Token};
 use softnet_filter::{Lease, Resolvers, Timestamp};
 
 use super::*;
+use crate::lease_follower::LeaseFollower;
 use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Losses, Received, Sent};
-use crate::relay::LeaseFollower;
 
 const MAX_FRAME: usize = 1514;
 /// Long enough for any machine; a test that needs it has failed.

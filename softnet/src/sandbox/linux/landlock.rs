@@ -7,7 +7,7 @@ use ::landlock::{
 };
 
 /// The newest interface whose rights are taken. Older kernels take what they know of it.
-const NEWEST: ABI = ABI::V10;
+pub(super) const NEWEST: ABI = ABI::V10;
 
 /// Takes all access to files, TCP and UDP ports, abstract sockets and other processes that is not through an open
 /// descriptor. `false` if the kernel has no Landlock.

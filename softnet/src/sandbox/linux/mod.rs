@@ -1,6 +1,7 @@
 //! The stages on Linux, in their order.
 
 mod capabilities;
+mod confine;
 mod landlock;
 mod namespaces;
 mod seccomp;
@@ -13,6 +14,7 @@ use super::{Missing, Needs, SealError};
 use crate::privilege::Identity;
 use crate::sys;
 
+pub use self::confine::{Calls, Files, Otherwise, limit_files};
 pub use self::landlock::restrict as restrict_by_landlock;
 
 /// Exit status after a panic, as Rust has it.
@@ -31,10 +33,7 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
     end_at_once_on_panic();
     sys::fd::close_all_but(needs.descriptors()).map_err(stage("close what is not needed"))?;
     let names = namespaces::leave(identity);
-    capabilities::empty_bounding_set().map_err(stage("empty the capability bounding set"))?;
-    identity.assume().map_err(stage("become an ordinary user"))?;
-    capabilities::drop_all().map_err(stage("drop all capabilities"))?;
-    close_ways_back().map_err(stage("forbid new privilege"))?;
+    give_up_privilege(identity)?;
     let landlock = landlock::restrict().map_err(stage("restrict the process by Landlock"))?;
     if !landlock {
         lacking(Missing::Landlock, required)?;
@@ -59,6 +58,18 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
         "sealed"
     );
     Ok(())
+}
+
+/// Becomes `identity`, without any capability and without a way back to one.
+///
+/// # Errors
+/// When a stage fails. The process is then in between and must end.
+pub fn give_up_privilege(identity: &Identity) -> Result<(), SealError> {
+    let stage = |what| move |error: io::Error| SealError::Stage(what, error);
+    capabilities::empty_bounding_set().map_err(stage("empty the capability bounding set"))?;
+    identity.assume().map_err(stage("become an ordinary user"))?;
+    capabilities::drop_all().map_err(stage("drop all capabilities"))?;
+    close_ways_back().map_err(stage("forbid new privilege"))
 }
 
 fn lacking(missing: Missing, required: bool) -> Result<(), SealError> {

@@ -1,0 +1,173 @@
+//! The IPv4 addresses of the host, as they come and go (rule H1).
+//!
+//! The kernel tells of each change by a multicast group of rtnetlink. The message itself counts for nothing: the addresses
+//! are asked for again, so a queue that overflowed loses nothing.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use crate::netlink::{Error, Netlink};
+
+/// The multicast group of changes to IPv4 addresses (`RTNLGRP_IPV4_IFADDR`, `linux/rtnetlink.h`).
+const ADDRESS_CHANGES: u32 = 5;
+
+/// How many addresses are followed at most. A host that has more is followed for its global ones first: the others are
+/// closed to a VM unless an entry of `--allow` opens them.
+pub const MOST: usize = 4096;
+
+/// The shortest time between two looks, so that a host whose addresses change all the time keeps no monitor busy.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Watches the addresses of the network namespace that it was made in, but for one gateway's and the loopback network.
+#[derive(Debug)]
+pub struct AddressWatch {
+    changes: Socket,
+    netlink: Netlink,
+    gateway: Ipv4Addr,
+    known: Vec<Ipv4Addr>,
+    /// A change is not looked at before.
+    not_before: Duration,
+    /// A look failed or was put off, and is due again at `not_before`.
+    stale: bool,
+}
+
+impl AddressWatch {
+    /// Listens first and looks then, so that no change between the two is missed.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub fn new(gateway: Ipv4Addr) -> Result<Self, Error> {
+        let changes = listen().map_err(Error::Open)?;
+        let mut watch = AddressWatch {
+            changes,
+            netlink: Netlink::open()?,
+            gateway,
+            known: Vec::new(),
+            not_before: Duration::ZERO,
+            stale: false,
+        };
+        watch.known = watch.look()?;
+        Ok(watch)
+    }
+
+    /// The addresses when they were last looked at, sorted.
+    pub fn known(&self) -> &[Ipv4Addr] {
+        &self.known
+    }
+
+    /// What tells of a change.
+    pub fn changes(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
+    }
+
+    /// What is asked.
+    pub fn questions(&self) -> BorrowedFd<'_> {
+        self.netlink.as_fd()
+    }
+
+    /// Whether to wait for a change; if not, [`AddressWatch::deadline`] says when to look.
+    pub fn listens(&self, now: Duration) -> bool {
+        now >= self.not_before
+    }
+
+    /// When to look or to listen again.
+    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+        (self.stale || now < self.not_before).then_some(self.not_before)
+    }
+
+    /// The addresses, if they differ from those known. Call it when [`AddressWatch::changes`] is readable, and when the
+    /// deadline has come.
+    pub fn changed(&mut self, now: Duration) -> Option<&[Ipv4Addr]> {
+        // An overflown queue (ENOBUFS) is a change too.
+        let mut told = self.stale;
+        loop {
+            match self.changes.recv_from_full() {
+                Ok(_) => told = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                Err(_) => break,
+            }
+        }
+        if !told {
+            return None;
+        }
+        self.not_before = now.saturating_add(PACE);
+        match self.look() {
+            Ok(addresses) => {
+                self.stale = false;
+                if addresses == self.known {
+                    return None;
+                }
+                self.known = addresses;
+                Some(&self.known)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the host's addresses may have changed; asking again");
+                self.stale = true;
+                None
+            }
+        }
+    }
+
+    fn look(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
+        let all = self.netlink.all_addresses()?.into_iter().map(|(_, address)| address.addr());
+        Ok(pick(all, self.gateway, MOST))
+    }
+}
+
+fn listen() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind(&SocketAddr::new(0, 0))?;
+    socket.add_membership(ADDRESS_CHANGES)?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+/// Those of `all` that count, sorted, at most `most`.
+fn pick(all: impl Iterator<Item = Ipv4Addr>, gateway: Ipv4Addr, most: usize) -> Vec<Ipv4Addr> {
+    let counts = |address: &Ipv4Addr| {
+        *address != gateway && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
+    };
+    let mut addresses: Vec<Ipv4Addr> = all.filter(counts).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.len() > most {
+        tracing::warn!(
+            count = addresses.len(),
+            most,
+            "the host has more addresses than Softnet follows; the last private ones are not told to the filter"
+        );
+        addresses.sort_by_key(|address| address.is_private() || address.is_link_local());
+        addresses.truncate(most);
+        addresses.sort_unstable();
+    }
+    addresses
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(texts: &[&str]) -> Vec<Ipv4Addr> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_gateway_and_loopback_are_left_out() {
+        let all =
+            addresses(&["127.0.0.1", "198.51.100.2", "192.168.64.1", "10.0.0.1", "10.0.0.1", "127.1.2.3"]);
+        let gateway = "192.168.64.1".parse().unwrap();
+        assert_eq!(pick(all.into_iter(), gateway, 10), addresses(&["10.0.0.1", "198.51.100.2"]));
+    }
+
+    #[test]
+    fn too_many_cost_private_ones_first() {
+        let all = addresses(&["10.0.0.1", "9.9.9.2", "192.168.1.1", "198.51.100.2"]);
+        let kept = pick(all.into_iter(), Ipv4Addr::UNSPECIFIED, 3);
+        assert_eq!(kept, addresses(&["9.9.9.2", "10.0.0.1", "198.51.100.2"]));
+    }
+}

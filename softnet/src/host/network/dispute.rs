@@ -1,0 +1,71 @@
+//! Two VMs that both claim one address: what the DHCP server's file says, and the end of the one that is wrong.
+//!
+//! A binding in one Softnet can outlive the server's, for instance while its VM was frozen, and the server has given the
+//! address to another VM since. The file is the truth.
+
+use std::net::Ipv4Addr;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use softnet_filter::MacAddr;
+
+use super::Error;
+use super::dnsmasq;
+use super::record::{self, MemberRecord};
+use super::run_dir::{self, Lock, NetworkDir};
+
+/// Whether the server's file gives `address` to `mac`; `None` if it gives it to nobody.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn server_gives(
+    directory: &NetworkDir,
+    mac: MacAddr,
+    address: Ipv4Addr,
+) -> Result<Option<bool>, run_dir::Error> {
+    let leases = dnsmasq::leases(directory)?;
+    Ok(leases.iter().find(|lease| lease.address == address).map(|lease| lease.mac == mac))
+}
+
+/// Sends `signal` to the Softnet that holds `address`, and says which VM's it is; `None` if nobody holds it.
+///
+/// The process is the one whose number stands in the member's file: it is opened first, and then its claim has to be held
+/// still, so that the number cannot be another process's by now.
+///
+/// # Errors
+/// When the files cannot be read or the process cannot be signalled.
+pub fn evict(
+    directory: &NetworkDir,
+    address: Ipv4Addr,
+    signal: Signal,
+    _lock: &Lock,
+) -> Result<Option<MacAddr>, Error> {
+    let lease = directory.leases().join(address.to_string());
+    if !run_dir::is_claimed(&lease) {
+        return Ok(None);
+    }
+    let Some(holder) = run_dir::read(&lease)?.and_then(|text| text.trim().parse::<MacAddr>().ok()) else {
+        return Ok(None);
+    };
+    let path = directory.ports().join(holder.to_string());
+    let record = || -> Result<Option<MemberRecord>, Error> {
+        let text = run_dir::read(&path)?.filter(|_| run_dir::is_claimed(&path));
+        Ok(text.and_then(|text| record::read_member(&text)))
+    };
+    let Some(member) = record()? else { return Ok(None) };
+    let Some(pid) = i32::try_from(member.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let failed = |errno: Errno| Error::Evict { address, pid: member.pid, source: errno.into() };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(failed(errno)),
+    };
+    if record()?.is_none_or(|now| now.pid != member.pid || now.address != Some(address)) {
+        return Ok(None);
+    }
+    match pidfd_send_signal(&process, signal) {
+        Ok(()) => Ok(Some(holder)),
+        Err(Errno::SRCH) => Ok(None),
+        Err(errno) => Err(failed(errno)),
+    }
+}

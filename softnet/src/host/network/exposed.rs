@@ -1,0 +1,389 @@
+//! The ports of the host that lead to other VMs, as their Softnets note them in the run directory (rule H2).
+//!
+//! Every line `expose` of every member's file counts, of whichever managed network of this network namespace, and of a
+//! Softnet that was killed too: a port that leads nowhere is closed to a VM for nothing, which harms nobody.
+//!
+//! inotify tells of a change (inotify(7)), and only the files that it names are read again, so that a host of many VMs can
+//! start one more at little cost. The number of inotify instances of a user is limited; without one the directories' times
+//! are compared at each [`ExposedWatch::tick`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use softnet_filter::MacAddr;
+
+use super::NetworkName;
+use super::run_dir::RunDir;
+use crate::host::expose::{Expose, Exposed};
+
+/// How many exposed ports are followed at most. The kernel's rules close the others too, on the managed network.
+pub const MOST: usize = 4096;
+/// How many members' files are read at most.
+const MOST_FILES: usize = 16_384;
+/// How much of a member's file is read at most, in bytes.
+const LONGEST_FILE: u64 = 1 << 18;
+
+/// The shortest time between two looks, so that a start, which writes its file several times, is one.
+const PACE: Duration = Duration::from_millis(100);
+
+/// What a change of a directory looks like.
+const NAMES: WatchFlags = WatchFlags::CREATE
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVED_FROM)
+    .union(WatchFlags::MOVED_TO)
+    .union(WatchFlags::ONLYDIR);
+/// What a change of a member's file looks like. It stays open for its owner's life.
+const CONTENT: WatchFlags = NAMES.union(WatchFlags::MODIFY);
+
+/// The directory of the locks, which is no network's.
+const LOCKS: &str = "locks";
+
+/// A member's file: the network's name and the file's.
+type Member = (String, String);
+
+/// Watches the ports that other VMs' Softnets expose.
+#[derive(Debug)]
+pub struct ExposedWatch {
+    root: PathBuf,
+    own: Option<Member>,
+    inotify: Option<OwnedFd>,
+    /// The networks whose members' files a watch is about, by its number; all other watches are about directories.
+    ports: BTreeMap<i32, String>,
+    files: BTreeMap<Member, Vec<Exposed>>,
+    known: Vec<Exposed>,
+    not_before: Duration,
+    /// The times of the directories, where nothing tells of a change.
+    times: Vec<Option<SystemTime>>,
+}
+
+impl ExposedWatch {
+    /// Watches from now on, and looks. `own` is the VM's own place, whose ports do not count.
+    pub fn new(own: Option<(&NetworkName, MacAddr)>) -> Self {
+        let own = own.map(|(network, mac)| (network.to_string(), mac.to_string()));
+        Self::at(RunDir::of_this_namespace().root().to_owned(), own)
+    }
+
+    fn at(root: PathBuf, own: Option<Member>) -> Self {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).inspect_err(|error| {
+            tracing::info!(%error, "no inotify instance is left (fs.inotify.max_user_instances); looking each second");
+        });
+        let mut watch = ExposedWatch {
+            root,
+            own,
+            inotify: inotify.ok(),
+            ports: BTreeMap::new(),
+            files: BTreeMap::new(),
+            known: Vec::new(),
+            not_before: Duration::ZERO,
+            times: Vec::new(),
+        };
+        watch.scan();
+        watch.known = watch.all();
+        watch
+    }
+
+    /// The exposed ports when they were last looked at, sorted.
+    pub fn known(&self) -> &[Exposed] {
+        &self.known
+    }
+
+    /// What tells of a change, if anything does.
+    pub fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Whether to wait for a change.
+    pub fn listens(&self, now: Duration) -> bool {
+        now >= self.not_before
+    }
+
+    /// When to listen again.
+    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+        (now < self.not_before).then_some(self.not_before)
+    }
+
+    /// The exposed ports, if they differ from those known. Call it when [`ExposedWatch::changes`] is readable.
+    pub fn changed(&mut self, now: Duration) -> Option<&[Exposed]> {
+        self.not_before = now.saturating_add(PACE);
+        let (touched, rescan) = self.read_changes();
+        if rescan {
+            self.scan();
+        } else {
+            for member in touched {
+                self.look_at(member);
+            }
+        }
+        self.compare()
+    }
+
+    /// The same, without a word from inotify. Call it about once a second; it does nothing where inotify works.
+    pub fn tick(&mut self) -> Option<&[Exposed]> {
+        if self.inotify.is_some() || self.times() == self.times {
+            return None;
+        }
+        self.scan();
+        self.compare()
+    }
+
+    fn compare(&mut self) -> Option<&[Exposed]> {
+        let all = self.all();
+        (all != self.known).then(|| {
+            self.known = all;
+            self.known.as_slice()
+        })
+    }
+
+    /// The files that were touched, and whether more than that has changed.
+    fn read_changes(&self) -> (BTreeSet<Member>, bool) {
+        let (mut touched, mut rescan) = (BTreeSet::new(), false);
+        let Some(inotify) = &self.inotify else { return (touched, rescan) };
+        let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
+        let mut reader = Reader::new(inotify, &mut buffer);
+        loop {
+            match reader.next() {
+                Ok(event) => match (self.ports.get(&event.wd()), event.file_name()) {
+                    (Some(network), Some(name)) => {
+                        // Names of the members' files are ASCII.
+                        touched.insert((network.clone(), name.to_string_lossy().into_owned()));
+                    }
+                    // Directories, the end of a watch with its directory, or more changes than the kernel remembers.
+                    _ => rescan = true,
+                },
+                Err(Errno::INTR) => {}
+                Err(_) => return (touched, rescan),
+            }
+        }
+    }
+
+    /// Reads everything. Each directory is watched before it is read, so that nothing is missed.
+    fn scan(&mut self) {
+        self.ports.clear();
+        self.files.clear();
+        // Before the reading, so that what changes meanwhile is seen at the next tick.
+        self.times = if self.inotify.is_none() { self.times() } else { Vec::new() };
+        if !self.watch_way_to_root() {
+            return;
+        }
+        for network in networks(&self.root) {
+            let directory = self.root.join(&network);
+            self.watch(&directory, NAMES);
+            let ports = directory.join("ports");
+            if let Some(watch) = self.watch(&ports, CONTENT) {
+                self.ports.insert(watch, network.clone());
+            }
+            for name in names(&ports) {
+                if self.files.len() >= MOST_FILES {
+                    tracing::warn!(
+                        most = MOST_FILES,
+                        "more VMs than Softnet follows; their exposed ports may be open to this one"
+                    );
+                    return;
+                }
+                self.look_at((network.clone(), name));
+            }
+        }
+    }
+
+    /// Watches the run directory, or what is there of the way to it. Returns whether it is there.
+    fn watch_way_to_root(&self) -> bool {
+        let mut way: Vec<&Path> = self.root.ancestors().take(3).collect();
+        way.reverse();
+        for directory in way {
+            let is_root = directory == self.root;
+            let below = way_below(directory, &self.root);
+            // What lies above the run directory belongs to others, and is watched only until there is more of the way.
+            if is_root || below.as_ref().is_some_and(|below| !below.is_dir()) {
+                self.watch(directory, NAMES);
+                // It may have been made just before the watch.
+                if is_root || below.is_some_and(|below| !below.is_dir()) {
+                    return is_root && directory.is_dir();
+                }
+            }
+        }
+        false
+    }
+
+    fn watch(&self, directory: &Path, what: WatchFlags) -> Option<i32> {
+        match inotify::add_watch(self.inotify.as_ref()?, directory, what) {
+            Ok(number) => Some(number),
+            Err(Errno::NOENT | Errno::NOTDIR) => None,
+            Err(error) => {
+                tracing::debug!(%error, directory = %directory.display(), "cannot watch");
+                None
+            }
+        }
+    }
+
+    /// Reads one member's file.
+    fn look_at(&mut self, member: Member) {
+        // A file that is about to replace a member's has another name.
+        if self.own.as_ref() == Some(&member) || member.1.parse::<MacAddr>().is_err() {
+            return;
+        }
+        let (network, name) = &member;
+        let path = self.root.join(network).join("ports").join(name);
+        match read(&path) {
+            Ok(text) => {
+                self.files.insert(member, exposed(&text));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.files.remove(&member);
+            }
+            // What it said last stays.
+            Err(error) => tracing::debug!(%error, path = %path.display(), "cannot read"),
+        }
+    }
+
+    fn all(&self) -> Vec<Exposed> {
+        let mut all: Vec<Exposed> = self.files.values().flatten().copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        if all.len() > MOST {
+            tracing::warn!(count = all.len(), most = MOST, "more ports are exposed than Softnet follows");
+            all.truncate(MOST);
+        }
+        all
+    }
+
+    /// When the directories changed last.
+    fn times(&self) -> Vec<Option<SystemTime>> {
+        let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        let mut times = vec![time(&self.root)];
+        for network in networks(&self.root) {
+            let ports = self.root.join(network).join("ports");
+            times.push(time(&ports));
+            times.extend(names(&ports).iter().map(|name| time(&ports.join(name))));
+        }
+        times
+    }
+}
+
+/// The first step from `directory` towards `target`.
+fn way_below(directory: &Path, target: &Path) -> Option<PathBuf> {
+    let first = target.strip_prefix(directory).ok()?.components().next()?;
+    Some(directory.join(first))
+}
+
+/// The names of what may be networks' directories.
+fn networks(root: &Path) -> Vec<String> {
+    let is_network = |name: &String| name != LOCKS && name.parse::<NetworkName>().is_ok();
+    names(root).into_iter().filter(is_network).collect()
+}
+
+/// The names in `directory`, none if it cannot be read.
+fn names(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let name = |name: &OsStr| std::str::from_utf8(name.as_bytes()).ok().map(str::to_owned);
+    entries.flatten().filter_map(|entry| name(&entry.file_name())).take(MOST_FILES).collect()
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST_FILE).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The exposed ports that a member's file names.
+fn exposed(text: &str) -> Vec<Exposed> {
+    let expose = |line: &str| line.strip_prefix("expose ")?.parse::<Expose>().ok();
+    text.lines().filter_map(expose).map(|expose| expose.exposed()).take(MOST).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("softnet-exposed-{name}-{}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Scratch(path)
+        }
+
+        fn member(&self, network: &str, name: &str, exposes: &[&str]) {
+            let ports = self.0.join("run").join(network).join("ports");
+            fs::create_dir_all(&ports).unwrap();
+            let lines: String = exposes.iter().map(|expose| format!("expose {expose}\n")).collect();
+            fs::write(ports.join(name), format!("mac {name}\npid 1\n{lines}")).unwrap();
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn ports(texts: &[&str]) -> Vec<Exposed> {
+        let mut ports: Vec<Exposed> =
+            texts.iter().map(|text| text.parse::<Expose>().unwrap().exposed()).collect();
+        ports.sort_unstable();
+        ports
+    }
+
+    /// Waits until inotify has told of all that leads to `expected`.
+    fn becomes(watch: &mut ExposedWatch, expected: &[&str]) {
+        let expected = ports(expected);
+        while watch.known() != expected {
+            let changes = watch.changes().expect("an inotify instance");
+            let timeout = Duration::from_secs(10).try_into().unwrap();
+            let told = poll(&mut [PollFd::from_borrowed_fd(changes, PollFlags::IN)], Some(&timeout)).unwrap();
+            assert!(told > 0, "nothing told of {expected:?}; known are {:?}", watch.known());
+            watch.changed(Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn ports_of_others_come_and_go() {
+        let scratch = Scratch::new("others");
+        let own = ("mine".to_owned(), "02:00:00:00:00:01".to_owned());
+        let mut watch = ExposedWatch::at(scratch.0.join("run"), Some(own));
+        assert_eq!(watch.known(), []);
+        // Nothing is there yet, not even the run directory.
+        scratch.member("mine", "02:00:00:00:00:02", &["8080:80"]);
+        becomes(&mut watch, &["8080:80"]);
+        scratch.member("mine", "02:00:00:00:00:01", &["1:1"]);
+        scratch.member("other", "02:00:00:00:00:01", &["127.0.0.1:53:53/udp"]);
+        becomes(&mut watch, &["8080:80", "127.0.0.1:53:53/udp"]);
+        scratch.member("mine", "02:00:00:00:00:02", &["8081:80", "0.0.0.0:8082:80"]);
+        becomes(&mut watch, &["8081:80", "8082:80", "127.0.0.1:53:53/udp"]);
+        fs::remove_file(scratch.0.join("run/mine/ports/02:00:00:00:00:02")).unwrap();
+        becomes(&mut watch, &["127.0.0.1:53:53/udp"]);
+        fs::remove_dir_all(scratch.0.join("run/other")).unwrap();
+        becomes(&mut watch, &[]);
+        scratch.member("other", "02:00:00:00:00:01", &["9:9"]);
+        becomes(&mut watch, &["9:9"]);
+    }
+
+    #[test]
+    fn without_inotify_the_times_tell() {
+        let scratch = Scratch::new("times");
+        let mut watch = ExposedWatch::at(scratch.0.join("run"), None);
+        watch.inotify = None;
+        watch.scan();
+        assert_eq!(watch.tick(), None);
+        scratch.member("other", "02:00:00:00:00:01", &["9:9"]);
+        assert_eq!(watch.tick(), Some(&ports(&["9:9"])[..]));
+        assert_eq!(watch.tick(), None);
+    }
+
+    #[test]
+    fn only_lines_of_their_own_count() {
+        assert_eq!(
+            exposed("mac expose 1:1\nexpose x\nexpose 8080:80\nforward 1:1/tcp 10.0.0.2\n"),
+            ports(&["8080:80"])
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! The monitor's half of a managed network: notes the VM's address, keeps the forwards where they belong, and decides what
+//! the worker's word is worth.
+//!
+//! The worker's word for its VM's address counts only if the DHCP server's file says the same ([`Membership::set_address`]).
+//! If the file does and another VM still holds the address, that one is wrong: its binding outlived the server's, and its
+//! Softnet is ended.
+
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::host::expose::{Expose, Forwarder};
+use crate::host::network::{Error, Membership};
+use crate::host::reservation::Reservation;
+
+/// How long the last holder of an address may take to leave: its VM has given the address back before its monitor is done,
+/// and the DHCP server leases it to the next at once.
+const LAST_HOLDER: Duration = Duration::from_secs(3);
+
+/// How long a holder whom the server's file contradicts may take to end, before it is killed.
+const EVICTION: Duration = Duration::from_secs(6);
+
+/// How many addresses that the server's file does not have the worker may claim in a row, before it is ended. One may be
+/// the work of an answer that crossed another.
+const FALSE_CLAIMS: u32 = 8;
+
+/// A place in a managed network and what hangs on it.
+#[derive(Debug)]
+pub struct Place {
+    /// The place.
+    pub membership: Membership,
+    /// The sockets that keep the exposed ports from others.
+    pub reservations: Vec<Reservation>,
+    /// The ports that lead to the VM.
+    forwarder: Forwarder,
+    /// The VM's address that another VM still holds.
+    contested: Option<Contest>,
+    false_claims: u32,
+}
+
+/// An address that this VM was given and another holds.
+#[derive(Clone, Copy, Debug)]
+struct Contest {
+    address: Ipv4Addr,
+    since: Duration,
+    /// The other one was told to end.
+    evicting: bool,
+}
+
+/// What came of the worker's word.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// The address is the VM's, and nothing of a former holder is left.
+    Settled(Ipv4Addr),
+    /// No address is noted, or not yet.
+    Unsettled,
+    /// The worker has to end, by this signal. The log says why.
+    Refused(Signal),
+}
+
+impl Place {
+    /// A place whose `exposes` are to lead to the VM.
+    pub fn new(membership: Membership, exposes: Vec<Expose>, reservations: Vec<Reservation>) -> Self {
+        let forwarder = Forwarder::new(exposes);
+        Place { membership, reservations, forwarder, contested: None, false_claims: 0 }
+    }
+
+    /// The descriptors that are the place.
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut descriptors = self.membership.descriptors();
+        descriptors.extend(self.reservations.iter().map(AsFd::as_fd));
+        descriptors
+    }
+
+    /// Notes the VM's address, to which the forwards lead from now on.
+    pub fn note(&mut self, address: Option<Ipv4Addr>, now: Duration) -> Outcome {
+        let contested = self.contested.take();
+        match self.membership.set_address(address) {
+            Ok(()) => {
+                self.false_claims = 0;
+                self.forwarder.set_address(address);
+                return address.map_or(Outcome::Unsettled, Outcome::Settled);
+            }
+            Err(error @ Error::LeaseTaken { address, .. }) => {
+                let earlier = contested.filter(|contest| contest.address == address);
+                let contest = earlier.unwrap_or(Contest { address, since: now, evicting: false });
+                if let Some(outcome) = self.dispute(contest, &error, now) {
+                    return outcome;
+                }
+            }
+            Err(error @ Error::NotOurs(..)) => {
+                tracing::error!("{error}");
+                return self.refuse(Signal::TERM);
+            }
+            // It is another VM's.
+            Err(error @ Error::NotLeased { address, .. })
+                if self.membership.server_gives(address) == Some(false) =>
+            {
+                tracing::error!("{error}");
+                return self.refuse(Signal::TERM);
+            }
+            Err(error @ Error::NotLeased { .. }) => {
+                self.false_claims = self.false_claims.saturating_add(1);
+                tracing::warn!(%error, "the worker's word for the VM's address is not believed");
+                if self.false_claims >= FALSE_CLAIMS {
+                    tracing::error!("the worker claims addresses that are not the VM's again and again");
+                    return self.refuse(Signal::KILL);
+                }
+            }
+            Err(error) => tracing::error!(%error, "cannot note the VM's address"),
+        }
+        // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
+        self.forwarder.set_address(None);
+        Outcome::Unsettled
+    }
+
+    /// Decides between this VM and another that holds the address. `None` says to try again.
+    fn dispute(&mut self, mut contest: Contest, error: &Error, now: Duration) -> Option<Outcome> {
+        let waited = now.saturating_sub(contest.since);
+        let address = contest.address;
+        let verdict = self.membership.server_gives(address);
+        if verdict == Some(true) && (!contest.evicting || waited >= EVICTION) {
+            let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
+            match self.membership.evict(address, signal) {
+                Ok(Some(holder)) => {
+                    tracing::warn!(%address, %holder, "the DHCP server has given the address to this VM; ending the one that still holds it");
+                    contest = Contest { address, since: now, evicting: true };
+                    self.contested = Some(contest);
+                    return None;
+                }
+                // It is about to go, or cannot be found.
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot end the VM that holds the address"),
+            }
+        }
+        let patience = if contest.evicting { EVICTION } else { LAST_HOLDER };
+        if verdict == Some(false) || waited >= patience {
+            tracing::error!("{error}");
+            return Some(self.refuse(Signal::TERM));
+        }
+        self.contested = Some(contest);
+        None
+    }
+
+    /// The address that is to be noted again in a while.
+    pub fn contested(&self) -> Option<Ipv4Addr> {
+        self.contested.map(|contest| contest.address)
+    }
+
+    /// Nothing leads to the VM any more.
+    pub fn give_up(&mut self) {
+        self.contested = None;
+        self.forwarder.set_address(None);
+    }
+
+    fn refuse(&mut self, signal: Signal) -> Outcome {
+        self.give_up();
+        Outcome::Refused(signal)
+    }
+
+    /// When [`Place::forward`] has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.forwarder.next_deadline()
+    }
+
+    /// Brings the forwards where they belong, if something is due.
+    pub fn forward(&mut self, now: Duration) {
+        let ops = self.forwarder.due(now);
+        if ops.is_empty() {
+            return;
+        }
+        match self.membership.apply(&ops) {
+            Ok(()) => {
+                for op in ops {
+                    tracing::info!(?op, "forwarding changed");
+                    self.forwarder.done(op);
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "forwarding could not be changed; trying again");
+                self.forwarder.failed(now);
+            }
+        }
+    }
+
+    /// Notes the last word of a worker that has ended, and leaves the network.
+    pub fn leave(mut self, last_word: Option<Option<Ipv4Addr>>) {
+        if let Some(address) = last_word
+            && let Err(error) = self.membership.set_address(address)
+        {
+            tracing::warn!(%error, "cannot note the VM's last address");
+        }
+        if let Err(error) = self.membership.leave() {
+            tracing::warn!(%error, "the next start will clean up");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What the filter is told of the host around it: its addresses (rule H1) and the ports that lead to other VMs (rule H2).
+
+use std::net::Ipv4Addr;
+
+use softnet_filter::{ExposedPort, Port};
+
+use crate::host::expose::{Exposed, Protocol};
+use crate::relay::RelayError;
+
+/// All addresses of the host but the gateway's.
+///
+/// # Errors
+/// When the filter cannot hold them: it must not go on without.
+pub fn set_host_addresses(port: &mut Port, addresses: &[Ipv4Addr]) -> Result<(), RelayError> {
+    tracing::debug!(?addresses, "the host's addresses");
+    port.set_host_addresses(addresses).map_err(|error| {
+        RelayError::Follower(format!("the filter cannot hold the host's addresses: {error}"))
+    })
+}
+
+/// All ports of the host that lead to other VMs.
+pub fn set_exposed(port: &mut Port, ports: &[Exposed]) {
+    tracing::debug!(
+        ports = ports.iter().map(|port| format!("{port} ")).collect::<String>(),
+        "the exposed ports of other VMs"
+    );
+    port.set_exposed(ports.iter().copied().map(for_the_filter).collect());
+}
+
+fn for_the_filter(exposed: Exposed) -> ExposedPort {
+    let protocol = match exposed.protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    };
+    let address = exposed.address.filter(|address| !address.is_unspecified());
+    ExposedPort { protocol, port: exposed.port.get(), address }
+}
