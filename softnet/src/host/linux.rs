@@ -70,7 +70,8 @@ fn open_tap(name: &str) -> anyhow::Result<HostLink> {
         Some(Kind::Tun(tun)) => tun.multi_queue,
         _ => false,
     };
-    let tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
+    let mut tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
+    tap.set_gateway(gateway.address);
     wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(HostLink {
         uplink: uplink(&gateway, &tap),
@@ -91,8 +92,9 @@ fn open_bridge(name: &str, vm_mac: MacAddr, isolated: bool) -> anyhow::Result<Ho
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Before anything is made.
     bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
-    let tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
+    let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
+    tap.set_gateway(gateway.address);
     wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(HostLink {
         uplink: uplink(&gateway, &tap),
@@ -144,10 +146,16 @@ fn open_managed(
     isolated: bool,
 ) -> anyhow::Result<HostLink> {
     let reservations = reserve(settings)?;
-    let member = Member { mac: vm_mac, exposes: settings.expose.clone(), release: settings.release };
+    let member = Member {
+        mac: vm_mac,
+        exposes: settings.expose.clone(),
+        release: settings.release,
+        connections: settings.connections,
+    };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
-    let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
+    let mut tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;
+    tap.set_gateway(membership.gateway().address);
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
     let uplink = uplink(membership.gateway(), &tap);
     let leases = Some(membership.lease_file());

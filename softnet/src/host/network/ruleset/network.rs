@@ -1,58 +1,46 @@
-//! The nftables ruleset of a managed network, as one text for one atomic `nft -f -`.
+//! The table of one network: it translates, it keeps the uplink from reaching a VM except by an exposed port, and it keeps
+//! 127.0.0.0/8 out of the VMs' reach. Which destinations a VM may talk to is the filter's business, per VM, before any frame
+//! gets here. A firewall of the host's own that drops forwarded packets still does.
 //!
-//! One table a network, replaced as a whole each time: what the kernel holds is always what the members' files say, so
-//! there is nothing to compare, and a table that somebody flushed or edited is right again after the next start or the next
-//! change of a lease. Connections survive the replacement; their state is in conntrack, not in the table.
-//!
-//! A VM's own connections are not led to another VM's exposed port: what one VM may reach of another is the filter's
-//! decision, and where the host filters bridged frames as if they were routed (`bridge-nf-call-iptables`), such a
-//! connection would be bent on the bridge itself, where isolated ports do not meet. That setting is also why frames that
-//! the bridge carries between two VMs are told from packets that the gateway routes, by the MAC that they were sent to.
-//!
-//! What the table does, and what it leaves to others: it translates, it keeps the uplink from reaching a VM except by an
-//! exposed port, and it keeps 127.0.0.0/8 out of the VMs' reach. Which destinations a VM may talk to is the filter's
-//! business, per VM, before any frame gets here. A firewall of the host's own that drops forwarded packets still does.
+//! A VM's connections to exposed ports are not translated here but in the table that all networks share, where only its own
+//! ports are. Where the host filters bridged frames as if they were routed (`bridge-nf-call-iptables`), such a connection is
+//! bent on the bridge itself and goes nowhere. That setting is also why frames that the bridge carries between two VMs are
+//! told from packets that the gateway routes, by the MAC that they were sent to.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{NetType, Plan};
+use super::{Network, Snapshot, block, interfaces};
 use crate::host::expose::Forward;
+use softnet_filter::NetType;
 
-/// The name of the table of the network `name`.
-pub fn table(name: &str) -> String {
-    format!("softnet-{name}")
-}
-
-/// The text that removes the table, whether or not it is there.
-pub fn removal(name: &str) -> String {
-    let table = table(name);
-    // Declaring first makes the deletion succeed in either case; nft 1.0.6 has no `destroy` yet.
-    format!("table ip {table} {{ }}\ndelete table ip {table}\n")
-}
-
-/// The text that puts the whole table in place.
-pub fn replacement(plan: &Plan, forwards: &[Forward]) -> String {
+/// The whole table.
+pub fn table(network: &Network, snapshot: &Snapshot) -> String {
+    let plan = &network.plan;
     let name = plan.name.as_str();
     let subnet = plan.subnet;
-    let maps = maps(forwards);
+    let maps = maps(network.members.iter().flat_map(|member| &member.forwards));
     let mac = plan.mac();
-    let (from_outside, uplink, translation) = match plan.net_type {
+    let (from_outside, hairpin, uplink) = match plan.net_type {
         NetType::Nat => (
-            translation_of_exposed(&format!("iifname != \"{name}\" ")),
+            // What another VM may not reach is dropped before; this keeps it from ever being translated.
+            translation_of_exposed(&format!("iifname != {} ", interfaces(snapshot.names()))),
+            // Only a VM's own ports are translated for it, so what was translated goes back to where it came from.
+            format!(
+                "\t\tiifname \"{name}\" oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept\n\
+                 \t\tiifname \"{name}\" oifname \"{name}\" ct direction reply ct status dnat ct state established accept\n"
+            ),
             format!(
                 "\t\tiifname \"{name}\" ip saddr != {subnet} drop\n\
                  \t\tiifname \"{name}\" tcp flags syn tcp option maxseg size set rt mtu\n"
             ),
-            format!("\t\tip saddr {subnet} oifname != \"{name}\" masquerade\n"),
         ),
         // A host-only network exposes its ports to the host alone.
-        NetType::Host => (String::new(), format!("\t\tiifname \"{name}\" drop\n"), String::new()),
+        NetType::Host => (String::new(), String::new(), format!("\t\tiifname \"{name}\" drop\n")),
     };
     let from_the_host = translation_of_exposed("");
-    let removal = removal(name);
-    let table = table(name);
+    let table = super::table(name);
     format!(
-        "{removal}table ip {table} {{
+        "table ip {table} {{
 {maps}	chain guard {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname \"{name}\" ip daddr 127.0.0.0/8 drop
@@ -66,13 +54,14 @@ pub fn replacement(plan: &Plan, forwards: &[Forward]) -> String {
 {from_the_host}	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-{translation}		oifname \"{name}\" ct status dnat ip saddr {{ {NOT_ANSWERED} }} masquerade
+		oifname \"{name}\" ct status dnat ip saddr {{ {NOT_ANSWERED} }} masquerade
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
 		iifname \"{name}\" oifname \"{name}\" ether daddr != {mac} accept
-		iifname \"{name}\" oifname \"{name}\" drop
-		oifname \"{name}\" ct direction original ct status dnat ip daddr . meta l4proto . th dport @exposed accept
+		iifname \"{name}\" ct state invalid drop
+{hairpin}		iifname \"{name}\" oifname \"{name}\" drop
+		oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept
 {uplink}		oifname \"{name}\" ct direction reply ct state established accept
 		oifname \"{name}\" ct state related accept
 		oifname \"{name}\" drop
@@ -81,6 +70,9 @@ pub fn replacement(plan: &Plan, forwards: &[Forward]) -> String {
 "
     )
 }
+
+/// The packet goes to a port that a VM exposes now.
+const TO_EXPOSED: &str = "ip daddr . meta l4proto . th dport @exposed";
 
 /// Whom a VM's port filter would not let it answer: what is not globally reachable (rule D3), loopback among it. A VM
 /// sees the gateway in their place, which it may answer; visitors from the world keep their own address.
@@ -99,7 +91,7 @@ fn translation_of_exposed(which: &str) -> String {
 /// The maps from an exposed port to where it leads, and the set of the VMs' ports that are exposed.
 ///
 /// The set is what cuts a connection when its forward goes: a translated connection lives in conntrack and would go on.
-fn maps(forwards: &[Forward]) -> String {
+fn maps<'a>(forwards: impl IntoIterator<Item = &'a Forward>) -> String {
     let mut bound = BTreeMap::new();
     let mut everywhere = BTreeMap::new();
     let mut exposed = BTreeSet::new();
@@ -117,39 +109,29 @@ fn maps(forwards: &[Forward]) -> String {
     let pairs = |map: BTreeMap<String, String>| -> Vec<String> {
         map.into_iter().map(|(from, to)| format!("{from} : {to}")).collect()
     };
-    let (bound, everywhere) = (pairs(bound), pairs(everywhere));
-    block("map", "bound", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service", &bound)
-        + &block("map", "everywhere", "inet_proto . inet_service : ipv4_addr . inet_service", &everywhere)
+    block("map", "bound", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service", pairs(bound))
         + &block(
-            "set",
-            "exposed",
-            "ipv4_addr . inet_proto . inet_service",
-            &exposed.into_iter().collect::<Vec<_>>(),
+            "map",
+            "everywhere",
+            "inet_proto . inet_service : ipv4_addr . inet_service",
+            pairs(everywhere),
         )
-}
-
-/// A named set or map.
-fn block(kind: &str, name: &str, types: &str, elements: &[String]) -> String {
-    let elements = match elements {
-        [] => String::new(),
-        some => format!("\t\telements = {{ {} }}\n", some.join(", ")),
-    };
-    format!("\t{kind} {name} {{\n\t\ttype {types}\n{elements}\t}}\n")
+        + &block("set", "exposed", "ipv4_addr . inet_proto . inet_service", exposed)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::plan;
+    use super::super::tests::snapshot;
     use super::*;
 
-    fn forward(expose: &str) -> Forward {
-        Forward { expose: expose.parse().unwrap(), to: "192.168.64.5".parse().unwrap() }
+    fn text(net_type: NetType, exposes: &[&str]) -> String {
+        let snapshot = snapshot(net_type, exposes);
+        table(&snapshot.networks[0], &snapshot)
     }
 
     #[test]
     fn forwards_become_elements_by_where_they_are_bound() {
-        let forwards = [forward("8080:80"), forward("10.0.0.1:53:53/udp"), forward("0.0.0.0:81:80")];
-        let text = replacement(&plan(NetType::Nat), &forwards);
+        let text = text(NetType::Nat, &["8080:80", "10.0.0.1:53:53/udp", "0.0.0.0:81:80"]);
         for element in [
             "elements = { 10.0.0.1 . udp . 53 : 192.168.64.5 . 53 }",
             "elements = { tcp . 8080 : 192.168.64.5 . 80, tcp . 81 : 192.168.64.5 . 80 }",
@@ -161,15 +143,15 @@ mod tests {
 
     #[test]
     fn a_port_that_two_claim_does_not_spoil_the_whole_table() {
-        let text = maps(&[forward("8080:80"), forward("8080:81")]);
+        let text = text(NetType::Nat, &["8080:80", "8080:81"]);
         assert_eq!(text.matches("tcp . 8080").count(), 1, "{text}");
     }
 
     #[test]
-    fn only_nat_translates_what_leaves() {
-        let (nat, host) = (replacement(&plan(NetType::Nat), &[]), replacement(&plan(NetType::Host), &[]));
-        assert!(nat.contains("ip saddr 192.168.64.0/24 oifname != \"softnet0\" masquerade"));
-        assert!(!host.contains("oifname != "));
-        assert!(host.contains("iifname \"softnet0\" drop"));
+    fn only_nat_lets_out_and_lets_in() {
+        let (nat, host) = (text(NetType::Nat, &[]), text(NetType::Host, &[]));
+        assert!(nat.contains("iifname != { \"softnet0\" } fib daddr type local dnat"), "{nat}");
+        assert!(!host.contains("iifname != "), "{host}");
+        assert!(host.contains("\t\tiifname \"softnet0\" drop"), "{host}");
     }
 }
