@@ -21,9 +21,9 @@ pub struct Tuple {
     pub destination: Ipv4Addr,
     /// The IP protocol's number.
     pub protocol: u8,
-    /// The sender's port; 0 for a protocol without ports.
+    /// The sender's port, or the identifier of an ICMP echo; 0 for a protocol without either.
     pub source_port: u16,
-    /// The receiver's port; 0 for a protocol without ports.
+    /// The receiver's port, or the identifier of an ICMP echo; 0 for a protocol without either.
     pub destination_port: u16,
 }
 
@@ -113,6 +113,7 @@ const CTA_IP_V4_DST: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_ID: u16 = 4;
 
 /// How many deletions one message to the kernel holds.
 const DELETIONS_AT_ONCE: usize = 64;
@@ -274,7 +275,7 @@ fn tuple(attributes: &[u8]) -> Option<Tuple> {
     let ip = attribute(attributes, CTA_TUPLE_IP)?;
     let protocol = attribute(attributes, CTA_TUPLE_PROTO)?;
     let address = |end| Some(Ipv4Addr::from(*attribute(ip, end)?.first_chunk::<4>()?));
-    let port = |end| match attribute(protocol, end) {
+    let port = |end| match attribute(protocol, end).or_else(|| attribute(protocol, CTA_PROTO_ICMP_ID)) {
         Some(value) => value.first_chunk().map(|port| u16::from_be_bytes(*port)),
         None => Some(0),
     };

@@ -19,9 +19,12 @@ use softnet::host::network::{
 use softnet::netlink::Netlink;
 use softnet_filter::{MacAddr, NetType};
 
+#[path = "network/rules.rs"]
+mod rules;
+
 fn main() -> ExitCode {
     // A user namespace with one user in it is not enough for dnsmasq, which becomes another.
-    harness::main(vec![
+    let mut tests = vec![
         Test::new("network::is_made_and_goes_without_a_trace", is_made_and_goes_without_a_trace).as_root(),
         Test::new("network::twenty_starts_at_once_make_one", twenty_starts_at_once_make_one).as_root(),
         Test::new("network::every_fault_is_repaired_by_the_next_start", every_fault_is_repaired).as_root(),
@@ -42,7 +45,9 @@ fn main() -> ExitCode {
         Test::new("expose::a_dead_members_forwards_go_at_the_next_start", a_dead_members_forwards_go)
             .as_root(),
         Test::new("member::one_mac_and_one_address_a_vm", one_mac_and_one_address_a_vm).as_root(),
-    ])
+    ];
+    tests.extend(rules::tests());
+    harness::main(tests)
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -163,10 +163,12 @@ fn translation(snapshot: &Snapshot) -> String {
     .collect()
 }
 
-/// What still has an internal source behind the translation, and leaves by an interface that is not the network's (H7).
+/// What still has an internal source behind the translation, and leaves by an interface that is not the network's (H7). The
+/// gateway's address is the host's own, from which it answers whoever spoke to it.
 fn leaks(snapshot: &Snapshot) -> String {
     let leak = |Network { plan, .. }: &Network| {
-        format!("\t\tip saddr {} oifname != {{ \"{}\", \"lo\" }} drop\n", plan.subnet, plan.name)
+        let (subnet, gateway, name) = (plan.subnet, plan.gateway().addr(), plan.name.as_str());
+        format!("\t\tip saddr {subnet} ip saddr != {gateway} oifname != {{ \"{name}\", \"lo\" }} drop\n")
     };
     snapshot.networks.iter().map(leak).collect()
 }
