@@ -54,6 +54,8 @@ pub struct Membership {
     record: MemberRecord,
     port: Option<Claim>,
     lease: Option<Claim>,
+    /// Locks of former addresses that the rules may still have for this VM.
+    withheld: Vec<Claim>,
 }
 
 impl Membership {
@@ -90,7 +92,16 @@ impl Membership {
             );
         }
         let port = port.saying(&record::write_member(&record))?;
-        Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
+        Ok(Membership {
+            run_dir,
+            directory,
+            plan,
+            gateway,
+            record,
+            port: Some(port),
+            lease: None,
+            withheld: Vec::new(),
+        })
     }
 
     /// What was decided for the network.
@@ -111,7 +122,7 @@ impl Membership {
 
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.port.iter().chain(&self.lease).map(Claim::as_fd).collect()
+        self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
@@ -155,8 +166,11 @@ impl Membership {
         let noted = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
         // Between the rules, which hold the former address back and lead nobody to the new one yet, and whoever is next.
         let forgotten = rules::forget(&former.into_iter().chain(self.record.address).collect());
-        if let Some(former) = former_claim {
-            former.release()?;
+        // Where the rules may still have it, nobody else gets it before this VM is gone.
+        match former_claim {
+            Some(former) if noted.is_ok() => former.release()?,
+            Some(former) => self.withheld.push(former),
+            None => {}
         }
         claimed?;
         noted?;
@@ -221,7 +235,7 @@ impl Membership {
         let settled = !self.record.release || dnsmasq::settle(&self.directory);
         let lock = self.run_dir.lock()?;
         let stands = port.stands();
-        if let Some(lease) = lease {
+        for lease in lease.into_iter().chain(std::mem::take(&mut self.withheld)) {
             lease.release()?;
         }
         let MemberRecord { mac, address, last, release, .. } = self.record;

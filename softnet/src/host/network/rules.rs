@@ -59,7 +59,12 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
     if snapshot.networks.is_empty() {
         return Ok(run_dir::remove_file(&marker(run_dir))?);
     }
-    Ok(run_dir::write_atomically(&marker(run_dir), &ruleset::digest(&snapshot))?)
+    // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
+    if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(&snapshot)) {
+        tracing::debug!(%error, "it is not noted which rules the kernel has");
+        run_dir::remove_file(&marker(run_dir))?;
+    }
+    Ok(())
 }
 
 /// Whether the kernel was last given the rules that the members' files and the host's sockets and interfaces ask for now. Starts
