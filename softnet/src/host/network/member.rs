@@ -130,10 +130,16 @@ impl Membership {
         let lock = self.lock()?;
         let mut netlink = Netlink::open()?;
         let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
+        // What the rules still have of another TAP of that name must go, so they are added to only if nothing has changed.
+        let first = self.record.tap.is_none() && rules::are_current(&self.run_dir, &lock)?;
         self.record.tap = Some((tap.to_owned(), isolated));
         self.write(&lock)?;
         // Before the bridge takes a frame from it.
-        rules::apply(&self.run_dir, &lock)?;
+        if first {
+            rules::admit(&self.plan.name, tap, self.record.mac, &self.run_dir, &lock)?;
+        } else {
+            rules::apply(&self.run_dir, &lock)?;
+        }
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
         Ok(())
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
+use softnet_filter::MacAddr;
 
 use super::ruleset::{self, Features, Host, Network, Snapshot};
 use super::run_dir::{self, Lock, RunDir};
@@ -56,11 +57,35 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
             load(&anew)?;
         }
     }
+    note(&snapshot, run_dir)
+}
+
+/// The same for a TAP that its VM's file names since the rules were current: only what the guard must know of it is added, because
+/// a whole replacement costs a start some milliseconds more.
+///
+/// # Errors
+/// Those of [`apply`].
+pub fn admit(
+    network: &NetworkName,
+    tap: &str,
+    mac: MacAddr,
+    run_dir: &RunDir,
+    lock: &Lock,
+) -> Result<(), Error> {
+    let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
+    match ruleset::admission(network.as_str(), tap, mac).filter(|_| guarded) {
+        Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => note(&look(run_dir, lock)?, run_dir),
+        _ => apply(run_dir, lock),
+    }
+}
+
+/// Notes which rules the kernel has now.
+fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
     if snapshot.networks.is_empty() {
         return Ok(run_dir::remove_file(&marker(run_dir))?);
     }
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
-    if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(&snapshot)) {
+    if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(snapshot)) {
         tracing::debug!(%error, "it is not noted which rules the kernel has");
         run_dir::remove_file(&marker(run_dir))?;
     }

@@ -77,6 +77,16 @@ pub fn of_network(network: &Network) -> String {
     )
 }
 
+/// The text that adds the TAP of a VM without an address to the guard of a network; `None` for a name that no TAP of Softnet's has.
+pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
+    let table = super::table(network);
+    plain(tap).then(|| {
+        format!(
+            "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n"
+        )
+    })
+}
+
 /// The name of the table that [`install_for_tap`] makes.
 pub fn table(tap: &str) -> String {
     format!("{TAP_PREFIX}{tap}")

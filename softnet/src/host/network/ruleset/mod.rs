@@ -27,7 +27,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Plan;
 use super::record::MemberRecord;
 
-pub use guard::{install_for_tap, table as tap_table};
+pub use guard::{admission, install_for_tap, table as tap_table};
 pub use host::{Host, Limits, forwarding_interfaces};
 
 /// One network with its living members.
