@@ -1,0 +1,32 @@
+//! The whole program on a host like those that people have, attacked from its VMs, from its neighbours and by its users:
+//! what lies between the filter, the DHCP server, the kernel and the host (rules B7, B8, C5, C10 and H1 to H11).
+//!
+//! Written from the rules alone. Nothing here looks at the words of a log or at a name that the rules do not give.
+#![cfg(target_os = "linux")]
+
+mod fixture;
+mod leases;
+mod names;
+mod reach;
+
+use std::process::ExitCode;
+
+use lab::harness::{self, Test};
+
+fn main() -> ExitCode {
+    let tests = lab::tests![
+        leases::{b7_two_requests_with_one_xid_share_no_address, b7_a_lost_answer_leaves_no_address_behind},
+        leases::{b7_a_shorter_time_that_was_asked_for_holds_without_an_answer},
+        leases::{b7_a_late_answer_does_not_bring_an_address_back, b7_an_answer_for_another_address_ends_the_lease},
+        leases::{c10_an_expired_lease_is_renewed, c10_a_new_softnet_lets_a_guest_renew},
+        leases::{b8_an_inform_of_a_bound_vm_is_answered, b8_dnsmasq_answers_an_inform_without_option_55},
+        leases::{c5_the_fifth_boot_gets_an_address, c5_a_cloned_image_gets_an_address},
+        reach::{h1_block_host_closes_every_address_of_the_host, h1_the_host_is_as_open_as_the_gateway},
+        reach::{h1_block_host_holds_behind_bridge_too, h1_block_host_holds_with_passt_too},
+        reach::{h2_no_vm_reaches_anothers_exposed_port},
+        reach::{h5_forwarding_makes_the_host_no_router, h5_a_host_that_was_a_router_stays_one},
+        reach::{h7_no_internal_source_leaves_the_uplink},
+        reach::{h11_the_resolver_answers_no_neighbour, h11_the_resolver_tells_nothing_of_itself},
+    ];
+    harness::main(tests.into_iter().map(Test::as_root).collect())
+}
