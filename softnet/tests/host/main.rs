@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 
 mod fixture;
+mod flows;
 mod leases;
 mod names;
 mod reach;
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
         leases::{c10_an_expired_lease_is_renewed, c10_a_new_softnet_lets_a_guest_renew},
         leases::{b8_an_inform_of_a_bound_vm_is_answered, b8_dnsmasq_answers_an_inform_without_option_55},
         leases::{c5_the_fifth_boot_gets_an_address, c5_a_cloned_image_gets_an_address},
+        flows::{h3_the_next_holder_inherits_no_connection, h3_the_next_holder_inherits_no_exposed_flow},
+        flows::{h4_one_vm_cannot_fill_the_connection_table, h4_the_share_is_a_flag, h4_flows_end_within_hours},
+        flows::{h6_a_vm_does_not_take_the_hosts_datagrams, h6_a_vm_does_not_take_another_vms_datagrams},
+        flows::{h6_a_vm_does_not_take_connections_from_a_silent_peer, h6_source_ports_are_not_the_vms_choice},
         reach::{h1_block_host_closes_every_address_of_the_host, h1_the_host_is_as_open_as_the_gateway},
         reach::{h1_block_host_holds_behind_bridge_too, h1_block_host_holds_with_passt_too},
         reach::{h2_no_vm_reaches_anothers_exposed_port},
