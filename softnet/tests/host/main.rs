@@ -9,6 +9,7 @@ mod flows;
 mod leases;
 mod names;
 mod reach;
+mod service;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,13 @@ fn main() -> ExitCode {
         reach::{h2_no_vm_reaches_anothers_exposed_port},
         reach::{h5_forwarding_makes_the_host_no_router, h5_a_host_that_was_a_router_stays_one},
         reach::{h7_no_internal_source_leaves_the_uplink},
+        service::{h8_a_killed_server_comes_back, h8_a_stopped_server_is_replaced},
+        service::{h8_a_server_that_is_killed_again_and_again_comes_back, h8_a_flushed_ruleset_comes_back},
+        service::{h8_a_deleted_table_comes_back, h8_a_flushed_address_comes_back, h8_a_bridge_that_is_down_comes_up},
+        service::{h8_a_deleted_bridge_comes_back, h8_forwarding_comes_back},
+        service::{h8_the_server_survives_its_starters_session, h8_the_server_survives_its_starters_control_group},
+        service::{h8_the_server_has_nothing_of_its_starters_surroundings},
+        service::{h4_one_vms_questions_do_not_stop_anothers, h4_one_vms_dns_connections_do_not_stop_anothers},
         reach::{h11_the_resolver_answers_no_neighbour, h11_the_resolver_tells_nothing_of_itself},
     ];
     harness::main(tests.into_iter().map(Test::as_root).collect())
