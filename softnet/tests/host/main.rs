@@ -6,16 +6,22 @@
 
 mod fixture;
 mod flows;
+mod guard;
 mod leases;
+mod local;
 mod names;
 mod reach;
 mod service;
+mod user;
 
 use std::process::ExitCode;
 
 use lab::harness::{self, Test};
 
 fn main() -> ExitCode {
+    if let Some(code) = user::act() {
+        return code;
+    }
     let tests = lab::tests![
         leases::{b7_two_requests_with_one_xid_share_no_address, b7_a_lost_answer_leaves_no_address_behind},
         leases::{b7_a_shorter_time_that_was_asked_for_holds_without_an_answer},
@@ -39,6 +45,17 @@ fn main() -> ExitCode {
         service::{h8_the_server_survives_its_starters_session, h8_the_server_survives_its_starters_control_group},
         service::{h8_the_server_has_nothing_of_its_starters_surroundings},
         service::{h4_one_vms_questions_do_not_stop_anothers, h4_one_vms_dns_connections_do_not_stop_anothers},
+        local::{h9_a_users_lock_stops_nobody, h9_a_users_lock_keeps_no_dead_vm_alive},
+        local::{h9_a_wait_for_a_lock_ends_and_names_the_holder},
+        local::{h9_a_user_takes_no_lease_away, h9_a_user_takes_no_address},
+        local::{h9_who_looks_like_the_server_is_not_taken_for_it},
+        local::{h9_a_set_user_id_start_that_is_stopped_stops_nobody},
+        local::{h9_a_set_user_id_start_gives_the_server_nothing_of_its_callers},
+        local::{h9_a_set_user_id_start_changes_no_network_of_others},
+        guard::{h10_a_taken_over_worker_sends_from_no_other_mac, h10_a_taken_over_worker_claims_no_other_address},
+        guard::{h10_a_taken_over_worker_sends_from_no_other_address},
+        guard::{h10_a_taken_over_worker_gives_no_other_lease_back},
+        guard::{h10_no_worker_sees_the_hosts_sockets, h10_every_process_of_softnet_is_confined},
         reach::{h11_the_resolver_answers_no_neighbour, h11_the_resolver_tells_nothing_of_itself},
     ];
     harness::main(tests.into_iter().map(Test::as_root).collect())
