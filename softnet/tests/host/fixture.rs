@@ -58,7 +58,7 @@ pub struct World {
     pub internet: Host,
     pub management: Host,
     pub on_internet: Service,
-    pub on_management: Service,
+    _on_management: Service,
     _resolver: Resolver,
 }
 
@@ -79,7 +79,14 @@ impl World {
         let on_internet = Service::start(&internet, INTERNET, PORT, "the internet")?;
         let on_management = Service::start(&management, MANAGEMENT, PORT, "the management LAN")?;
         let resolver = Resolver::start(&internet, INTERNET)?;
-        Ok(Self { main, internet, management, on_internet, on_management, _resolver: resolver })
+        Ok(Self {
+            main,
+            internet,
+            management,
+            on_internet,
+            _on_management: on_management,
+            _resolver: resolver,
+        })
     }
 }
 

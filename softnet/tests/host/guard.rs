@@ -66,9 +66,10 @@ impl Scene {
     fn build() -> Result<Self> {
         let world = World::build()?;
         let (victim, victims) = Vm::leased(mac(1), &[])?;
-        victim.gateway_mac(victims)?;
         let (attacker, address) = Vm::leased(mac(2), &[])?;
         let gateway = attacker.gateway_mac(address)?;
+        // The host knows both.
+        victim.gateway_mac(victims)?;
         let tap = Tap::steal(&attacker)?;
         let bridge = PacketSocket::open("softnet0")?;
         Ok(Self { world, attacker, address, gateway, tap, victim, victims, bridge })
@@ -194,6 +195,31 @@ pub fn h10_a_taken_over_worker_gives_no_other_lease_back() -> Result<()> {
     ensure!(is_leased(scene.victim.mac, scene.victims), "the victim's lease was given back:\n{}", leases());
     scene.victim.told(kind::NAK, 0, Duration::from_millis(1))?;
     Ok(())
+}
+
+/// The worker says that it was given an address that no server gave: here it is made to believe it.
+pub fn h10_a_claim_that_the_server_knows_nothing_of_ends_no_other_vm() -> Result<()> {
+    let _world = World::build()?;
+    let (vm, address) = Vm::leased(mac(1), &[])?;
+    let gateway = vm.gateway_mac(address)?;
+    let wanted = Ipv4Addr::new(192, 168, 64, 150);
+    let rules = "add table bridge lab; add chain bridge lab in { type filter hook prerouting priority -400; };\
+                 add rule bridge lab in udp dport 67 drop";
+    run("nft", &[rules])?;
+    let xid = xid();
+    let request = Dhcp::client(kind::REQUEST, xid, vm.mac)
+        .with(option::REQUESTED_ADDRESS, &wanted.octets())
+        .with(option::SERVER, &GATEWAY.octets());
+    ensure!(vm.send_judged(&[request.broadcast()])? == 1);
+    let mut answer = Dhcp::server(kind::ACK, xid, vm.mac, GATEWAY)
+        .with(option::LEASE_TIME, &600u32.to_be_bytes())
+        .with(option::SUBNET_MASK, &[255, 255, 255, 0]);
+    answer.yiaddr = wanted;
+    PacketSocket::open("softnet0")?.send(&answer.packet(GATEWAY, wanted).frame(vm.mac, gateway))?;
+    // It may be that the VM is not told at all.
+    let told = vm.told(kind::ACK, xid, Duration::from_secs(2))?.is_some();
+    run("nft", &["delete table bridge lab"])?;
+    crate::leases::is_nobody_elses(&vm, gateway, wanted).with_context(|| format!("the VM was told: {told}"))
 }
 
 /// The numbers of this host's netlink sockets.

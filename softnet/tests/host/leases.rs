@@ -40,7 +40,7 @@ fn claims(vm: &Vm, gateway: Mac, address: Ipv4Addr) -> Vec<Vec<u8>> {
 
 /// A second VM joins that would like `wanted`. Whatever it is given, the first one has it no more, and the second one's
 /// Softnet and connections live.
-fn is_nobody_elses(first: &Vm, gateway: Mac, wanted: Ipv4Addr) -> Result<()> {
+pub fn is_nobody_elses(first: &Vm, gateway: Mac, wanted: Ipv4Addr) -> Result<()> {
     let mut second = Vm::start(mac(2), &[])?;
     let given = second.lease(Some(wanted))?;
     let sniffer = PacketSocket::open("softnet0")?;
@@ -122,6 +122,47 @@ const MOVED: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 3);
 
 fn segment() -> Result<Segment> {
     Segment::build(&Host::main()?, WIRE_GATEWAY, 24)
+}
+
+/// What the VM's queue does not take is not forwarded.
+pub fn l6_what_the_link_loses_is_dropped() -> Result<()> {
+    let segment = segment()?;
+    let server = DhcpServer::new(&segment);
+    let vm = wire(&segment)?;
+    server.lease(&vm.port, vm.mac, LEASE, xid())?;
+    let get = |name: &str| -> Result<u64> {
+        Ok(vm.softnet.counters()?.from_host.get(name).copied().unwrap_or_default())
+    };
+    while vm.port.try_recv(&mut [0; 2048])?.is_some() {}
+    let before = (get("forwarded")?, get("dropped")?);
+    let frame = Ipv4::new(WIRE_GATEWAY, LEASE, udp((WIRE_GATEWAY, 9), (LEASE, 9), &[7; 1400]))
+        .frame(vm.mac, segment.mac);
+    // The VM reads nothing meanwhile, until something was lost or counted as carried.
+    for _ in 0..20 {
+        for _ in 0..500 {
+            // Its queue may be full, which is a loss before Softnet.
+            let _ = segment.send(&frame);
+        }
+        let mut last = 0;
+        ensure!(until(|| {
+            let now = get("forwarded").unwrap_or_default() + get("dropped").unwrap_or_default();
+            std::mem::replace(&mut last, now) == now
+        }));
+    }
+    let mut buffer = vec![0; 2048];
+    let mut read = 0;
+    ensure!(
+        until(|| {
+            while let Ok(Some(_)) = vm.port.try_recv(&mut buffer) {
+                read += 1;
+            }
+            get("forwarded").is_ok_and(|now| now - before.0 == read)
+        }),
+        "{} frames are counted as forwarded, the VM got {read}",
+        get("forwarded")? - before.0
+    );
+    ensure!(get("dropped")? > before.1, "nothing was lost: the test shows nothing");
+    Ok(())
 }
 
 /// True if a datagram from the VM's address comes out.
@@ -247,6 +288,53 @@ pub fn c10_a_new_softnet_lets_a_guest_renew() -> Result<()> {
     let foreign = Ipv4Addr::new(10, 0, 1, 2);
     let request = renewal(vm.mac, foreign, xid()).packet(foreign, WIRE_GATEWAY).frame(segment.mac, vm.mac);
     ensure!(vm.send_judged(&[request])? == 0);
+    Ok(())
+}
+
+/// bootpd turns DHCP off for all when one guest selects a foreign server, and 0.0.0.0 is one.
+pub fn c8_no_foreign_server_is_selected() -> Result<()> {
+    let segment = segment()?;
+    let vm = wire(&segment)?;
+    for server in [[0, 0, 0, 0], [10, 0, 0, 9], [255, 255, 255, 255]] {
+        let request = selection(vm.mac, LEASE, server.into(), xid()).broadcast();
+        ensure!(vm.send_judged(&[request])? == 0, "{server:?}");
+    }
+    let request = selection(vm.mac, LEASE, WIRE_GATEWAY, xid());
+    let short = Dhcp {
+        options: request
+            .options
+            .iter()
+            .map(|(code, value)| (*code, value[..value.len().min(3)].to_vec()))
+            .collect(),
+        ..request.clone()
+    };
+    ensure!(vm.send_judged(&[short.broadcast()])? == 0, "three bytes");
+    ensure!(vm.send_judged(&[request.broadcast()])? == 1, "the gateway itself");
+    Ok(())
+}
+
+/// What a VM calls itself ends in files and names of the host's.
+pub fn c9_a_host_name_is_a_name() -> Result<()> {
+    const NAME: u8 = 12;
+    let segment = segment()?;
+    let long = "a".repeat(64);
+    let bad: [&[u8]; 10] =
+        [b"", b"a b", b"a\nb", b"a..b", b".a", b"a\0b", b"a_b", b"a\xc3\xa4", b"a/b", long.as_bytes()];
+    let good: [&[u8]; 6] = [b"a", b"vm-1", b"vm-1.example.com", b"vm.example.", b"vm\0", &[b'a'; 63]];
+    // The rate of a client's messages is one VM's: each gets a VM of its own.
+    for (names, passes) in [(&bad[..], 0), (&good[..], 1)] {
+        let vm = wire(&segment)?;
+        for name in names {
+            let discover = Dhcp::client(kind::DISCOVER, xid(), vm.mac).with(NAME, name);
+            ensure!(
+                vm.send_judged(&[discover.broadcast()])? == passes,
+                "{:?}",
+                String::from_utf8_lossy(name)
+            );
+        }
+        let mut softnet = vm.softnet;
+        ensure!(softnet.stop()?.success());
+    }
     Ok(())
 }
 

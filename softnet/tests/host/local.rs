@@ -59,10 +59,10 @@ pub fn h9_a_users_lock_stops_nobody() -> Result<()> {
 /// Somebody who died does not live on in a lock that a user took.
 pub fn h9_a_users_lock_keeps_no_dead_vm_alive() -> Result<()> {
     let (mut vm, address) = Vm::leased(mac(1), &["--expose=5000:80"])?;
-    // The files that say who lives; no start has to take these.
+    vm.kill_all()?;
+    // The files that said that it lived; no start has to take these.
     let _held = User::does("lock", &["shared", &format!("{RUN}/ports")])?;
     let _leases = User::does("lock", &["shared", &format!("{RUN}/leases")])?;
-    vm.kill_all()?;
     let (_second, _) = Vm::leased(mac(2), &["--expose=5000:80"])?;
     ensure!(until(|| !is_leased(mac(1), address)), "a dead VM keeps its lease:\n{}", leases());
     // And the address and the MAC are free for whoever comes.
@@ -185,13 +185,13 @@ pub fn h9_who_looks_like_the_server_is_not_taken_for_it() -> Result<()> {
 pub fn h9_a_set_user_id_start_that_is_stopped_stops_nobody() -> Result<()> {
     install()?;
     // Without a network, where a start does most, and with one.
-    let stopper = User::does("stop", &[&mac(9).to_string()])?;
+    let stopper = User::does("stop", &["100"])?;
     let (mut first, address) =
-        Vm::leased(mac(1), &[]).with_context(|| format!("the user's start is {}", stopper.said))?;
+        Vm::leased(mac(1), &[]).with_context(|| format!("the user {}", stopper.said))?;
     first.gateway_mac(address)?;
     drop(stopper);
-    let stopper = User::does("stop", &[&mac(8).to_string()])?;
-    let _second = Vm::leased(mac(2), &[]).with_context(|| format!("the user's start is {}", stopper.said))?;
+    let stopper = User::does("stop", &["110"])?;
+    let _second = Vm::leased(mac(2), &[]).with_context(|| format!("the user {}", stopper.said))?;
     ensure!(first.softnet.stop()?.success());
     Ok(())
 }

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         leases::{b7_a_shorter_time_that_was_asked_for_holds_without_an_answer},
         leases::{b7_a_late_answer_does_not_bring_an_address_back, b7_an_answer_for_another_address_ends_the_lease},
         leases::{c10_an_expired_lease_is_renewed, c10_a_new_softnet_lets_a_guest_renew},
+        leases::{c8_no_foreign_server_is_selected, c9_a_host_name_is_a_name, l6_what_the_link_loses_is_dropped},
         leases::{b8_an_inform_of_a_bound_vm_is_answered, b8_dnsmasq_answers_an_inform_without_option_55},
         leases::{c5_the_fifth_boot_gets_an_address, c5_a_cloned_image_gets_an_address},
         flows::{h3_the_next_holder_inherits_no_connection, h3_the_next_holder_inherits_no_exposed_flow},
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         guard::{h10_a_taken_over_worker_sends_from_no_other_mac, h10_a_taken_over_worker_claims_no_other_address},
         guard::{h10_a_taken_over_worker_sends_from_no_other_address},
         guard::{h10_a_taken_over_worker_gives_no_other_lease_back},
+        guard::{h10_a_claim_that_the_server_knows_nothing_of_ends_no_other_vm},
         guard::{h10_no_worker_sees_the_hosts_sockets, h10_every_process_of_softnet_is_confined},
         reach::{h11_the_resolver_answers_no_neighbour, h11_the_resolver_tells_nothing_of_itself},
     ];

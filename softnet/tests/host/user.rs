@@ -1,5 +1,6 @@
 //! An ordinary user of the host: a process of this program's own that runs as somebody without any right.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddrV4, UdpSocket};
@@ -7,10 +8,11 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::VmPort;
-use lab::deadline::{Deadline, until};
+use lab::deadline::Deadline;
 use lab::stage::run;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -119,7 +121,7 @@ fn obey(verb: &str, words: &[&str]) -> Result<()> {
             let sent = socket.send_to(&message, to.parse::<SocketAddrV4>()?);
             done(&format!("{sent:?}"))
         }
-        ("stop", [mac]) => stop(mac),
+        ("stop", [last]) => stop(last.parse()?),
         _ => bail!("not understood: {words:?}"),
     }
 }
@@ -150,38 +152,47 @@ fn lock_all(path: &Path, how: FlockArg, held: &mut Vec<Flock<File>>) {
     }
 }
 
-/// Starts the set-user-ID program, and stops it the moment that it, or what it started, holds a lock.
-fn stop(mac: &str) -> Result<()> {
+/// Starts the set-user-ID program again and again, and stops it the moment that it, or what it started, holds a lock: the
+/// first one, then the second one, and so on. All of them stay stopped.
+fn stop(last: u8) -> Result<()> {
     let mut stopped = 0;
-    for _ in 0..3 {
-        let (_vm, theirs) = VmPort::pair()?;
-        let (mut ready, writer) = std::io::pipe()?;
-        let mut child = Command::new(SET_USER_ID)
+    let mut stayed = Vec::new();
+    for which in 0..4u8 {
+        let (vm, theirs) = VmPort::pair()?;
+        let (ready, writer) = std::io::pipe()?;
+        let mac = crate::fixture::mac(last + which);
+        let child = Command::new(SET_USER_ID)
             .args(["--vm-fd=0", "--ready-fd=1", &format!("--vm-mac-address={mac}")])
             .stdin(theirs)
             .stdout(writer)
             .stderr(Stdio::null())
             .spawn()?;
         let pid = child.id().cast_signed();
-        let deadline = Deadline::default();
-        while stopped == 0 && !Deadline::after(std::time::Duration::ZERO).readable(ready.as_fd()) {
+        // Who waits for one that is stopped comes no further; that is for the test to find.
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let mut seen = BTreeSet::new();
+        while !Deadline::after(Duration::ZERO).readable(ready.as_fd()) && !deadline.left().is_zero() {
             let locks = std::fs::read_to_string("/proc/locks")?;
-            for holder in locks.lines().filter(|line| line.contains("FLOCK")) {
-                let holder = holder.split_ascii_whitespace().nth(4).and_then(|pid| pid.parse::<i32>().ok());
-                let Some(holder) = holder.filter(|holder| descends(*holder, pid)) else { continue };
-                // Its own processes, if the kernel lets it; of no other user it can.
-                stopped += i32::from(kill(Pid::from_raw(holder), Signal::SIGSTOP).is_ok());
+            let mut hit = false;
+            for line in locks.lines().filter(|line| line.contains("FLOCK")) {
+                let mut words = line.split_ascii_whitespace().skip_while(|word| word.parse::<i32>().is_err());
+                let holder =
+                    words.next().and_then(|pid| pid.parse().ok()).filter(|holder| descends(*holder, pid));
+                let (Some(holder), Some(file)) = (holder, words.next()) else { continue };
+                seen.insert(file.to_owned());
+                if seen.len() > usize::from(which) {
+                    // Its own processes, if the kernel lets it; no other user's.
+                    hit |= kill(Pid::from_raw(holder), Signal::SIGSTOP).is_ok();
+                }
             }
-            ensure!(!deadline.left().is_zero(), "it neither locks nor gets ready");
+            if hit {
+                stopped += 1;
+                break;
+            }
         }
-        if stopped > 0 {
-            return done("stopped");
-        }
-        let _ = ready.read(&mut [0; 4096]);
-        let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
-        let _ = until(|| child.try_wait().is_ok_and(|status| status.is_some()));
+        stayed.push((vm, ready, child));
     }
-    done("not stopped")
+    done(&format!("stopped {stopped} times"))
 }
 
 fn descends(mut pid: i32, from: i32) -> bool {
