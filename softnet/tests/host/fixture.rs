@@ -188,16 +188,21 @@ impl Vm {
         Ok(None)
     }
 
-    /// Asks for the gateway's hardware address as `address`.
+    /// Asks for the gateway's hardware address as `address`, as often as a client does.
     pub fn gateway_mac(&self, address: Ipv4Addr) -> Result<Mac> {
-        self.port.send(&Arp::request(self.mac, address, self.gateway).frame())?;
         let is_it = |frame: &[u8]| {
             ether_type(frame) == lab::wire::ARP
                 && frame.get(21) == Some(&2)
                 && address_at(frame, 28) == self.gateway
         };
-        let (_, frame) = self.port.expect("the gateway's ARP reply", is_it)?;
-        Ok(lab::wire::source(&frame))
+        let deadline = Deadline::after(Duration::from_secs(10));
+        while !deadline.left().is_zero() {
+            self.port.send(&Arp::request(self.mac, address, self.gateway).frame())?;
+            if let Some(frame) = self.listen(address, Duration::from_millis(500), is_it)? {
+                return Ok(lab::wire::source(&frame));
+            }
+        }
+        bail!("{address} finds no gateway: {}", self.softnet.log())
     }
 
     /// The next frame that `wanted` accepts; meanwhile the VM answers who asks for `address`.
@@ -209,7 +214,8 @@ impl Vm {
     ) -> Result<Option<Vec<u8>>> {
         let deadline = Deadline::after(patience);
         while let Some(frame) = self.port.recv(deadline)? {
-            if ether_type(&frame) == lab::wire::ARP && address_at(&frame, 38) == address {
+            let is_asked = ether_type(&frame) == lab::wire::ARP && frame.get(21) == Some(&1);
+            if is_asked && address_at(&frame, 38) == address {
                 let asker = Arp::reply(self.mac, address, lab::wire::source(&frame), address_at(&frame, 28));
                 self.port.send(&asker.frame())?;
             } else if wanted(&frame) {
