@@ -421,6 +421,11 @@ pub fn hello_over_udp(host: &Host, to: Ipv4Addr, port: u16) -> io::Result<String
     heard.map_err(io::Error::other)?
 }
 
+/// Turns the main host's forwarding on or off, as its administrator does.
+pub fn forwarding(on: bool) -> Result<()> {
+    Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", if on { "1" } else { "0" })?)
+}
+
 /// A bridge `br1` with a DHCP server of the administrator's, for `--bridge=br1`; its gateway is 10.5.0.1.
 pub struct Bridge(Child);
 
@@ -438,7 +443,7 @@ impl Bridge {
             .stderr(Stdio::null())
             .spawn()?;
         // Docker and libvirt leave the host like this.
-        run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
+        forwarding(true)?;
         let rule = "add table ip lab; add chain ip lab out { type nat hook postrouting priority srcnat; };\
                     add rule ip lab out ip saddr 10.5.0.0/24 oifname uplink masquerade";
         run("nft", &[rule])?;

@@ -222,6 +222,18 @@ pub fn h10_a_claim_that_the_server_knows_nothing_of_ends_no_other_vm() -> Result
     crate::leases::is_nobody_elses(&vm, gateway, wanted).with_context(|| format!("the VM was told: {told}"))
 }
 
+/// The kernel gives the name of a TAP that is gone to the next one, which may be on a bridge of somebody else's.
+pub fn h10_what_was_checked_for_the_dead_is_not_checked_for_the_next() -> Result<()> {
+    let world = World::build()?;
+    let _bridge = Bridge::build(&world)?;
+    let (mut dead, _) = Vm::leased(mac(1), &[])?;
+    dead.kill_all()?;
+    let (vm, address) = Vm::leased(mac(2), &["--bridge=br1"])?;
+    ensure!(vm.ready["interface"] == dead.ready["interface"], "the test shows nothing: {}", vm.ready);
+    vm.gateway_mac(address)?;
+    Ok(())
+}
+
 /// The numbers of this host's netlink sockets.
 fn netlink_sockets() -> Result<BTreeSet<String>> {
     let list = std::fs::read_to_string("/proc/net/netlink")?;

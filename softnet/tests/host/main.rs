@@ -57,6 +57,7 @@ fn main() -> ExitCode {
         guard::{h10_a_taken_over_worker_sends_from_no_other_address},
         guard::{h10_a_taken_over_worker_gives_no_other_lease_back},
         guard::{h10_a_claim_that_the_server_knows_nothing_of_ends_no_other_vm},
+        guard::{h10_what_was_checked_for_the_dead_is_not_checked_for_the_next},
         guard::{h10_no_worker_sees_the_hosts_sockets, h10_every_process_of_softnet_is_confined},
         reach::{h11_the_resolver_answers_no_neighbour, h11_the_resolver_tells_nothing_of_itself},
     ];

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
-use lab::stage::run;
 use lab::wire::{IPV4, Ipv4, address_at, carries, checksum, ether_type, icmp, tcp, udp};
 use lab::{PacketSocket, Service};
 
@@ -109,11 +108,12 @@ pub fn h2_no_vm_reaches_anothers_exposed_port() -> Result<()> {
         ("bridged", &["--bridge=br1"]),
     ];
     for (number, (name, arguments)) in (2..).zip(attackers) {
-        let attacker = Guest::start(name, mac(number), arguments)?;
+        let mut attacker = Guest::start(name, mac(number), arguments)?;
         attacker.reaches(INTERNET, PORT, "the internet").context(name)?;
         let before = service.seen().len();
         attacker.does_not_reach(&everywhere).context(name)?;
         ensure!(service.seen().len() == before, "{name}: the victim was reached by {:?}", service.seen());
+        ensure!(attacker.vm.softnet.stop()?.success());
     }
     // Its own.
     victim.reaches(SECOND_GATEWAY, EXPOSED, "the victim")?;
@@ -144,7 +144,7 @@ pub fn h5_forwarding_makes_the_host_no_router() -> Result<()> {
 /// Who was a router before goes on to be one.
 pub fn h5_a_host_that_was_a_router_stays_one() -> Result<()> {
     let world = World::build()?;
-    run("sysctl", &["-qw", "net.ipv4.ip_forward=1"])?;
+    crate::fixture::forwarding(true)?;
     world.internet.ip(&format!("route add 10.77.0.0/24 via {PUBLIC}"))?;
     let guest = Guest::start("guest", mac(1), &[])?;
     guest.reaches(INTERNET, PORT, "the internet")?;

@@ -143,7 +143,7 @@ pub fn h8_a_deleted_bridge_comes_back() -> Result<()> {
 }
 
 pub fn h8_forwarding_comes_back() -> Result<()> {
-    mends(|_, _| run("sysctl", &["-qw", "net.ipv4.ip_forward=0"]).map(drop))
+    mends(|_, _| crate::fixture::forwarding(false))
 }
 
 /// The session of a process (proc_pid_stat(5)).
