@@ -16,12 +16,15 @@ pub mod stage;
 pub mod wire;
 
 mod dhcp_server;
+mod kernel_guest;
 mod segment;
 mod service;
 mod softnet;
+mod tap;
 mod vm_port;
 
 pub use dhcp_server::DhcpServer;
+pub use kernel_guest::kernel_guest;
 pub use lab_agent::packet::{PacketSocket, Sighting};
 pub use segment::Segment;
 pub use service::{Service, hello};
