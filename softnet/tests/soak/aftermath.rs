@@ -15,9 +15,9 @@ use crate::ledger::{Invariant, Ledger};
 use crate::plan::{Life, Plan};
 use crate::slot::FIRST_PORT;
 
-/// Looks for whatever a VM of the run may have left, and takes the network down. `known` are the processes that were
-/// there before.
-pub fn inspect(plan: &Plan, figures: &Figures, known: &[i32], ledger: &mut Ledger) -> Result<()> {
+/// Looks for whatever a VM of the run may have left, and takes the network down. `before` are the processes that were
+/// there before it.
+pub fn inspect(plan: &Plan, figures: &Figures, before: &[i32], ledger: &mut Ledger) -> Result<()> {
     nothing(ledger, Invariant::Traces, "leases", || {
         let whose = |(mac, address): &(String, _)| format!("{address} of {}\n", who(plan, figures, mac));
         census::leases().iter().map(whose).collect()
@@ -36,12 +36,15 @@ pub fn inspect(plan: &Plan, figures: &Figures, known: &[i32], ledger: &mut Ledge
         table().lines().filter(|line| line.contains("elements")).collect()
     });
     let server = census::server().map(|pid| pid.as_raw());
-    nothing(ledger, Invariant::Traces, "processes", || others(known, server));
+    // Whoever started the server watches it, as long as there is a network.
+    let keeper = server.and_then(census::parent);
+    let known: Vec<i32> = before.iter().copied().chain(server).chain(keeper).collect();
+    nothing(ledger, Invariant::Traces, "processes", || others(&known));
     let taken = (FIRST_PORT..FIRST_PORT + plan.vms)
         .filter(|port| u16::try_from(*port).is_ok_and(|port| UdpSocket::bind(("0.0.0.0", port)).is_err()));
     let taken: Vec<usize> = taken.collect();
     ledger.check(Invariant::Traces, taken.is_empty(), || format!("ports that are still reserved: {taken:?}"));
-    go_down(known, ledger)
+    go_down(before, ledger)
 }
 
 /// Which VM had this hardware address last, and what became of it.
@@ -61,7 +64,7 @@ fn go_down(known: &[i32], ledger: &mut Ledger) -> Result<()> {
         run("ip", &["-oneline", "link", "show", NETWORK]).unwrap_or_default()
     });
     nothing(ledger, Invariant::Down, "table", table);
-    nothing(ledger, Invariant::Down, "processes", || others(known, None));
+    nothing(ledger, Invariant::Down, "processes", || others(known));
     let directory = file("");
     ledger.check(Invariant::Down, !Path::new(&directory).exists(), || format!("{directory} is still there"));
     Ok(())
@@ -73,8 +76,8 @@ fn table() -> String {
 }
 
 /// Processes that nobody knows.
-fn others(known: &[i32], server: Option<i32>) -> String {
-    let unknown = |pid: &i32| !known.contains(pid) && server != Some(*pid);
+fn others(known: &[i32]) -> String {
+    let unknown = |pid: &i32| !known.contains(pid);
     census::processes()
         .into_iter()
         .filter(unknown)
