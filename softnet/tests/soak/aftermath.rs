@@ -24,7 +24,11 @@ pub fn inspect(plan: &Plan, figures: &Figures, before: &[i32], ledger: &mut Ledg
     });
     for (what, directory) in [("files of VMs", "ports"), ("files of addresses", "leases")] {
         nothing(ledger, Invariant::Traces, what, || {
-            run("find", &[&file(directory), "-type", "f"]).unwrap_or_else(|error| error.to_string())
+            let places = [file(directory), census::lock(directory)];
+            let exist = places.iter().filter(|place| Path::new(place).is_dir());
+            exist
+                .map(|place| run("find", &[place, "-type", "f"]).unwrap_or_else(|error| error.to_string()))
+                .collect()
         });
     }
     nothing(ledger, Invariant::Traces, "TAPs and ports of the bridge", || {
@@ -39,7 +43,11 @@ pub fn inspect(plan: &Plan, figures: &Figures, before: &[i32], ledger: &mut Ledg
     // Whoever started the server watches it, as long as there is a network.
     let keeper = server.and_then(census::parent);
     let known: Vec<i32> = before.iter().copied().chain(server).chain(keeper).collect();
-    nothing(ledger, Invariant::Traces, "processes", || others(&known));
+    nothing(ledger, Invariant::Traces, "processes", || {
+        // The server keeps a child for each connection to its port, for up to 150 s after its VM has left.
+        let held = server.map(census::children).unwrap_or_default();
+        others(&[&known[..], &held].concat())
+    });
     let taken = (FIRST_PORT..FIRST_PORT + plan.vms)
         .filter(|port| u16::try_from(*port).is_ok_and(|port| UdpSocket::bind(("0.0.0.0", port)).is_err()));
     let taken: Vec<usize> = taken.collect();

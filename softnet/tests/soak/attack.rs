@@ -182,7 +182,7 @@ impl Attack {
             Trick::Twice => vec![self.renew(xid, None), self.select(xid, dice)],
             Trick::Short => {
                 // Never again: the server's lease is to end.
-                self.again = self.again + Duration::from_secs(3600);
+                self.again += Duration::from_secs(3600);
                 vec![self.renew(xid, None), self.renew(xid, Some(SHORTEST_LEASE))]
             }
             Trick::Lost => {
@@ -217,7 +217,7 @@ impl Attack {
     fn fill(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let flows = self.count..self.count + FLOWS_A_TIME;
         self.count += FLOWS_A_TIME;
-        self.at = now + if self.count % FLOWS == 0 { REFILL } else { FILL };
+        self.at = now + if self.count.is_multiple_of(FLOWS) { REFILL } else { FILL };
         flows.map(|number| self.open(number)).collect()
     }
 
@@ -225,8 +225,11 @@ impl Attack {
     fn open(&self, number: u32) -> Vec<u8> {
         let from = (self.scene.address, 1024 + u16::try_from(number % 60_000).unwrap_or_default());
         let to = (NOWHERE, 1000 + u16::try_from(number / 60_000 % 60_000).unwrap_or_default());
-        let transport =
-            if number % 2 == 0 { udp(from, to, b"?") } else { tcp(from, to, number, words::SYN, &[]) };
+        let transport = if number.is_multiple_of(2) {
+            udp(from, to, b"?")
+        } else {
+            tcp(from, to, number, words::SYN, &[])
+        };
         self.packet(NOWHERE, transport)
     }
 

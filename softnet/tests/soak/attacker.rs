@@ -62,11 +62,7 @@ impl Attacker {
             .split(',')
             .map(|name| {
                 let attacker: Self = name.trim().parse()?;
-                Self::ALL
-                    .iter()
-                    .find(|(known, _)| *known == attacker)
-                    .copied()
-                    .context("each has a weight")
+                Self::ALL.iter().find(|(known, _)| *known == attacker).copied().context("each has a weight")
             })
             .collect()
     }

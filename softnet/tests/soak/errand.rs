@@ -79,7 +79,8 @@ impl Errand {
             step: Step::Resolve,
             number: 0,
             listens,
-            port: 10_000,
+            // Not those of whoever has the address next, whose connections would be the same.
+            port: 10_000 + u16_at(&mac.0, 4) % 20_000,
             since: now,
             stepped: now,
             late: false,
@@ -193,7 +194,7 @@ impl Errand {
             Step::Ping => Step::Ask,
             Step::Ask if self.number == 0 && self.listens => Step::Listen,
             Step::Ask | Step::Listen => Step::Name,
-            Step::Name if self.number % BY_TCP == 0 => Step::NameByTcp,
+            Step::Name if self.number.is_multiple_of(BY_TCP) => Step::NameByTcp,
             Step::Name | Step::NameByTcp => Step::Connect,
             Step::Connect => {
                 self.number = self.number.wrapping_add(1);

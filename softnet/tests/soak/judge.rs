@@ -9,9 +9,9 @@ use ipnet::Ipv4Net;
 use lab::Counters;
 use lab::wire::Mac;
 
+use crate::breaker::Calm;
 use crate::census::{self, Census};
 use crate::churn::PATIENCE;
-use crate::breaker::Calm;
 use crate::end::End;
 use crate::errand::Step;
 use crate::figures::Figures;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use ipnet::Ipv4Net;
 use lab::wire::{
-    ARP, Arp, Dhcp, Mac, address_at, carries, destination, dhcp_kind as kind, dhcp_option as option, ether_type,
-    source, u16_at,
+    ARP, Arp, Dhcp, Mac, address_at, carries, destination, dhcp_kind as kind, dhcp_option as option,
+    ether_type, source, u16_at,
 };
 
 use crate::attack::{Attack, SHORTEST_LEASE, Scene as Attacks};

@@ -190,7 +190,8 @@ impl Wire {
         let alone = !self.former.contains(&(address, station));
         let user = self.users.insert(address, station).filter(|user| *user != station);
         self.ledger.check(Invariant::Alone, alone, || {
-            format!("{address} is used by {station} and by {user:?}: {}", hex(frame))
+            let user = user.map_or_else(|| "another".to_owned(), |user| user.to_string());
+            format!("{address} is used by {station} and by {user}: {}", hex(frame))
         });
         if let Some(user) = user {
             self.former.insert((address, user));
@@ -204,11 +205,13 @@ impl Wire {
         let owns = |address: Ipv4Addr| owned(address) && lasts(address);
         // Whoever slept longer than its lease looks for the gateway and asks for more time (rule C10).
         let last = |address: Ipv4Addr| self.last.get(&station) == Some(&address);
-        let overslept = |address: Ipv4Addr| last(address) && (owned(address) || !self.owners.contains_key(&address));
+        let overslept =
+            |address: Ipv4Addr| last(address) && (owned(address) || !self.owners.contains_key(&address));
         match ether_type(frame) {
             ARP => {
                 let sender = address_at(frame, 28);
-                frame.get(22..28) == Some(&station.0) && (sender.is_unspecified() || owns(sender) || overslept(sender))
+                frame.get(22..28) == Some(&station.0)
+                    && (sender.is_unspecified() || owns(sender) || overslept(sender))
             }
             IPV4 => {
                 let sender = address_at(frame, 26);
