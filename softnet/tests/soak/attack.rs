@@ -82,12 +82,12 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// One that begins at `at`. `long` says whether there is time for leases to end.
+    /// One that begins at `at`. `long` says whether it stays until its lease has ended.
     pub fn new(attacker: Attacker, scene: Scene, at: Instant, long: bool, dice: &mut Dice) -> Self {
-        let trick = match dice.below(if long { 5 } else { 4 }) {
-            0 | 1 => Trick::Twice,
-            2 | 3 => Trick::Lost,
-            _ => Trick::Short,
+        let trick = match dice.below(2) {
+            _ if long => Trick::Short,
+            0 => Trick::Twice,
+            _ => Trick::Lost,
         };
         Self { attacker, scene, at, trick, again: at, count: 0, awaits_flood: false }
     }

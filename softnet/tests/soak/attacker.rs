@@ -34,7 +34,7 @@ impl Attacker {
         (Self::Hog, 15),
         (Self::Shadow, 20),
         (Self::Leak, 15),
-        (Self::Sleep, 10),
+        (Self::Sleep, 2),
         (Self::Drip, 0),
         (Self::Break, 0),
     ];

@@ -1,6 +1,7 @@
 //! Breaks the host's side of the network, one thing at a time, and sees how soon it is whole again (rule H8).
 //!
-//! No VM starts in between: what comes back only because somebody new needs it is no repair.
+//! No VM starts in between, and half of the time none ends either: what comes back only because somebody new needs it, or
+//! because somebody leaves, is no repair.
 
 use std::fs;
 use std::io;
@@ -37,6 +38,9 @@ const SETTLING: Duration = Duration::from_secs(4);
 const AFTERMATH: Duration = Duration::from_secs(3);
 /// The first thing is broken so long after the begin.
 const FIRST: Duration = Duration::from_secs(3);
+
+/// How long the kernel keeps a connection that nobody has answered, and a little more.
+const UNREPLIED: Duration = Duration::from_secs(130);
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -82,10 +86,14 @@ impl Damage {
 pub struct Calm {
     /// No VM is to start.
     held: AtomicBool,
+    /// And none is to end.
+    still: AtomicBool,
     /// None is starting.
     quiet: AtomicBool,
     /// Something is broken, or was until a moment ago.
     excused: Mutex<Option<Excuse>>,
+    /// When the ruleset was last flushed.
+    flushed: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +108,16 @@ impl Calm {
         !self.held.load(Ordering::Relaxed)
     }
 
+    /// Whether VMs may end that have been told to.
+    pub fn may_end(&self) -> bool {
+        !self.still.load(Ordering::Relaxed)
+    }
+
+    fn hold(&self, starts: bool, ends: bool) {
+        self.held.store(starts, Ordering::Relaxed);
+        self.still.store(ends, Ordering::Relaxed);
+    }
+
     /// Says whether some VM is starting.
     pub fn say(&self, quiet: bool) {
         self.quiet.store(quiet, Ordering::Relaxed);
@@ -112,6 +130,12 @@ impl Calm {
             Some(Excuse::Broken) => true,
             Some(Excuse::Until(end)) => now < end,
         }
+    }
+
+    /// Whether the kernel may not have counted each connection that there is: a flushed ruleset takes its counters along.
+    pub fn has_miscounted(&self, now: Instant) -> bool {
+        let flushed = *self.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        flushed.is_some_and(|at| now < at + UNREPLIED)
     }
 
     fn excuse(&self, excuse: Excuse) {
@@ -139,12 +163,12 @@ impl Breaker {
         let thread = std::thread::spawn(move || {
             let began = Instant::now();
             let mut ledger = Ledger::default();
-            for (moment, damage) in damages {
+            for (moment, damage, still) in damages {
                 let left = (began + moment).saturating_duration_since(Instant::now());
                 if stopped.recv_timeout(left) != Err(RecvTimeoutError::Timeout) {
                     break;
                 }
-                do_harm(damage, gateway, &calm, &mut ledger);
+                do_harm(damage, still, gateway, &calm, &mut ledger);
             }
             ledger
         });
@@ -159,8 +183,8 @@ impl Breaker {
     }
 }
 
-/// What is broken, and when.
-fn damages(plan: &Plan) -> Vec<(Duration, Damage)> {
+/// When something is broken, what it is, and whether VMs may not even end meanwhile.
+fn damages(plan: &Plan) -> Vec<(Duration, Damage, bool)> {
     let mut dice = Dice::new(plan.seed).split(u64::MAX - 1);
     let gap = (plan.duration / 12).clamp(Duration::from_secs(4), Duration::from_secs(20));
     let spread = u64::try_from(gap.as_millis() / 3).unwrap_or_default();
@@ -174,19 +198,23 @@ fn damages(plan: &Plan) -> Vec<(Duration, Damage)> {
         }
         let index = usize::try_from(dice.below(left.len() as u64)).unwrap_or_default();
         let at = moment + Duration::from_millis(dice.below(spread));
-        damages.push((at, left.swap_remove(index)));
+        damages.push((at, left.swap_remove(index), dice.chance(50)));
         moment += gap;
     }
     damages
 }
 
-fn do_harm(damage: Damage, gateway: Ipv4Addr, calm: &Calm, ledger: &mut Ledger) {
-    calm.held.store(true, Ordering::Relaxed);
+fn do_harm(damage: Damage, still: bool, gateway: Ipv4Addr, calm: &Calm, ledger: &mut Ledger) {
+    calm.hold(true, false);
     calm.say(false);
     wait(SETTLING, || calm.quiet.load(Ordering::Relaxed));
+    calm.hold(true, still);
     let before = Host::look();
     calm.excuse(Excuse::Broken);
     let broken = Instant::now();
+    if damage == Damage::Rules {
+        *calm.flushed.lock().unwrap_or_else(PoisonError::into_inner) = Some(broken);
+    }
     if let Err(error) = damage.is_done() {
         ledger.check(Invariant::Whole, false, || format!("{damage:?}: {error:#}"));
     } else {
@@ -204,11 +232,11 @@ fn do_harm(damage: Damage, gateway: Ipv4Addr, calm: &Calm, ledger: &mut Ledger) 
             if let (Damage::Stop, Some(server)) = (damage, census::server()) {
                 let _ = kill(server, Signal::SIGCONT);
             }
-            calm.held.store(false, Ordering::Relaxed);
+            calm.hold(false, false);
             wait(LATER, || before.differs(gateway).is_none());
         }
     }
-    calm.held.store(false, Ordering::Relaxed);
+    calm.hold(false, false);
     calm.excuse(Excuse::Until(Instant::now() + AFTERMATH));
 }
 
@@ -249,7 +277,7 @@ impl Host {
             return Some(format!("the bridge has no address {gateway}"));
         }
         if let Some(table) = self.tables.iter().find(|table| !now.tables.contains(table)) {
-            return Some(format!("there is no {table}"));
+            return Some(format!("the ruleset lacks {table}"));
         }
         // Each TAP has a master again.
         let links = run("ip", &["-oneline", "link", "show", "type", "tun"]).unwrap_or_default();
@@ -269,16 +297,17 @@ impl Host {
     }
 }
 
-/// The tables of Softnet's, each with its chains.
+/// The hooks in Softnet's tables.
 fn tables() -> Vec<String> {
     let text = run("nft", &["list", "chains"]).unwrap_or_default();
     let mut table = String::new();
     let mut found = Vec::new();
-    for line in text.lines().map(str::trim) {
+    for line in text.lines().map(|line| line.trim().trim_end_matches(" {")) {
+        // What hangs on one interface goes with it.
         if line.starts_with("table") {
-            line.trim_end_matches(" {").clone_into(&mut table);
-        } else if line.starts_with("chain") && table.contains("softnet") {
-            found.push(format!("{} in {table}", line.trim_end_matches(" {")));
+            line.clone_into(&mut table);
+        } else if line.starts_with("type") && table.contains("softnet") && !table.contains("netdev") {
+            found.push(format!("{line} in {table}"));
         }
     }
     found

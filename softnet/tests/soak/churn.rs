@@ -167,7 +167,8 @@ impl<'a> Churn<'a> {
         if slot.phase == Phase::Living {
             self.hear(&mut slot, now)?;
             // One that is to end with its question unasked does not get to ask it.
-            if !wants_to_end(&slot, open, now) {
+            let leaves = wants_to_end(&slot, open, now) && (self.calm.may_end() || !open || slot.spoilt);
+            if !leaves {
                 slot.vm.act(now, victim);
                 slot.flush();
             }
@@ -180,7 +181,7 @@ impl<'a> Churn<'a> {
                 });
                 slot.spoilt = true;
                 slot.phase = Phase::Ending(now);
-            } else if wants_to_end(&slot, open, now) {
+            } else if leaves || slot.spoilt {
                 *self.judge.figures.ends.entry(slot.vm.life.end).or_default() += 1;
                 slot.end(now)?;
                 if open && slot.vm.settled.is_some() && self.calm.may_start() && self.dice.chance(RESTARTS) {

@@ -5,6 +5,10 @@
 //! its table and its dnsmasq, and a small world around it. The network has fewer addresses than there are VMs in a run, and
 //! no lease ends by itself before the run does, so it lasts only if each lease is given back, whatever its VM died of.
 //!
+//! Some of those who take part work against the others, as [`attacker`] lists them: guests who trick the server, fill the
+//! kernel's tables, keep the resolver busy, or speak from ports of the host; servers that go on talking to those who have left;
+//! and somebody with root who breaks the network, one piece at a time. Honest guests must not notice.
+//!
 //! `cargo test` runs a short form; `cargo xtask soak` runs as long as it is told, by [`plan`], and prints the figures.
 //! What all choices follow from is a seed; when they happen is the machine's business, so no two runs are the same.
 #![cfg(target_os = "linux")]

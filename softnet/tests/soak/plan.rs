@@ -241,7 +241,7 @@ impl Plan {
         let stay = Duration::from_millis(least + dice.below(spread));
         let long = self.is_long()
             && (habit == Habit::Attack(Attacker::Sleep)
-                || habit == Habit::Attack(Attacker::Desync) && dice.chance(20));
+                || habit == Habit::Attack(Attacker::Desync) && dice.chance(5));
         // Those that are to be felt all the time stay all the time.
         let stays = match habit {
             Habit::Attack(Attacker::Desync) => false,

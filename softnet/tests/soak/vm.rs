@@ -149,8 +149,12 @@ impl Vm {
     }
 
     /// Whether it has just been awake for too long without an answer.
-    pub fn is_left_waiting(&mut self, now: Instant) -> bool {
+    pub fn is_left_waiting(&mut self, now: Instant, excused: bool) -> bool {
         let Sleep::Awake(since) = self.sleep else { return false };
+        if excused {
+            self.sleep = Sleep::Awake(now);
+            return false;
+        }
         let is_left = now.saturating_duration_since(since) > AWAKE;
         if is_left {
             self.sleep = Sleep::Never;
