@@ -178,7 +178,8 @@ impl Usage {
         let memory = line.trim().trim_end_matches(" kB").parse().ok()?;
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
         // One for each child that the server has for a connection.
-        let children = children(pid.as_raw()).len() as u64;
+        let children =
+            children(pid.as_raw()).into_iter().filter(|pid| name(*pid) == "dnsmasq").count() as u64;
         // An ended process has none.
         (descriptors > 0).then_some(Self { memory, descriptors: descriptors.saturating_sub(children) })
     }

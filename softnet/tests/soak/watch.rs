@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::deadline::Deadline;
-use lab::wire::{ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, ether_type, source, u16_at};
+use lab::wire::{
+    ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, dhcp_option as option, ether_type, source,
+    u16_at,
+};
 use lab::{PacketSocket, Sighting};
 
 use crate::breaker::Calm;
@@ -171,6 +174,11 @@ impl Wire {
         let message = Dhcp::parse(frame).filter(|message| message.message_type() == kind::REQUEST);
         if let Some(message) = message {
             self.open.entry((client(&message), message.xid)).or_default().0 += 1;
+            // It gives up what it has, whether or not it gets what it wants (rule B7); so does the server.
+            let wanted = address_of(&message, option::REQUESTED_ADDRESS);
+            if let Some(wanted) = wanted {
+                self.owners.retain(|address, owner| *owner != station || *address == wanted);
+            }
         }
         self.given_back(frame);
     }
@@ -255,8 +263,7 @@ impl Wire {
         });
         self.owners.retain(|_, owner| *owner != client);
         if void == 0 {
-            let seconds = answer.option(lab::wire::dhcp_option::LEASE_TIME);
-            let seconds = seconds.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(u32::from_be_bytes);
+            let seconds = address_of(&answer, option::LEASE_TIME).map(u32::from);
             let lasts = Duration::from_secs(seconds.unwrap_or_default().into());
             self.owners.insert(answer.yiaddr, client);
             self.ends.insert(answer.yiaddr, now + lasts);
@@ -277,8 +284,7 @@ impl Wire {
         if !matches!(message.message_type(), kind::RELEASE | kind::DECLINE) {
             return;
         }
-        let requested = message.option(lab::wire::dhcp_option::REQUESTED_ADDRESS);
-        let requested = requested.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(Ipv4Addr::from);
+        let requested = address_of(&message, option::REQUESTED_ADDRESS);
         let address = if message.message_type() == kind::RELEASE {
             message.ciaddr
         } else {
@@ -293,6 +299,11 @@ impl Wire {
             self.last.remove(&from);
         }
     }
+}
+
+/// The four bytes of an option, as an address.
+fn address_of(message: &Dhcp, option: u8) -> Option<Ipv4Addr> {
+    message.option(option).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(Ipv4Addr::from)
 }
 
 fn client(message: &Dhcp) -> Mac {
