@@ -178,7 +178,14 @@ impl Attack {
     fn play(&mut self, dice: &mut Dice) -> Vec<Vec<u8>> {
         self.count = u32::try_from(dice.below(1 << 31)).unwrap_or_default();
         let xid = self.count;
-        match self.trick {
+        let trick = self.trick;
+        // Both in turn.
+        self.trick = match trick {
+            Trick::Twice => Trick::Lost,
+            Trick::Lost => Trick::Twice,
+            Trick::Short => Trick::Short,
+        };
+        match trick {
             Trick::Twice => vec![self.renew(xid, None), self.select(xid, dice)],
             Trick::Short => {
                 // Never again: the server's lease is to end.

@@ -247,7 +247,12 @@ impl Plan {
             Habit::Attack(Attacker::Desync) => false,
             _ => resident || number - RESIDENTS < attacking.len(),
         };
-        let stay = if long { PAST_A_LEASE } else { stay };
+        let stay = match habit {
+            _ if long => PAST_A_LEASE,
+            // Time for two tricks.
+            Habit::Attack(Attacker::Desync) => stay.max(Duration::from_secs(4)),
+            _ => stay,
+        };
         Life {
             mac,
             habit,
