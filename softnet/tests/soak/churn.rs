@@ -82,7 +82,7 @@ impl<'a> Churn<'a> {
             }
         }
         self.sweep()?;
-        self.judge.conclude();
+        self.judge.conclude(self.plan.has(Attacker::Hog));
         Ok(())
     }
 

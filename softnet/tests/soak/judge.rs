@@ -15,7 +15,7 @@ use crate::churn::PATIENCE;
 use crate::end::End;
 use crate::errand::Step;
 use crate::figures::Figures;
-use crate::growth::Growth;
+use crate::growth::{self, Growth};
 use crate::ledger::{Invariant, Ledger};
 use crate::plan::{Habit, RESIDENTS};
 use crate::slot::{Phase, Slot};
@@ -83,10 +83,10 @@ impl Judge {
     }
 
     /// Takes the sum at the end of the run.
-    pub fn conclude(&mut self) {
+    pub fn conclude(&mut self, has_hogs: bool) {
         self.figures.most_leased = self.census.most;
         self.figures.took = self.began.elapsed();
-        self.figures.growth = self.growth.judge(&mut self.ledger);
+        self.figures.growth = self.growth.judge(has_hogs, &mut self.ledger);
     }
 
     /// Notes what a frame came to for the VM in `slot`; `places` are the others.
@@ -270,7 +270,7 @@ impl Judge {
             }
         }
         if let Some(server) = census::server() {
-            self.growth.sample("dnsmasq", server);
+            self.growth.sample(growth::SERVER, server);
         }
         if now >= self.counted + COUNT {
             self.counted = now;
