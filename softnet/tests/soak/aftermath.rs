@@ -41,8 +41,8 @@ pub fn inspect(plan: &Plan, figures: &Figures, before: &[i32], ledger: &mut Ledg
     });
     let server = census::server().map(|pid| pid.as_raw());
     // Whoever started the server watches it, as long as there is a network.
-    let keeper = server.and_then(census::parent);
-    let known: Vec<i32> = before.iter().copied().chain(server).chain(keeper).collect();
+    let keepers = server.map(census::ancestors).unwrap_or_default();
+    let known: Vec<i32> = before.iter().copied().chain(server).chain(keepers).collect();
     nothing(ledger, Invariant::Traces, "processes", || {
         // The server keeps a child for each connection to its port, for up to 150 s after its VM has left.
         let held = server.map(census::children).unwrap_or_default();

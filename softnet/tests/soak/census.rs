@@ -113,7 +113,9 @@ fn disagreement(
     let name = format!("leases/{address}");
     let locks = [file(&name), lock(&name)];
     let held = |lock: &String| fs::metadata(lock).is_ok_and(|metadata| locked.contains(&metadata.ino()));
-    let owned = |lock: &String| fs::read_to_string(lock).is_ok_and(|owner| owner.trim() == mac);
+    let owned = |lock: &String| {
+        fs::read_to_string(lock).is_ok_and(|owner| owner.split_whitespace().any(|word| word == mac))
+    };
     let (held, owned) = (locks.iter().any(held), locks.iter().any(owned));
     (!owned || !held).then(|| format!("{name} is of this VM: {owned}, locked: {held}"))
 }
@@ -150,8 +152,12 @@ pub fn children(pid: i32) -> Vec<i32> {
     text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// A process's parent, unless that is process 1, which has it only because nobody else has.
-pub fn parent(pid: i32) -> Option<i32> {
+/// Those who started a process, and who started them, up to process 1, which has what nobody else has.
+pub fn ancestors(pid: i32) -> Vec<i32> {
+    std::iter::successors(parent(pid), |pid| parent(*pid)).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().filter(|parent| *parent != 1)
 }
