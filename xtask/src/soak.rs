@@ -22,6 +22,9 @@ pub struct Args {
     /// Only these ways to end: close, release, sigterm, sigint, early, worker, monitor, both
     #[arg(long, value_name = "END,…")]
     ends: Option<String>,
+    /// Only these attackers, or none: desync, filler, hog, shadow, leak, sleep, drip, break
+    #[arg(long, value_name = "ATTACKER,…")]
+    attackers: Option<String>,
 }
 
 fn minutes(text: &str) -> Result<f64, String> {
@@ -35,10 +38,13 @@ fn minutes(text: &str) -> Result<f64, String> {
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::need_root("soak")?;
     packages::ensure_installed(&[packages::LAB])?;
-    let Args { seed, minutes, vms, ends } = args;
+    let Args { seed, minutes, vms, ends, attackers } = args;
     let mut plan = format!("seed={seed} seconds={:.0} vms={vms}", minutes * 60.0);
     if let Some(ends) = ends {
         plan += &format!(" ends={ends}");
+    }
+    if let Some(attackers) = attackers {
+        plan += &format!(" attackers={attackers}");
     }
     // The test reads this in `softnet/tests/soak/plan.rs`.
     let status = cargo("test --release --quiet --package softnet --test soak")

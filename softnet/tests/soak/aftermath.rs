@@ -15,16 +15,20 @@ use crate::ledger::{Invariant, Ledger};
 use crate::plan::{Life, Plan};
 use crate::slot::FIRST_PORT;
 
-/// Looks for whatever a VM of the run may have left, and takes the network down. `known` are the processes that were
-/// there before.
-pub fn inspect(plan: &Plan, figures: &Figures, known: &[i32], ledger: &mut Ledger) -> Result<()> {
+/// Looks for whatever a VM of the run may have left, and takes the network down. `before` are the processes that were
+/// there before it.
+pub fn inspect(plan: &Plan, figures: &Figures, before: &[i32], ledger: &mut Ledger) -> Result<()> {
     nothing(ledger, Invariant::Traces, "leases", || {
         let whose = |(mac, address): &(String, _)| format!("{address} of {}\n", who(plan, figures, mac));
         census::leases().iter().map(whose).collect()
     });
     for (what, directory) in [("files of VMs", "ports"), ("files of addresses", "leases")] {
         nothing(ledger, Invariant::Traces, what, || {
-            run("find", &[&file(directory), "-type", "f"]).unwrap_or_else(|error| error.to_string())
+            let places = [file(directory), census::lock(directory)];
+            let exist = places.iter().filter(|place| Path::new(place).is_dir());
+            exist
+                .map(|place| run("find", &[place, "-type", "f"]).unwrap_or_else(|error| error.to_string()))
+                .collect()
         });
     }
     nothing(ledger, Invariant::Traces, "TAPs and ports of the bridge", || {
@@ -36,12 +40,19 @@ pub fn inspect(plan: &Plan, figures: &Figures, known: &[i32], ledger: &mut Ledge
         table().lines().filter(|line| line.contains("elements")).collect()
     });
     let server = census::server().map(|pid| pid.as_raw());
-    nothing(ledger, Invariant::Traces, "processes", || others(known, server));
+    // Whoever started the server watches it, as long as there is a network.
+    let keepers = server.map(census::ancestors).unwrap_or_default();
+    let known: Vec<i32> = before.iter().copied().chain(server).chain(keepers).collect();
+    nothing(ledger, Invariant::Traces, "processes", || {
+        // The server keeps a child for each connection to its port, for up to 150 s after its VM has left.
+        let held = server.map(census::children).unwrap_or_default();
+        others(&[&known[..], &held].concat())
+    });
     let taken = (FIRST_PORT..FIRST_PORT + plan.vms)
         .filter(|port| u16::try_from(*port).is_ok_and(|port| UdpSocket::bind(("0.0.0.0", port)).is_err()));
     let taken: Vec<usize> = taken.collect();
     ledger.check(Invariant::Traces, taken.is_empty(), || format!("ports that are still reserved: {taken:?}"));
-    go_down(known, ledger)
+    go_down(before, ledger)
 }
 
 /// Which VM had this hardware address last, and what became of it.
@@ -61,7 +72,7 @@ fn go_down(known: &[i32], ledger: &mut Ledger) -> Result<()> {
         run("ip", &["-oneline", "link", "show", NETWORK]).unwrap_or_default()
     });
     nothing(ledger, Invariant::Down, "table", table);
-    nothing(ledger, Invariant::Down, "processes", || others(known, None));
+    nothing(ledger, Invariant::Down, "processes", || others(known));
     let directory = file("");
     ledger.check(Invariant::Down, !Path::new(&directory).exists(), || format!("{directory} is still there"));
     Ok(())
@@ -73,8 +84,8 @@ fn table() -> String {
 }
 
 /// Processes that nobody knows.
-fn others(known: &[i32], server: Option<i32>) -> String {
-    let unknown = |pid: &i32| !known.contains(pid) && server != Some(*pid);
+fn others(known: &[i32]) -> String {
+    let unknown = |pid: &i32| !known.contains(pid);
     census::processes()
         .into_iter()
         .filter(unknown)

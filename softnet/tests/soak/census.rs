@@ -20,6 +20,11 @@ pub fn file(name: &str) -> String {
     format!("/run/softnet/{NETWORK}/{name}")
 }
 
+/// A path of the directory that only root can open, where the locks lie that go with the files of the network's.
+pub fn lock(name: &str) -> String {
+    format!("/run/softnet/locks/{NETWORK}/{name}")
+}
+
 /// What the server has leased: hardware address and address, as they stand in its file.
 pub fn leases() -> Vec<(String, Ipv4Addr)> {
     let text = fs::read_to_string(file("dnsmasq.leases")).unwrap_or_default();
@@ -105,10 +110,14 @@ fn disagreement(
     if !note.contains(&format!("address {address}\n")) {
         return Some(format!("its Softnet has noted {note:?}"));
     }
-    let lock = file(&format!("leases/{address}"));
-    let owner = fs::read_to_string(&lock).unwrap_or_default();
-    let held = fs::metadata(&lock).is_ok_and(|metadata| locked.contains(&metadata.ino()));
-    (owner.trim() != mac || !held).then(|| format!("{lock} is of {owner:?}, locked: {held}"))
+    let name = format!("leases/{address}");
+    let locks = [file(&name), lock(&name)];
+    let held = |lock: &String| fs::metadata(lock).is_ok_and(|metadata| locked.contains(&metadata.ino()));
+    let owned = |lock: &String| {
+        fs::read_to_string(lock).is_ok_and(|owner| owner.split_whitespace().any(|word| word == mac))
+    };
+    let (held, owned) = (locks.iter().any(held), locks.iter().any(owned));
+    (!owned || !held).then(|| format!("{name} is of this VM: {owned}, locked: {held}"))
 }
 
 /// The inodes that somebody has locked. To try the locks would be to hold them for a moment.
@@ -137,6 +146,22 @@ pub fn state(pid: i32) -> Option<char> {
     stat.rsplit_once(") ")?.1.chars().next()
 }
 
+/// A process's children.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Those who started a process, and who started them, up to process 1, which has what nobody else has.
+pub fn ancestors(pid: i32) -> Vec<i32> {
+    std::iter::successors(parent(pid), |pid| parent(*pid)).collect()
+}
+
+fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok().filter(|parent| *parent != 1)
+}
+
 /// A process's name.
 pub fn name(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
@@ -158,7 +183,10 @@ impl Usage {
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
         let memory = line.trim().trim_end_matches(" kB").parse().ok()?;
         let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
+        // One for each child that the server has for a connection.
+        let children =
+            children(pid.as_raw()).into_iter().filter(|pid| name(*pid) == "dnsmasq").count() as u64;
         // An ended process has none.
-        (descriptors > 0).then_some(Self { memory, descriptors })
+        (descriptors > 0).then_some(Self { memory, descriptors: descriptors.saturating_sub(children) })
     }
 }

@@ -4,12 +4,15 @@
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::wire::Mac;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::attacker::Attacker;
+use crate::breaker::Calm;
 use crate::dice::Dice;
 use crate::end::End;
 use crate::flood::NOBODY;
@@ -36,20 +39,22 @@ pub struct Churn<'a> {
     began: Instant,
     /// As many as there are VMs at a time, and spare ones for those that are restarted before they have ended.
     places: Vec<Option<Slot>>,
+    calm: Arc<Calm>,
     /// Whoever sees it all.
     pub judge: Judge,
 }
 
 impl<'a> Churn<'a> {
     /// A run with all places empty.
-    pub fn new(plan: &'a Plan) -> Result<Self> {
+    pub fn new(plan: &'a Plan, calm: &Arc<Calm>) -> Result<Self> {
         let began = Instant::now();
         Ok(Self {
             plan,
             dice: Dice::new(plan.seed).split(u64::MAX),
             began,
             places: std::iter::repeat_with(|| None).take(plan.vms + plan.spare()).collect(),
-            judge: Judge::new(plan.subnet()?, began),
+            calm: Arc::clone(calm),
+            judge: Judge::new(plan.subnet()?, Arc::clone(calm), began),
         })
     }
 
@@ -59,10 +64,14 @@ impl<'a> Churn<'a> {
             let now = Instant::now();
             let open = now < self.began + self.plan.duration && self.judge.ledger.failures() < ENOUGH;
             if open {
-                self.fill(now)?;
+                if self.calm.may_start() {
+                    self.fill(now)?;
+                }
             } else if self.places.iter().all(Option::is_none) {
                 break;
             }
+            let is_settled = |slot: &Slot| slot.phase == Phase::Living && slot.vm.settled.is_some();
+            self.calm.say(self.places.iter().flatten().all(is_settled));
             self.wait(now)?;
             let now = Instant::now();
             for place in 0..self.places.len() {
@@ -73,7 +82,7 @@ impl<'a> Churn<'a> {
             }
         }
         self.sweep()?;
-        self.judge.conclude();
+        self.judge.conclude(self.plan.has(Attacker::Hog));
         Ok(())
     }
 
@@ -104,7 +113,8 @@ impl<'a> Churn<'a> {
 
     fn join(&mut self, place: usize, life: Life, now: Instant) -> Result<()> {
         let number = self.judge.figures.vms;
-        let slot = Slot::start(self.plan, number, place, Vm::new(life, self.judge.gateway()?, now))?;
+        let vm = Vm::new(life, self.plan, self.judge.gateway()?, now)?;
+        let slot = Slot::start(self.plan, number, place, vm)?;
         self.judge.figures.vms += 1;
         if let Some(empty) = self.places.get_mut(place) {
             *empty = Some(slot);
@@ -157,21 +167,24 @@ impl<'a> Churn<'a> {
         if slot.phase == Phase::Living {
             self.hear(&mut slot, now)?;
             // One that is to end with its question unasked does not get to ask it.
-            if !wants_to_end(&slot, open, now) {
+            let leaves = wants_to_end(&slot, open, now) && (self.calm.may_end() || !open || slot.spoilt);
+            if !leaves {
                 slot.vm.act(now, victim);
                 slot.flush();
             }
             self.judge.lose_patience(&mut slot, now);
             if slot.monitor.gone {
-                self.judge.ledger.check(Invariant::Ends, false, || {
+                // Whoever claims what is another's by the server's file may lose its own.
+                let deserved = slot.vm.life.habit == Habit::Attack(Attacker::Desync);
+                self.judge.ledger.check(Invariant::Ends, deserved, || {
                     format!("a Softnet ended by itself: {}", tail(&slot.softnet.log()))
                 });
                 slot.spoilt = true;
                 slot.phase = Phase::Ending(now);
-            } else if wants_to_end(&slot, open, now) {
+            } else if leaves || slot.spoilt {
                 *self.judge.figures.ends.entry(slot.vm.life.end).or_default() += 1;
                 slot.end(now)?;
-                if open && slot.vm.settled.is_some() && self.dice.chance(RESTARTS) {
+                if open && slot.vm.settled.is_some() && self.calm.may_start() && self.dice.chance(RESTARTS) {
                     self.restart(slot.vm.life.mac, now)?;
                 }
             }

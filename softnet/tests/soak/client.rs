@@ -30,8 +30,8 @@ pub enum Told {
     Bound(Ipv4Addr),
     /// It keeps its address.
     Renewed,
-    /// It was refused what it asked for.
-    Refused,
+    /// It was refused what it asked for, which was more time if it says so.
+    Refused { renewal: bool },
     /// It was given another address than the one that it renewed.
     Moved(Ipv4Addr),
 }
@@ -47,6 +47,10 @@ pub struct Client {
     retry_at: Instant,
     pause: Duration,
     tries: u32,
+    /// Seconds for which it wants a lease, if it says so.
+    pub wanted: Option<u32>,
+    /// Renews by broadcast, as a client does whose server has not answered.
+    pub rebinds: bool,
 }
 
 impl Client {
@@ -54,7 +58,18 @@ impl Client {
     pub fn new(mac: Mac, xid: u32, now: Instant) -> Self {
         let server = (Mac::ZERO, Ipv4Addr::UNSPECIFIED);
         let (state, since, retry_at) = (State::Asking, now, now);
-        Self { mac, server, xid, state, since, retry_at, pause: PAUSE, tries: 0 }
+        Self {
+            mac,
+            server,
+            xid,
+            state,
+            since,
+            retry_at,
+            pause: PAUSE,
+            tries: 0,
+            wanted: None,
+            rebinds: false,
+        }
     }
 
     /// The address that it holds.
@@ -130,7 +145,13 @@ impl Client {
         self.tries += 1;
         self.retry_at = now + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        let message = |kind| Dhcp::client(kind, self.xid, self.mac);
+        let message = |kind| {
+            let message = Dhcp::client(kind, self.xid, self.mac);
+            match self.wanted {
+                Some(wanted) => message.with(option::LEASE_TIME, &wanted.to_be_bytes()),
+                None => message,
+            }
+        };
         match self.state {
             State::Asking => Some(message(kind::DISCOVER).broadcast()),
             State::Requesting(address) => Some(
@@ -140,7 +161,14 @@ impl Client {
                     .broadcast(),
             ),
             State::Renewing(address) => {
-                Some(self.unicast(Dhcp { ciaddr: address, ..message(kind::REQUEST) }, address))
+                let request = Dhcp { ciaddr: address, ..message(kind::REQUEST) };
+                Some(if self.rebinds {
+                    let everybody = Ipv4Addr::BROADCAST;
+                    let datagram = udp((address, 68), (everybody, 67), &request.bytes());
+                    Ipv4::new(address, everybody, datagram).frame(Mac::BROADCAST, self.mac)
+                } else {
+                    self.unicast(request, address)
+                })
             }
             State::Bound(_) | State::Silent => None,
         }
@@ -170,8 +198,9 @@ impl Client {
                 Some(if address == answer.yiaddr { Told::Renewed } else { Told::Moved(answer.yiaddr) })
             }
             (kind::NAK, State::Requesting(_) | State::Renewing(_)) => {
+                let renewal = matches!(self.state, State::Renewing(_));
                 self.enter(State::Asking, now);
-                Some(Told::Refused)
+                Some(Told::Refused { renewal })
             }
             _ => None,
         }

@@ -28,6 +28,11 @@ pub struct Figures {
     pub renewed: u64,
     pub refused: u64,
     pub served: u64,
+    /// Those who overslept and were answered, and the longest that one of them waited.
+    pub awoken: u64,
+    pub longest_awakening: Duration,
+    /// The most connections that were tracked for one VM.
+    pub most_connections: usize,
     pub good: u64,
     pub bad: u64,
     /// Of those whose Softnet said at its end what it had counted.
@@ -88,6 +93,11 @@ impl fmt::Display for Figures {
         )?;
         row("DHCP", format!("{} renewals, {} refusals", self.renewed, self.refused))?;
         row("errands done", format!("{}", self.served))?;
+        row("connections of one VM", format!("{} at most", self.most_connections))?;
+        row(
+            "renewals after the lease",
+            format!("{}, {:.1} s at most", self.awoken, self.longest_awakening.as_secs_f64()),
+        )?;
         row("frames that VMs sent", format!("{} good, {} bad", self.good, self.bad))?;
         let dropped: u64 = self.dropped.values().sum();
         row(

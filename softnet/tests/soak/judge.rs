@@ -1,6 +1,7 @@
 //! What is made of what happens: figures, and whether that is what was promised.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -8,14 +9,17 @@ use ipnet::Ipv4Net;
 use lab::Counters;
 use lab::wire::Mac;
 
+use crate::breaker::Calm;
 use crate::census::{self, Census};
 use crate::churn::PATIENCE;
 use crate::end::End;
+use crate::errand::Step;
 use crate::figures::Figures;
-use crate::growth::Growth;
+use crate::growth::{self, Growth};
 use crate::ledger::{Invariant, Ledger};
 use crate::plan::{Habit, RESIDENTS};
 use crate::slot::{Phase, Slot};
+use crate::tracked;
 use crate::vm::Event;
 
 /// From one look at the host to the next.
@@ -24,6 +28,11 @@ pub const LOOK: Duration = Duration::from_millis(500);
 const PROGRESS: Duration = Duration::from_secs(10);
 /// The age at which a VM's processes are compared with those of others.
 const AGE: Duration = Duration::from_secs(1);
+/// From one count of the tracked connections to the next.
+const COUNT: Duration = Duration::from_secs(2);
+/// The connections that one VM may have, as Softnet has it by default (rule H4), and what may be there beside them: those
+/// to the server, and those that have just ended.
+const SHARE: usize = 16_384 + 160;
 
 /// Sees everything.
 #[derive(Debug)]
@@ -34,6 +43,8 @@ pub struct Judge {
     began: Instant,
     looked: Instant,
     told: Instant,
+    counted: Instant,
+    calm: Arc<Calm>,
     census: Census,
     growth: Growth,
     /// What the run amounts to.
@@ -44,7 +55,7 @@ pub struct Judge {
 
 impl Judge {
     /// The judge of a run that begins now, in this network.
-    pub fn new(subnet: Ipv4Net, now: Instant) -> Self {
+    pub fn new(subnet: Ipv4Net, calm: Arc<Calm>, now: Instant) -> Self {
         let pool = crate::plan::pool_size(subnet.prefix_len());
         Self {
             subnet,
@@ -52,6 +63,8 @@ impl Judge {
             began: now,
             looked: now,
             told: now,
+            counted: now,
+            calm,
             census: Census::default(),
             growth: Growth::default(),
             figures: Figures { pool, ..Figures::default() },
@@ -70,10 +83,10 @@ impl Judge {
     }
 
     /// Takes the sum at the end of the run.
-    pub fn conclude(&mut self) {
+    pub fn conclude(&mut self, has_hogs: bool) {
         self.figures.most_leased = self.census.most;
         self.figures.took = self.began.elapsed();
-        self.figures.growth = self.growth.judge(&mut self.ledger);
+        self.figures.growth = self.growth.judge(has_hogs, &mut self.ledger);
     }
 
     /// Notes what a frame came to for the VM in `slot`; `places` are the others.
@@ -86,19 +99,77 @@ impl Judge {
                     .check(Invariant::Apart, station == known, || format!("{station} offers addresses"));
             }
             Event::Bound(address) => self.note_address(slot, places, address, now),
-            Event::Renewed => self.figures.renewed += 1,
-            Event::Refused => self.figures.refused += 1,
-            Event::Served => {
-                self.figures.served += 1;
-                self.ledger.check(Invariant::Useful, true, String::new);
+            Event::Renewed => {
+                self.figures.renewed += 1;
+                self.ledger.check(Invariant::Kept, true, String::new);
             }
-            Event::Second(address) => self.ledger.check(Invariant::Alone, false, || {
-                format!("{mac} has {:?} and could have {address} too", slot.vm.address())
+            Event::Refused { renewal } => {
+                self.figures.refused += 1;
+                let kept = !(renewal && slot.vm.is_honest());
+                self.ledger.check(Invariant::Kept, kept, || format!("{mac} may not renew"));
+            }
+            Event::Done(step, in_time) => self.note_step(step, in_time),
+            Event::Denied => {
+                // A server that has just been started may refuse for a moment.
+                let fine = !slot.vm.is_honest() || self.calm.excuses(now);
+                self.ledger.check(Invariant::Names, fine, || format!("the resolver refuses {mac} an answer"));
+            }
+            Event::Awake(took) => {
+                self.figures.awoken += 1;
+                self.ledger.check(Invariant::Awake, true, String::new);
+                self.figures.longest_awakening = self.figures.longest_awakening.max(took);
+            }
+            Event::Shadowed(what) => {
+                self.ledger.check(Invariant::Shadow, false, || format!("{mac} got {what}"));
+            }
+            Event::Exposed => self.ledger.check(Invariant::Shadow, true, String::new),
+            Event::Inherited(whose) => self.ledger.check(Invariant::Heir, false, || {
+                format!("{mac} with {:?} got what is for {whose}", slot.vm.address())
             }),
+            Event::Second(address) => {
+                let honest = slot.vm.is_honest();
+                self.ledger.check(Invariant::Alone, !honest, || {
+                    format!("{mac} has {:?} and could have {address} too", slot.vm.address())
+                });
+            }
             Event::Overheard(station) => {
                 self.ledger.check(Invariant::Apart, false, || format!("{mac} hears {station}"));
             }
         }
+    }
+
+    fn note_step(&mut self, step: Step, in_time: bool) {
+        match step {
+            Step::Name | Step::NameByTcp if in_time => {
+                self.ledger.check(Invariant::Names, true, String::new);
+            }
+            Step::Connect => {
+                self.figures.served += 1;
+                self.ledger.check(Invariant::Useful, true, String::new);
+                if in_time {
+                    self.ledger.check(Invariant::Connects, true, String::new);
+                }
+            }
+            Step::Listen => self.ledger.check(Invariant::Heir, true, String::new),
+            _ => {}
+        }
+    }
+
+    /// A step that takes too long. That it does is noted when it does, and no more when it ends.
+    fn note_delays(&mut self, slot: &mut Slot, now: Instant) {
+        let mac = slot.vm.life.mac;
+        if slot.vm.is_left_waiting(now, self.calm.excuses(now)) {
+            self.ledger.check(Invariant::Awake, false, || {
+                format!("{mac} has slept and gets no answer: {}", tail(&slot.softnet.log()))
+            });
+        }
+        let Some(step) = slot.vm.late(now).filter(|_| slot.vm.is_honest()) else { return };
+        let invariant = match step {
+            Step::Name | Step::NameByTcp => Invariant::Names,
+            Step::Connect | Step::Ask | Step::Listen => Invariant::Connects,
+            Step::Resolve | Step::Ping => Invariant::Useful,
+        };
+        self.ledger.check(invariant, false, || format!("{mac} waits for {step:?}"));
     }
 
     fn note_address(&mut self, slot: &mut Slot, places: &[Option<Slot>], address: Ipv4Addr, now: Instant) {
@@ -121,6 +192,10 @@ impl Judge {
 
     /// A VM that has waited too long is ended like any other, so that the run goes on.
     pub fn lose_patience(&mut self, slot: &mut Slot, now: Instant) {
+        self.note_delays(slot, now);
+        if slot.vm.settled.is_some() && !slot.vm.is_honest() {
+            return;
+        }
         let (address, errand) = slot.vm.waits(now);
         let mac = slot.vm.life.mac;
         if address > PATIENCE {
@@ -195,7 +270,11 @@ impl Judge {
             }
         }
         if let Some(server) = census::server() {
-            self.growth.sample("dnsmasq", server);
+            self.growth.sample(growth::SERVER, server);
+        }
+        if now >= self.counted + COUNT {
+            self.counted = now;
+            self.count_connections(places);
         }
         if now >= self.told + PROGRESS {
             self.told = now;
@@ -208,6 +287,24 @@ impl Judge {
                 count(|slot| slot.phase != Phase::Living),
                 self.ledger.failures()
             );
+        }
+    }
+
+    fn count_connections(&mut self, places: &[Option<Slot>]) {
+        let counts = match tracked::by_source(self.subnet) {
+            Ok(counts) => counts,
+            Err(error) => {
+                return self.ledger.check(Invariant::Share, false, || format!("cannot count: {error:#}"));
+            }
+        };
+        let share = if self.calm.has_miscounted(Instant::now()) { 2 * SHARE } else { SHARE };
+        for (address, count) in counts {
+            self.figures.most_connections = self.figures.most_connections.max(count);
+            self.ledger.check(Invariant::Share, count <= share, || {
+                let holder = places.iter().flatten().find(|slot| slot.vm.address() == Some(address));
+                let habit = holder.map(|slot| slot.vm.life.habit);
+                format!("{address} has {count} connections; it is of {habit:?}")
+            });
         }
     }
 }

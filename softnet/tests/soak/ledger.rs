@@ -28,6 +28,22 @@ pub enum Invariant {
     Counted,
     /// A VM with an address reaches its gateway and the world, and may renew.
     Useful,
+    /// The resolver answers every VM, by both transports, in time and without a refusal.
+    Names,
+    /// Every VM opens connections to the world in time.
+    Connects,
+    /// Nobody gets what is for whoever had its address before.
+    Heir,
+    /// The host's service, and a VM with an exposed port, keep their peers.
+    Shadow,
+    /// Who has slept longer than its lease is answered at once.
+    Awake,
+    /// No VM holds more tracked connections than its share.
+    Share,
+    /// What is broken is whole again soon, without a start.
+    Whole,
+    /// No renewal is refused.
+    Kept,
     /// Each Softnet ends when, and as, it is told.
     Ends,
     /// Memory does not grow.
@@ -42,7 +58,7 @@ pub enum Invariant {
 
 impl Invariant {
     /// All of them in the order of the report.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 23] = [
         Self::Served,
         Self::Alone,
         Self::Pool,
@@ -53,6 +69,14 @@ impl Invariant {
         Self::Apart,
         Self::Counted,
         Self::Useful,
+        Self::Names,
+        Self::Connects,
+        Self::Heir,
+        Self::Shadow,
+        Self::Awake,
+        Self::Share,
+        Self::Whole,
+        Self::Kept,
         Self::Ends,
         Self::Memory,
         Self::Descriptors,
@@ -72,6 +96,14 @@ impl Invariant {
             Self::Apart => "no VM hears another",
             Self::Counted => "every bad frame is dropped and counted",
             Self::Useful => "the network works for every VM",
+            Self::Names => "every VM gets its names",
+            Self::Connects => "every VM gets new connections to the world",
+            Self::Heir => "nobody gets a former holder's connections",
+            Self::Shadow => "the host and exposed ports keep their peers",
+            Self::Awake => "who overslept its lease is answered at once",
+            Self::Share => "no VM has more connections than its share",
+            Self::Whole => "what is broken is whole again in 5 s",
+            Self::Kept => "no renewal is refused",
             Self::Ends => "every Softnet ends when and as it is told",
             Self::Memory => "memory is flat",
             Self::Descriptors => "descriptors are flat",

@@ -5,12 +5,19 @@
 //! its table and its dnsmasq, and a small world around it. The network has fewer addresses than there are VMs in a run, and
 //! no lease ends by itself before the run does, so it lasts only if each lease is given back, whatever its VM died of.
 //!
+//! Some of those who take part work against the others, as [`attacker`] lists them: guests who trick the server, fill the
+//! kernel's tables, keep the resolver busy, or speak from ports of the host; servers that go on talking to those who have left;
+//! and somebody with root who breaks the network, one piece at a time. Honest guests must not notice.
+//!
 //! `cargo test` runs a short form; `cargo xtask soak` runs as long as it is told, by [`plan`], and prints the figures.
 //! What all choices follow from is a seed; when they happen is the machine's business, so no two runs are the same.
 #![cfg(target_os = "linux")]
 #![expect(clippy::print_stdout, reason = "the figures of a run are for whoever asked for it")]
 
 mod aftermath;
+mod attack;
+mod attacker;
+mod breaker;
 mod census;
 mod churn;
 mod client;
@@ -24,8 +31,11 @@ mod judge;
 mod ledger;
 mod plan;
 mod slot;
+mod town;
+mod tracked;
 mod vm;
 mod watch;
+mod words;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,10 +48,12 @@ use lab::stage::{self, Stage};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::flag;
 
+use breaker::{Breaker, Calm};
 use churn::Churn;
 use judge::Judge;
 use ledger::{Invariant, Ledger};
 use plan::Plan;
+use town::Town;
 use watch::Watch;
 
 /// The network of a Softnet that is not told another.
@@ -83,10 +95,11 @@ fn long(plan: &Plan) -> Result<ExitCode> {
 }
 
 fn short() -> Result<()> {
-    let ledger = perform(&Plan::short())?;
+    let plan = Plan::short();
+    let ledger = perform(&plan)?;
     ensure!(ledger.failures() == 0, "not everything held");
     // A run that looks at nothing proves nothing.
-    let idle: Vec<Invariant> = Invariant::ALL.into_iter().filter(|it| ledger.is_idle(*it)).collect();
+    let idle: Vec<Invariant> = plan.looks_at().filter(|it| ledger.is_idle(*it)).collect();
     ensure!(idle.is_empty(), "never looked at: {idle:?}");
     Ok(())
 }
@@ -104,11 +117,18 @@ fn heed_signals() -> Result<()> {
 fn perform(plan: &Plan) -> Result<Ledger> {
     heed_signals()?;
     let world = World::build()?;
-    let watch = Watch::start()?;
+    let town = Town::build(&world)?;
+    let calm = Arc::new(Calm::default());
+    let watch = Watch::start(&calm)?;
     let known = census::processes();
-    let mut churn = Churn::new(plan)?;
+    let mut churn = Churn::new(plan, &calm)?;
+    let breaker = Breaker::start(plan, &calm)?;
     let outcome = churn.run();
     let Judge { figures, mut ledger, .. } = churn.judge;
+    if let Some(breaker) = breaker {
+        ledger.add(breaker.end());
+    }
+    town.conclude(&mut ledger);
     aftermath::inspect(plan, &figures, &known, &mut ledger)?;
     ledger.add(watch.end()?);
     let closed = world.services.iter().filter(|service| [LAN, METADATA].contains(service.at.ip()));

@@ -8,14 +8,22 @@ use anyhow::{Context, Result, bail, ensure};
 use ipnet::Ipv4Net;
 use lab::wire::Mac;
 
+use crate::attacker::Attacker;
 use crate::dice::Dice;
 use crate::end::End;
+use crate::ledger::Invariant;
 
-/// What `cargo xtask soak` says to this program: `seed=1 seconds=240 vms=50 ends=close,both`, each of them optional.
+/// What `cargo xtask soak` says to this program: `seed=1 seconds=240 vms=50 ends=close,both attackers=hog`, each of them
+/// optional.
 const VARIABLE: &str = "SOFTNET_SOAK";
 
 /// VMs that stay from the start to the end of the run, to see whether their Softnets grow.
 pub const RESIDENTS: usize = 4;
+
+/// So many of a hundred VMs attack, if anybody does.
+const ATTACKERS: u64 = 20;
+/// Longer than the shortest lease that the server gives, with time to wake up and ask.
+const PAST_A_LEASE: Duration = Duration::from_secs(150);
 
 /// A whole run.
 #[derive(Debug, Clone)]
@@ -28,6 +36,8 @@ pub struct Plan {
     pub vms: usize,
     /// The ways to end, with weights.
     pub ends: Vec<(End, u64)>,
+    /// Who works against the others, with weights.
+    pub attackers: Vec<(Attacker, u64)>,
     /// How long a VM stays once it has its address, at most.
     pub longest_stay: Duration,
     /// Bad frames that a flooding VM sends every [`crate::flood::PAUSE`].
@@ -47,6 +57,8 @@ pub enum Habit {
     Decline,
     /// It gives its address back and asks again.
     Return,
+    /// It works against the others.
+    Attack(Attacker),
 }
 
 /// When a VM ends that is to end early.
@@ -86,6 +98,10 @@ pub struct Life {
     pub exposed: bool,
     /// Bad frames that it sends every [`crate::flood::PAUSE`], if it floods.
     pub burst: usize,
+    /// Whether servers of the world go on talking to it.
+    pub listens: bool,
+    /// Whether it stays until leases have ended.
+    pub long: bool,
     /// The dice of all further choices.
     pub dice: Dice,
 }
@@ -95,9 +111,10 @@ impl Plan {
     pub fn short() -> Self {
         Self {
             seed: 1,
-            duration: Duration::from_secs(12),
-            vms: 14,
+            duration: Duration::from_secs(14),
+            vms: 20,
             ends: End::ALL.to_vec(),
+            attackers: Attacker::ALL.to_vec(),
             longest_stay: Duration::from_secs(3),
             burst: 8,
         }
@@ -123,6 +140,7 @@ impl Plan {
                 }
                 "vms" => plan.vms = value.parse().context("the VMs are no number")?,
                 "ends" => plan.ends = End::list(value)?,
+                "attackers" => plan.attackers = Attacker::list(value)?,
                 _ => bail!("{VARIABLE}: there is no {name}"),
             }
         }
@@ -152,16 +170,53 @@ impl Plan {
         self.duration.as_secs() * 2 + 600
     }
 
+    /// Whether this attacker is about.
+    pub fn has(&self, attacker: Attacker) -> bool {
+        self.attackers.iter().any(|(one, _)| *one == attacker)
+    }
+
+    /// Whether a lease of the shortest kind can end while VMs still join.
+    pub fn is_long(&self) -> bool {
+        self.duration >= PAST_A_LEASE + Duration::from_secs(20)
+    }
+
+    /// What a run of this plan has occasion to look at.
+    pub fn looks_at(&self) -> impl Iterator<Item = Invariant> {
+        Invariant::ALL.into_iter().filter(|invariant| match invariant {
+            Invariant::Awake => self.has(Attacker::Sleep) && self.is_long(),
+            Invariant::Heir => self.has(Attacker::Drip),
+            Invariant::Shadow => self.has(Attacker::Shadow),
+            Invariant::Whole => self.has(Attacker::Break),
+            _ => true,
+        })
+    }
+
+    /// The attackers that are VMs, with weights. Nobody oversleeps a lease in a short run.
+    fn attacking(&self) -> Vec<(Attacker, u64)> {
+        let is_about = |(attacker, weight): &(Attacker, u64)| {
+            *weight > 0 && (*attacker != Attacker::Sleep || self.is_long())
+        };
+        self.attackers.iter().filter(|it| is_about(it)).copied().collect()
+    }
+
     /// What becomes of the VM with this number.
     pub fn life(&self, number: usize) -> Life {
         let mut dice = Dice::new(self.seed).split(number as u64);
         let mac = dice.mac();
+        let attacking = self.attacking();
         let resident = number < RESIDENTS;
         // What a resident does is what would make it grow.
         let habit = match number {
             0 | 1 => Habit::Flood,
             2 => Habit::Greedy,
             3 => Habit::Quiet,
+            // One of each at once, so that each is about for most of the run.
+            _ if number - RESIDENTS < attacking.len() => {
+                Habit::Attack(attacking.get(number - RESIDENTS).map_or(Attacker::Leak, |(one, _)| *one))
+            }
+            _ if !attacking.is_empty() && dice.chance(ATTACKERS) => {
+                Habit::Attack(dice.pick(&attacking).unwrap_or(Attacker::Leak))
+            }
             _ => {
                 let habits = [
                     (Habit::Quiet, 55),
@@ -184,15 +239,31 @@ impl Plan {
         let least = 500;
         let spread = u64::try_from(self.longest_stay.as_millis()).unwrap_or(least).saturating_sub(least);
         let stay = Duration::from_millis(least + dice.below(spread));
+        let long = self.is_long()
+            && (habit == Habit::Attack(Attacker::Sleep)
+                || habit == Habit::Attack(Attacker::Desync) && dice.chance(5));
+        // Those that are to be felt all the time stay all the time.
+        let stays = match habit {
+            Habit::Attack(Attacker::Desync) => false,
+            _ => resident || number - RESIDENTS < attacking.len(),
+        };
+        let stay = match habit {
+            _ if long => PAST_A_LEASE,
+            // Time for two tricks.
+            Habit::Attack(Attacker::Desync) => stay.max(Duration::from_secs(4)),
+            _ => stay,
+        };
         Life {
             mac,
             habit,
-            stay: (!resident).then_some(stay),
+            stay: (long || !stays).then_some(stay),
             end: if resident && end == End::Early { End::Close } else { end },
             early,
             moment,
             exposed: dice.chance(20),
             burst: self.burst,
+            listens: self.has(Attacker::Drip),
+            long,
             dice,
         }
     }

@@ -4,21 +4,38 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use anyhow::Result;
+use ipnet::Ipv4Net;
 use lab::wire::{
-    ARP, Arp, Dhcp, Mac, address_at, destination, dhcp_kind as kind, dhcp_option as option, ether_type,
-    source, u16_at,
+    ARP, Arp, Dhcp, Mac, address_at, carries, destination, dhcp_kind as kind, dhcp_option as option,
+    ether_type, source, u16_at,
 };
 
+use crate::attack::{Attack, SHORTEST_LEASE, Scene as Attacks};
+use crate::attacker::Attacker;
 use crate::client::{Client, Told};
 use crate::dice::Dice;
-use crate::errand::Errand;
+use crate::errand::{Errand, Heard, Step};
 use crate::flood::{self, Scene};
-use crate::plan::{Habit, Life, Moment};
+use crate::plan::{Habit, Life, Moment, Plan};
+use crate::town::{DROP, FOR_EXPOSED, FOR_HOST};
 
 /// From the address to what a VM does with it out of habit.
 const BEFORE_THE_HABIT: Duration = Duration::from_millis(300);
 /// From one greedy question to the next; the filter passes one message a second.
 const GREED: Duration = Duration::from_millis(1500);
+
+/// Who has slept must be answered so soon.
+const AWAKE: Duration = Duration::from_secs(6);
+
+/// Whether it sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sleep {
+    Never,
+    Until(Instant),
+    /// It has asked for its address since then.
+    Awake(Instant),
+}
 
 /// What a frame came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,10 +46,20 @@ pub enum Event {
     Bound(Ipv4Addr),
     /// It has its address for longer.
     Renewed,
-    /// The server refused it an address, and it asks anew.
-    Refused,
-    /// An errand is done.
-    Served,
+    /// The server refused it an address, and it asks anew. That was its own until then if it is a renewal.
+    Refused { renewal: bool },
+    /// A step of an errand is done, in time or not. The last of them is the end of the errand.
+    Done(Step, bool),
+    /// The resolver would not answer.
+    Denied,
+    /// It has slept longer than its lease, and so long after it awoke the server has answered.
+    Awake(Duration),
+    /// It got what is for the host, or for another VM.
+    Shadowed(String),
+    /// It got what is for whoever had its address before.
+    Inherited(String),
+    /// It got what is for it because a port of the host leads to it.
+    Exposed,
     /// It was offered or given a second address.
     Second(Ipv4Addr),
     /// It got what is not for it, from this station.
@@ -68,6 +95,10 @@ pub struct Vm {
     client: Client,
     errand: Option<Errand>,
     gateway: Ipv4Addr,
+    subnet: Ipv4Net,
+    places: usize,
+    attack: Option<Attack>,
+    sleep: Sleep,
     dice: Dice,
     renew_at: Option<Instant>,
     habit_at: Option<Instant>,
@@ -77,11 +108,15 @@ pub struct Vm {
 
 impl Vm {
     /// A VM that asks for its address at once.
-    pub fn new(life: Life, gateway: Ipv4Addr, now: Instant) -> Self {
+    pub fn new(life: Life, plan: &Plan, gateway: Ipv4Addr, now: Instant) -> Result<Self> {
         let mut dice = life.dice.clone();
-        let client = Client::new(life.mac, u32::try_from(dice.below(1 << 31)).unwrap_or_default(), now);
+        let mut client = Client::new(life.mac, u32::try_from(dice.below(1 << 31)).unwrap_or_default(), now);
+        if life.habit == Habit::Attack(Attacker::Sleep) {
+            client.wanted = Some(SHORTEST_LEASE);
+            client.rebinds = dice.chance(50);
+        }
         let habit_at = (life.habit == Habit::Flood).then_some(now);
-        Self {
+        Ok(Self {
             life,
             started: now,
             settled: None,
@@ -91,17 +126,47 @@ impl Vm {
             client,
             errand: None,
             gateway,
+            subnet: plan.subnet()?,
+            places: plan.vms,
+            attack: None,
+            sleep: Sleep::Never,
             dice,
             renew_at: None,
             habit_at,
             greed: 0,
             fence: 0,
+        })
+    }
+
+    /// Whether it is one that must be served.
+    pub fn is_honest(&self) -> bool {
+        !matches!(self.life.habit, Habit::Attack(_))
+    }
+
+    /// The step of an errand that has just become late.
+    pub fn late(&mut self, now: Instant) -> Option<Step> {
+        self.errand.as_mut()?.late(now)
+    }
+
+    /// Whether it has just been awake for too long without an answer.
+    pub fn is_left_waiting(&mut self, now: Instant, excused: bool) -> bool {
+        let Sleep::Awake(since) = self.sleep else { return false };
+        if excused {
+            self.sleep = Sleep::Awake(now);
+            return false;
         }
+        let is_left = now.saturating_duration_since(since) > AWAKE;
+        if is_left {
+            self.sleep = Sleep::Never;
+            self.life.stay = Some(Duration::ZERO);
+        }
+        is_left
     }
 
     /// The address that it holds.
     pub fn address(&self) -> Option<Ipv4Addr> {
-        self.client.address()
+        // One that sleeps may have lost it, and does not know.
+        self.client.address().filter(|_| self.sleep == Sleep::Never)
     }
 
     /// How long it has been waiting for an address, for more time with it, or for the end of an errand.
@@ -129,7 +194,14 @@ impl Vm {
         let leave = self.settled.zip(self.life.stay).map(|(settled, stay)| settled + stay);
         // A full queue is waited for first.
         let habit = self.habit_at.filter(|_| self.outbox.is_empty());
-        [self.client.deadline(), errand, self.renew_at, habit, early, leave].into_iter().flatten().min()
+        let attack = self.attack.as_ref().map(Attack::deadline).filter(|_| self.outbox.is_empty());
+        let wake = match self.sleep {
+            Sleep::Until(at) => Some(at),
+            Sleep::Awake(since) => Some(since + AWAKE),
+            Sleep::Never => None,
+        };
+        let deadlines = [self.client.deadline(), errand, self.renew_at, habit, attack, wake, early, leave];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Heeds a frame.
@@ -140,8 +212,18 @@ impl Vm {
         if (known != Mac::ZERO && station != known) || !(group || destination(frame) == self.life.mac) {
             return Some(Event::Overheard(station));
         }
+        if matches!(self.sleep, Sleep::Until(_)) {
+            return None;
+        }
         if let Some(answer) = Dhcp::parse(frame) {
             return self.hear_server(&answer, station, now);
+        }
+        if let Some(event) = self.astray(frame) {
+            return Some(event);
+        }
+        if let Some(attack) = &mut self.attack {
+            let frames = attack.hear(frame, &mut self.dice);
+            frames.into_iter().for_each(|frame| self.send(frame));
         }
         let address = self.address()?;
         let is_question = ether_type(frame) == ARP && u16_at(frame, 20) == 1;
@@ -149,16 +231,48 @@ impl Vm {
             self.send(Arp::reply(self.life.mac, address, station, address_at(frame, 28)).frame());
             return None;
         }
-        let done = self.errand.as_mut().is_some_and(|errand| errand.hear(frame, now));
-        if done {
+        let errand = self.errand.as_mut()?;
+        let heard = errand.hear(frame, now);
+        let replies = std::mem::take(&mut errand.replies);
+        replies.into_iter().for_each(|frame| self.send(frame));
+        if matches!(heard, Some(Heard::Done(Step::Connect, _))) {
             self.sent.judged = self.fence;
             self.fence = self.sent.bad;
         }
-        done.then_some(Event::Served)
+        Some(match heard? {
+            Heard::Done(step, in_time) => Event::Done(step, in_time),
+            Heard::Denied => Event::Denied,
+        })
+    }
+
+    /// What is for somebody else, as its text says.
+    fn astray(&self, frame: &[u8]) -> Option<Event> {
+        let ports = (u16_at(frame, 34), u16_at(frame, 36));
+        if carries(frame, FOR_HOST) {
+            return Some(Event::Shadowed(format!("the host's, from port {} to {}", ports.0, ports.1)));
+        }
+        if carries(frame, FOR_EXPOSED) {
+            // The host leads its port to 80 of the VM; any other is the one that somebody spoke from.
+            return Some(match ports.1 {
+                80 => Event::Exposed,
+                other => Event::Shadowed(format!("the VM's behind port {other}, from port {}", ports.0)),
+            });
+        }
+        let at = frame.windows(DROP.len()).position(|window| window == DROP)?;
+        let whose = String::from_utf8_lossy(frame.get(at + DROP.len()..)?).into_owned();
+        (!whose.starts_with(&self.life.mac.to_string())).then_some(Event::Inherited(whose))
     }
 
     fn hear_server(&mut self, answer: &Dhcp, station: Mac, now: Instant) -> Option<Event> {
         let told = self.client.hear(answer, station, now);
+        if let (Sleep::Awake(since), Some(Told::Renewed | Told::Refused { .. } | Told::Moved(_))) =
+            (self.sleep, told)
+        {
+            self.sleep = Sleep::Never;
+            // It has been answered as it should, and is of no more use.
+            self.life.stay = Some(Duration::ZERO);
+            return Some(Event::Awake(now.saturating_duration_since(since)));
+        }
         let own = self.address();
         if told.is_none() && own.is_some_and(|own| answer.yiaddr != own && !answer.yiaddr.is_unspecified()) {
             return Some(Event::Second(answer.yiaddr));
@@ -173,9 +287,9 @@ impl Vm {
                 self.renew_later(now);
                 Event::Renewed
             }
-            Told::Refused => {
+            Told::Refused { renewal } => {
                 self.unsettle();
-                Event::Refused
+                Event::Refused { renewal }
             }
             Told::Moved(address) => Event::Second(address),
         })
@@ -192,6 +306,15 @@ impl Vm {
         }
         if let Some(frame) = self.errand.as_mut().and_then(|errand| errand.due(now)) {
             self.send(frame);
+        }
+        if matches!(self.sleep, Sleep::Until(at) if now >= at) {
+            self.sleep = Sleep::Awake(now);
+            self.client.renew(now);
+            self.client.due(now).into_iter().for_each(|frame| self.send(frame));
+        }
+        if self.outbox.is_empty() {
+            let frames = self.attack.as_mut().map(|attack| attack.due(now, &mut self.dice));
+            frames.into_iter().flatten().for_each(|frame| self.send(frame));
         }
         if self.outbox.is_empty() && self.habit_at.is_some_and(|at| now >= at) {
             self.indulge(now, victim);
@@ -221,13 +344,14 @@ impl Vm {
     pub fn fall_silent(&mut self) {
         self.client.fall_silent();
         self.unsettle();
-        self.habit_at = None;
+        (self.habit_at, self.attack, self.sleep) = (None, None, Sleep::Never);
     }
 
     fn indulge(&mut self, now: Instant, victim: (Mac, Ipv4Addr)) {
         self.habit_at = None;
         match self.life.habit {
             Habit::Quiet => {}
+            Habit::Attack(attacker) => self.attack(attacker, now),
             Habit::Flood => {
                 self.flood(self.life.burst, victim);
                 self.habit_at = Some(now + flood::PAUSE);
@@ -252,6 +376,26 @@ impl Vm {
         }
     }
 
+    fn attack(&mut self, attacker: Attacker, now: Instant) {
+        let Some(address) = self.client.address() else { return };
+        if attacker == Attacker::Sleep {
+            self.unsettle();
+            let extra = Duration::from_millis(5_000 + self.dice.below(8_000));
+            self.sleep = Sleep::Until(now + Duration::from_secs(SHORTEST_LEASE.into()) + extra);
+            return;
+        }
+        let (mac, gateway) = (self.life.mac, (self.client.server().0, self.gateway));
+        let scene = Attacks { mac, address, gateway, subnet: self.subnet, places: self.places };
+        self.attack = Some(Attack::new(attacker, scene, now, self.life.long, &mut self.dice));
+        // Whether it gets on is its own affair now, and one that desynchronises has no address that is its own.
+        if matches!(attacker, Attacker::Filler | Attacker::Hog | Attacker::Desync) {
+            self.unsettle();
+        }
+        if attacker == Attacker::Desync {
+            self.client.fall_silent();
+        }
+    }
+
     fn settle(&mut self, address: Ipv4Addr, now: Instant) {
         if self.settled.is_none() {
             self.settled = Some(now);
@@ -261,7 +405,8 @@ impl Vm {
         }
         self.bound = Some(now);
         let gateway = (self.client.server().0, self.gateway);
-        self.errand = Some(Errand::new(self.life.mac, address, gateway, now));
+        let listens = self.life.listens && self.is_honest();
+        self.errand = Some(Errand::new(self.life.mac, address, gateway, listens, now));
         self.fence = self.sent.bad;
         self.renew_later(now);
     }

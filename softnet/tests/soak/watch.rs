@@ -4,28 +4,33 @@
 //! back, wherever they come from, say at each moment which MAC may use which address. That is held against each frame that
 //! comes out of a Softnet, and against each frame that leaves the host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lab::deadline::Deadline;
-use lab::wire::{ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, ether_type, source, u16_at};
+use lab::wire::{
+    ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, dhcp_option as option, ether_type, source,
+    u16_at,
+};
 use lab::{PacketSocket, Sighting};
 
+use crate::breaker::Calm;
 use crate::flood::MARK;
 use crate::ledger::{Invariant, Ledger};
+use crate::town::UPLINK;
 
 /// Bytes of frames that may wait while this has no processor.
 const ROOM: u32 = 64 << 20;
 /// How often it looks whether it is to end, when there is nothing to see.
 const TURN: Duration = Duration::from_millis(100);
-/// The host's address towards the world, as [`lab::net::World`] has it.
-const MASQUERADE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+/// How much later this may see the end of a lease than the server did.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// What an interface is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,11 +56,12 @@ pub struct Watch {
 
 impl Watch {
     /// Begins to watch; every frame from now on is seen.
-    pub fn start() -> Result<Self> {
+    pub fn start(calm: &Arc<Calm>) -> Result<Self> {
         let socket = PacketSocket::open_everywhere(ROOM).context("watch all interfaces")?;
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || Wire::default().watch(&socket, &asked));
+        let wire = Wire { calm: Arc::clone(calm), ..Wire::default() };
+        let thread = std::thread::spawn(move || wire.watch(&socket, &asked));
         Ok(Self { stop, thread })
     }
 
@@ -76,6 +82,15 @@ struct Wire {
     stations: HashMap<Mac, u32>,
     /// Who has been given an address and has not given it back.
     owners: HashMap<Ipv4Addr, Mac>,
+    /// When that ends by itself.
+    ends: HashMap<Ipv4Addr, Instant>,
+    /// Who was the last to be heard by the gateway under an address, and who was before somebody else was, and has not
+    /// been given the address since.
+    users: HashMap<Ipv4Addr, Mac>,
+    former: HashSet<(Ipv4Addr, Mac)>,
+    /// The lease that each had last, unless it was given back or refused.
+    last: HashMap<Mac, Ipv4Addr>,
+    calm: Arc<Calm>,
     /// REQUESTs without an answer, by client and number: how many, and how many of them before a message that gives the
     /// address back. The server heeds that after it has answered them.
     open: HashMap<(Mac, u32), (u32, u32)>,
@@ -113,10 +128,11 @@ impl Wire {
                 self.ledger.check(Invariant::Apart, apart, || format!("{station} is heard by another VM"));
             }
             (Role::Bridge, true) => self.heed_server(frame),
+            (Role::Bridge, false) => self.heed_user(frame),
             (Role::Loopback, true) => self.given_back(frame),
             (Role::Uplink, true) if ether_type(frame) == IPV4 => {
                 let from = address_at(frame, 26);
-                let fine = from == MASQUERADE && !carries(frame, MARK);
+                let fine = (from == UPLINK || self.calm.excuses(Instant::now())) && !carries(frame, MARK);
                 self.ledger
                     .check(Invariant::World, fine, || format!("into the world from {from}: {}", hex(frame)));
             }
@@ -158,16 +174,52 @@ impl Wire {
         let message = Dhcp::parse(frame).filter(|message| message.message_type() == kind::REQUEST);
         if let Some(message) = message {
             self.open.entry((client(&message), message.xid)).or_default().0 += 1;
+            // It gives up what it has, whether or not it gets what it wants (rule B7); so does the server.
+            let wanted = address_of(&message, option::REQUESTED_ADDRESS);
+            if let Some(wanted) = wanted {
+                self.owners.retain(|address, owner| *owner != station || *address == wanted);
+            }
         }
         self.given_back(frame);
     }
 
+    /// What reaches the gateway: once an address has another user, the former one is heard under it no more.
+    fn heed_user(&mut self, frame: &[u8]) {
+        let address = match ether_type(frame) {
+            ARP => address_at(frame, 28),
+            IPV4 => address_at(frame, 26),
+            _ => return,
+        };
+        // One that slept may ask for what it had.
+        if address.is_unspecified() || Dhcp::parse(frame).is_some() {
+            return;
+        }
+        let station = source(frame);
+        let alone = !self.former.contains(&(address, station));
+        let user = self.users.insert(address, station).filter(|user| *user != station);
+        self.ledger.check(Invariant::Alone, alone, || {
+            let user = user.map_or_else(|| "another".to_owned(), |user| user.to_string());
+            format!("{address} is used by {station} and by {user}: {}", hex(frame))
+        });
+        if let Some(user) = user {
+            self.former.insert((address, user));
+        }
+    }
+
     fn is_own(&self, station: Mac, frame: &[u8]) -> bool {
-        let owns = |address: Ipv4Addr| self.owners.get(&address) == Some(&station);
+        let now = Instant::now();
+        let owned = |address: Ipv4Addr| self.owners.get(&address) == Some(&station);
+        let lasts = |address| self.ends.get(&address).is_none_or(|end| now < *end + GRACE);
+        let owns = |address: Ipv4Addr| owned(address) && lasts(address);
+        // Whoever slept longer than its lease looks for the gateway and asks for more time (rule C10).
+        let last = |address: Ipv4Addr| self.last.get(&station) == Some(&address);
+        let overslept =
+            |address: Ipv4Addr| last(address) && (owned(address) || !self.owners.contains_key(&address));
         match ether_type(frame) {
             ARP => {
                 let sender = address_at(frame, 28);
-                frame.get(22..28) == Some(&station.0) && (sender.is_unspecified() || owns(sender))
+                frame.get(22..28) == Some(&station.0)
+                    && (sender.is_unspecified() || owns(sender) || overslept(sender))
             }
             IPV4 => {
                 let sender = address_at(frame, 26);
@@ -177,7 +229,8 @@ impl Wire {
                 let gives_back = Dhcp::parse(frame).is_some_and(|message| {
                     message.message_type() == kind::RELEASE && !self.owners.contains_key(&sender)
                 });
-                owns(sender) || (sender.is_unspecified() && asks) || gives_back
+                let renews = asks && last(sender);
+                owns(sender) || (sender.is_unspecified() && asks) || gives_back || renews
             }
             _ => false,
         }
@@ -194,18 +247,28 @@ impl Wire {
         if open > 1 {
             self.open.insert((client, answer.xid), (open - 1, void.saturating_sub(1)));
         }
+        if answer.message_type() == kind::NAK {
+            self.last.remove(&client);
+        }
         if answer.message_type() == kind::NAK || answer.yiaddr.is_unspecified() {
             return;
         }
         let former = self.owners.get(&answer.yiaddr).copied();
-        let free = former.is_none_or(|former| former == client);
+        let now = Instant::now();
+        let ended = self.ends.get(&answer.yiaddr).is_some_and(|end| *end <= now + GRACE);
+        let free = ended || former.is_none_or(|former| former == client);
         self.ledger.check(Invariant::GivenBack, free, || {
             let former = former.unwrap_or(Mac::ZERO);
             format!("{} is given to {client} and still belongs to {former}", answer.yiaddr)
         });
         self.owners.retain(|_, owner| *owner != client);
         if void == 0 {
+            let seconds = address_of(&answer, option::LEASE_TIME).map(u32::from);
+            let lasts = Duration::from_secs(seconds.unwrap_or_default().into());
             self.owners.insert(answer.yiaddr, client);
+            self.ends.insert(answer.yiaddr, now + lasts);
+            self.last.insert(client, answer.yiaddr);
+            self.former.remove(&(answer.yiaddr, client));
         }
     }
 
@@ -221,8 +284,7 @@ impl Wire {
         if !matches!(message.message_type(), kind::RELEASE | kind::DECLINE) {
             return;
         }
-        let requested = message.option(lab::wire::dhcp_option::REQUESTED_ADDRESS);
-        let requested = requested.and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(Ipv4Addr::from);
+        let requested = address_of(&message, option::REQUESTED_ADDRESS);
         let address = if message.message_type() == kind::RELEASE {
             message.ciaddr
         } else {
@@ -234,8 +296,14 @@ impl Wire {
         }
         if self.owners.get(&address) == Some(&from) {
             self.owners.remove(&address);
+            self.last.remove(&from);
         }
     }
+}
+
+/// The four bytes of an option, as an address.
+fn address_of(message: &Dhcp, option: u8) -> Option<Ipv4Addr> {
+    message.option(option).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(Ipv4Addr::from)
 }
 
 fn client(message: &Dhcp) -> Mac {
