@@ -159,9 +159,10 @@ impl Membership {
         }
         let lock = self.lock()?;
         let former = self.record.address.take();
-        let claimed = match address {
-            Some(address) => self.claim(address).map(Some),
-            None => Ok(None),
+        let claimed = match address.map(|address| self.claim(address)).transpose() {
+            // Nothing has changed, and whoever asks will ask again.
+            Err(error) if former.is_none() => return Err(error),
+            claimed => claimed,
         };
         let former_claim = self.lease.take();
         let claimed = claimed.map(|lease| {
