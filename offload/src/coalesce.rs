@@ -57,6 +57,8 @@ pub struct Features {
 #[derive(Debug)]
 pub struct Coalescer {
     features: Features,
+    /// The IPv4 address to which datagrams pass one by one.
+    singly_to: Option<[u8; 4]>,
     /// The packets of this batch, in the order of their first frames; never more than [`MAX_FRAMES`].
     packets: Vec<Plan>,
     /// For each frame the next one of its packet.
@@ -118,7 +120,12 @@ impl Coalescer {
     #[must_use]
     pub fn new(features: Features) -> Coalescer {
         let packets = Vec::with_capacity(MAX_FRAMES);
-        Coalescer { features, packets, next: [0; MAX_FRAMES], open: Open::default() }
+        Coalescer { features, singly_to: None, packets, next: [0; MAX_FRAMES], open: Open::default() }
+    }
+
+    /// Datagrams to this IPv4 address pass one by one from now on, so that who counts packets there counts each of them.
+    pub fn set_single_datagrams_to(&mut self, address: [u8; 4]) {
+        self.singly_to = Some(address);
     }
 
     /// Arranges `frames` into packets, in the order of their first frames.
@@ -143,7 +150,7 @@ impl Coalescer {
         let frame = frames.frame(index);
         let class = classify(frame);
         let segment = match class {
-            Class::Segment(segment) if self.takes(segment.flow.transport) => segment,
+            Class::Segment(segment) if self.takes(&segment.flow) => segment,
             Class::Segment(Segment { flow, .. }) | Class::Alone(flow) => {
                 self.open.close_if(|packet| self.packets[packet].segment.flow == flow);
                 return self.push(index, None);
@@ -190,10 +197,13 @@ impl Coalescer {
         });
     }
 
-    fn takes(&self, transport: Transport) -> bool {
-        match transport {
+    fn takes(&self, flow: &Flow) -> bool {
+        match flow.transport {
             Transport::Tcp => self.features.tcp,
-            Transport::Udp => self.features.udp,
+            Transport::Udp => {
+                let [.., a, b, c, d] = flow.addresses;
+                self.features.udp && self.singly_to != Some([a, b, c, d])
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use common::{
 };
 use proptest::prelude::*;
 use softnet_offload::vnet::{Checksum, Gso, GsoKind};
-use softnet_offload::{Features, VnetHeader};
+use softnet_offload::{Coalescer, Features, VnetHeader};
 
 /// The frames of one TCP stream, cut every `size` bytes.
 fn stream(length: usize, size: u16) -> Vec<Vec<u8>> {
@@ -205,6 +205,24 @@ fn more_flows_than_the_table_holds_still_pass_in_order() {
     // Every flow is forgotten before its next datagram comes.
     let packets = coalesce(BOTH, &frames);
     assert_eq!(packets.iter().map(|packet| packet.frame.clone()).collect::<Vec<_>>(), frames);
+}
+
+#[test]
+fn datagrams_to_one_address_stay_single_and_streams_to_it_do_not() {
+    let mut spec = Spec::udp(&[5; 250]);
+    spec.fragment = 0;
+    let (vnet, frame) = spec.super_frame(100);
+    let frames = cut(&vnet, &frame);
+    let destination = *frames[0][30..].first_chunk().expect("an IPv4 header");
+    let count = |frames: &[Vec<u8>], address| {
+        let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+        let mut coalescer = Coalescer::new(BOTH);
+        coalescer.set_single_datagrams_to(address);
+        coalescer.coalesce(&frames[..]).count()
+    };
+    assert_eq!(count(&frames, destination), 3);
+    assert_eq!(count(&frames, [192, 0, 2, 99]), 1);
+    assert_eq!(count(&stream(300, 100), destination), 1);
 }
 
 #[test]

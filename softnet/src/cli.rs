@@ -155,6 +155,12 @@ pub struct PortArgs {
     #[arg(long, value_name = "CIDR", help_heading = "Network")]
     pub subnet: Option<String>,
 
+    /// How many connections of the VM the host tracks at a time, on the managed network, 64 to 1048576 [default: 16384].
+    /// Further ones are dropped.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]
+    pub connections: Option<String>,
+
     /// Seconds until an unused DHCP lease expires, for the DHCP server that Softnet tunes or runs.
     #[arg(
         long,

@@ -9,13 +9,18 @@ use softnet_filter::{Action, MacAddr, NetType, Policy, Rule, Target};
 use crate::cli::{PortArgs, VmArgs};
 use crate::host::expose::{self, Expose};
 #[cfg(target_os = "linux")]
-use crate::host::network::NetworkName;
+use crate::host::network::{DEFAULT_CONNECTIONS, NetworkName};
 use crate::sys;
 use crate::vm::VmSocket;
 
 /// Bounds of `--bootpd-lease-time` in seconds: the DHCP server hands out no lease below two minutes, and more than a
 /// day brings back the exhaustion of addresses that a short lease cures.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
+
+/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than the upper one
+/// unless somebody made it so.
+#[cfg(target_os = "linux")]
+const CONNECTIONS: std::ops::RangeInclusive<u32> = 64..=1_048_576;
 
 /// A command line that cannot be carried out.
 #[derive(Debug, Eq, PartialEq)]
@@ -87,6 +92,8 @@ pub struct PortSettings {
     pub host: HostSide,
     /// Seconds that the DHCP server's leases last.
     pub lease_time: u32,
+    /// How many connections of the VM the host tracks (rule H4).
+    pub connections: u32,
     /// Port forwards, none of which claims another's port.
     pub expose: Vec<Expose>,
     /// Whether the lease is given back at the end.
@@ -147,11 +154,13 @@ impl TryFrom<PortArgs> for PortSettings {
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
         let expose = parse_exposes(&args.expose)?;
         let host = host_side(&args, net_type)?;
+        let connections = connections(&args)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         Ok(PortSettings {
             net_type,
             host,
             lease_time,
+            connections,
             expose,
             release: !args.no_release,
             rules,
@@ -260,6 +269,27 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError
 #[cfg(not(target_os = "linux"))]
 fn host_side(_args: &PortArgs, _net_type: NetType) -> Result<HostSide, ConfigError> {
     Ok(HostSide::Managed { network: crate::cli::DEFAULT_NETWORK.to_owned(), explicit: false, subnet: None })
+}
+
+#[cfg(target_os = "linux")]
+fn connections(args: &PortArgs) -> Result<u32, ConfigError> {
+    let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
+    if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
+        let reason =
+            format_args!("contradicts {flag}; it is for the network that Softnet manages, so leave one out");
+        return Err(ConfigError::flag("--connections", reason));
+    }
+    let error = || {
+        let (low, high) = (CONNECTIONS.start(), CONNECTIONS.end());
+        ConfigError::new("--connections", value, format!("is not a number from {low} to {high}"))
+    };
+    value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
+}
+
+/// The host's connection table is not Softnet's there.
+#[cfg(not(target_os = "linux"))]
+fn connections(_args: &PortArgs) -> Result<u32, ConfigError> {
+    Ok(0)
 }
 
 /// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.
@@ -384,6 +414,8 @@ mod tests {
             ("--vm-net-type bridged", "--vm-net-type", "bridged"),
             ("--bootpd-lease-time 60", "--bootpd-lease-time", "60"),
             ("--dhcp-lease-time -5", "--bootpd-lease-time", "-5"),
+            ("--connections 63", "--connections", "63"),
+            ("--connections 1048577", "--connections", "1048577"),
             ("--ready-fd x", "--ready-fd", "x"),
             ("--ready-fd 999", "--ready-fd", "999"),
             ("--subnet 10.0.0.1/24", "--subnet", "10.0.0.1/24"),
@@ -408,6 +440,7 @@ mod tests {
             "--tap a --network n",
             "--bridge b --subnet 10.0.0.0/24",
             "--tap a --expose 80:80",
+            "--bridge b --connections 100",
         ] {
             assert!(refusal(line).contains("contradicts"), "{line}");
         }
@@ -418,5 +451,6 @@ mod tests {
         let settings = settings("").unwrap();
         let expected = HostSide::Managed { network: "softnet0".to_owned(), explicit: false, subnet: None };
         assert_eq!((settings.host, settings.lease_time, settings.release), (expected, 600, true));
+        assert_eq!(settings.connections, 16_384);
     }
 }

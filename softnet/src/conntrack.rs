@@ -1,44 +1,90 @@
-//! Makes the kernel forget UDP flows by ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
+//! Makes the kernel forget tracked connections by ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
 //!
-//! Whether and where to a flow is translated is decided at its first packet and kept in conntrack. A TCP client that is
-//! refused connects anew; a UDP client just goes on sending, and each datagram keeps the old decision alive: towards nobody,
-//! or towards the address of a VM that is gone. So when a UDP port is led somewhere, what was decided for it before has to
-//! go. nft cannot do that, and conntrack(8) is seldom installed.
+//! Whether and where to a flow is translated is decided at its first packet and kept in conntrack, for days if its peers fall
+//! silent. So what is known of an address must go when another VM may get it (rule H3): the next holder would get the
+//! former one's packets. And when a port is led somewhere, what was decided for it before must go: a UDP client just goes on
+//! sending, and each datagram keeps the old decision alive. nft cannot do that, and conntrack(8) is seldom installed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
 
-/// An entry of conntrack, as far as it matters here.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Flow {
-    /// Where the flow's first packet was sent.
-    pub destination: (Ipv4Addr, u16),
-    /// Who answers: the destination, or where it was translated to.
-    pub answers: (Ipv4Addr, u16),
-    /// The attribute that names the entry, as the kernel wrote it.
-    tuple: Vec<u8>,
+/// One direction of a flow, as conntrack files it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Tuple {
+    /// Who sends.
+    pub source: Ipv4Addr,
+    /// To whom.
+    pub destination: Ipv4Addr,
+    /// The IP protocol's number.
+    pub protocol: u8,
+    /// The sender's port, or the identifier of an ICMP echo; 0 for a protocol without either.
+    pub source_port: u16,
+    /// The receiver's port, or the identifier of an ICMP echo; 0 for a protocol without either.
+    pub destination_port: u16,
 }
 
-/// Forgets the UDP flows for which `stale` says so and returns how many. Needs `CAP_NET_ADMIN`.
+/// An entry of conntrack.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Flow {
+    /// The direction of the first packet, before any translation.
+    pub original: Tuple,
+    /// The direction of the answers, before any translation.
+    pub reply: Tuple,
+    /// The attributes that name the entry and no later one, as the kernel wrote them: original tuple, zone, number.
+    name: Vec<u8>,
+}
+
+impl Flow {
+    /// Whether `address` is an end of the flow, translated or not.
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        [self.original, self.reply]
+            .iter()
+            .any(|tuple| tuple.source == address || tuple.destination == address)
+    }
+}
+
+/// Forgets every IPv4 flow that one of `addresses` is an end of, and returns how many. Needs `CAP_NET_ADMIN`.
 ///
 /// # Errors
 /// Those of the socket and of the kernel; `EPROTONOSUPPORT` or `EOPNOTSUPP` if it tracks no connections.
-pub fn forget_udp(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+pub fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
     let mut table = Table::open()?;
-    let flows = table.dump()?;
-    let mut forgotten = 0;
-    for flow in flows.iter().filter(|flow| stale(flow)) {
-        match table.delete(flow) {
-            Ok(()) => forgotten += 1,
-            // It has ended by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+    let ours = |flow: &Flow| addresses.iter().any(|&address| flow.has(address));
+    let mut flows = BTreeSet::new();
+    // The kernel can pick by one end at a time. For many addresses, reading all once is cheaper.
+    let picks: Vec<Vec<u8>> = match addresses.len() {
+        0 => return Ok(0),
+        1..=4 => addresses.iter().flat_map(|&address| Pick::ALL.map(|pick| pick.filter(address))).collect(),
+        _ => vec![Vec::new()],
+    };
+    for pick in picks {
+        // A kernel that does not know the filter (before 5.8) tells all, so each entry is looked at here too.
+        table.dump(&pick, |flow| {
+            if ours(&flow) {
+                flows.insert(flow.name);
+            }
+        })?;
     }
-    Ok(forgotten)
+    table.delete_all(flows)
+}
+
+/// Forgets the IPv4 flows for which `stale` says so and returns how many. Needs `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// Those of [`forget_addresses`].
+pub fn forget(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
+    let mut table = Table::open()?;
+    let mut flows = Vec::new();
+    table.dump(&[], |flow| {
+        if stale(&flow) {
+            flows.push(flow.name);
+        }
+    })?;
+    table.delete_all(flows)
 }
 
 const HEADER: usize = 16;
@@ -53,10 +99,13 @@ const GET: u16 = CTNETLINK | 1;
 const DELETE: u16 = CTNETLINK | 2;
 /// `struct nfgenmsg`: IPv4, version 0.
 const IPV4: [u8; 4] = [2, 0, 0, 0];
-const UDP: u8 = 17;
 
+const NESTED: u16 = 0x8000;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -64,6 +113,36 @@ const CTA_IP_V4_DST: u16 = 2;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTO_ICMP_ID: u16 = 4;
+
+/// How many deletions one message to the kernel holds.
+const DELETIONS_AT_ONCE: usize = 64;
+
+/// An end of a flow by which the kernel picks entries.
+#[derive(Clone, Copy, Debug)]
+struct Pick {
+    /// Which tuple, which is also the number of its flags in `CTA_FILTER`.
+    tuple: u16,
+    /// Which address of it.
+    end: u16,
+}
+
+impl Pick {
+    const ALL: [Pick; 4] = [
+        Pick { tuple: CTA_TUPLE_ORIG, end: CTA_IP_V4_SRC },
+        Pick { tuple: CTA_TUPLE_ORIG, end: CTA_IP_V4_DST },
+        Pick { tuple: CTA_TUPLE_REPLY, end: CTA_IP_V4_SRC },
+        Pick { tuple: CTA_TUPLE_REPLY, end: CTA_IP_V4_DST },
+    ];
+
+    /// The attributes that ask for the entries with `address` at this end.
+    fn filter(self, address: Ipv4Addr) -> Vec<u8> {
+        // The kernel's flags: bit 0 the source, bit 1 the destination.
+        let flags = (u32::from(self.end)).to_ne_bytes();
+        let ip = nla(CTA_TUPLE_IP | NESTED, &nla(self.end, &address.octets()));
+        [nla(self.tuple | NESTED, &ip), nla(CTA_FILTER | NESTED, &nla(self.tuple, &flags))].concat()
+    }
+}
 
 struct Table {
     socket: Socket,
@@ -77,25 +156,48 @@ impl Table {
         Ok(Table { socket })
     }
 
-    fn dump(&mut self) -> io::Result<Vec<Flow>> {
-        self.socket.send(&message(GET, NLM_F_DUMP, &[]), 0)?;
-        let mut flows = Vec::new();
+    fn dump(&mut self, filter: &[u8], mut see: impl FnMut(Flow)) -> io::Result<()> {
+        self.socket.send(&message(GET, NLM_F_DUMP, filter), 0)?;
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             for (kind, body) in messages(&bytes) {
                 match kind {
-                    NLMSG_DONE => return Ok(flows),
+                    NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => result(body)?,
-                    _ => flows.extend(body.get(IPV4.len()..).and_then(flow)),
+                    _ => body.get(IPV4.len()..).and_then(flow).into_iter().for_each(&mut see),
                 }
             }
         }
     }
 
-    fn delete(&mut self, flow: &Flow) -> io::Result<()> {
-        self.socket.send(&message(DELETE, NLM_F_ACK, &flow.tuple), 0)?;
-        let (bytes, _) = self.socket.recv_from_full()?;
-        messages(&bytes).find(|(kind, _)| *kind == NLMSG_ERROR).map_or(Ok(()), |(_, body)| result(body))
+    /// Deletes the entries with these names and returns how many there still were.
+    fn delete_all(&mut self, names: impl IntoIterator<Item = Vec<u8>>) -> io::Result<usize> {
+        let names: Vec<Vec<u8>> = names.into_iter().collect();
+        let mut deleted = 0;
+        for some in names.chunks(DELETIONS_AT_ONCE) {
+            let messages: Vec<u8> = some.iter().flat_map(|name| message(DELETE, NLM_F_ACK, name)).collect();
+            self.socket.send(&messages, 0)?;
+            deleted += self.outcomes(some.len())?;
+        }
+        Ok(deleted)
+    }
+
+    /// Reads the outcomes of `count` deletions and says how many succeeded.
+    fn outcomes(&mut self, count: usize) -> io::Result<usize> {
+        let (mut heard, mut succeeded, mut failure) = (0, 0, None);
+        while heard < count {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            for (_, body) in messages(&bytes).filter(|(kind, _)| *kind == NLMSG_ERROR) {
+                heard += 1;
+                match result(body) {
+                    Ok(()) => succeeded += 1,
+                    // It has ended by itself.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => failure = Some(error),
+                }
+            }
+        }
+        failure.map_or(Ok(succeeded), Err)
     }
 }
 
@@ -108,6 +210,15 @@ fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
     bytes.extend([0; 8]);
     bytes.extend(IPV4);
     bytes.extend(attributes);
+    bytes
+}
+
+/// One attribute, padded.
+fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
+    let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
 }
 
@@ -149,47 +260,47 @@ fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, ..)| *kind == wanted).map(|(_, value, _)| value)
 }
 
-/// The flow in an entry's attributes, if it is a UDP flow.
+/// The flow in an entry's attributes.
 fn flow(entry: &[u8]) -> Option<Flow> {
-    let original = attribute(entry, CTA_TUPLE_ORIG)?;
-    let reply = attribute(entry, CTA_TUPLE_REPLY)?;
-    if attribute(attribute(original, CTA_TUPLE_PROTO)?, CTA_PROTO_NUM)? != [UDP] {
-        return None;
-    }
+    let named = |(kind, ..): &(u16, &[u8], &[u8])| matches!(*kind, CTA_TUPLE_ORIG | CTA_ZONE | CTA_ID);
     Some(Flow {
-        destination: end(original, CTA_IP_V4_DST, CTA_PROTO_DST_PORT)?,
-        answers: end(reply, CTA_IP_V4_SRC, CTA_PROTO_SRC_PORT)?,
-        tuple: attributes(entry).find(|(kind, ..)| *kind == CTA_TUPLE_ORIG)?.2.to_vec(),
+        original: tuple(attribute(entry, CTA_TUPLE_ORIG)?)?,
+        reply: tuple(attribute(entry, CTA_TUPLE_REPLY)?)?,
+        name: attributes(entry).filter(named).flat_map(|(.., whole)| whole.to_vec()).collect(),
     })
 }
 
-/// One end of a tuple. Addresses and ports are in network byte order.
-fn end(tuple: &[u8], address: u16, port: u16) -> Option<(Ipv4Addr, u16)> {
-    let address: [u8; 4] = *attribute(attribute(tuple, CTA_TUPLE_IP)?, address)?.first_chunk()?;
-    let port: [u8; 2] = *attribute(attribute(tuple, CTA_TUPLE_PROTO)?, port)?.first_chunk()?;
-    Some((address.into(), u16::from_be_bytes(port)))
+/// Addresses and ports are in network byte order.
+fn tuple(attributes: &[u8]) -> Option<Tuple> {
+    let ip = attribute(attributes, CTA_TUPLE_IP)?;
+    let protocol = attribute(attributes, CTA_TUPLE_PROTO)?;
+    let address = |end| Some(Ipv4Addr::from(*attribute(ip, end)?.first_chunk::<4>()?));
+    let port = |end| match attribute(protocol, end).or_else(|| attribute(protocol, CTA_PROTO_ICMP_ID)) {
+        Some(value) => value.first_chunk().map(|port| u16::from_be_bytes(*port)),
+        None => Some(0),
+    };
+    Some(Tuple {
+        source: address(CTA_IP_V4_SRC)?,
+        destination: address(CTA_IP_V4_DST)?,
+        protocol: *attribute(protocol, CTA_PROTO_NUM)?.first()?,
+        source_port: port(CTA_PROTO_SRC_PORT)?,
+        destination_port: port(CTA_PROTO_DST_PORT)?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
+    const UDP: u8 = 17;
 
-    fn tuple(kind: u16, protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
+    fn tuple_of(kind: u16, protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
         let addresses = [nla(CTA_IP_V4_SRC, &from.0), nla(CTA_IP_V4_DST, &to.0)].concat();
         let ports = [
             nla(CTA_PROTO_NUM, &[protocol]),
             nla(CTA_PROTO_SRC_PORT, &from.1.to_be_bytes()),
             nla(CTA_PROTO_DST_PORT, &to.1.to_be_bytes()),
         ];
-        const NESTED: u16 = 0x8000;
         let inner = [nla(CTA_TUPLE_IP | NESTED, &addresses), nla(CTA_TUPLE_PROTO | NESTED, &ports.concat())];
         nla(kind | NESTED, &inner.concat())
     }
@@ -198,28 +309,51 @@ mod tests {
     const HOST: ([u8; 4], u16) = ([192, 168, 77, 1], 5353);
     const VM: ([u8; 4], u16) = ([192, 168, 64, 5], 53);
 
-    fn entry(protocol: u8) -> Vec<u8> {
+    fn entry() -> Vec<u8> {
         [
-            tuple(CTA_TUPLE_ORIG, protocol, CLIENT, HOST),
-            tuple(CTA_TUPLE_REPLY, protocol, VM, CLIENT),
+            tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST),
+            tuple_of(CTA_TUPLE_REPLY, UDP, VM, CLIENT),
             nla(7, &[0, 0, 0, 30]),
+            nla(CTA_ID, &[1, 2, 3, 4]),
         ]
         .concat()
     }
 
     #[test]
-    fn a_translated_udp_flow_is_read() {
-        let flow = flow(&entry(UDP)).unwrap();
-        assert_eq!(flow.destination, (HOST.0.into(), HOST.1));
-        assert_eq!(flow.answers, (VM.0.into(), VM.1));
-        assert_eq!(flow.tuple, tuple(CTA_TUPLE_ORIG, UDP, CLIENT, HOST));
+    fn a_translated_flow_is_read_and_named() {
+        let flow = flow(&entry()).unwrap();
+        assert_eq!((flow.original.destination, flow.original.destination_port), (HOST.0.into(), HOST.1));
+        assert_eq!(
+            (flow.reply.source, flow.reply.source_port, flow.reply.protocol),
+            (VM.0.into(), VM.1, UDP)
+        );
+        let name = [tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST), nla(CTA_ID, &[1, 2, 3, 4])].concat();
+        assert_eq!(flow.name, name);
+        for end in [CLIENT, HOST, VM] {
+            assert!(flow.has(end.0.into()));
+        }
+        assert!(!flow.has(Ipv4Addr::new(192, 168, 64, 6)));
     }
 
     #[test]
-    fn other_protocols_and_cut_entries_are_none() {
-        assert_eq!(flow(&entry(6)), None);
-        let whole = entry(UDP);
-        for length in 0..whole.len() - 8 {
+    fn an_entry_without_ports_is_read_too() {
+        let ends = |from: [u8; 4], to: [u8; 4]| {
+            let addresses = [nla(CTA_IP_V4_SRC, &from), nla(CTA_IP_V4_DST, &to)].concat();
+            let esp = nla(CTA_TUPLE_PROTO | NESTED, &nla(CTA_PROTO_NUM, &[50]));
+            [nla(CTA_TUPLE_IP | NESTED, &addresses), esp].concat()
+        };
+        let original = nla(CTA_TUPLE_ORIG | NESTED, &ends(VM.0, CLIENT.0));
+        let entry = [original, nla(CTA_TUPLE_REPLY | NESTED, &ends(CLIENT.0, HOST.0))].concat();
+        let flow = flow(&entry).unwrap();
+        assert_eq!((flow.original.protocol, flow.original.source_port), (50, 0));
+    }
+
+    #[test]
+    fn cut_entries_are_none() {
+        let whole = entry();
+        let tuples = tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST).len()
+            + tuple_of(CTA_TUPLE_REPLY, UDP, VM, CLIENT).len();
+        for length in 0..tuples {
             assert_eq!(flow(&whole[..length]), None, "{length}");
         }
     }

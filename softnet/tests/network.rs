@@ -19,9 +19,12 @@ use softnet::host::network::{
 use softnet::netlink::Netlink;
 use softnet_filter::{MacAddr, NetType};
 
+#[path = "network/rules.rs"]
+mod rules;
+
 fn main() -> ExitCode {
     // A user namespace with one user in it is not enough for dnsmasq, which becomes another.
-    harness::main(vec![
+    let mut tests = vec![
         Test::new("network::is_made_and_goes_without_a_trace", is_made_and_goes_without_a_trace).as_root(),
         Test::new("network::twenty_starts_at_once_make_one", twenty_starts_at_once_make_one).as_root(),
         Test::new("network::every_fault_is_repaired_by_the_next_start", every_fault_is_repaired).as_root(),
@@ -42,7 +45,9 @@ fn main() -> ExitCode {
         Test::new("expose::a_dead_members_forwards_go_at_the_next_start", a_dead_members_forwards_go)
             .as_root(),
         Test::new("member::one_mac_and_one_address_a_vm", one_mac_and_one_address_a_vm).as_root(),
-    ])
+    ];
+    tests.extend(rules::tests());
+    harness::main(tests)
 }
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -63,7 +68,14 @@ fn mac(last: u8) -> MacAddr {
 }
 
 fn member(last: u8) -> Member {
-    Member { mac: mac(last), exposes: Vec::new(), release: true }
+    Member { mac: mac(last), exposes: Vec::new(), release: true, connections: network::DEFAULT_CONNECTIONS }
+}
+
+/// Notes a lease in the server's file, as the server does.
+fn lease(name: &NetworkName, last: u8, address: Ipv4Addr) -> Result<()> {
+    let path = format!("/run/softnet/{name}/dnsmasq.leases");
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path)?;
+    Ok(writeln!(file, "0 {} {address} * *", mac(last))?)
 }
 
 fn join(last: u8) -> Result<Membership> {
@@ -94,6 +106,7 @@ impl Vm {
         let address = Ipv4Addr::from_bits(plan.subnet.network().to_bits() + 100 + u32::from(last));
         vm.host.ip(&format!("addr add {address}/{} dev eth0", plan.subnet.prefix_len()))?;
         vm.host.ip(&format!("route add default via {}", plan.gateway().addr()))?;
+        lease(&config.name, last, address)?;
         vm.membership.set_address(Some(address))?;
         Ok((vm, address))
     }
@@ -282,6 +295,7 @@ fn what_disagrees_is_refused() -> Result<()> {
     ensure!(matches!(network::ensure(&host), Err(Error::TypeDiffers { present: "nat", .. })));
     let mut member = join(1)?;
     let address = Ipv4Addr::new(10, 7, 0, 9);
+    lease(&config().name, 1, address)?;
     member.set_address(Some(address))?;
     ensure!(matches!(down(&config().name, false), Err(Error::InUse { count: 1, .. })));
     ensure!(down(&config().name, true)?.cut_off == 1);
@@ -292,6 +306,7 @@ fn what_disagrees_is_refused() -> Result<()> {
     ensure!(matches!(member.apply(&[Op::Install(forward)]), Err(Error::Gone(_))));
     ensure!(matches!(member.set_address(None), Err(Error::Gone(_))));
     drop(member);
+    lease(&config().name, 1, Ipv4Addr::new(192, 168, 64, 9))?;
     newcomer.set_address(Some(Ipv4Addr::new(192, 168, 64, 9)))?;
     ensure!(whole(&config().name)?.members.len() == 1);
     drop(newcomer);
@@ -473,6 +488,7 @@ fn follows_the_lease() -> Result<()> {
         "that is not its address yet"
     );
     ensure!(hello_from(&world.lan, at(HOST_ON_LAN, 8080))?.contains("the first address"), "all or nothing");
+    lease(&config().name, 1, second)?;
     vm.membership.set_address(Some(second))?;
     let new_udp = Forward { to: second, ..old_udp };
     vm.membership.apply(&[Op::Remove(old), Op::Remove(old_udp), Op::Install(new), Op::Install(new_udp)])?;
@@ -524,6 +540,10 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     let mut second = join(2)?;
     let plan: Plan = first.plan().clone();
     let address = Ipv4Addr::from_bits(plan.subnet.network().to_bits() + 9);
+    let refused = first.set_address(Some(address));
+    ensure!(matches!(refused, Err(Error::NotLeased { .. })), "the server knows nothing of it: {refused:?}");
+    lease(&config().name, 1, address)?;
+    lease(&config().name, 2, address)?;
     first.set_address(Some(address))?;
     let refused = second.set_address(Some(address));
     let text = refused.err().context("one address twice")?.to_string();

@@ -94,7 +94,8 @@ fn open_tap(name: &str) -> anyhow::Result<Side> {
         Some(Kind::Tun(tun)) => tun.multi_queue,
         _ => false,
     };
-    let tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
+    let mut tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
+    tap.set_gateway(gateway.address);
     wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(Side {
         uplink: uplink(&gateway, &tap),
@@ -117,8 +118,9 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Before anything is made.
     bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
-    let tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
+    let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
+    tap.set_gateway(gateway.address);
     wait_until_frames_flow(&mut netlink, &tap)?;
     Ok(Side {
         uplink: uplink(&gateway, &tap),
@@ -169,10 +171,16 @@ fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, ConfigError> {
 fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, isolated, .. } = request;
     let reservations = reserve(settings)?;
-    let member = Member { mac: vm_mac, exposes: settings.expose.clone(), release: settings.release };
+    let member = Member {
+        mac: vm_mac,
+        exposes: settings.expose.clone(),
+        release: settings.release,
+        connections: settings.connections,
+    };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
-    let tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
+    let mut tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
     membership.attach(tap.name(), isolated)?;
+    tap.set_gateway(membership.gateway().address);
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
     Ok(Side {
         uplink: uplink(membership.gateway(), &tap),

@@ -7,6 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -82,6 +83,12 @@ impl Tap {
         let coalescer = Coalescer::new(Features { tcp: true, udp: offloads.udp });
         tracing::debug!(name, ?offloads, "attached to the TAP");
         Ok(Tap { device: device.into(), name, registration: Registration::default(), coalescer })
+    }
+
+    /// Says at which address the host itself listens. Datagrams to it are handed over one by one, so that the host's limits
+    /// on packets count each of them (rule H11).
+    pub fn set_gateway(&mut self, gateway: Ipv4Addr) {
+        self.coalescer.set_single_datagrams_to(gateway.octets());
     }
 
     /// The interface's name.

@@ -1,5 +1,6 @@
 //! Making a network whole, and taking it away. Both under the run directory's lock, both idempotent.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -7,9 +8,8 @@ use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
-use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, ruleset, subnet, type_name};
+use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, rules, ruleset, subnet, type_name};
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::Forward;
 use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
@@ -48,11 +48,16 @@ pub(super) fn ensure_locked(
     let members = members(&directory, lock)?;
     let gateway = ensure_bridge(&plan, link, &members, &mut netlink)?;
     sysctl::set_up_bridge(plan.name.as_str(), plan.net_type)?;
-    if plan.net_type == NetType::Nat && !sysctl::forwarding()? {
-        run_dir::write_atomically(&run_dir.forwarding_marker(), "")?;
+    let turn_on = plan.net_type == NetType::Nat && !sysctl::forwarding()?;
+    if turn_on && run_dir::read(&run_dir.forwarding_marker())?.is_none() {
+        let text = ruleset::forwarding_interfaces(&netlink.links()?);
+        run_dir::write_atomically(&run_dir.forwarding_marker(), &text)?;
+    }
+    rules::apply(run_dir, lock)?;
+    // Behind the rules that keep the host from becoming a router for others by it (rule H5).
+    if turn_on {
         sysctl::set_forwarding(true)?;
     }
-    apply_rules(&plan, &members)?;
     dnsmasq::ensure(&plan, &directory, gateway.index)?;
     bury(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
@@ -173,8 +178,14 @@ pub(super) fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<Member
 /// Removes what the dead left behind, and gives their leases back. That of the VM that is `joining` stays, because its new
 /// Softnet takes it over.
 fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
+    let mut addresses = BTreeSet::new();
     for left_behind in run_dir::left_behind(&directory.leases())? {
-        left_behind?.0.release()?;
+        let (claim, _) = left_behind?;
+        addresses.extend(claim.name().and_then(|name| name.parse::<Ipv4Addr>().ok()));
+        claim.release()?;
+    }
+    if let Err(error) = rules::forget(&addresses) {
+        tracing::warn!(%error, "flows of VMs that were killed stay until they end or their addresses are given away");
     }
     let dead: Vec<(Claim, String)> = run_dir::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
     // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
@@ -195,13 +206,6 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
         }
         claim.release()?;
     }
-    Ok(())
-}
-
-/// Puts the network's whole table in place, with the forwards of all `members`.
-pub(super) fn apply_rules(plan: &Plan, members: &[MemberRecord]) -> Result<(), Error> {
-    let forwards: Vec<Forward> = members.iter().flat_map(|member| member.forwards.iter().copied()).collect();
-    Tool::Nft.run(&["-f", "-"], &ruleset::replacement(plan, &forwards))?;
     Ok(())
 }
 
@@ -266,14 +270,19 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     }
     let existed = recorded.is_some() || link.is_some();
     dnsmasq::stop(&directory)?;
-    if existed {
-        Tool::Nft.run(&["-f", "-"], &ruleset::removal(name.as_str()))?;
-    }
+    let subnet = recorded.and_then(|text| record::read_plan(name, &text)).map(|plan| plan.subnet);
     if let Some(link) = link {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
     let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
+    // Behind forwarding: until it is off, the rules keep the host from being a router.
+    if existed {
+        rules::apply_without(name, &run_dir, &lock)?;
+    }
+    if let Some(subnet) = subnet {
+        rules::forget_subnet(subnet);
+    }
     Ok(Down { existed, cut_off: attached, forwarding })
 }
 

@@ -7,7 +7,6 @@
 //! The lease is the DHCP server's, and the VM's own Softnet gives it back. Where it died before, whoever leaves in its place
 //! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
 
-use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -16,17 +15,18 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use softnet_filter::MacAddr;
 
-use super::build::{apply_rules, ensure_locked, hands_out, members};
+use super::build::{ensure_locked, hands_out};
 use super::dispute;
 use super::dnsmasq;
 use super::record::{self, MemberRecord};
+use super::rules;
+use super::ruleset::Limits;
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
-use crate::conntrack;
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::{Expose, Forward, Op, Protocol};
+use crate::host::expose::{Expose, Forward, Op};
 use crate::leases::{Format, LeaseFile};
-use crate::netlink::{self, Netlink};
+use crate::netlink::Netlink;
 
 /// How long the same VM's last Softnet may take to leave: whoever restarts a VM seldom waits for its end.
 const PREDECESSOR: Duration = Duration::from_secs(3);
@@ -40,6 +40,8 @@ pub struct Member {
     pub exposes: Vec<Expose>,
     /// Whether its lease is given back at the end.
     pub release: bool,
+    /// How many tracked connections it may have (rule H4).
+    pub connections: u32,
 }
 
 /// A place in the network, held until it is left or the process dies.
@@ -54,6 +56,8 @@ pub struct Membership {
     record: MemberRecord,
     port: Option<Claim>,
     lease: Option<Claim>,
+    /// Locks of former addresses that the rules may still have for this VM.
+    withheld: Vec<Claim>,
 }
 
 impl Membership {
@@ -76,16 +80,30 @@ impl Membership {
             return Err(Error::MacTaken { name: plan.name, mac: member.mac, pid });
         };
         let record = MemberRecord {
-            mac: member.mac,
-            pid: std::process::id(),
-            tap: None,
-            address: None,
             release: member.release,
             exposes: member.exposes.clone(),
-            forwards: Vec::new(),
+            connections: member.connections,
+            ..MemberRecord::new(member.mac, std::process::id())
         };
+        let largest = Limits::of_this_host().largest_share;
+        if member.connections > largest {
+            tracing::warn!(
+                asked = member.connections,
+                given = largest,
+                "the VM's share of connections is a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
+            );
+        }
         let port = port.saying(&record::write_member(&record))?;
-        Ok(Membership { run_dir, directory, plan, gateway, record, port: Some(port), lease: None })
+        Ok(Membership {
+            run_dir,
+            directory,
+            plan,
+            gateway,
+            record,
+            port: Some(port),
+            lease: None,
+            withheld: Vec::new(),
+        })
     }
 
     /// What was decided for the network.
@@ -106,7 +124,7 @@ impl Membership {
 
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.port.iter().chain(&self.lease).map(Claim::as_fd).collect()
+        self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
@@ -114,42 +132,76 @@ impl Membership {
         let lock = self.lock()?;
         let mut netlink = Netlink::open()?;
         let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
-        self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
+        // What the rules still have of another TAP of that name must go, so they are added to only if nothing has changed.
+        let first = self.record.tap.is_none() && rules::are_current(&self.run_dir, &lock)?;
         self.record.tap = Some((tap.to_owned(), isolated));
-        self.write(&lock)
+        self.write(&lock)?;
+        // Before the bridge takes a frame from it.
+        if first {
+            rules::admit(&self.plan.name, tap, self.record.mac, &self.run_dir, &lock)?;
+        } else {
+            rules::apply(&self.run_dir, &lock)?;
+        }
+        self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
+        Ok(())
     }
 
-    /// Notes which address the VM has now, and takes the address's lock.
+    /// Notes which address the VM has now, takes the address's lock, and lets the VM's TAP send from it (rule H10). What
+    /// conntrack knows of the former address and of the new one is forgotten when this returns (rule H3).
     ///
     /// # Errors
-    /// [`Error::LeaseTaken`] if another VM has it, [`Error::NotOurs`] if the network does not hand it out; then no address
-    /// is noted.
+    /// [`Error::LeaseTaken`] if another VM has it, [`Error::NotOurs`] if the network does not hand it out,
+    /// [`Error::NotLeased`] if the server's file does not have it for this VM; then no address is noted. Whatever else fails
+    /// leaves none noted either.
     pub fn set_address(&mut self, address: Option<Ipv4Addr>) -> Result<(), Error> {
         if address == self.record.address {
             return Ok(());
         }
         let lock = self.lock()?;
-        self.record.address = None;
-        if let Some(former) = self.lease.take() {
-            former.release()?;
+        let former = self.record.address.take();
+        let claimed = match address {
+            Some(address) => self.claim(address).map(Some),
+            None => Ok(None),
+        };
+        let former_claim = self.lease.take();
+        let claimed = claimed.map(|lease| {
+            self.record.address = address;
+            self.lease = lease;
+        });
+        // It may still give the former one back, or ask for it again.
+        self.record.last = former.or(self.record.last);
+        self.record.forwards.retain(|forward| Some(forward.to) == address);
+        let noted = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
+        // Between the rules, which hold the former address back and lead nobody to the new one yet, and whoever is next.
+        let forgotten = rules::forget(&former.into_iter().chain(self.record.address).collect());
+        // Where the rules may still have it, nobody else gets it before this VM is gone.
+        match former_claim {
+            Some(former) if noted.is_ok() => former.release()?,
+            Some(former) => self.withheld.push(former),
+            None => {}
         }
-        let claimed = address.map_or(Ok(()), |address| self.claim(address));
-        self.write(&lock)?;
-        claimed
+        claimed?;
+        noted?;
+        forgotten.map_err(Error::Conntrack)
     }
 
-    fn claim(&mut self, address: Ipv4Addr) -> Result<(), Error> {
+    /// Takes the lock of an address that the server has leased to this VM.
+    fn claim(&self, address: Ipv4Addr) -> Result<Claim, Error> {
+        let mac = self.record.mac;
         if !hands_out(&self.plan, address) {
             return Err(Error::NotOurs(address, self.plan.name.clone()));
+        }
+        // Whoever reports it has parsed the VM's frames, and may be taken over by them.
+        let leases = dnsmasq::leases(&self.directory)?;
+        if !leases.iter().any(|lease| lease.mac == mac && lease.address == address) {
+            return Err(Error::NotLeased { mac, address });
         }
         let path = self.directory.leases().join(address.to_string());
         let Some(lease) = Claim::take(path.clone())? else {
             let holder = run_dir::read(&path)?.unwrap_or_default().trim().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
-        self.lease = Some(lease.saying(&format!("{}\n", self.record.mac))?);
-        self.record.address = Some(address);
-        Ok(())
+        Ok(lease.saying(&format!("{}\n", self.record.mac))?)
     }
 
     /// Whether the DHCP server's file gives `address` to this VM; `None` if it gives it to nobody, or cannot be read.
@@ -184,10 +236,10 @@ impl Membership {
         }
         let applied = self.lock().and_then(|lock| {
             self.write(&lock)?;
-            apply_rules(&self.plan, &members(&self.directory, &lock)?)
+            rules::apply(&self.run_dir, &lock)
         });
         match applied {
-            Ok(()) => forget_earlier_flows(ops),
+            Ok(()) => rules::forget_before(&installed(ops)),
             Err(_) => self.record.forwards = former,
         }
         applied
@@ -208,10 +260,10 @@ impl Membership {
         let settled = !self.record.release || dnsmasq::settle(&self.directory);
         let lock = self.run_dir.lock()?;
         let stands = port.stands();
-        if let Some(lease) = lease {
+        for lease in lease.into_iter().chain(std::mem::take(&mut self.withheld)) {
             lease.release()?;
         }
-        let MemberRecord { mac, address, release, .. } = self.record;
+        let MemberRecord { mac, address, last, release, .. } = self.record;
         let given_back = if release && stands {
             dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(|count| {
                 // Heeded before anybody else asks.
@@ -232,10 +284,14 @@ impl Membership {
                 drop(port);
             }
         }
-        if self.record.forwards.is_empty() || !stands {
+        if !stands {
             return Ok(());
         }
-        apply_rules(&self.plan, &members(&self.directory, &lock)?)
+        let applied = rules::apply(&self.run_dir, &lock);
+        if let Err(error) = rules::forget(&address.into_iter().chain(last).collect()) {
+            tracing::warn!(%error, "flows of the VM stay until they end or its address is given away");
+        }
+        applied
     }
 
     /// Waits for the lock. The network may have been taken down by force since, and even been made anew.
@@ -268,39 +324,13 @@ fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> 
     }
 }
 
-/// Lets UDP clients that sent before a port was led to where it leads now be led there too. Only what was sent to the host
-/// itself is forgotten; flows that pass through it, to the same port of others, stay.
-fn forget_earlier_flows(ops: &[Op]) {
-    let installed: Vec<&Forward> = ops
-        .iter()
-        .filter_map(|op| match op {
-            Op::Install(forward) if forward.expose.protocol == Protocol::Udp => Some(forward),
-            _ => None,
-        })
-        .collect();
-    if installed.is_empty() {
-        return;
-    }
-    let forgotten = own_addresses().map_err(io::Error::other).and_then(|own| {
-        let is_own = |address: Ipv4Addr| address.is_loopback() || own.contains(&address);
-        conntrack::forget_udp(|flow| {
-            let (address, port) = flow.destination;
-            is_own(address)
-                && installed.iter().any(|Forward { expose, to }| {
-                    expose.external.get() == port && flow.answers != (*to, expose.internal.get())
-                })
-        })
-    });
-    match forgotten {
-        Ok(count) => tracing::debug!(count, "forgot earlier UDP flows"),
-        Err(error) => {
-            tracing::warn!(%error, "UDP clients that sent earlier are not led to the VM before they pause")
-        }
-    }
-}
-
-fn own_addresses() -> Result<Vec<Ipv4Addr>, netlink::Error> {
-    Ok(Netlink::open()?.all_addresses()?.iter().map(|(_, address)| address.addr()).collect())
+/// The forwards that `ops` install.
+fn installed(ops: &[Op]) -> Vec<Forward> {
+    let install = |op: &Op| match op {
+        Op::Install(forward) => Some(*forward),
+        Op::Remove(_) => None,
+    };
+    ops.iter().filter_map(install).collect()
 }
 
 impl Drop for Membership {

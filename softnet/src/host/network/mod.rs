@@ -1,7 +1,7 @@
 //! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet makes and all later ones join.
 //!
 //! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
-//! place: a bridge with a MAC and an address of its own ([`build`]), one nftables table ([`ruleset`]), one dnsmasq
+//! place: a bridge with a MAC and an address of its own ([`build`]), nftables rules ([`ruleset`]), one dnsmasq
 //! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
 //! and puts right what is missing or different, so there is no other repair, and a network that is whole costs a few
 //! milliseconds.
@@ -15,6 +15,7 @@ pub mod dnsmasq;
 pub mod exposed;
 mod member;
 mod record;
+mod rules;
 mod ruleset;
 mod run_dir;
 mod status;
@@ -33,6 +34,8 @@ use crate::netlink;
 
 pub use build::{Down, Forwarding, down, ensure, names};
 pub use member::{Member, Membership};
+pub use rules::rules_are_current;
+pub use ruleset::{install_for_tap, tap_table};
 pub use status::{Status, status};
 
 /// MTU of the bridge and so of every VM on it, in bytes: that of Ethernet.
@@ -40,6 +43,9 @@ pub const MTU: u32 = 1500;
 
 /// Lease time unless told otherwise. Short, so that a pool survives VMs that come and go without a farewell.
 pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(600);
+
+/// How many tracked connections one VM may have unless told otherwise (rule H4).
+pub const DEFAULT_CONNECTIONS: u32 = 16_384;
 
 /// The shortest lease time that dnsmasq accepts.
 pub const SHORTEST_LEASE_TIME: Duration = Duration::from_secs(120);
@@ -203,14 +209,6 @@ pub enum Error {
         /// The VM that has it.
         holder: String,
     },
-    /// The server's file does not have the pair.
-    #[error("the DHCP server has not leased {address} to {mac}")]
-    NotLeased {
-        /// The VM.
-        mac: MacAddr,
-        /// The address.
-        address: Ipv4Addr,
-    },
     /// The Softnet of a VM that holds another's address could not be told to end.
     #[error("cannot signal process {pid}, whose VM holds {address}: {source}")]
     Evict {
@@ -224,6 +222,14 @@ pub enum Error {
     /// The address lies outside of the network.
     #[error("{0} is no address that network {1} hands out")]
     NotOurs(Ipv4Addr, NetworkName),
+    /// The server has not noted the address for this VM.
+    #[error("the DHCP server has not leased {address} to {mac}, so this VM must not have it")]
+    NotLeased {
+        /// The VM.
+        mac: MacAddr,
+        /// The address.
+        address: Ipv4Addr,
+    },
     /// The network was taken down under a running VM.
     #[error("network {0} was taken down; stop the VM and start it again")]
     Gone(NetworkName),
@@ -243,6 +249,9 @@ pub enum Error {
     /// The kernel's interfaces.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
+    /// The kernel could not be made to forget the flows of an address.
+    #[error("connection tracking cannot forget the flows of an address that changes hands: {0}")]
+    Conntrack(std::io::Error),
     /// The kernel's switches.
     #[error(transparent)]
     Sysctl(#[from] sysctl::Error),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::{NetworkName, Plan, type_name};
+use super::{DEFAULT_CONNECTIONS, NetworkName, Plan, type_name};
 use crate::host::expose::{Expose, Forward};
 
 /// The text of the `network` file.
@@ -42,6 +42,10 @@ pub struct MemberRecord {
     pub tap: Option<(String, bool)>,
     /// The VM's address, once the lease is known.
     pub address: Option<Ipv4Addr>,
+    /// The address that it had before, from which it may ask for it again (rule C10).
+    pub last: Option<Ipv4Addr>,
+    /// How many tracked connections it may have (rule H4).
+    pub connections: u32,
     /// Whether the lease is given back at the end.
     pub release: bool,
     /// The ports that it exposes.
@@ -51,6 +55,21 @@ pub struct MemberRecord {
 }
 
 impl MemberRecord {
+    /// A VM that has nothing yet.
+    pub fn new(mac: MacAddr, pid: u32) -> Self {
+        MemberRecord {
+            mac,
+            pid,
+            tap: None,
+            address: None,
+            last: None,
+            connections: DEFAULT_CONNECTIONS,
+            release: false,
+            exposes: Vec::new(),
+            forwards: Vec::new(),
+        }
+    }
+
     /// The ports that are exposed and lead nowhere yet.
     pub fn waiting(&self) -> impl Iterator<Item = Expose> {
         let leads = |expose: &Expose| self.forwards.iter().any(|forward| forward.expose == *expose);
@@ -68,6 +87,10 @@ pub fn write_member(member: &MemberRecord) -> String {
     if let Some(address) = member.address {
         let _ = writeln!(text, "address {address}");
     }
+    if let Some(last) = member.last {
+        let _ = writeln!(text, "last {last}");
+    }
+    let _ = writeln!(text, "connections {}", member.connections);
     for expose in &member.exposes {
         let _ = writeln!(text, "expose {expose}");
     }
@@ -89,6 +112,10 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
         pid: value(text, "pid")?.parse().ok()?,
         tap,
         address: value(text, "address").and_then(|address| address.parse().ok()),
+        last: value(text, "last").and_then(|address| address.parse().ok()),
+        connections: value(text, "connections")
+            .and_then(|count| count.parse().ok())
+            .unwrap_or(DEFAULT_CONNECTIONS),
         release: value(text, "release") == Some("true"),
         exposes: text.lines().filter_map(|line| line.strip_prefix("expose ")?.parse().ok()).collect(),
         forwards: text.lines().filter_map(forward).collect(),
@@ -119,18 +146,12 @@ mod tests {
     fn a_member_reads_back() {
         let to = Ipv4Addr::new(192, 168, 64, 5);
         let forward = |text: &str| Forward { expose: text.parse().unwrap(), to };
-        let mut member = MemberRecord {
-            mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            pid: 42,
-            tap: None,
-            address: None,
-            release: false,
-            exposes: Vec::new(),
-            forwards: Vec::new(),
-        };
+        let mut member = MemberRecord::new(MacAddr([2, 0, 0, 0, 0, 1]), 42);
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
         member.tap = Some(("snt0".into(), false));
         member.address = Some(to);
+        member.last = Some(Ipv4Addr::new(192, 168, 64, 6));
+        member.connections = 100;
         member.release = true;
         member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];

@@ -176,6 +176,11 @@ impl Claim {
         write(&mut self.file).map_err(Error::new("write", &self.path))
     }
 
+    /// The name of the claimed file.
+    pub fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
     /// Whether the claimed file is still the one at its path, and not removed with the network's directory.
     pub fn stands(&self) -> bool {
         let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());

@@ -20,6 +20,8 @@ pub struct Status {
     pub dnsmasq: Option<u32>,
     /// Whether the nftables table is there; `None` if the caller may not know.
     pub table: Option<bool>,
+    /// Whether Softnet turned IPv4 forwarding on, and so keeps the host from forwarding for others.
+    pub forwarding: bool,
     /// Chains of the host's own firewall that drop what they do not know, the VMs' packets perhaps among it.
     pub obstacles: Vec<String>,
     /// The server's leases, those of VMs that have ended included.
@@ -30,7 +32,8 @@ pub struct Status {
 
 /// Looks at the network `name`, changing nothing; `None` if there is none.
 pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
-    let directory = RunDir::of_this_namespace().network(name.as_str());
+    let run_dir = RunDir::of_this_namespace();
+    let directory = run_dir.network(name.as_str());
     let Some(plan) =
         run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text))
     else {
@@ -44,7 +47,12 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
-        table: root.then(|| Tool::Nft.run(&["list", "table", "ip", &table], "").is_ok()),
+        table: root.then(|| {
+            let tables = Tool::Nft.run(&["list", "tables"], "").unwrap_or_default();
+            let present = |table: &str| tables.lines().any(|line| line == format!("table ip {table}"));
+            present(&table) && ruleset::SHARED_TABLES.into_iter().all(present)
+        }),
+        forwarding: run_dir::read(&run_dir.forwarding_marker())?.is_some(),
         obstacles: obstacles(&chains),
         leases: dnsmasq::leases(&directory)?,
         members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),
@@ -103,6 +111,12 @@ impl fmt::Display for Status {
             Some(true) => writeln!(f, "  nftables table {}", ruleset::table(plan.name.as_str()))?,
             Some(false) => writeln!(f, "  nftables {MISSING}")?,
             None => {}
+        }
+        if self.forwarding {
+            writeln!(
+                f,
+                "  routing  turned on by Softnet, for its networks alone: packets between other interfaces are dropped"
+            )?;
         }
         for obstacle in &self.obstacles {
             writeln!(

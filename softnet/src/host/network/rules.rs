@@ -1,0 +1,228 @@
+//! Puts the rules in place that the members' files ask for, and makes conntrack forget what they no longer do.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use ipnet::Ipv4Net;
+use softnet_filter::MacAddr;
+
+use super::ruleset::{self, Features, Host, Network, Snapshot};
+use super::run_dir::{self, Lock, RunDir};
+use super::{DEFAULT_CONNECTIONS, Error, NetworkName, build, record};
+use crate::conntrack::{self, Flow};
+use crate::host::expose::{Forward, Protocol};
+use crate::host::tools::Tool;
+use crate::netlink::{self, Netlink};
+
+/// What this kernel has turned out to lack.
+static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
+
+/// Whether it was said that source ports are scarce.
+static SCARCE: AtomicBool = AtomicBool::new(false);
+
+/// Puts the rules of all networks of this namespace in place, in one transaction. A part that the kernel lacks is left out and
+/// said once.
+///
+/// # Errors
+/// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10 takes.
+pub fn apply(run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    apply_after(&|_| String::new(), run_dir, lock)
+}
+
+/// The same, and removes the tables of the network `gone`, whose files are gone, in the same transaction.
+///
+/// # Errors
+/// Those of [`apply`].
+pub fn apply_without(gone: &NetworkName, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    apply_after(&|features| ruleset::removal(gone.as_str(), features), run_dir, lock)
+}
+
+fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    let snapshot = look(run_dir, lock)?;
+    warn_of_scarce_ports(&snapshot);
+    let load = |before: &str| {
+        let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = format!("{before}{}{}", first(features), ruleset::replacement(&snapshot, features));
+        Tool::Nft.run(&["-f", "-"], &text).map(drop)
+    };
+    if load("").is_err() {
+        // The counts stay as long as they can: a table of that name that is not as we make it goes first.
+        let anew = ruleset::removal_of_shared();
+        if load(&anew).is_err() {
+            probe();
+            load(&anew)?;
+        }
+    }
+    note(&snapshot, run_dir)
+}
+
+/// The same for a TAP that its VM's file names since the rules were current: only what the guard must know of it is added, because
+/// a whole replacement costs a start some milliseconds more.
+///
+/// # Errors
+/// Those of [`apply`].
+pub fn admit(
+    network: &NetworkName,
+    tap: &str,
+    mac: MacAddr,
+    run_dir: &RunDir,
+    lock: &Lock,
+) -> Result<(), Error> {
+    let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
+    match ruleset::admission(network.as_str(), tap, mac).filter(|_| guarded) {
+        Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => note(&look(run_dir, lock)?, run_dir),
+        _ => apply(run_dir, lock),
+    }
+}
+
+/// Notes which rules the kernel has now.
+fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
+    if snapshot.networks.is_empty() {
+        return Ok(run_dir::remove_file(&marker(run_dir))?);
+    }
+    // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
+    if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(snapshot)) {
+        tracing::debug!(%error, "it is not noted which rules the kernel has");
+        run_dir::remove_file(&marker(run_dir))?;
+    }
+    Ok(())
+}
+
+/// Whether the kernel was last given the rules that the members' files and the host's sockets and interfaces ask for now. Starts
+/// no program. It does not look whether somebody has changed the tables since.
+///
+/// # Errors
+/// If the files or the interfaces cannot be read.
+pub fn rules_are_current() -> Result<bool, Error> {
+    let run_dir = RunDir::of_this_namespace();
+    let lock = run_dir.lock()?;
+    are_current(&run_dir, &lock)
+}
+
+/// The same under a lock that the caller holds.
+///
+/// # Errors
+/// Those of [`rules_are_current`].
+pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
+    let noted = run_dir::read(&marker(run_dir))?;
+    Ok(noted == Some(ruleset::digest(&look(run_dir, lock)?)))
+}
+
+/// The file that says which rules the kernel was given last. Its name cannot be a network's.
+fn marker(run_dir: &RunDir) -> PathBuf {
+    run_dir.forwarding_marker().with_file_name("rules.digest")
+}
+
+fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
+    let mut networks = Vec::new();
+    for name in run_dir.networks()? {
+        let directory = run_dir.network(&name);
+        let Ok(name) = name.parse::<NetworkName>() else { continue };
+        let text = run_dir::read(&directory.file("network"))?;
+        let Some(plan) = text.and_then(|text| record::read_plan(&name, &text)) else { continue };
+        networks.push(Network { plan, members: build::members(&directory, lock)? });
+    }
+    let members = networks.iter().flat_map(|network| &network.members);
+    let exposed = members.flat_map(|member| &member.exposes).map(|expose| expose.external.get()).collect();
+    let own: BTreeSet<&str> = networks.iter().map(|network| network.plan.name.as_str()).collect();
+    let marker = run_dir::read(&run_dir.forwarding_marker())?;
+    let host = Host::look(marker.as_deref(), exposed, &own)?;
+    Ok(Snapshot { networks, host })
+}
+
+fn warn_of_scarce_ports(snapshot: &Snapshot) {
+    let ports = snapshot.host.port_count();
+    let scarce = !snapshot.networks.is_empty() && ports < DEFAULT_CONNECTIONS as usize;
+    if scarce && !SCARCE.swap(true, Ordering::Relaxed) {
+        tracing::warn!(
+            ports,
+            "few source ports are left for the VMs' connections; shorten net.ipv4.ip_local_port_range or use fewer services \
+             between ports 10240 and 29999"
+        );
+    }
+}
+
+/// Finds out which parts the kernel lacks, and says so.
+fn probe() {
+    let mut features = FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
+    for ruleset::Probe { text, loss, lack } in ruleset::PROBES {
+        if let Err(error) = Tool::Nft.run(&["-c", "-f", "-"], text) {
+            tracing::warn!(%error, "this kernel lacks a part of nftables: {loss}");
+            lack(&mut features);
+        }
+    }
+}
+
+/// Makes conntrack forget every flow that one of `addresses` is an end of: whoever has one next inherits nothing (rule H3).
+///
+/// # Errors
+/// Those of the kernel, but none if it tracks no connections.
+pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
+    match conntrack::forget_addresses(addresses) {
+        Ok(0) => Ok(()),
+        Ok(count) => {
+            tracing::debug!(count, ?addresses, "forgot the flows of addresses that change hands");
+            Ok(())
+        }
+        Err(error) if tracks_nothing(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes conntrack forget every flow of a network that is taken down.
+pub fn forget_subnet(subnet: Ipv4Net) {
+    let of_subnet = |flow: &Flow| {
+        [flow.original, flow.reply]
+            .iter()
+            .any(|tuple| subnet.contains(&tuple.source) || subnet.contains(&tuple.destination))
+    };
+    match conntrack::forget(of_subnet) {
+        Ok(count) => tracing::debug!(count, %subnet, "forgot the flows of the network"),
+        Err(error) if tracks_nothing(&error) => {}
+        Err(error) => tracing::warn!(%error, %subnet, "flows of the network stay until they end"),
+    }
+}
+
+fn tracks_nothing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL))
+}
+
+/// Makes conntrack forget what was decided before ports were led to where they lead now: UDP clients that sent earlier are led
+/// there too, and no flow of another VM goes on to catch what is for an exposed port (rule H6). Flows that pass through the host
+/// to the same port of others stay.
+pub fn forget_before(installed: &[Forward]) {
+    if installed.is_empty() {
+        return;
+    }
+    let forgotten = own_addresses().map_err(io::Error::other).and_then(|own| {
+        let is_own = |address: Ipv4Addr| address.is_loopback() || own.contains(&address);
+        conntrack::forget(|flow| {
+            let (first, answers) = (flow.original, flow.reply);
+            installed.iter().any(|Forward { expose, to }| {
+                let (number, port) = (expose.protocol.number(), expose.external.get());
+                let elsewhere = expose.protocol == Protocol::Udp
+                    && is_own(first.destination)
+                    && first.destination_port == port
+                    && (answers.source, answers.source_port) != (*to, expose.internal.get());
+                let shadows = is_own(answers.destination)
+                    && answers.destination_port == port
+                    && first.source != answers.destination;
+                first.protocol == number && (elsewhere || shadows)
+            })
+        })
+    });
+    match forgotten {
+        Ok(count) => tracing::debug!(count, "forgot earlier flows"),
+        Err(error) => {
+            tracing::warn!(%error, "clients that sent earlier are not led to the VM before they pause")
+        }
+    }
+}
+
+fn own_addresses() -> Result<Vec<Ipv4Addr>, netlink::Error> {
+    Ok(Netlink::open()?.all_addresses()?.iter().map(|(_, address)| address.addr()).collect())
+}

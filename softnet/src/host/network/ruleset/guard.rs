@@ -1,0 +1,176 @@
+//! The guard at the TAPs (rule H10): what a VM's frames say of their sender, the kernel checks once more.
+//!
+//! The process that parses a VM's frames may be taken over by one of them, and then sends what it likes through its TAP. These rules
+//! hold whatever it sends: the source MAC is the VM's, and the source address is the one that the monitor noted for it, after
+//! it had compared it with the DHCP server's file. They allow all that the filter forwards, and no more than is told apart by
+//! MAC, EtherType and address; the rest is the filter's. A frame of any other EtherType than ARP and IPv4 is none that it forwards.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use softnet_filter::MacAddr;
+
+use super::super::Error;
+use super::{Network, block, host::plain};
+use crate::host::tools::{self, Tool};
+use crate::netlink::Netlink;
+
+/// What a kernel with tables of the bridge family loads.
+pub const PROBE: &str = "table bridge softnet_probe {
+	chain probe { type filter hook prerouting priority -300; policy accept;
+	}
+}
+";
+
+/// What the names of tables for single TAPs begin with. No network's table is called so.
+const TAP_PREFIX: &str = "softnet-tap-";
+
+/// The guard of the members' TAPs.
+pub fn of_network(network: &Network) -> String {
+    let table = super::table(network.plan.name.as_str());
+    let gateway = network.plan.gateway().addr();
+    let held: BTreeSet<Ipv4Addr> = network.members.iter().filter_map(|member| member.address).collect();
+    let (mut taps, mut macs, mut bound, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for member in &network.members {
+        let Some((tap, _)) = member.tap.as_ref().filter(|(tap, _)| plain(tap)) else { continue };
+        taps.push(format!("\"{tap}\""));
+        macs.push(format!("\"{tap}\" . {}", member.mac));
+        bound.extend(member.address.map(|address| format!("\"{tap}\" . {address}")));
+        // An address that ended is good for asking for it again, until another VM has it (C10).
+        let free = member.last.filter(|last| !held.contains(last));
+        last.extend(free.map(|address| format!("\"{tap}\" . {address}")));
+    }
+    let sets = block("set", "taps", "ifname", taps)
+        + &block("set", "macs", "ifname . ether_addr", macs)
+        + &block("set", "bound", "ifname . ipv4_addr", bound)
+        + &block("set", "last", "ifname . ipv4_addr", last);
+    // 4011 is where a PXE client asks (rule B6).
+    let to_server =
+        format!("ip daddr {{ 255.255.255.255, {gateway} }} udp sport 68 udp dport {{ 67, 4011 }} accept");
+    format!(
+        "table bridge {table} {{
+{sets}	chain prerouting {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname @taps goto vm
+	}}
+	chain vm {{
+		iifname . ether saddr != @macs drop
+		ether type ip goto packets
+		ether type arp goto questions
+		drop
+	}}
+	chain packets {{
+		iifname . ip saddr @bound accept
+		ip saddr 0.0.0.0 {to_server}
+		iifname . ip saddr @last {to_server}
+		drop
+	}}
+	chain questions {{
+		iifname . arp saddr ether != @macs drop
+		iifname . arp saddr ip @bound accept
+		arp saddr ip 0.0.0.0 accept
+		iifname . arp saddr ip @last arp daddr ip {gateway} accept
+		drop
+	}}
+}}
+"
+    )
+}
+
+/// The text that adds the TAP of a VM without an address to the guard of a network; `None` for a name that no TAP of Softnet's has.
+pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
+    let table = super::table(network);
+    plain(tap).then(|| {
+        format!(
+            "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n"
+        )
+    })
+}
+
+/// The name of the table that [`install_for_tap`] makes.
+pub fn table(tap: &str) -> String {
+    format!("{TAP_PREFIX}{tap}")
+}
+
+/// Guards a TAP of a bridge that Softnet does not manage. Which address the server there gave to the VM nobody can look up, so only
+/// its MAC is checked and that it does not pass for the gateway. The rules match nothing once the TAP is gone, and the next
+/// call removes them.
+///
+/// # Errors
+/// If nft is missing, or the kernel has no tables of the bridge family. The caller decides whether that matters.
+pub fn install_for_tap(tap: &str, mac: MacAddr, gateway: Ipv4Addr) -> Result<(), Error> {
+    if !plain(tap) {
+        return Ok(());
+    }
+    let mut text = stale_tables()?;
+    let table = table(tap);
+    text += &super::gone("bridge", &table);
+    text += &format!(
+        "table bridge {table} {{
+	chain prerouting {{
+		type filter hook prerouting priority -300; policy accept;
+		iifname \"{tap}\" goto vm
+	}}
+	chain vm {{
+		ether saddr != {mac} drop
+		ip saddr {gateway} drop
+		ether type ip accept
+		ether type != arp drop
+		arp saddr ether != {mac} drop
+		arp saddr ip {gateway} drop
+	}}
+}}
+"
+    );
+    Tool::Nft.run(&["-f", "-"], &text)?;
+    Ok(())
+}
+
+/// Removes the tables of TAPs that are gone.
+fn stale_tables() -> Result<String, Error> {
+    let mut netlink = Netlink::open()?;
+    let tables: Result<String, tools::Error> = Tool::Nft.run(&["list", "tables", "bridge"], "");
+    let mut text = String::new();
+    for table in tables?.lines().filter_map(|line| line.trim().strip_prefix("table bridge ")) {
+        if let Some(tap) = table.strip_prefix(TAP_PREFIX)
+            && netlink.link(tap)?.is_none()
+        {
+            text += &super::gone("bridge", table);
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use softnet_filter::NetType;
+
+    use super::super::tests::snapshot;
+    use super::*;
+
+    #[test]
+    fn each_tap_has_its_mac_and_address() {
+        let text = of_network(&snapshot(NetType::Nat, &[]).networks[0]);
+        assert!(text.contains("{ \"snt0\" . 02:00:00:00:00:01 }"), "{text}");
+        assert!(text.contains("{ \"snt0\" . 192.168.64.5 }"), "{text}");
+    }
+
+    #[test]
+    fn a_last_address_counts_until_another_vm_has_it() {
+        let mut network = snapshot(NetType::Nat, &[]).networks.remove(0);
+        let mut other = network.members[0].clone();
+        (other.tap, other.address) = (Some(("snt1".into(), true)), None);
+        other.last = Some("192.168.64.6".parse().unwrap());
+        network.members.push(other);
+        assert!(of_network(&network).contains("{ \"snt1\" . 192.168.64.6 }"));
+        network.members[1].last = network.members[0].address;
+        assert!(!of_network(&network).contains("\"snt1\" . 192"));
+    }
+
+    #[test]
+    fn a_name_that_means_something_to_nft_is_left_out() {
+        let mut network = snapshot(NetType::Nat, &[]).networks.remove(0);
+        network.members[0].tap = Some(("a\"*".into(), true));
+        assert!(!of_network(&network).contains("a\"*"));
+    }
+}

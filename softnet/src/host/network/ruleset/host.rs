@@ -1,0 +1,150 @@
+//! What the rules must know of the host: ports in use, interfaces, the size of its connection table.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::ops::RangeInclusive;
+
+use super::super::Error;
+use super::ports;
+use crate::netlink::{Kind, Link, Netlink};
+
+/// The kernel's lists of sockets of this network namespace.
+const SOCKETS: [&str; 4] = ["/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp", "/proc/net/udp6"];
+
+const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+const TABLE_SIZE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+/// How many VMs must be able to fill their shares of the host's table before it is full: whatever one does, half is left.
+const SHARES_AT_LEAST: u32 = 4;
+
+/// What the host is like now.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// Source ports for translated flows.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// What is left alone where Softnet turned forwarding on; `None` if it did not.
+    pub crossing: Option<Crossing>,
+    /// Bounds of shares.
+    pub limits: Limits,
+}
+
+/// Interfaces between which packets are forwarded although Softnet turned forwarding on.
+#[derive(Clone, Debug, Default)]
+pub struct Crossing {
+    /// Routing interfaces that others have made since.
+    pub spared: BTreeSet<String>,
+    /// All bridges: what a bridge carries from port to port is not forwarded by the host.
+    pub bridges: BTreeSet<String>,
+}
+
+/// Bounds of shares.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How many tracked connections one VM may have, whatever it was given.
+    pub largest_share: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { largest_share: u32::MAX }
+    }
+}
+
+impl Limits {
+    /// A quarter of the host's connection table; no bound if it has none.
+    pub fn of_this_host() -> Self {
+        let size = fs::read_to_string(TABLE_SIZE).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        // The kernel takes 0 for no bound.
+        let size = size.filter(|&size| size > 0);
+        Limits { largest_share: size.map_or(u32::MAX, |size| (size / SHARES_AT_LEAST).max(1)) }
+    }
+}
+
+impl Host {
+    /// Looks at the host. `marker` is the text of the file that says that Softnet turned forwarding on, `exposed` are the ports
+    /// that VMs expose, and `own` the names of the networks' bridges.
+    ///
+    /// # Errors
+    /// If the interfaces cannot be listed.
+    pub fn look(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
+        let mut taken = exposed;
+        for path in SOCKETS {
+            // A kernel without IPv6 has no such list.
+            taken.extend(bound_ports(&fs::read_to_string(path).unwrap_or_default()));
+        }
+        let of_connections = fs::read_to_string(LOCAL_PORTS).ok().and_then(|text| range(&text));
+        let crossing = match marker {
+            Some(text) => Some(crossing(text, &Netlink::open()?.links()?, own)),
+            None => None,
+        };
+        Ok(Host {
+            ports: ports::free(&taken, &of_connections.unwrap_or(32768..=60999)),
+            crossing,
+            limits: Limits::of_this_host(),
+        })
+    }
+
+    /// How many source ports there are.
+    pub fn port_count(&self) -> usize {
+        ports::count(&self.ports)
+    }
+}
+
+/// The text of the file that says that Softnet turned forwarding on: the interfaces that were there.
+pub fn forwarding_interfaces(links: &[Link]) -> String {
+    links.iter().map(|link| format!("{}\n", link.name)).collect()
+}
+
+/// Whether a name of an interface is a word and nothing else to nft.
+pub fn plain(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    !name.is_empty() && name.bytes().all(letter)
+}
+
+fn crossing(marker: &str, links: &[Link], own: &BTreeSet<&str>) -> Crossing {
+    let before: BTreeSet<&str> = marker.lines().collect();
+    let foreign = || links.iter().filter(|link| plain(&link.name) && !own.contains(link.name.as_str()));
+    let routes = |link: &&Link| {
+        link.master.is_none() && matches!(link.kind, Kind::Bridge | Kind::Tun(_) | Kind::Wireguard)
+    };
+    let names = |links: &mut dyn Iterator<Item = &Link>| links.map(|link| link.name.clone()).collect();
+    Crossing {
+        spared: names(&mut foreign().filter(routes).filter(|link| !before.contains(link.name.as_str()))),
+        bridges: names(&mut foreign().filter(|link| link.kind == Kind::Bridge)),
+    }
+}
+
+/// The ports that sockets are bound to, by the kernel's list (proc_pid_net(5)).
+fn bound_ports(sockets: &str) -> impl Iterator<Item = u16> {
+    sockets.lines().filter_map(|line| {
+        let (_, port) = line.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    })
+}
+
+fn range(text: &str) -> Option<RangeInclusive<u16>> {
+    let mut ends = text.split_ascii_whitespace().map(str::parse);
+    Some(ends.next()?.ok()?..=ends.next()?.ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_from_the_kernels_lists() {
+        let text = "  sl  local_address rem_address   st\n   0: 0100007F:CA6C 00000000:0000 0A\n\
+                    0: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07\n garbage\n";
+        assert_eq!(bound_ports(text).collect::<Vec<_>>(), [51820, 53]);
+        assert_eq!(range("32768\t60999\n"), Some(32768..=60999));
+        assert_eq!(range("x"), None);
+    }
+
+    #[test]
+    fn names_that_nft_would_read_otherwise_are_not_plain() {
+        assert!(plain("eth0.5") && plain("br-1a_b"));
+        for bad in ["", "a*", "a\"b", "a b", "a;b", "a{"] {
+            assert!(!plain(bad), "{bad}");
+        }
+    }
+}

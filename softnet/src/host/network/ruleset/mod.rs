@@ -1,0 +1,233 @@
+//! The nftables rules of all managed networks of this network namespace, as one text for one atomic `nft -f -`.
+//!
+//! What the kernel holds is always what the members' files say: each change renders all of it again, so there is nothing to
+//! compare, and a table that somebody flushed or edited is right again. Connections survive the replacement; their state is in
+//! conntrack, not in the tables.
+//!
+//! ```text
+//! table ip softnet-NAME      one network: leads exposed ports to its VMs, and decides what is forwarded      network.rs
+//! table bridge softnet-NAME  holds each TAP to its VM's MAC and address (H10)                               guard.rs
+//! table ip softnet           what concerns all: foreign ports (H2), the host's role (H5), source ports (H6),
+//!                            leaks (H7), DHCP of local users (H9), the resolver's door (H11)                shared.rs
+//! table ip softnet_shares    each VM's share of connections and of DNS (H4)                                 shares.rs
+//! ```
+//!
+//! The last one counts, so it alone is never deleted while a network is there: its rules are replaced and its sets stay.
+
+mod guard;
+mod host;
+mod network;
+mod ports;
+mod shared;
+mod shares;
+
+use std::fmt::Write;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::Plan;
+use super::record::MemberRecord;
+
+pub use guard::{admission, install_for_tap, table as tap_table};
+pub use host::{Host, Limits, forwarding_interfaces};
+
+/// One network with its living members.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// What was decided for it.
+    pub plan: Plan,
+    /// Its living members.
+    pub members: Vec<MemberRecord>,
+}
+
+/// What the rules are made from.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// All networks of the namespace.
+    pub networks: Vec<Network>,
+    /// What the host is like.
+    pub host: Host,
+}
+
+/// Parts that a kernel may lack. Without one the rules are weaker, and a start does not fail for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Features {
+    /// `ct count` in sets (Linux 4.18, `nft_connlimit`): shares of connections.
+    pub counts: bool,
+    /// `ct timeout` objects (Linux 4.19, `nft_ct`): states that end within hours.
+    pub timeouts: bool,
+    /// Tables of the bridge family (`nf_tables_bridge`): the guard at the TAPs.
+    pub bridge: bool,
+}
+
+impl Features {
+    /// All of them.
+    pub const ALL: Features = Features { counts: true, timeouts: true, bridge: true };
+}
+
+/// How to find out whether the kernel has a part.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe {
+    /// What a kernel loads that has it.
+    pub text: &'static str,
+    /// What is lost without it.
+    pub loss: &'static str,
+    /// Notes that it is lacking.
+    pub lack: fn(&mut Features),
+}
+
+/// One for each part.
+pub const PROBES: [Probe; 3] = [
+    Probe {
+        text: shares::COUNT_PROBE,
+        loss: "VMs have no share of tracked connections",
+        lack: |features| features.counts = false,
+    },
+    Probe {
+        text: shares::TIMEOUT_PROBE,
+        loss: "tracked connections of VMs stay as long as the host's own",
+        lack: |features| features.timeouts = false,
+    },
+    Probe {
+        text: guard::PROBE,
+        loss: "the kernel does not check the VMs' addresses a second time",
+        lack: |features| features.bridge = false,
+    },
+];
+
+/// The names of the tables that all networks share.
+pub const SHARED_TABLES: [&str; 2] = [shared::TABLE, shares::TABLE];
+
+/// The name of the tables of the network `name`.
+pub fn table(name: &str) -> String {
+    format!("softnet-{name}")
+}
+
+/// The text that removes the tables of the network `name`, whether or not they are there.
+pub fn removal(name: &str, features: Features) -> String {
+    let table = table(name);
+    let mut text = gone("ip", &table);
+    if features.bridge {
+        text += &gone("bridge", &table);
+    }
+    text
+}
+
+/// The text that removes what all networks share.
+pub fn removal_of_shared() -> String {
+    gone("ip", shared::TABLE) + &gone("ip", shares::TABLE)
+}
+
+/// The text that puts all tables in place; removes the shared ones if there is no network.
+pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
+    if snapshot.networks.is_empty() {
+        return removal_of_shared();
+    }
+    let mut text = String::new();
+    for network in &snapshot.networks {
+        text += &removal(network.plan.name.as_str(), features);
+        text += &network::table(network, snapshot);
+        if features.bridge {
+            text += &guard::of_network(network);
+        }
+    }
+    text + &gone("ip", shared::TABLE) + &shared::table(snapshot) + &shares::table(snapshot, features)
+}
+
+/// A text that differs when the rules would.
+pub fn digest(snapshot: &Snapshot) -> String {
+    let mut hasher = DefaultHasher::new();
+    replacement(snapshot, Features::ALL).hash(&mut hasher);
+    format!("{:016x}\n", hasher.finish())
+}
+
+/// Declaring first makes the deletion succeed in either case; nft 1.0.6 has no `destroy` yet.
+fn gone(family: &str, table: &str) -> String {
+    format!("table {family} {table} {{ }}\ndelete table {family} {table}\n")
+}
+
+/// A named set or map.
+fn block<T: AsRef<str>>(
+    kind: &str,
+    name: &str,
+    types: &str,
+    elements: impl IntoIterator<Item = T>,
+) -> String {
+    let mut list = String::new();
+    for element in elements {
+        // Writing to a String cannot fail.
+        let _ = write!(list, "{}{}", if list.is_empty() { "" } else { ", " }, element.as_ref());
+    }
+    let elements = if list.is_empty() { String::new() } else { format!("\t\telements = {{ {list} }}\n") };
+    format!("\t{kind} {name} {{\n\t\ttype {types}\n{elements}\t}}\n")
+}
+
+/// An anonymous set of interfaces' names.
+fn interfaces<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{{ {} }}", quoted.join(", "))
+}
+
+impl Snapshot {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.networks.iter().map(|network| network.plan.name.as_str())
+    }
+
+    fn members(&self) -> impl Iterator<Item = &MemberRecord> {
+        self.networks.iter().flat_map(|network| &network.members)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use softnet_filter::{MacAddr, NetType};
+
+    use super::super::tests::plan;
+    use super::*;
+    use crate::host::expose::Forward;
+
+    /// A network with one VM that has an address and exposes these ports.
+    pub fn snapshot(net_type: NetType, exposes: &[&str]) -> Snapshot {
+        let to = "192.168.64.5".parse().unwrap();
+        let exposes: Vec<_> = exposes.iter().map(|text| text.parse().unwrap()).collect();
+        let member = MemberRecord {
+            tap: Some(("snt0".into(), true)),
+            address: Some(to),
+            forwards: exposes.iter().map(|&expose| Forward { expose, to }).collect(),
+            exposes,
+            ..MemberRecord::new(MacAddr([2, 0, 0, 0, 0, 1]), 42)
+        };
+        let host = Host { ports: vec![10240..=29999], ..Host::default() };
+        Snapshot { networks: vec![Network { plan: plan(net_type), members: vec![member] }], host }
+    }
+
+    #[test]
+    fn what_is_left_out_is_not_mentioned() {
+        let features = Features { counts: false, timeouts: false, bridge: false };
+        let text = replacement(&snapshot(NetType::Nat, &[]), features);
+        assert!(
+            !text.contains("ct count") && !text.contains("ct timeout") && !text.contains("table bridge"),
+            "{text}"
+        );
+        let text = replacement(&snapshot(NetType::Nat, &[]), Features::ALL);
+        assert!(
+            text.contains("ct count") && text.contains("ct timeout") && text.contains("table bridge"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn without_a_network_nothing_is_left() {
+        let none = Snapshot { networks: Vec::new(), host: Host::default() };
+        let text = replacement(&none, Features::ALL);
+        assert!(
+            text.contains("delete table ip softnet\n") && text.contains("delete table ip softnet_shares\n")
+        );
+    }
+
+    #[test]
+    fn the_digest_follows_the_rules() {
+        let (one, other) = (snapshot(NetType::Nat, &[]), snapshot(NetType::Nat, &["8080:80"]));
+        assert_eq!(digest(&one), digest(&one.clone()));
+        assert_ne!(digest(&one), digest(&other));
+    }
+}

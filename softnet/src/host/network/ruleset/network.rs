@@ -1,0 +1,157 @@
+//! The table of one network: it translates, it keeps the uplink from reaching a VM except by an exposed port, and it keeps
+//! 127.0.0.0/8 out of the VMs' reach. Which destinations a VM may talk to is the filter's business, per VM, before any frame
+//! gets here. A firewall of the host's own that drops forwarded packets still does.
+//!
+//! A VM's connections to exposed ports are not translated here but in the table that all networks share, where only its own
+//! ports are. Where the host filters bridged frames as if they were routed (`bridge-nf-call-iptables`), such a connection is
+//! bent on the bridge itself and goes nowhere. That setting is also why frames that the bridge carries between two VMs are
+//! told from packets that the gateway routes, by the MAC that they were sent to.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Network, Snapshot, block, interfaces};
+use crate::host::expose::Forward;
+use softnet_filter::NetType;
+
+/// The whole table.
+pub fn table(network: &Network, snapshot: &Snapshot) -> String {
+    let plan = &network.plan;
+    let name = plan.name.as_str();
+    let subnet = plan.subnet;
+    let maps = maps(network.members.iter().flat_map(|member| &member.forwards));
+    let mac = plan.mac();
+    let (from_outside, hairpin, uplink) = match plan.net_type {
+        NetType::Nat => (
+            // What another VM may not reach is dropped before; this keeps it from ever being translated.
+            translation_of_exposed(&format!("iifname != {} ", interfaces(snapshot.names()))),
+            // Only a VM's own ports are translated for it, so what was translated goes back to where it came from.
+            format!(
+                "\t\tiifname \"{name}\" oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept\n\
+                 \t\tiifname \"{name}\" oifname \"{name}\" ct direction reply ct status dnat ct state established accept\n"
+            ),
+            format!(
+                "\t\tiifname \"{name}\" ip saddr != {subnet} drop\n\
+                 \t\tiifname \"{name}\" tcp flags syn tcp option maxseg size set rt mtu\n"
+            ),
+        ),
+        // A host-only network exposes its ports to the host alone.
+        NetType::Host => (String::new(), String::new(), format!("\t\tiifname \"{name}\" drop\n")),
+    };
+    let from_the_host = translation_of_exposed("");
+    let table = super::table(name);
+    format!(
+        "table ip {table} {{
+{maps}	chain guard {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname \"{name}\" ip daddr 127.0.0.0/8 drop
+		iifname \"{name}\" ip saddr 127.0.0.0/8 drop
+	}}
+	chain prerouting {{
+		type nat hook prerouting priority dstnat; policy accept;
+{from_outside}	}}
+	chain output {{
+		type nat hook output priority -100; policy accept;
+{from_the_host}	}}
+	chain postrouting {{
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname \"{name}\" ct status dnat ip saddr {{ {NOT_ANSWERED} }} masquerade
+	}}
+	chain forward {{
+		type filter hook forward priority filter; policy accept;
+		iifname \"{name}\" oifname \"{name}\" ether daddr != {mac} accept
+		iifname \"{name}\" ct state invalid drop
+{hairpin}		iifname \"{name}\" oifname \"{name}\" drop
+		oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept
+{uplink}		oifname \"{name}\" ct direction reply ct state established accept
+		oifname \"{name}\" ct state related accept
+		oifname \"{name}\" drop
+	}}
+}}
+"
+    )
+}
+
+/// The packet goes to a port that a VM exposes now.
+const TO_EXPOSED: &str = "ip daddr . meta l4proto . th dport @exposed";
+
+/// Whom a VM's port filter would not let it answer: what is not globally reachable (rule D3), loopback among it. A VM
+/// sees the gateway in their place, which it may answer; visitors from the world keep their own address.
+const NOT_ANSWERED: &str = "10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
+    192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24";
+
+/// The rules that lead exposed ports to the VMs, for packets that `which` describes. `fib` keeps the ports of other hosts
+/// out of it.
+fn translation_of_exposed(which: &str) -> String {
+    format!(
+        "\t\t{which}dnat ip to ip daddr . meta l4proto . th dport map @bound\n\
+         \t\t{which}fib daddr type local dnat ip to meta l4proto . th dport map @everywhere\n"
+    )
+}
+
+/// The maps from an exposed port to where it leads, and the set of the VMs' ports that are exposed.
+///
+/// The set is what cuts a connection when its forward goes: a translated connection lives in conntrack and would go on.
+fn maps<'a>(forwards: impl IntoIterator<Item = &'a Forward>) -> String {
+    let mut bound = BTreeMap::new();
+    let mut everywhere = BTreeMap::new();
+    let mut exposed = BTreeSet::new();
+    for Forward { expose, to } in forwards {
+        let port = format!("{} . {}", expose.protocol, expose.external);
+        let target = format!("{to} . {}", expose.internal);
+        exposed.insert(format!("{to} . {} . {}", expose.protocol, expose.internal));
+        // Two members never share a port of the host (each holds a socket bound to it), but one such pair in the text
+        // would make nft refuse the whole table.
+        match expose.address.filter(|address| !address.is_unspecified()) {
+            Some(address) => bound.entry(format!("{address} . {port}")).or_insert(target),
+            None => everywhere.entry(port).or_insert(target),
+        };
+    }
+    let pairs = |map: BTreeMap<String, String>| -> Vec<String> {
+        map.into_iter().map(|(from, to)| format!("{from} : {to}")).collect()
+    };
+    block("map", "bound", "ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service", pairs(bound))
+        + &block(
+            "map",
+            "everywhere",
+            "inet_proto . inet_service : ipv4_addr . inet_service",
+            pairs(everywhere),
+        )
+        + &block("set", "exposed", "ipv4_addr . inet_proto . inet_service", exposed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::snapshot;
+    use super::*;
+
+    fn text(net_type: NetType, exposes: &[&str]) -> String {
+        let snapshot = snapshot(net_type, exposes);
+        table(&snapshot.networks[0], &snapshot)
+    }
+
+    #[test]
+    fn forwards_become_elements_by_where_they_are_bound() {
+        let text = text(NetType::Nat, &["8080:80", "10.0.0.1:53:53/udp", "0.0.0.0:81:80"]);
+        for element in [
+            "elements = { 10.0.0.1 . udp . 53 : 192.168.64.5 . 53 }",
+            "elements = { tcp . 8080 : 192.168.64.5 . 80, tcp . 81 : 192.168.64.5 . 80 }",
+            "elements = { 192.168.64.5 . tcp . 80, 192.168.64.5 . udp . 53 }",
+        ] {
+            assert!(text.contains(element), "{element} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_two_claim_does_not_spoil_the_whole_table() {
+        let text = text(NetType::Nat, &["8080:80", "8080:81"]);
+        assert_eq!(text.matches("tcp . 8080").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn only_nat_lets_out_and_lets_in() {
+        let (nat, host) = (text(NetType::Nat, &[]), text(NetType::Host, &[]));
+        assert!(nat.contains("iifname != { \"softnet0\" } fib daddr type local dnat"), "{nat}");
+        assert!(!host.contains("iifname != "), "{host}");
+        assert!(host.contains("\t\tiifname \"softnet0\" drop"), "{host}");
+    }
+}

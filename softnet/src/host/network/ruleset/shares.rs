@@ -1,0 +1,176 @@
+//! Each VM's share of what all VMs and the host have in common (rule H4): tracked connections, and the network's resolver.
+//!
+//! The table is never deleted while a network is there: a count that began anew with each change of a lease would be none. Its
+//! rules are replaced, and its sets keep what they have counted.
+//!
+//! A connection counts for the VM that began it and for the VM that it was begun towards, when its first packet comes. One that
+//! is over the share is dropped before the kernel has filed it.
+//!
+//! The kernel walks all of what an element has counted for each new connection, so a large share is counted in buckets, into
+//! which connections fall by a hash: one VM's full share would otherwise cost the host a millisecond of CPU for each packet
+//! that is one too many. A VM never has more than its share; where connections fall unevenly, the first ones are refused at about
+//! four fifths of it.
+//!
+//! The states of flows that count end within hours, not after the kernel's five days, and that
+//! of other flows is left alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+
+use super::{Features, Snapshot, interfaces};
+
+/// Its name. No network's table is called so.
+pub const TABLE: &str = "softnet_shares";
+
+/// What a VM may ask the resolver in a second, and at once after a pause.
+///
+/// dnsmasq keeps a question that nobody answers for 10 s at least, so one VM has at most 250 open; it must be started with
+/// room for all its VMs'.
+const QUESTIONS: &str = "limit rate over 20/second burst 50 packets";
+
+/// The same in bytes, because merged datagrams count as one packet. Questions are some 100 bytes long.
+const QUESTION_BYTES: &str = "limit rate over 4 kbytes/second burst 16 kbytes";
+
+/// How many connections are counted together.
+const BUCKET: u32 = 256;
+
+/// What only the first packet of a flow is: the kernel has not filed it yet.
+const FIRST: &str = "ct status and confirmed == 0";
+
+/// How many TCP connections to the resolver a VM may have.
+const STREAMS: u32 = 4;
+
+/// For how many seconds the kernel remembers a silent connection: those that RFC 5382 asks for (REQ-5), and a minute or so.
+const ESTABLISHED: u32 = 7440;
+
+/// For how many seconds it remembers a UDP flow that was answered, and one that was not.
+const DATAGRAMS: (u32, u32) = (180, 30);
+
+/// What a kernel that counts connections loads.
+pub const COUNT_PROBE: &str = "table ip softnet_probe {
+	set counts { type ipv4_addr . mark; size 16; flags dynamic; }
+	chain probe { add @counts { ip saddr . symhash mod 2 ct count over 1 } drop
+	}
+}
+";
+
+/// What a kernel with timeouts by flow loads.
+pub const TIMEOUT_PROBE: &str = "table ip softnet_probe {
+	ct timeout probe { protocol tcp; l3proto ip; policy = { established : 60 }; }
+	chain probe { ct timeout set \"probe\"
+	}
+}
+";
+
+/// The text that puts the table's rules in place and leaves its counts.
+pub fn table(snapshot: &Snapshot, features: Features) -> String {
+    let bridges = interfaces(snapshot.names());
+    let mut text = format!("table ip {TABLE} {{ }}\nflush table ip {TABLE}\ntable ip {TABLE} {{\n");
+    let (mut from, mut to, mut streams) = (String::new(), String::new(), String::new());
+    if features.counts {
+        for (share, addresses) in shares(snapshot) {
+            let addresses = addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
+            let buckets = (share / BUCKET).max(1);
+            let most = share / buckets;
+            // Writing to a String cannot fail.
+            let _ = write!(
+                text,
+                "\tset connections_{share} {{\n\t\ttype ipv4_addr . mark\n\t\tsize 1048576\n\t\tflags dynamic\n\t}}\n"
+            );
+            for (rules, end) in [(&mut from, "saddr"), (&mut to, "daddr")] {
+                let _ = writeln!(
+                    rules,
+                    "\t\tip {end} {{ {addresses} }} add @connections_{share} \
+                     {{ ip {end} . symhash mod {buckets} ct count over {most} }} drop"
+                );
+            }
+        }
+        text += &set("streams", "flags dynamic");
+        streams = format!(
+            "\t\tiifname {bridges} {FIRST} tcp dport 53 add @streams {{ ip saddr ct count over {STREAMS} }} \
+             reject with tcp reset\n"
+        );
+    }
+    let mut timeouts = String::new();
+    if features.timeouts {
+        let (replied, unreplied) = DATAGRAMS;
+        for (protocol, policy) in [
+            ("tcp", format!("established : {ESTABLISHED}")),
+            ("udp", format!("unreplied : {unreplied}, replied : {replied}")),
+        ] {
+            let _ = write!(
+                text,
+                "\tct timeout {protocol}_of_vms {{\n\t\tprotocol {protocol}\n\t\tl3proto ip\n\
+                 \t\tpolicy = {{ {policy} }}\n\t}}\n"
+            );
+            let _ = writeln!(timeouts, "\t\tmeta l4proto {protocol} ct timeout set \"{protocol}_of_vms\"");
+        }
+    }
+    text += &set("questions", "flags dynamic,timeout\n\t\ttimeout 1m");
+    text += &set("question_bytes", "flags dynamic,timeout\n\t\ttimeout 1m");
+    text + &format!(
+        "	chain from_vm {{
+{from}{timeouts}	}}
+	chain to_vm {{
+{to}{timeouts}	}}
+	chain forward {{
+		type filter hook forward priority filter - 5; policy accept;
+		iifname {bridges} {FIRST} jump from_vm
+		oifname {bridges} {FIRST} jump to_vm
+	}}
+	chain input {{
+		type filter hook input priority filter - 5; policy accept;
+		iifname {bridges} udp dport 53 update @questions {{ ip saddr {QUESTIONS} }} drop
+		iifname {bridges} udp dport 53 update @question_bytes {{ ip saddr {QUESTION_BYTES} }} drop
+{streams}		iifname {bridges} {FIRST} jump from_vm
+	}}
+}}
+"
+    )
+}
+
+/// Which addresses have which share.
+fn shares(snapshot: &Snapshot) -> BTreeMap<u32, BTreeSet<Ipv4Addr>> {
+    let mut shares: BTreeMap<u32, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for member in snapshot.members() {
+        let share = member.connections.min(snapshot.host.limits.largest_share);
+        shares.entry(share).or_default().extend(member.address);
+    }
+    shares.retain(|_, addresses| !addresses.is_empty());
+    shares
+}
+
+fn set(name: &str, options: &str) -> String {
+    format!("\tset {name} {{\n\t\ttype ipv4_addr\n\t\tsize 65535\n\t\t{options}\n\t}}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use softnet_filter::NetType;
+
+    use super::super::tests::snapshot;
+    use super::*;
+
+    #[test]
+    fn a_share_is_the_members_and_never_more_than_the_hosts_table_bears() {
+        let mut snapshot = snapshot(NetType::Nat, &[]);
+        snapshot.networks[0].members[0].connections = 5000;
+        let rule = |share, buckets, most| {
+            format!(
+                "ip saddr {{ 192.168.64.5 }} add @connections_{share} \
+                 {{ ip saddr . symhash mod {buckets} ct count over {most} }} drop"
+            )
+        };
+        assert!(table(&snapshot, Features::ALL).contains(&rule(5000, 19, 263)));
+        snapshot.host.limits.largest_share = 100;
+        assert!(table(&snapshot, Features::ALL).contains(&rule(100, 1, 100)));
+    }
+
+    #[test]
+    fn a_vm_without_an_address_has_no_rule() {
+        let mut snapshot = snapshot(NetType::Nat, &[]);
+        snapshot.networks[0].members[0].address = None;
+        assert!(shares(&snapshot).is_empty());
+    }
+}
