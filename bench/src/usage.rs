@@ -5,18 +5,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// A process whose use is read from `/proc`.
+/// A process, with its children, whose use is read from `/proc`: Softnet is two processes on Linux.
 #[derive(Clone, Copy, Debug)]
 pub struct Process(pub u32);
 
 impl Process {
-    /// CPU time of all of its threads so far, in user and kernel mode.
+    /// CPU time of all threads so far, in user and kernel mode.
     ///
     /// The scheduler's count is exact to the nanosecond; the ticks of `/proc/PID/stat` are not.
     ///
     /// # Errors
     /// If it is gone.
     pub fn cpu(&self) -> Result<Duration> {
+        self.family()?.iter().map(Process::own_cpu).sum()
+    }
+
+    fn own_cpu(&self) -> Result<Duration> {
         let mut total = Duration::ZERO;
         for thread in fs::read_dir(format!("/proc/{}/task", self.0))? {
             let text = fs::read_to_string(thread?.path().join("schedstat"))?;
@@ -26,12 +30,17 @@ impl Process {
         Ok(total)
     }
 
-    /// Resident memory now and at its peak, in bytes.
+    /// Resident memory now and at its peak, in bytes. What the processes share counts for each.
     ///
     /// # Errors
     /// If it is gone.
     pub fn memory(&self) -> Result<(u64, u64)> {
-        Ok((self.status("VmRSS:")? * 1024, self.status("VmHWM:")? * 1024))
+        let mut sum = (0, 0);
+        for process in self.family()? {
+            sum.0 += process.status("VmRSS:")? * 1024;
+            sum.1 += process.status("VmHWM:")? * 1024;
+        }
+        Ok(sum)
     }
 
     /// How often it went to sleep so far.
@@ -39,7 +48,14 @@ impl Process {
     /// # Errors
     /// If it is gone.
     pub fn sleeps(&self) -> Result<u64> {
-        self.status("voluntary_ctxt_switches:")
+        self.family()?.iter().map(|process| process.status("voluntary_ctxt_switches:")).sum()
+    }
+
+    /// The process and its children.
+    fn family(&self) -> Result<Vec<Process>> {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.0))?;
+        let children = children.split_ascii_whitespace().map(|pid| Ok(Process(pid.parse()?)));
+        std::iter::once(Ok(*self)).chain(children).collect()
     }
 
     fn status(&self, field: &str) -> Result<u64> {

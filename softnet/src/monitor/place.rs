@@ -103,7 +103,7 @@ impl Place {
             }
             Err(error @ Error::NotLeased { .. }) => {
                 self.false_claims = self.false_claims.saturating_add(1);
-                tracing::warn!(%error, "the worker's word for the VM's address is not believed");
+                tracing::warn!(%error, "cannot note the VM's address on the worker's word alone");
                 if self.false_claims >= FALSE_CLAIMS {
                     tracing::error!("the worker claims addresses that are not the VM's again and again");
                     return self.refuse(Signal::KILL);

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         hosts::{an_ordinary_user_is_confined_as_well, privilege_and_frames_are_apart},
         hosts::{a_kernel_that_lacks_something_is_told_apart},
         monitor::{it_is_confined_and_watches_for_the_worker, without_a_place_every_other_call_ends_it},
-        monitor::{with_a_place_it_runs_nft_and_little_else},
+        monitor::{with_a_place_it_runs_nft_and_little_else, either_ones_death_is_the_others_end},
         set_user_id::{it_becomes_its_caller, it_takes_only_what_the_list_allows, it_starts_nobody_elses_programs},
         set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users},
     ];

@@ -8,9 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail, ensure};
+use lab::deadline::until;
 use lab::net::Host;
 use lab::{Segment, Softnet, VmPort};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
 use softnet::monitor::confine;
 use softnet::privilege::{Identity, Start, System};
@@ -69,6 +70,23 @@ pub fn it_is_confined_and_watches_for_the_worker() -> Result<()> {
         drop(vm);
         let status = softnet.wait()?;
         ensure!(status.success(), "{arguments:?}: {status}: {}", softnet.log());
+    }
+    Ok(())
+}
+
+/// Whichever of the two is killed, the VM's wire closes and the status says so.
+pub fn either_ones_death_is_the_others_end() -> Result<()> {
+    let _segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
+    for arguments in [&["--tap", Segment::TAP][..], &["--bridge", Segment::BRIDGE]] {
+        let (mut softnet, vm) = start(arguments)?;
+        kill(softnet.worker()?, Signal::SIGKILL)?;
+        ensure!(softnet.wait()?.code() == Some(137), "{}", softnet.log());
+        ensure!(until(|| vm.is_closed()), "{arguments:?}: the VM's wire stays open");
+
+        let (mut softnet, vm) = start(arguments)?;
+        softnet.signal(Signal::SIGKILL)?;
+        softnet.wait()?;
+        ensure!(until(|| vm.is_closed()), "{arguments:?}: the worker outlives the monitor");
     }
     Ok(())
 }
