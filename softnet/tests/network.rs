@@ -144,7 +144,7 @@ fn whole(name: &NetworkName) -> Result<network::Status> {
 fn traces() -> Result<String> {
     let links = run("ip", &["-oneline", "link"])?;
     let tables = run("nft", &["list", "tables"])?;
-    let files = run("find", &["/run/softnet", "-mindepth", "1", "-not", "-name", "lock"])?;
+    let files = run("find", &["/run/softnet", "-mindepth", "1", "-not", "-name", "lock", "-not", "-name", "locks"])?;
     let processes = run("ps", &["-A", "-o", "comm="])?;
     let mut traces = String::new();
     traces += if links.contains("softnet") { "bridge " } else { "" };

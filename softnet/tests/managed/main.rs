@@ -360,7 +360,9 @@ fn a_held_address_is_refused() -> Result<()> {
     let hold = || -> Result<Vec<_>> {
         (2..=6)
             .map(|last| {
-                let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
+                std::fs::write(format!("/run/softnet/softnet0/leases/10.9.0.{last}"), "somebody\n")?;
+                let file =
+                    std::fs::File::create(format!("/run/softnet/locks/softnet0/leases/10.9.0.{last}"))?;
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
             })
             .collect()

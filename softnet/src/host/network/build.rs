@@ -1,6 +1,7 @@
 //! Making a network whole, and taking it away. Both under the run directory's lock, both idempotent.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
@@ -42,7 +43,7 @@ pub(super) fn ensure_locked(
 
     let mut netlink = Netlink::open()?;
     let directory = run_dir.network(config.name.as_str());
-    let (plan, link) = decide(config, &directory, &mut netlink)?;
+    let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
     directory.create()?;
     run_dir::write_atomically(&directory.file("network"), &record::write_plan(&plan))?;
     let members = members(&directory, lock)?;
@@ -63,18 +64,15 @@ fn decide(
     config: &NetworkConfig,
     directory: &NetworkDir,
     netlink: &mut Netlink,
+    lock: &Lock,
 ) -> Result<(Plan, Option<Link>), Error> {
     let name = &config.name;
     let in_subnet = |source| Error::Subnet { name: name.clone(), source };
     let recorded = run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text));
     let link = netlink.link(name.as_str())?;
+    let lease_time = lease_time(config, recorded.as_ref(), lock);
     let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
-    let plan = |subnet| Plan {
-        name: name.clone(),
-        subnet,
-        net_type: config.net_type,
-        lease_time: config.lease_time,
-    };
+    let plan = |subnet| Plan { name: name.clone(), subnet, net_type: config.net_type, lease_time };
 
     let mut present = recorded.as_ref().map(|recorded| recorded.subnet);
     if let Some(link) = &link {
@@ -104,6 +102,24 @@ fn decide(
             let taken: Vec<Ipv4Net> = taken.map(|route| route.destination).collect();
             Ok((plan(subnet::choose(wanted, &taken).map_err(in_subnet)?), link))
         }
+    }
+}
+
+/// How long a lease is to last: the latest start decides for all, unless it has more privilege than its caller (rule H9).
+fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> Duration {
+    match recorded {
+        Some(recorded) if lock.is_elevated() => {
+            if recorded.lease_time != config.lease_time {
+                let seconds = recorded.lease_time.as_secs();
+                tracing::warn!(
+                    seconds,
+                    network = %config.name,
+                    "the network's lease time stays; only root changes a network that is there"
+                );
+            }
+            recorded.lease_time
+        }
+        _ => config.lease_time,
     }
 }
 

@@ -142,7 +142,8 @@ impl Membership {
         }
         let path = self.directory.leases().join(address.to_string());
         let Some(lease) = Claim::take(path.clone())? else {
-            let holder = run_dir::read(&path)?.unwrap_or_default().trim().to_owned();
+            let holder =
+                run_dir::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
         self.lease = Some(lease.saying(&format!("{}\n", self.record.mac))?);

@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod dnsmasq;
+mod lock;
 mod member;
 mod record;
 mod ruleset;
@@ -76,7 +77,7 @@ impl FromStr for NetworkName {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
-        let taken = matches!(text, "lock" | "ip_forward" | "all" | "default" | "lo");
+        let taken = matches!(text, "lock" | "locks" | "ip_forward" | "all" | "default" | "lo");
         if first && text.len() <= 15 && text.bytes().all(plain) && !taken {
             Ok(NetworkName(text.to_owned()))
         } else {
@@ -277,6 +278,7 @@ mod tests {
             "ä",
             "all",
             "lock",
+            "locks",
             "netns-1",
             "a%d",
         ];
