@@ -8,7 +8,7 @@ use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
-use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, ruleset, subnet, type_name};
+use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, keeper, ruleset, subnet, type_name};
 use crate::host::bridge::{self, Gateway};
 use crate::host::expose::Forward;
 use crate::host::sysctl;
@@ -41,6 +41,30 @@ pub(super) fn ensure_locked(
     Tool::Nft.find()?;
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
+    let directory = run_dir.network(config.name.as_str());
+    make_whole(config, joining, run_dir, lock, |_| keeper::ensure(&config.name, &directory, lock))
+}
+
+/// Makes the network of `plan` whole as a start does, with the keeper's own way to `serve` on the bridge with
+/// an index.
+pub(super) fn repair(
+    plan: &Plan,
+    run_dir: &RunDir,
+    lock: &Lock,
+    serve: impl FnOnce(u32) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Plan { name, net_type, lease_time, .. } = plan.clone();
+    let config = NetworkConfig { name, subnet: None, net_type, lease_time };
+    make_whole(&config, None, run_dir, lock, serve).map(drop)
+}
+
+fn make_whole(
+    config: &NetworkConfig,
+    joining: Option<MacAddr>,
+    run_dir: &RunDir,
+    lock: &Lock,
+    serve: impl FnOnce(u32) -> Result<(), Error>,
+) -> Result<(Plan, Gateway), Error> {
     let mut netlink = Netlink::open()?;
     let directory = run_dir.network(config.name.as_str());
     let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
@@ -54,7 +78,7 @@ pub(super) fn ensure_locked(
         sysctl::set_forwarding(true)?;
     }
     apply_rules(&plan, &members)?;
-    dnsmasq::ensure(&plan, &directory, gateway.index)?;
+    serve(gateway.index)?;
     bury(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
 }
@@ -103,6 +127,36 @@ fn decide(
             Ok((plan(subnet::choose(wanted, &taken).map_err(in_subnet)?), link))
         }
     }
+}
+
+/// What of the network is not as it should be, looking only at what is cheap to look at: not at the table, nor the server.
+pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'static str>, Error> {
+    let mut netlink = Netlink::open()?;
+    let name = plan.name.as_str();
+    let Some(link) = netlink.link(name)?.filter(|link| link.kind == Kind::Bridge) else {
+        return Ok(Some("the bridge"));
+    };
+    if !link.up || link.mac != Some(plan.mac()) || link.mtu != MTU {
+        return Ok(Some("the bridge"));
+    }
+    if netlink.addresses(link.index)? != [plan.gateway()] {
+        return Ok(Some("the bridge's address"));
+    }
+    let own = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"));
+    let forwards = own.is_ok_and(|value| value.trim() == "1");
+    if forwards != (plan.net_type == NetType::Nat) || plan.net_type == NetType::Nat && !sysctl::forwarding()?
+    {
+        return Ok(Some("forwarding"));
+    }
+    for (tap, isolated) in members.iter().filter_map(|member| member.tap.as_ref()) {
+        // One that is gone is its Softnet's business.
+        if let Some(port) = netlink.link(tap)?
+            && (port.master != Some(link.index) || port.isolated != Some(*isolated))
+        {
+            return Ok(Some("a VM's port"));
+        }
+    }
+    Ok(None)
 }
 
 /// How long a lease is to last: the latest start decides for all, unless it has more privilege than its caller (rule H9).
@@ -218,6 +272,7 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
 pub(super) fn apply_rules(plan: &Plan, members: &[MemberRecord]) -> Result<(), Error> {
     let forwards: Vec<Forward> = members.iter().flat_map(|member| member.forwards.iter().copied()).collect();
     Tool::Nft.run(&["-f", "-"], &ruleset::replacement(plan, &forwards))?;
+    keeper::note_generation(&RunDir::of_this_namespace());
     Ok(())
 }
 
@@ -281,7 +336,7 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         return Err(Error::Foreign(name.clone()));
     }
     let existed = recorded.is_some() || link.is_some();
-    dnsmasq::stop(&directory)?;
+    keeper::end(&directory, &lock)?;
     if existed {
         Tool::Nft.run(&["-f", "-"], &ruleset::removal(name.as_str()))?;
     }
@@ -289,6 +344,9 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
+    if run_dir.networks()?.is_empty() {
+        run_dir::remove_file(&run_dir.generation_file())?;
+    }
     let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
     Ok(Down { existed, cut_off: attached, forwarding })
 }

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use softnet_filter::MacAddr;
 
 use super::build::{apply_rules, ensure_locked, hands_out, members};
 use super::dnsmasq;
+use super::keeper;
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
@@ -105,6 +106,21 @@ impl Membership {
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.port.iter().chain(&self.lease).map(Claim::as_fd).collect()
+    }
+
+    /// A descriptor of the network's keeper, which can be read when that has ended; `None` if there is none.
+    pub fn keeper_descriptor(&self) -> Option<OwnedFd> {
+        keeper::descriptor(&self.directory)
+    }
+
+    /// Sees to it that the network has a keeper. Takes root's privilege whole; a process that has given some of it up relies
+    /// on the keeper's warden.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub fn revive_keeper(&self) -> Result<(), Error> {
+        let lock = self.lock()?;
+        keeper::ensure(&self.plan.name, &self.directory, &lock)
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.

@@ -11,6 +11,7 @@
 
 pub mod build;
 pub mod dnsmasq;
+pub mod keeper;
 mod lock;
 mod member;
 mod record;
@@ -233,6 +234,9 @@ pub enum Error {
     /// dnsmasq.
     #[error(transparent)]
     Dnsmasq(#[from] dnsmasq::Error),
+    /// The keeper could not do what it was asked for.
+    #[error("{0}")]
+    Keeper(String),
     /// The run directory.
     #[error(transparent)]
     Files(#[from] run_dir::Error),

@@ -105,6 +105,11 @@ impl RunDir {
         self.root.join("ip_forward")
     }
 
+    /// The file that says which generation of the kernel's ruleset is Softnet's.
+    pub fn generation_file(&self) -> PathBuf {
+        self.root.join(LOCKS).join("generation")
+    }
+
     /// The names of the networks that have a directory.
     pub fn networks(&self) -> Result<Vec<String>, Error> {
         let names = list(&self.root)?;
