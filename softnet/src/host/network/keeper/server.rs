@@ -23,6 +23,9 @@ const START: Duration = Duration::from_secs(8);
 /// A server that is stopped again within this time is replaced.
 const STOPPED_AGAIN: Duration = Duration::from_secs(10);
 
+/// How long one that was killed may take to be gone.
+const ENDS: Duration = Duration::from_millis(500);
+
 /// The ports of DHCP and DNS, as the kernel's list of sockets has them.
 const PORTS: [&str; 2] = ["0043", "0035"];
 
@@ -168,7 +171,12 @@ impl Served {
     /// Ends it at once: it may be in no state to end by itself.
     pub fn kill(mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Its sockets are closed when it has ended, and that it has is heard of later: a debugger may keep what is left of it.
+        let give_up = Instant::now() + ENDS;
+        while self.process.lives() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.try_wait();
     }
 
     /// Its sockets for DHCP and DNS.

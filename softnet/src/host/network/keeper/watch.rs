@@ -11,6 +11,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
     recv, send, socket_with,
 };
+use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::set_name;
 
 use super::events::{self, Events, Happened};
@@ -198,8 +199,11 @@ impl Keeper {
                 next = Next::End;
             }
         }
-        if self.server.as_mut().is_some_and(|server| server.hear() == News::Lost) {
-            self.lose("dnsmasq ended");
+        match self.server.as_mut().map(Served::hear) {
+            Some(News::Lost) => self.lose("dnsmasq ended"),
+            Some(News::Well) => {}
+            // What is left of those that were killed.
+            None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
         }
         next
     }
