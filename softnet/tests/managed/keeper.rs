@@ -108,11 +108,13 @@ pub fn whatever_breaks_is_whole_within_five_seconds() -> Result<()> {
     for (name, deed) in deeds {
         let begun = Instant::now();
         deed().context(*name)?;
-        renews(&vm, address, gateway).context(*name)?;
         ensure!(until(is_whole), "{name}: {}\n{}", keeper_log(), table());
         let took = begun.elapsed();
         ensure!(took < LIMIT, "{name}: it took {took:?}: {}", keeper_log());
-        println!("{name}: {took:?}");
+        renews(&vm, address, gateway).context(*name)?;
+        ensure!(begun.elapsed() < LIMIT, "{name}: the renewal took {:?}", begun.elapsed());
+        // Seen where the test fails.
+        eprintln!("{name}: whole after {took:?}");
     }
     // Another's table is none of its business.
     let before = keeper_log();
@@ -179,7 +181,7 @@ fn stat(pid: Pid, number: usize) -> Result<String> {
 pub fn the_server_owes_nothing_to_its_starter() -> Result<()> {
     let (port, theirs) = VmPort::pair()?;
     let script = "echo 900 > /proc/self/oom_score_adj; umask 077; trap '' HUP USR1; \
-                  exec nice -n 15 ionice -c 3 taskset -c 0 prlimit --stack=1048576 --nofile=512:512 \"$@\"";
+                  exec nice -n 15 ionice -c 3 taskset -c 0 prlimit --stack=1048576: --nofile=512: \"$@\"";
     let mut command = Command::new("setsid");
     command.args(["sh", "-c", script, "sh", SOFTNET, "--vm-fd=0", Softnet::READY_FLAG]).stdin(theirs);
     command.arg(format!("--vm-mac-address={FIRST}")).env("SOFTNET_TEST_SECRET", "yes");
@@ -204,7 +206,7 @@ pub fn the_server_owes_nothing_to_its_starter() -> Result<()> {
         }
         ensure!(processors(pid)? == processors(Pid::from_raw(1))?, "{pid}: {}", processors(pid)?);
         let limits = read("limits")?;
-        ensure!(limits.contains("Max stack size            8388608 "), "{pid}: {limits}");
+        ensure!(limits.contains("Max stack size            8388608 "), "{pid}: {limits} {}", keeper_log());
         ensure!(!limits.contains(" 512 "), "{pid}: {limits}");
         ensure!(!read("environ")?.contains("SECRET"), "{pid}: the starter's environment");
         ensure!(fs::read_link(format!("/proc/{pid}/cwd"))? == Path::new("/"));

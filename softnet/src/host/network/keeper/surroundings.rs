@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, fstat};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit, umask};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit, umask};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, CpuSet, capabilities, remove_capability_from_bounding_set,
     sched_setaffinity, set_capabilities, set_name, set_no_new_privs,
@@ -105,7 +105,12 @@ fn lift_limits() -> io::Result<()> {
     let mut outcome = Ok(());
     for (resource, current, maximum) in LIMITS {
         if let Err(error) = setrlimit(resource, Rlimit { current, maximum }) {
-            outcome = Err(error.into());
+            // A container's root may not raise what is the most for it.
+            let most = getrlimit(resource).maximum;
+            let current = [current, most].into_iter().flatten().min();
+            if setrlimit(resource, Rlimit { current, maximum: most }).is_err() {
+                outcome = Err(error.into());
+            }
         }
     }
     outcome
