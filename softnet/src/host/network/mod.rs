@@ -3,8 +3,8 @@
 //! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
 //! place: a bridge with a MAC and an address of its own ([`build`]), one nftables table ([`ruleset`]), one dnsmasq
 //! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
-//! and puts right what is missing or different, so there is no other repair, and a network that is whole costs a few
-//! milliseconds.
+//! and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when something breaks.
+//! A network that is whole costs a start a few milliseconds.
 //!
 //! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
 //! recognised by the next start and removed. The network itself stays until `softnet network down`.

@@ -214,7 +214,9 @@ impl Keeper {
             let pid = server.process().pid;
             tracing::warn!(pid, network = %self.name, "{why}; it is replaced");
             server.kill();
-            self.note();
+            if let Err(error) = self.note() {
+                tracing::warn!("{error}");
+            }
         }
         if self.active {
             // One that cannot live is not started without end.
@@ -290,7 +292,7 @@ impl Keeper {
         match self.server.take() {
             Some(server) if server.is_right(plan, &self.directory, bridge, self.options) => {
                 self.server = Some(server);
-                return Ok(());
+                return self.note();
             }
             Some(server) => server.end()?,
             None => end_orphans(&self.directory)?,
@@ -299,8 +301,7 @@ impl Keeper {
         let server = Served::start(plan, &self.directory, bridge, self.options);
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
         self.look = Instant::now() + LOOK;
-        self.note();
-        Ok(())
+        self.note()
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
@@ -309,12 +310,13 @@ impl Keeper {
     }
 
     /// Notes who keeps and who serves.
-    fn note(&self) {
+    fn note(&self) -> Result<(), Error> {
         let dnsmasq = self.server.as_ref().map(Served::process);
         let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
-        if let Err(error) = server.note(&self.directory) {
-            tracing::warn!("{error}");
+        if server != Server::noted(&self.directory) {
+            server.note(&self.directory)?;
         }
+        Ok(())
     }
 
     /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
