@@ -72,9 +72,11 @@ fn table() -> String {
     run("nft", &["list", "table", "ip", &format!("softnet-{NETWORK}")]).unwrap_or_default()
 }
 
-/// Processes that nobody knows.
+/// Processes that nobody knows. While there is a server, it has a keeper and that one a warden.
 fn others(known: &[i32], server: Option<i32>) -> String {
-    let unknown = |pid: &i32| !known.contains(pid) && server != Some(*pid);
+    let keeps =
+        |pid: i32| server.is_some() && matches!(&*census::name(pid), "softnet-keeper" | "softnet-warden");
+    let unknown = |pid: &i32| !known.contains(pid) && server != Some(*pid) && !keeps(*pid);
     census::processes()
         .into_iter()
         .filter(unknown)

@@ -107,8 +107,14 @@ fn disagreement(
     }
     let lock = file(&format!("leases/{address}"));
     let owner = fs::read_to_string(&lock).unwrap_or_default();
-    let held = fs::metadata(&lock).is_ok_and(|metadata| locked.contains(&metadata.ino()));
-    (owner.trim() != mac || !held).then(|| format!("{lock} is of {owner:?}, locked: {held}"))
+    let held = fs::metadata(lock_of(&lock)).is_ok_and(|metadata| locked.contains(&metadata.ino()));
+    (owner.lines().next() != Some(mac.as_str()) || !held)
+        .then(|| format!("{lock} is of {owner:?}, locked: {held}"))
+}
+
+/// The file whose lock says that the owner of the public one lives.
+fn lock_of(public: &str) -> String {
+    public.replacen("/run/softnet/", "/run/softnet/locks/", 1)
 }
 
 /// The inodes that somebody has locked. To try the locks would be to hold them for a moment.
