@@ -81,6 +81,9 @@ pub enum NetworkAction {
     Status(NetworkStatusArgs),
     /// Remove the bridge, the rules and the DHCP server.
     Down(NetworkDownArgs),
+    /// Keep the network whole and its DHCP server running: how Softnet starts the network's keeper.
+    #[command(hide = true)]
+    Keep(NetworkArgs),
 }
 
 /// Arguments of `softnet network status`.

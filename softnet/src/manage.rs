@@ -27,6 +27,14 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
                 }
             }
         },
+        NetworkAction::Keep(_) if !getuid().is_root() => {
+            return Err(ConfigError::flag("network keep", "is for Softnet itself only").into());
+        }
+        NetworkAction::Keep(args) => {
+            drop(out);
+            let status = network::keeper::keep(&name(&args.network)?);
+            std::process::exit(status);
+        }
         NetworkAction::Down(_) if !getuid().is_root() => {
             // Whatever the program's file adds: the network is everybody's.
             return Err(ConfigError::flag("network down", "is for root only; use sudo").into());

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use rustix::process::{geteuid, getuid};
+use rustix::process::{geteuid, getgid, getuid};
 
 /// Where programs are looked for; never the caller's `PATH`.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -65,7 +65,7 @@ impl Tool {
             .env("LC_ALL", "C")
             .current_dir("/")
             .stdin(Stdio::null());
-        if geteuid().is_root() && !getuid().is_root() {
+        if geteuid().is_root() && !(getuid().is_root() && getgid().is_root()) {
             crate::sys::process::as_root(&mut command);
         }
         Ok(command)

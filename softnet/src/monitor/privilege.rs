@@ -16,6 +16,10 @@ use crate::sandbox;
 
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 
+/// What a monitor needs besides whose caller is an ordinary user: to become his again after it was root's alone, inside the
+/// lock (rule H9).
+const TO_RETURN: CapabilitySet = CapabilitySet::SETUID;
+
 /// Keeps what a place in the managed network takes, if there is one, and nothing otherwise.
 ///
 /// # Errors
@@ -40,10 +44,11 @@ fn reduce_root() -> io::Result<()> {
     }
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     set_thread_res_uid(getuid(), Uid::ROOT, Uid::ROOT)?;
+    let kept = if getuid().is_root() { KEPT } else { KEPT.union(TO_RETURN) };
     if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         for number in 0..u64::BITS {
             let capability = CapabilitySet::from_bits_retain(1 << number);
-            if KEPT.contains(capability) {
+            if kept.contains(capability) {
                 continue;
             }
             match remove_capability_from_bounding_set(capability) {
@@ -54,7 +59,7 @@ fn reduce_root() -> io::Result<()> {
             }
         }
     }
-    let kept = capabilities(None)?.permitted & KEPT;
+    let kept = capabilities(None)?.permitted & kept;
     set_capabilities(
         None,
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },

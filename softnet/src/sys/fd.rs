@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 use rustix::io::FdFlags;
@@ -30,6 +30,12 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The descriptor of `owner`, which offers it as a number only.
+pub fn borrow<T: AsRawFd + ?Sized>(owner: &T) -> BorrowedFd<'_> {
+    // SAFETY: the owner is borrowed for as long, and keeps its descriptor open until it is dropped.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }
 
 /// Closes every descriptor of this process that is not in `keep`, and makes those close-on-exec.

@@ -4,6 +4,8 @@ pub mod fd;
 #[cfg(not(target_os = "linux"))]
 pub mod groups;
 #[cfg(target_os = "linux")]
+pub mod incarnation;
+#[cfg(target_os = "linux")]
 pub mod mmsg;
 #[cfg(any(target_os = "macos", test))]
 pub mod msgx;

@@ -110,6 +110,84 @@ pub fn as_root(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Makes `command` nobody's child, in a session of its own, root's in every sense, with no descriptor but the standard ones.
+/// What is spawned ends at once and is to be waited for; the command goes on.
+pub fn detach(command: &mut Command) {
+    as_root(command);
+    let prepare = || {
+        rustix::process::setsid()?;
+        // SAFETY: the child of a fork has one thread. Its parent ends without a destructor, and the child goes on to exec; the
+        // numbers that close_range marks stay open until then.
+        unsafe {
+            match libc::fork() {
+                0 => {}
+                pid if pid < 0 => return Err(io::Error::last_os_error()),
+                _ => libc::_exit(0),
+            }
+            unmask();
+            let flags = libc::CLOSE_RANGE_CLOEXEC;
+            match libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+    };
+    // SAFETY: `prepare` allocates nothing and takes no lock.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Starts `command` with no signal blocked.
+pub fn unmasked(command: &mut Command) {
+    let prepare = || {
+        unmask();
+        Ok(())
+    };
+    // SAFETY: `prepare` makes one system call.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Blocks no signal.
+fn unmask() {
+    // SAFETY: the set is filled before it is read. Both calls are async-signal-safe.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Gives every signal its usual effect, but SIGPIPE, which the runtime ignores.
+///
+/// # Errors
+/// None: what cannot be set has no effect to set.
+pub fn default_signals() -> io::Result<()> {
+    for signal in (1..=libc::SIGRTMAX()).filter(|&signal| signal != libc::SIGPIPE) {
+        // SAFETY: the default disposition runs no code of ours.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    unmask();
+    Ok(())
+}
+
+/// Has the process scheduled as most are, for the processor and for disks.
+///
+/// # Errors
+/// Those of `sched_setscheduler(2)` and `ioprio_set(2)`.
+pub fn default_scheduling() -> io::Result<()> {
+    const THIS_PROCESS: libc::c_int = 1;
+    // SAFETY: the parameters are a local that lives through the call, and numbers.
+    unsafe {
+        let mut parameters: libc::sched_param = std::mem::zeroed();
+        parameters.sched_priority = 0;
+        if libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) < 0
+            || libc::syscall(libc::SYS_ioprio_set, THIS_PROCESS, 0, 0) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Starts `command` as `identity`, if one is given, with `descriptor` open under its present number; the kernel sends
 /// `on_our_death` to it when this process ends, however it ends.
 ///
@@ -132,9 +210,7 @@ pub fn spawn_with(
         // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
         unsafe {
             // The supervisor's blocked signals are not the command's.
-            let mut none: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut none);
-            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            unmask();
             if libc::fcntl(number, libc::F_SETFD, 0) < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, signal) < 0 {
                 return Err(io::Error::last_os_error());
             }

@@ -15,6 +15,12 @@ use rustix::process::Signal;
 const SIGNALS: [libc::c_int; 6] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
 
+/// What a keeper of children reads.
+const OF_CHILDREN: [libc::c_int; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// What a terminal stops its processes with.
+const STOPS: [libc::c_int; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
 /// A signal that was sent to this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
@@ -52,7 +58,19 @@ impl SignalFd {
     /// # Errors
     /// Those of `signalfd(2)`.
     pub fn new() -> io::Result<Self> {
-        let set = change_mask(libc::SIG_BLOCK)?;
+        SignalFd::of(&SIGNALS)
+    }
+
+    /// The same for the ends and stops of children, and for what asks a service to end.
+    ///
+    /// # Errors
+    /// Those of `signalfd(2)`.
+    pub fn of_children() -> io::Result<Self> {
+        SignalFd::of(&OF_CHILDREN)
+    }
+
+    fn of(signals: &[libc::c_int]) -> io::Result<Self> {
+        let (set, _) = change_mask(libc::SIG_BLOCK, signals)?;
         // SAFETY: the set is a local that lives through the call; the descriptor that signalfd returns is ours alone.
         unsafe {
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
@@ -68,7 +86,7 @@ impl SignalFd {
     /// # Errors
     /// Those of `sigprocmask(2)`.
     pub fn release(self) -> io::Result<()> {
-        change_mask(libc::SIG_UNBLOCK).map(drop)
+        change_mask(libc::SIG_UNBLOCK, &SIGNALS).map(drop)
     }
 
     /// The next signal that has arrived, if any.
@@ -90,19 +108,47 @@ impl SignalFd {
     }
 }
 
-/// Blocks or unblocks the supervisor's signals, and returns their set.
-fn change_mask(how: libc::c_int) -> io::Result<libc::sigset_t> {
-    // SAFETY: the set is filled by sigemptyset before it is read, and a local that lives through the calls.
+/// A terminal's stop signals wait until this is dropped.
+pub struct HeldStops(libc::sigset_t);
+
+impl HeldStops {
+    /// From now on they wait.
+    ///
+    /// # Errors
+    /// Those of `sigprocmask(2)`.
+    pub fn hold() -> io::Result<Self> {
+        change_mask(libc::SIG_BLOCK, &STOPS).map(|(_, before)| HeldStops(before))
+    }
+}
+
+impl std::fmt::Debug for HeldStops {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HeldStops")
+    }
+}
+
+impl Drop for HeldStops {
+    fn drop(&mut self) {
+        // SAFETY: the set is one that sigprocmask filled.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
+}
+
+/// Blocks or unblocks `signals`, and returns their set and the mask before.
+fn change_mask(how: libc::c_int, signals: &[libc::c_int]) -> io::Result<(libc::sigset_t, libc::sigset_t)> {
+    // SAFETY: both sets are filled by sigemptyset before they are read, and locals that live through the calls.
     unsafe {
         let mut set: libc::sigset_t = mem::zeroed();
+        let mut before: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in SIGNALS {
+        libc::sigemptyset(&raw mut before);
+        for &signal in signals {
             libc::sigaddset(&raw mut set, signal);
         }
-        if libc::sigprocmask(how, &raw const set, std::ptr::null_mut()) < 0 {
+        if libc::sigprocmask(how, &raw const set, &raw mut before) < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(set)
+        Ok((set, before))
     }
 }
 

@@ -44,7 +44,7 @@ fn is_noted(mac: Mac, address: Ipv4Addr) -> Result<()> {
 }
 
 /// A VM whose lease is known to dnsmasq and to its monitor.
-fn leased(mac: Mac, arguments: &[&str]) -> Result<(Vm, Ipv4Addr)> {
+pub fn leased(mac: Mac, arguments: &[&str]) -> Result<(Vm, Ipv4Addr)> {
     let vm = Vm::start(mac, arguments)?;
     let address = vm.lease().with_context(|| format!("no address for {mac} beside\n{}", leases()))?;
     is_noted(mac, address)?;
@@ -75,14 +75,42 @@ fn lose_all(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-fn server() -> Result<Pid> {
+pub fn server() -> Result<Pid> {
     Ok(Pid::from_raw(std::fs::read_to_string(format!("{RUN}/dnsmasq.pid"))?.trim().parse()?))
 }
 
+/// The server and whoever would replace it.
 fn kill_the_server() -> Result<()> {
-    let pid = server()?;
-    kill(pid, Signal::SIGKILL)?;
-    ensure!(until(|| is_gone(pid)), "dnsmasq stayed");
+    // None of them sees another's end.
+    let server = pause()?;
+    for pid in keepers()?.into_iter().chain([server]) {
+        kill(pid, Signal::SIGKILL)?;
+        ensure!(until(|| is_gone(pid)), "{pid} stayed");
+    }
+    Ok(())
+}
+
+/// The keeper's two processes, the one that watches the other first.
+pub fn keepers() -> Result<Vec<Pid>> {
+    let text = std::fs::read_to_string("/run/softnet/locks/softnet0/keeper")?;
+    let pid = |line: &str| Ok(Pid::from_raw(line.split(' ').next().context("no process")?.parse()?));
+    text.lines().map(pid).collect()
+}
+
+/// Stops the server, and the keeper, who would have it go on.
+fn pause() -> Result<Pid> {
+    let (server, keepers) = (server()?, keepers()?);
+    for &pid in keepers.iter().chain([&server]) {
+        kill(pid, Signal::SIGSTOP)?;
+    }
+    Ok(server)
+}
+
+fn resume(server: Pid) -> Result<()> {
+    kill(server, Signal::SIGCONT)?;
+    for pid in keepers()? {
+        kill(pid, Signal::SIGCONT)?;
+    }
     Ok(())
 }
 
@@ -97,7 +125,7 @@ fn start_that_waits_for(server: Pid, mac: Mac) -> Result<Vm> {
     let (sender, started) = std::sync::mpsc::channel();
     std::thread::spawn(move || drop(sender.send(Vm::start(mac, &[]))));
     let early = started.recv_timeout(Duration::from_millis(100));
-    kill(server, Signal::SIGCONT)?;
+    resume(server)?;
     ensure!(early.is_err(), "it did not wait");
     started.recv()?
 }
@@ -234,13 +262,12 @@ pub fn an_answer_that_finds_no_vm_is_given_back_too() -> Result<()> {
     // If the server does not answer in time, the next start looks.
     let vm = Vm::start(FIRST, &[])?;
     let offer = vm.offer()?;
-    let server = server()?;
-    kill(server, Signal::SIGSTOP)?;
+    let server = pause()?;
     vm.request(&offer)?;
     let Vm { port, mut softnet, .. } = vm;
     drop(port);
     ensure!(softnet.wait()?.success() && softnet.log().contains("the next start looks"), "{}", softnet.log());
-    kill(server, Signal::SIGCONT)?;
+    resume(server)?;
     let (_second, _) = leased(SECOND, &[])?;
     ensure!(!is_leased(FIRST), "still leased:\n{}", leases());
     Ok(())
@@ -249,8 +276,7 @@ pub fn an_answer_that_finds_no_vm_is_given_back_too() -> Result<()> {
 /// A VM that starts again at once must not take over what its last Softnet has just given back.
 pub fn a_lease_that_is_about_to_end_is_not_taken_over() -> Result<()> {
     let (mut vm, _) = leased(FIRST, &[])?;
-    let server = server()?;
-    kill(server, Signal::SIGSTOP)?;
+    let server = pause()?;
     vm.softnet.signal(Signal::SIGTERM)?;
     ensure!(until(|| vm.port.is_closed()), "the worker stayed");
     let mut again = start_that_waits_for(server, FIRST)?;
@@ -266,13 +292,12 @@ pub fn a_lease_that_is_about_to_end_is_not_taken_over() -> Result<()> {
 pub fn an_answer_that_no_worker_lived_to_see_is_given_back_too() -> Result<()> {
     let mut vm = Vm::start(FIRST, &[])?;
     let offer = vm.offer()?;
-    let (server, worker) = (server()?, worker_of(vm.softnet.pid())?);
-    kill(server, Signal::SIGSTOP)?;
+    let (server, worker) = (pause()?, worker_of(vm.softnet.pid())?);
     vm.request(&offer)?;
     let forwarded = || vm.softnet.counters().is_ok_and(|now| now.from_vm.get("forwarded") == Some(&2));
     ensure!(until(forwarded), "the request was not carried");
     kill(worker, Signal::SIGSTOP)?;
-    kill(server, Signal::SIGCONT)?;
+    resume(server)?;
     ensure!(until(|| is_leased(FIRST)));
     kill(worker, Signal::SIGKILL)?;
     vm.softnet.wait()?;
@@ -284,8 +309,7 @@ pub fn an_answer_that_no_worker_lived_to_see_is_given_back_too() -> Result<()> {
 pub fn a_request_in_the_servers_queue_is_waited_for() -> Result<()> {
     let mut vm = Vm::start(FIRST, &[])?;
     let offer = vm.offer()?;
-    let server = server()?;
-    kill(server, Signal::SIGSTOP)?;
+    let server = pause()?;
     vm.request(&offer)?;
     let forwarded = || vm.softnet.counters().is_ok_and(|now| now.from_vm.get("forwarded") == Some(&2));
     ensure!(until(forwarded), "the request was not carried");

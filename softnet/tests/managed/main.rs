@@ -2,7 +2,9 @@
 //! ends.
 #![cfg(target_os = "linux")]
 
+mod keeper;
 mod leases;
+mod locks;
 mod surroundings;
 
 use std::collections::BTreeSet;
@@ -55,14 +57,22 @@ fn main() -> ExitCode {
         leases::{a_lease_that_no_monitor_lived_to_note_is_given_back_too, nobody_elses_lease_is_given_back},
         leases::{the_leases_of_many_dead_are_given_back_bit_by_bit},
     ];
-    tests.extend(leases.into_iter().map(Test::as_root));
+    let keeper = lab::tests![
+        keeper::{whatever_breaks_is_whole_within_five_seconds, a_server_that_reads_nothing_is_replaced},
+        keeper::{no_death_of_a_keeper_is_the_last, the_server_owes_nothing_to_its_starter},
+        keeper::{it_sleeps_while_no_vm_runs, the_server_tells_nothing_of_itself},
+        locks::{no_user_can_lock_what_matters, a_wait_for_a_lock_ends_and_names_the_holder},
+        locks::{a_process_that_looks_like_the_server_is_not_taken_for_it, status_serves_any_user},
+        locks::{nobody_stops_a_set_user_id_start_inside_the_lock, a_set_user_id_start_changes_no_setting},
+    ];
     let surroundings = lab::tests![
         surroundings::{h1_the_hosts_addresses_reach_the_filter_as_they_come_and_go},
         surroundings::{h2_ports_that_others_expose_reach_the_filter_in_every_mode},
         surroundings::{h3_the_host_is_ready_when_the_vm_hears_of_its_address},
         surroundings::{h10_the_vm_that_the_server_contradicts_is_ended},
     ];
-    tests.extend(surroundings.into_iter().map(Test::as_root));
+    let own = leases.into_iter().chain(keeper).chain(surroundings);
+    tests.extend(own.map(Test::as_root));
     harness::main(tests)
 }
 
@@ -123,12 +133,17 @@ impl Vm {
                     return Ok(());
                 }
                 if frame.get(12..14) == Some(&[8, 6]) {
-                    let gateway = Mac(*frame[6..].first_chunk().context("cut short")?);
-                    self.port.send(&Arp::reply(self.mac, address, gateway, self.gateway()?).frame())?;
+                    self.answer_arp(&frame, address)?;
                 }
             }
         }
         bail!("nothing that was sent to {to} arrived: {}", self.softnet.log())
+    }
+
+    /// Answers the ARP request in `frame` for the VM's address.
+    fn answer_arp(&self, frame: &[u8], address: Ipv4Addr) -> Result<()> {
+        let gateway = Mac(*frame[6..].first_chunk().context("cut short")?);
+        self.port.send(&Arp::reply(self.mac, address, gateway, self.gateway()?).frame())
     }
 }
 
@@ -369,7 +384,9 @@ fn a_held_address_is_refused() -> Result<()> {
     let hold = || -> Result<Vec<_>> {
         (2..=6)
             .map(|last| {
-                let file = std::fs::File::create(format!("/run/softnet/softnet0/leases/10.9.0.{last}"))?;
+                std::fs::write(format!("/run/softnet/softnet0/leases/10.9.0.{last}"), "somebody\n")?;
+                let file =
+                    std::fs::File::create(format!("/run/softnet/locks/softnet0/leases/10.9.0.{last}"))?;
                 Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno.into())
             })
             .collect()

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
-use super::{Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, rules, ruleset, subnet, type_name};
+use super::{
+    Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, keeper, rules, ruleset, subnet, type_name,
+};
 use crate::host::bridge::{self, Gateway};
 use crate::host::sysctl;
 use crate::host::tools::Tool;
@@ -40,9 +43,33 @@ pub(super) fn ensure_locked(
     Tool::Nft.find()?;
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
+    let directory = run_dir.network(config.name.as_str());
+    make_whole(config, joining, run_dir, lock, |_| keeper::ensure(&config.name, &directory, lock))
+}
+
+/// Makes the network of `plan` whole as a start does, with the keeper's own way to `serve` on the bridge with
+/// an index.
+pub(super) fn repair(
+    plan: &Plan,
+    run_dir: &RunDir,
+    lock: &Lock,
+    serve: impl FnOnce(u32) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Plan { name, net_type, lease_time, .. } = plan.clone();
+    let config = NetworkConfig { name, subnet: None, net_type, lease_time };
+    make_whole(&config, None, run_dir, lock, serve).map(drop)
+}
+
+fn make_whole(
+    config: &NetworkConfig,
+    joining: Option<MacAddr>,
+    run_dir: &RunDir,
+    lock: &Lock,
+    serve: impl FnOnce(u32) -> Result<(), Error>,
+) -> Result<(Plan, Gateway), Error> {
     let mut netlink = Netlink::open()?;
     let directory = run_dir.network(config.name.as_str());
-    let (plan, link) = decide(config, &directory, &mut netlink)?;
+    let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
     directory.create()?;
     run_dir::write_atomically(&directory.file("network"), &record::write_plan(&plan))?;
     let members = members(&directory, lock)?;
@@ -58,7 +85,7 @@ pub(super) fn ensure_locked(
     if turn_on {
         sysctl::set_forwarding(true)?;
     }
-    dnsmasq::ensure(&plan, &directory, gateway.index)?;
+    serve(gateway.index)?;
     bury(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
 }
@@ -68,18 +95,15 @@ fn decide(
     config: &NetworkConfig,
     directory: &NetworkDir,
     netlink: &mut Netlink,
+    lock: &Lock,
 ) -> Result<(Plan, Option<Link>), Error> {
     let name = &config.name;
     let in_subnet = |source| Error::Subnet { name: name.clone(), source };
     let recorded = run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text));
     let link = netlink.link(name.as_str())?;
+    let lease_time = lease_time(config, recorded.as_ref(), lock);
     let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
-    let plan = |subnet| Plan {
-        name: name.clone(),
-        subnet,
-        net_type: config.net_type,
-        lease_time: config.lease_time,
-    };
+    let plan = |subnet| Plan { name: name.clone(), subnet, net_type: config.net_type, lease_time };
 
     let mut present = recorded.as_ref().map(|recorded| recorded.subnet);
     if let Some(link) = &link {
@@ -109,6 +133,54 @@ fn decide(
             let taken: Vec<Ipv4Net> = taken.map(|route| route.destination).collect();
             Ok((plan(subnet::choose(wanted, &taken).map_err(in_subnet)?), link))
         }
+    }
+}
+
+/// What of the network is not as it should be, looking only at what is cheap to look at: not at the table, nor the server.
+pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'static str>, Error> {
+    let mut netlink = Netlink::open()?;
+    let name = plan.name.as_str();
+    let Some(link) = netlink.link(name)?.filter(|link| link.kind == Kind::Bridge) else {
+        return Ok(Some("the bridge"));
+    };
+    if !link.up || link.mac != Some(plan.mac()) || link.mtu != MTU {
+        return Ok(Some("the bridge"));
+    }
+    if netlink.addresses(link.index)? != [plan.gateway()] {
+        return Ok(Some("the bridge's address"));
+    }
+    let own = std::fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/forwarding"));
+    let forwards = own.is_ok_and(|value| value.trim() == "1");
+    if forwards != (plan.net_type == NetType::Nat) || plan.net_type == NetType::Nat && !sysctl::forwarding()?
+    {
+        return Ok(Some("forwarding"));
+    }
+    for (tap, isolated) in members.iter().filter_map(|member| member.tap.as_ref()) {
+        // One that is gone is its Softnet's business.
+        if let Some(port) = netlink.link(tap)?
+            && (port.master != Some(link.index) || port.isolated != Some(*isolated))
+        {
+            return Ok(Some("a VM's port"));
+        }
+    }
+    Ok(None)
+}
+
+/// How long a lease is to last: the latest start decides for all, unless it has more privilege than its caller (rule H9).
+fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> Duration {
+    match recorded {
+        Some(recorded) if lock.is_elevated() => {
+            if recorded.lease_time != config.lease_time {
+                let seconds = recorded.lease_time.as_secs();
+                tracing::warn!(
+                    seconds,
+                    network = %config.name,
+                    "the network's lease time stays; only root changes a network that is there"
+                );
+            }
+            recorded.lease_time
+        }
+        _ => config.lease_time,
     }
 }
 
@@ -269,12 +341,15 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         return Err(Error::Foreign(name.clone()));
     }
     let existed = recorded.is_some() || link.is_some();
-    dnsmasq::stop(&directory)?;
+    keeper::end(&directory, &lock)?;
     let subnet = recorded.and_then(|text| record::read_plan(name, &text)).map(|plan| plan.subnet);
     if let Some(link) = link {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
+    if run_dir.networks()?.is_empty() {
+        run_dir::remove_file(&run_dir.generation_file())?;
+    }
     let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
     // Behind forwarding: until it is off, the rules keep the host from being a router.
     if existed {

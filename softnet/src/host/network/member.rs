@@ -8,7 +8,7 @@
 //! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use softnet_filter::MacAddr;
 use super::build::{ensure_locked, hands_out};
 use super::dispute;
 use super::dnsmasq;
+use super::keeper;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -127,6 +128,21 @@ impl Membership {
         self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
     }
 
+    /// A descriptor of the network's keeper, which can be read when that has ended; `None` if there is none.
+    pub fn keeper_descriptor(&self) -> Option<OwnedFd> {
+        keeper::descriptor(&self.directory)
+    }
+
+    /// Sees to it that the network has a keeper. Takes root's privilege whole; a process that has given some of it up relies
+    /// on the keeper's warden.
+    ///
+    /// # Errors
+    /// When none can be started.
+    pub fn revive_keeper(&self) -> Result<(), Error> {
+        let lock = self.lock()?;
+        keeper::ensure(&self.plan.name, &self.directory, &lock)
+    }
+
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
     pub fn attach(&mut self, tap: &str, isolated: bool) -> Result<(), Error> {
         let lock = self.lock()?;
@@ -199,7 +215,8 @@ impl Membership {
         }
         let path = self.directory.leases().join(address.to_string());
         let Some(lease) = Claim::take(path.clone())? else {
-            let holder = run_dir::read(&path)?.unwrap_or_default().trim().to_owned();
+            let holder =
+                run_dir::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
         Ok(lease.saying(&format!("{}\n", self.record.mac))?)

@@ -3,8 +3,8 @@
 //! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
 //! place: a bridge with a MAC and an address of its own ([`build`]), nftables rules ([`ruleset`]), one dnsmasq
 //! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
-//! and puts right what is missing or different, so there is no other repair, and a network that is whole costs a few
-//! milliseconds.
+//! and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when something breaks.
+//! A network that is whole costs a start a few milliseconds.
 //!
 //! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
 //! recognised by the next start and removed. The network itself stays until `softnet network down`.
@@ -13,6 +13,8 @@ pub mod build;
 mod dispute;
 pub mod dnsmasq;
 pub mod exposed;
+pub mod keeper;
+mod lock;
 mod member;
 mod record;
 mod rules;
@@ -84,7 +86,7 @@ impl FromStr for NetworkName {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
-        let taken = matches!(text, "lock" | "ip_forward" | "all" | "default" | "lo");
+        let taken = matches!(text, "lock" | "locks" | "ip_forward" | "all" | "default" | "lo");
         if first && text.len() <= 15 && text.bytes().all(plain) && !taken {
             Ok(NetworkName(text.to_owned()))
         } else {
@@ -261,6 +263,9 @@ pub enum Error {
     /// dnsmasq.
     #[error(transparent)]
     Dnsmasq(#[from] dnsmasq::Error),
+    /// The keeper could not do what it was asked for.
+    #[error("{0}")]
+    Keeper(String),
     /// The run directory.
     #[error(transparent)]
     Files(#[from] run_dir::Error),
@@ -306,6 +311,7 @@ mod tests {
             "ä",
             "all",
             "lock",
+            "locks",
             "netns-1",
             "a%d",
         ];

@@ -12,7 +12,7 @@ use softnet_filter::MacAddr;
 
 use super::ruleset::{self, Features, Host, Network, Snapshot};
 use super::run_dir::{self, Lock, RunDir};
-use super::{DEFAULT_CONNECTIONS, Error, NetworkName, build, record};
+use super::{DEFAULT_CONNECTIONS, Error, NetworkName, build, keeper, record};
 use crate::conntrack::{self, Flow};
 use crate::host::expose::{Forward, Protocol};
 use crate::host::tools::Tool;
@@ -81,6 +81,8 @@ pub fn admit(
 
 /// Notes which rules the kernel has now.
 fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
+    // The keeper tells changes by others from this one by it.
+    keeper::note_generation(run_dir);
     if snapshot.networks.is_empty() {
         return Ok(run_dir::remove_file(&marker(run_dir))?);
     }

@@ -1,20 +1,27 @@
 //! What a managed network keeps on disk, under `/run/softnet`, and the locks that make many Softnets one.
 //!
 //! ```text
-//! /run/softnet/lock                 flock: whoever changes anything holds it
-//! /run/softnet/ip_forward           Softnet turned IPv4 forwarding on, so the last network turns it off
-//! /run/softnet/NAME/network         what was decided for the network
+//! /run/softnet/ip_forward                 Softnet turned IPv4 forwarding on, so the last network turns it off
+//! /run/softnet/NAME/network               what was decided for the network
 //! /run/softnet/NAME/dnsmasq.{pid,leases}
-//! /run/softnet/NAME/ports/MAC       one running Softnet: what it exposes, flocked by it while it lives
-//! /run/softnet/NAME/leases/ADDRESS  which VM holds the address, flocked by its Softnet
+//! /run/softnet/NAME/server                the keeper and its dnsmasq
+//! /run/softnet/NAME/ports/MAC             one running Softnet: what it exposes
+//! /run/softnet/NAME/leases/ADDRESS        which VM holds the address
+//! /run/softnet/locks/lock                 flock: whoever changes anything holds it
+//! /run/softnet/locks/NAME/keeper          flocked by the network's keeper while it lives
+//! /run/softnet/locks/NAME/ports/MAC       flocked by the Softnet that the public file is of
+//! /run/softnet/locks/NAME/leases/ADDRESS  likewise
 //! ```
 //!
-//! A lock dies with its process, so a file without one is what a killed Softnet left behind. It counts for nothing, and the
-//! next start removes it under the outer lock. All is root's and readable by all.
+//! A lock needs no more than an open descriptor (flock(2)), so what is locked lies in a directory that only root can enter
+//! (rule H9), and what others may read is never locked. A lock dies with its process, so a public file without one is what a
+//! killed Softnet left behind. It counts for nothing, and the next start removes it under the outer lock. Who may not see
+//! the locks judges by the process and its time of start, which the public file names.
 //!
 //! Interfaces and tables belong to a network namespace, and `/run` does not. In any other namespace than that of process 1
 //! the directory is `/run/softnet/netns-INODE` instead, so that namespaces do not take each other's networks for theirs.
 
+use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,7 +31,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::geteuid;
 
+pub use super::lock::{Lock, Wait};
+use crate::sys::incarnation::Incarnation;
+
 const BASE: &str = "/run/softnet";
+
+/// The directory of all that is locked, which only root can enter.
+const LOCKS: &str = "locks";
+
+/// Begins the line of a public file that names the process whose it is.
+const HOLDER: &str = "holder ";
 
 /// A file or a directory of the network's could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +52,7 @@ pub struct Error {
 }
 
 impl Error {
-    fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error { action, path: path.to_owned(), source }
     }
 }
@@ -45,12 +61,6 @@ impl Error {
 #[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
-}
-
-/// Holding this, no other Softnet changes any network of this namespace.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
 }
 
 impl RunDir {
@@ -70,19 +80,39 @@ impl RunDir {
     }
 
     /// Waits for the lock, creating the directory if need be.
+    ///
+    /// # Errors
+    /// After [`super::lock::PATIENCE`], with the file and who holds it.
     pub fn lock(&self) -> Result<Lock, Error> {
-        make_directory(Path::new(BASE))?;
-        make_directory(&self.root)?;
-        let path = self.root.join("lock");
-        let file = create(&path)?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|error| Error::new("lock", &path)(error.into()))?;
-        Ok(Lock { _file: file })
+        self.lock_if(Wait::Bounded).and_then(|lock| {
+            lock.ok_or_else(|| Error::new("lock", &self.lock_file())(io::ErrorKind::TimedOut.into()))
+        })
+    }
+
+    /// The lock, if nobody holds it.
+    pub fn try_lock(&self) -> Result<Option<Lock>, Error> {
+        self.lock_if(Wait::Never)
+    }
+
+    fn lock_if(&self, wait: Wait) -> Result<Option<Lock>, Error> {
+        make_directory(Path::new(BASE), 0o755)?;
+        make_directory(&self.root, 0o755)?;
+        make_directory(&self.root.join(LOCKS), 0o700)?;
+        Lock::acquire(&self.lock_file(), wait)
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.root.join(LOCKS).join("lock")
     }
 
     /// The file that says that Softnet turned on IPv4 forwarding.
     pub fn forwarding_marker(&self) -> PathBuf {
         self.root.join("ip_forward")
+    }
+
+    /// The file that says which generation of the kernel's ruleset is Softnet's.
+    pub fn generation_file(&self) -> PathBuf {
+        self.root.join(LOCKS).join("generation")
     }
 
     /// The names of the networks that have a directory.
@@ -106,14 +136,23 @@ pub struct NetworkDir {
 impl NetworkDir {
     /// Creates what is missing.
     pub fn create(&self) -> Result<(), Error> {
-        make_directory(&self.root)?;
-        make_directory(&self.ports())?;
-        make_directory(&self.leases())
+        make_directory(&self.root, 0o755)?;
+        make_directory(&self.ports(), 0o755)?;
+        make_directory(&self.leases(), 0o755)?;
+        let locks = self.locks();
+        make_directory(&locks, 0o700)?;
+        make_directory(&locks.join("ports"), 0o700)?;
+        make_directory(&locks.join("leases"), 0o700)
     }
 
     /// The file `name` in the directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The file `name` where only root can open it.
+    pub fn locked_file(&self, name: &str) -> PathBuf {
+        self.locks().join(name)
     }
 
     /// The members' files.
@@ -126,32 +165,56 @@ impl NetworkDir {
         self.root.join("leases")
     }
 
+    fn locks(&self) -> PathBuf {
+        counterpart(&self.root, 0)
+    }
+
     /// Removes the directory with all that is in it; it is no error if there is none.
     pub fn remove(&self) -> Result<(), Error> {
-        match fs::remove_dir_all(&self.root) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::new("remove", &self.root)(error))
+        for directory in [&self.root, &self.locks()] {
+            match fs::remove_dir_all(directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::new("remove", directory)(error));
+                }
+                _ => {}
             }
-            _ => Ok(()),
         }
+        Ok(())
     }
 }
 
-/// A file whose lock says that its owner lives. It is rewritten in place, because the lock is the inode's.
+/// What belongs to `path` under [`LOCKS`], for a path that lies `depth` levels below its network's directory.
+fn counterpart(path: &Path, depth: usize) -> PathBuf {
+    match path.ancestors().nth(depth + 1) {
+        Some(base) => base.join(LOCKS).join(path.strip_prefix(base).unwrap_or(path)),
+        None => path.join(LOCKS),
+    }
+}
+
+/// How deep members' and leases' files lie in their network's directory.
+const CLAIM_DEPTH: usize = 2;
+
+/// A public file, and the lock beside it that says that its owner lives. The lock is the inode's, so the locked file is never
+/// replaced while it is held.
 #[derive(Debug)]
 pub struct Claim {
-    file: File,
+    lock: File,
+    lock_path: PathBuf,
     path: PathBuf,
 }
 
 impl Claim {
-    /// Claims `path`; `None` if a living process has it. Call it under the [`Lock`].
+    /// Claims `path`, a file under `ports/` or `leases/`; `None` if a living process has it. Call it under the [`Lock`].
     pub fn take(path: PathBuf) -> Result<Option<Claim>, Error> {
-        let file = create(&path)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Claim { file, path })),
+        let lock_path = counterpart(&path, CLAIM_DEPTH);
+        for directory in lock_path.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
+            make_directory(directory, 0o700)?;
+        }
+        let lock = create(&lock_path, 0o600)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Claim { lock, lock_path, path })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(Error::new("lock", &path)(error.into())),
+            Err(error) => Err(Error::new("lock", &lock_path)(error.into())),
         }
     }
 
@@ -166,14 +229,20 @@ impl Claim {
         }
     }
 
-    /// Replaces the file's content. Readers hold the [`Lock`], and so does the caller.
+    /// Replaces the public file's content, with a line about this process at its end. Readers hold the [`Lock`], and so does
+    /// the caller.
     pub fn write(&mut self, content: &str) -> Result<(), Error> {
-        let write = |file: &mut File| {
+        let content = match Incarnation::of_this_process() {
+            Some(holder) => format!("{content}{HOLDER}{holder}\n"),
+            None => content.to_owned(),
+        };
+        let mut file = create(&self.path, 0o644)?;
+        let mut write = || {
             file.rewind()?;
             file.write_all(content.as_bytes())?;
             file.set_len(content.len() as u64)
         };
-        write(&mut self.file).map_err(Error::new("write", &self.path))
+        write().map_err(Error::new("write", &self.path))
     }
 
     /// The name of the claimed file.
@@ -181,23 +250,32 @@ impl Claim {
         self.path.file_name()?.to_str()
     }
 
-    /// Whether the claimed file is still the one at its path, and not removed with the network's directory.
+    /// Whether the locked file is still the one at its path, and not removed with the network's directory.
     pub fn stands(&self) -> bool {
-        let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let own = self.file.metadata().map(identity);
-        own.is_ok_and(|own| fs::symlink_metadata(&self.path).map(identity).is_ok_and(|there| there == own))
+        stands(&self.lock, &self.lock_path)
     }
 
-    /// Gives the claim up and removes its file, if it is still the one. Call it under the [`Lock`].
+    /// Gives the claim up and removes its files, if they are still its. Call it under the [`Lock`].
     pub fn release(self) -> Result<(), Error> {
-        if self.stands() { remove_file(&self.path) } else { Ok(()) }
+        if !self.stands() {
+            return Ok(());
+        }
+        remove_file(&self.path)?;
+        remove_file(&self.lock_path)
     }
 }
 
 impl AsFd for Claim {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.lock.as_fd()
     }
+}
+
+/// Whether `file` is the one at `path`.
+pub fn stands(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let own = file.metadata().map(identity);
+    own.is_ok_and(|own| fs::symlink_metadata(path).map(identity).is_ok_and(|there| there == own))
 }
 
 /// The files in `directory` whose owners are dead, with their content as far as it can be read. They are the caller's now,
@@ -205,7 +283,9 @@ impl AsFd for Claim {
 pub fn left_behind(
     directory: &Path,
 ) -> Result<impl Iterator<Item = Result<(Claim, String), Error>> + use<>, Error> {
-    let names = list(directory)?;
+    // A process may have died between its lock and its file.
+    let mut names: BTreeSet<String> = list(directory)?.into_iter().collect();
+    names.extend(list(&counterpart(directory, CLAIM_DEPTH - 1))?);
     let directory = directory.to_owned();
     let look = move |name: String| {
         let path = directory.join(name);
@@ -227,9 +307,23 @@ pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(found)
 }
 
-/// Whether a living process has claimed `path`.
+/// Whether a living process has claimed `path`. Who may not look at locks asks whether the process that the file names lives.
 pub fn is_claimed(path: &Path) -> bool {
-    File::open(path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+    let lock_path = counterpart(path, CLAIM_DEPTH);
+    match File::open(&lock_path) {
+        Ok(file) => is_locked(&file),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let text = read(path).ok().flatten().unwrap_or_default();
+            let holder = text.lines().find_map(|line| line.strip_prefix(HOLDER)?.parse::<Incarnation>().ok());
+            holder.is_some_and(Incarnation::lives)
+        }
+        Err(_) => false,
+    }
+}
+
+/// Whether some process has locked the file.
+pub fn is_locked(file: &File) -> bool {
+    flock(file, FlockOperation::NonBlockingLockShared).is_err()
 }
 
 /// The file's content, or `None` if there is no such file.
@@ -246,7 +340,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Error> {
 pub fn write_atomically(path: &Path, content: &str) -> Result<(), Error> {
     let staged = path.with_extension("new");
     let write = || {
-        let mut file = create(&staged).map_err(|error| error.source)?;
+        let mut file = create(&staged, 0o644).map_err(|error| error.source)?;
         file.set_len(0)?;
         file.write_all(content.as_bytes())?;
         fs::rename(&staged, path)
@@ -277,32 +371,38 @@ fn list(directory: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn create(path: &Path) -> Result<File, Error> {
+/// Opens a file for reading and writing, created with `mode` if it is missing; never through a symbolic link.
+pub(super) fn create(path: &Path, mode: u32) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o644)
+        .mode(mode)
         .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
         .open(path)
         .map_err(Error::new("open", path))
 }
 
-/// Creates the directory and makes sure that nobody else can have put anything into it.
-fn make_directory(path: &Path) -> Result<(), Error> {
-    match DirBuilder::new().mode(0o755).create(path) {
+/// Creates the directory and makes sure that nobody else can have put anything into it, nor look into it if `mode` says so.
+pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
+    match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Error::new("create", path)(error));
         }
         _ => {}
     }
     let metadata = fs::symlink_metadata(path).map_err(Error::new("look at", path))?;
-    let trusted = metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & 0o022 == 0;
+    let forbidden = 0o022 | (0o077 & !mode);
+    let trusted =
+        metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & forbidden == 0;
     if trusted {
         return Ok(());
     }
-    let message = "it is no directory that only root can write to; remove it and start again";
+    let message = match mode & 0o077 {
+        0 => "it is no directory that only root can enter; remove it and start again",
+        _ => "it is no directory that only root can write to; remove it and start again",
+    };
     Err(Error::new("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, message)))
 }
 
@@ -315,8 +415,15 @@ mod tests {
     impl Scratch {
         fn new(name: &str) -> Self {
             let path = std::env::temp_dir().join(format!("softnet-{name}-{}", std::process::id()));
-            fs::create_dir(&path).unwrap();
+            fs::create_dir_all(path.join("net/ports")).unwrap();
+            DirBuilder::new().mode(0o700).create(path.join(LOCKS)).unwrap();
             Scratch(path)
+        }
+    }
+
+    impl Scratch {
+        fn ports(&self) -> PathBuf {
+            self.0.join("net/ports")
         }
     }
 
@@ -329,19 +436,19 @@ mod tests {
     #[test]
     fn a_claim_is_exclusive_while_its_owner_lives_and_garbage_after() {
         let scratch = Scratch::new("claim");
-        let path = scratch.0.join("one");
+        let path = scratch.ports().join("one");
         let mut claim = Claim::take(path.clone()).unwrap().expect("nobody has it");
-        claim.write("a longer content").unwrap();
-        claim.write("short").unwrap();
+        claim.write("a longer content\n").unwrap();
+        claim.write("short\n").unwrap();
         assert!(Claim::take(path.clone()).unwrap().is_none());
-        assert_eq!(living(&scratch.0).unwrap(), [("one".to_owned(), "short".to_owned())]);
-        assert_eq!(left_behind(&scratch.0).unwrap().count(), 0);
+        assert_eq!(living(&scratch.ports()).unwrap().len(), 1);
+        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 0);
         drop(claim);
         assert!(path.exists(), "a death removes nothing");
-        assert_eq!(living(&scratch.0).unwrap(), []);
-        assert_eq!(left_behind(&scratch.0).unwrap().count(), 1, "and neither does a look");
-        let (claim, content) = left_behind(&scratch.0).unwrap().next().unwrap().unwrap();
-        assert_eq!(content, "short");
+        assert_eq!(living(&scratch.ports()).unwrap(), []);
+        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 1, "and neither does a look");
+        let (claim, content) = left_behind(&scratch.ports()).unwrap().next().unwrap().unwrap();
+        assert!(content.starts_with("short\nholder "), "{content}");
         assert!(Claim::take(path.clone()).unwrap().is_none());
         claim.release().unwrap();
         assert!(!path.exists());
@@ -350,12 +457,12 @@ mod tests {
     #[test]
     fn a_claim_on_a_removed_file_removes_nobody_elses() {
         let scratch = Scratch::new("removed");
-        let path = scratch.0.join("one");
+        let path = scratch.ports().join("one");
         let first = Claim::take(path.clone()).unwrap().unwrap();
         assert!(first.stands());
-        fs::remove_file(&path).unwrap();
+        fs::remove_file(scratch.0.join("locks/net/ports/one")).unwrap();
         assert!(!first.stands());
-        let second = Claim::take(path.clone()).unwrap().expect("the file is another");
+        let second = Claim::take(path.clone()).unwrap().expect("the file is another").saying("").unwrap();
         assert!(second.stands() && !first.stands());
         first.release().unwrap();
         assert!(path.exists());
@@ -366,12 +473,12 @@ mod tests {
     #[test]
     fn a_symbolic_link_is_not_followed() {
         let scratch = Scratch::new("link");
-        let path = scratch.0.join("link");
+        let path = scratch.ports().join("link");
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert!(Claim::take(path).is_err());
+        assert!(Claim::take(path).unwrap().unwrap().saying("mine").is_err());
         let directory = scratch.0.join("directory");
         std::os::unix::fs::symlink("/tmp", &directory).unwrap();
-        assert!(make_directory(&directory).is_err());
+        assert!(make_directory(&directory, 0o755).is_err());
     }
 
     #[test]
@@ -379,20 +486,20 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let scratch = Scratch::new("mode");
         let path = scratch.0.join("open");
-        make_directory(&path).unwrap();
-        make_directory(&path).unwrap();
+        make_directory(&path, 0o755).unwrap();
+        make_directory(&path, 0o755).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        let text = make_directory(&path).unwrap_err().to_string();
+        let text = make_directory(&path, 0o755).unwrap_err().to_string();
         assert!(text.contains("only root can write to"), "{text}");
     }
 
     #[test]
     fn an_atomic_write_leaves_no_other_file() {
         let scratch = Scratch::new("atomic");
-        let path = scratch.0.join("network");
+        let path = scratch.ports().join("network");
         write_atomically(&path, "first, longer").unwrap();
         write_atomically(&path, "second").unwrap();
         assert_eq!(read(&path).unwrap().as_deref(), Some("second"));
-        assert_eq!(list(&scratch.0).unwrap(), ["network"]);
+        assert_eq!(list(&scratch.ports()).unwrap(), ["network"]);
     }
 }

@@ -18,6 +18,8 @@ pub struct Status {
     pub bridge: Option<Link>,
     /// The process that serves DHCP and DNS; `None` if it does not run.
     pub dnsmasq: Option<u32>,
+    /// The process that keeps the network whole; `None` if it does not run.
+    pub keeper: Option<u32>,
     /// Whether the nftables table is there; `None` if the caller may not know.
     pub table: Option<bool>,
     /// Whether Softnet turned IPv4 forwarding on, and so keeps the host from forwarding for others.
@@ -47,6 +49,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
+        keeper: dnsmasq::keeper(&directory),
         table: root.then(|| {
             let tables = Tool::Nft.run(&["list", "tables"], "").unwrap_or_default();
             let present = |table: &str| tables.lines().any(|line| line == format!("table ip {table}"));
@@ -106,6 +109,10 @@ impl fmt::Display for Status {
                 writeln!(f, "  dnsmasq  process {pid}, {} leases of {seconds} s", self.leases.len())?;
             }
             None => writeln!(f, "  dnsmasq  {MISSING}")?,
+        }
+        match self.keeper {
+            Some(pid) => writeln!(f, "  keeper   process {pid}")?,
+            None => writeln!(f, "  keeper   {MISSING}")?,
         }
         match self.table {
             Some(true) => writeln!(f, "  nftables table {}", ruleset::table(plan.name.as_str()))?,

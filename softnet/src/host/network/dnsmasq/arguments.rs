@@ -1,0 +1,150 @@
+//! The server's command line, which is its whole configuration.
+
+use std::fs;
+
+use softnet_filter::NetType;
+
+use super::lease_file;
+use super::process::pid_file;
+use crate::host::network::run_dir::NetworkDir;
+use crate::host::network::{Plan, subnet};
+use crate::host::tools::Tool;
+
+/// Open questions that each VM of a full network has room for: the rules let a burst of 50 pass and then 20 a second, and
+/// dnsmasq keeps a question open for 10 s if no answer comes (rule H4).
+const QUESTIONS: u64 = 250;
+/// The most questions that dnsmasq is told to keep open: some tens of megabytes, if all VMs of a large network ask in vain.
+const MOST_QUESTIONS: u64 = 65_000;
+
+/// TCP connections that the rules let each VM of a full network have (rule H4).
+const CONNECTIONS: u64 = 4;
+/// TCP connections for the host, and for those that dnsmasq still keeps of VMs that have gone: its own limit.
+const OTHER_CONNECTIONS: u64 = 20;
+/// The most TCP connections, each of which is a process: what a small host can bear.
+const MOST_CONNECTIONS: u64 = 1_100;
+
+/// What the installed dnsmasq knows that others do not.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Options {
+    /// `--no-ident`, since 2.86.
+    pub no_ident: bool,
+    /// `--max-tcp-connections`, since 2.90.
+    pub tcp_connections: bool,
+}
+
+impl Options {
+    /// Asks the installed dnsmasq.
+    pub fn of_the_installed() -> Self {
+        Options::in_help(&Tool::Dnsmasq.run(&["--help"], "").unwrap_or_default())
+    }
+
+    fn in_help(help: &str) -> Self {
+        Options {
+            no_ident: help.contains("--no-ident"),
+            tcp_connections: help.contains("--max-tcp-connections"),
+        }
+    }
+}
+
+/// One share more than the VMs have is for the host.
+fn questions(pool: u64) -> u64 {
+    pool.saturating_add(1).saturating_mul(QUESTIONS).min(MOST_QUESTIONS)
+}
+
+fn connections(pool: u64) -> u64 {
+    pool.saturating_mul(CONNECTIONS).saturating_add(OTHER_CONNECTIONS).min(MOST_CONNECTIONS)
+}
+
+/// The user that dnsmasq runs as: its own if its package made one.
+pub fn user() -> &'static str {
+    let own = fs::read_to_string("/etc/passwd")
+        .is_ok_and(|passwd| passwd.lines().any(|line| line.starts_with("dnsmasq:")));
+    if own { "dnsmasq" } else { "nobody" }
+}
+
+/// The arguments of the network's server.
+pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Options) -> Vec<String> {
+    let (first, last) = subnet::pool(plan.subnet);
+    let pool = u64::from(last.to_bits()).saturating_sub(first.to_bits().into()).saturating_add(1);
+    let mut arguments = vec![
+        // The host's own configuration is another server's.
+        "--conf-file=/dev/null".to_owned(),
+        format!("--user={user}"),
+        format!("--pid-file={}", pid_file(directory).display()),
+        format!("--dhcp-leasefile={}", lease_file(directory).display()),
+        format!("--interface={}", plan.name),
+        "--except-interface=lo".to_owned(),
+        "--bind-interfaces".to_owned(),
+        format!("--dhcp-range={first},{last},{},{}", plan.subnet.netmask(), plan.lease_time.as_secs()),
+        "--dhcp-authoritative".to_owned(),
+        // Probing delays an offer by seconds, and no VM can use an address that it was not given.
+        "--no-ping".to_owned(),
+        // One address a MAC: the firmware, the installer and the system of one VM, each with a client identifier of its
+        // own, would take three.
+        "--dhcp-ignore-clid".to_owned(),
+        format!("--dhcp-lease-max={pool}"),
+        // A VM must not be able to name itself what another VM looks up.
+        "--dhcp-ignore-names".to_owned(),
+        "--no-hosts".to_owned(),
+        "--quiet-dhcp".to_owned(),
+        // The keeper is its parent, and hears how it ends.
+        "--keep-in-foreground".to_owned(),
+    ];
+    if options.no_ident {
+        // `version.bind` and `servers.bind` tell a VM what to attack and whom the host asks (rule H11).
+        arguments.push("--no-ident".to_owned());
+    }
+    match plan.net_type {
+        NetType::Nat => {
+            arguments.extend(["--domain-needed".to_owned(), "--bogus-priv".to_owned()]);
+            // Room for every VM's share (rule H4): what one VM may have open is the table's to limit.
+            arguments.push(format!("--dns-forward-max={}", questions(pool)));
+            if options.tcp_connections {
+                arguments.push(format!("--max-tcp-connections={}", connections(pool)));
+            }
+        }
+        // No way out: no router, and no resolver through which data could leave.
+        NetType::Host => arguments.extend([
+            "--port=0".to_owned(),
+            "--dhcp-option=option:router".to_owned(),
+            "--dhcp-option=option:dns-server".to_owned(),
+        ]),
+    }
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::run_dir::RunDir;
+    use super::super::super::tests::plan;
+    use super::*;
+
+    #[test]
+    fn a_host_only_network_offers_no_way_out() {
+        let directory = RunDir::of_this_namespace().network("softnet0");
+        let nat = arguments(&plan(NetType::Nat), &directory, "nobody", Options::default());
+        let host = arguments(&plan(NetType::Host), &directory, "nobody", Options::default());
+        assert!(nat.contains(&"--dhcp-range=192.168.64.2,192.168.64.254,255.255.255.0,600".to_owned()));
+        assert!(nat.contains(&"--dhcp-lease-max=253".to_owned()));
+        assert!(!nat.iter().any(|argument| argument.starts_with("--dhcp-option") || argument == "--port=0"));
+        for needed in ["--port=0", "--dhcp-option=option:router", "--dhcp-option=option:dns-server"] {
+            assert!(host.iter().any(|argument| argument == needed), "{needed}");
+        }
+    }
+
+    #[test]
+    fn only_what_the_installed_one_knows_is_asked_for() {
+        let directory = RunDir::of_this_namespace().network("softnet0");
+        let known =
+            Options::in_help("--no-ident  Do not add CHAOS TXT records.\n--max-tcp-connections=<integer>");
+        let new = arguments(&plan(NetType::Nat), &directory, "nobody", known);
+        let old = arguments(&plan(NetType::Nat), &directory, "nobody", Options::in_help(""));
+        for option in ["--no-ident", "--max-tcp-connections=1032"] {
+            assert!(new.iter().any(|argument| argument == option), "{option}: {new:?}");
+            assert!(!old.iter().any(|argument| argument == option), "{option}: {old:?}");
+        }
+        assert!(old.contains(&"--dns-forward-max=63500".to_owned()), "{old:?}");
+        assert_eq!((questions(5), connections(5)), (500, 20));
+        assert_eq!((questions(65_000), connections(65_000)), (32_768, 1024));
+    }
+}

@@ -1,0 +1,135 @@
+//! What the server has noted, and whether it has heeded all that it was sent.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use softnet_filter::MacAddr;
+
+use super::process::running;
+use crate::host::network::run_dir::{self, NetworkDir};
+
+/// How long dnsmasq may take to heed what it was sent, some thousand times what it needs on an idle machine.
+const HEED: Duration = Duration::from_secs(1);
+
+/// The port of a DHCP server.
+pub(super) const SERVER_PORT: u16 = 67;
+
+/// The kernel's list of UDP sockets over IPv4 in this network namespace.
+const UDP_SOCKETS: &str = "/proc/net/udp";
+
+/// One lease as dnsmasq notes it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct LeaseEntry {
+    /// When it ends, in seconds since 1970; 0 is never.
+    pub expires: u64,
+    /// The VM.
+    pub mac: MacAddr,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// Where the server notes its leases.
+pub fn lease_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.leases")
+}
+
+/// Waits until the server has heeded all that it was sent before. Returns false if it has not after a second; a server that
+/// does not run is waited for by nobody.
+pub fn settle(directory: &NetworkDir) -> bool {
+    // In this order: what has left the queue is heeded before dnsmasq sleeps again.
+    let heeded = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
+    running(directory).is_none_or(|pid| until(|| (heeded() && sleeps(pid)).then_some(())).is_some())
+}
+
+/// The leases in the server's file; lines of another shape are passed over.
+pub fn leases(directory: &NetworkDir) -> Result<Vec<LeaseEntry>, run_dir::Error> {
+    Ok(lease_text(directory)?.lines().filter_map(parse_lease).collect())
+}
+
+/// The server's file. dnsmasq rewrites it in place for every change, so it is read again until it was whole, but for no
+/// longer than a second.
+pub fn lease_text(directory: &NetworkDir) -> Result<String, run_dir::Error> {
+    let path = lease_file(directory);
+    let stamp = || fs::metadata(&path).ok().map(|file| (file.len(), file.modified().ok()));
+    let server = running(directory);
+    let whole = until(|| {
+        let before = stamp();
+        let text = run_dir::read(&path).map(Option::unwrap_or_default);
+        // A rewrite that was under way is over when dnsmasq sleeps, and has left its time or its length.
+        let rests = server.is_none_or(sleeps);
+        let is_whole = text.as_ref().is_ok_and(|text| {
+            stamp() == before && before.map_or(0, |(length, _)| length) == text.len() as u64
+        });
+        (text.is_err() || rests && is_whole).then_some(text)
+    });
+    whole.unwrap_or_else(|| Ok(run_dir::read(&path)?.unwrap_or_default()))
+}
+
+/// `EXPIRES MAC ADDRESS NAME CLIENT-ID`, separated by blanks (dnsmasq(8), `--dhcp-leasefile`).
+fn parse_lease(line: &str) -> Option<LeaseEntry> {
+    let mut fields = line.split_ascii_whitespace();
+    let expires = fields.next()?.parse().ok()?;
+    let mac = fields.next()?.parse().ok()?;
+    Some(LeaseEntry { expires, mac, address: fields.next()?.parse().ok()? })
+}
+
+/// Asks again each millisecond, for a second.
+fn until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
+    let give_up = Instant::now() + HEED;
+    loop {
+        let answer = answer();
+        if answer.is_some() || Instant::now() >= give_up {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// How many bytes wait for the DHCP servers of this namespace, by the kernel's list of sockets (proc_pid_net(5)).
+fn queued(sockets: &str) -> u64 {
+    let queue = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (_, port) = fields.nth(1)?.split_once(':')?;
+        let (_, received) = fields.nth(2)?.split_once(':')?;
+        let is_server = u16::from_str_radix(port, 16) == Ok(SERVER_PORT);
+        u64::from_str_radix(received, 16).ok().filter(|_| is_server)
+    };
+    sockets.lines().filter_map(queue).sum()
+}
+
+/// Whether the process waits for something to do, or is gone (proc_pid_stat(5)).
+fn sleeps(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('S'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lease_lines_parse_and_others_are_passed_over() {
+        let lease = parse_lease("1700000600 02:00:00:00:00:01 192.168.64.7 * 01:02").unwrap();
+        assert_eq!(lease.expires, 1_700_000_600);
+        assert_eq!(lease.mac.to_string(), "02:00:00:00:00:01");
+        assert_eq!(lease.address.to_string(), "192.168.64.7");
+        assert_eq!(parse_lease("duid 00:01:00:01"), None);
+        assert_eq!(parse_lease(""), None);
+    }
+
+    #[test]
+    fn what_waits_for_a_dhcp_server_is_counted() {
+        let list = |received: &str| {
+            format!(
+                "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+                 \x20 74: 0140A8C0:0035 00000000:0000 07 00000000:00000200 00:00000000 00000000     0        0 1 2 0 0\n\
+                 \x20 88: 00000000:0043 00000000:0000 07 00000100:{received} 00:00000000 00000000     0        0 3 2 0 0\n"
+            )
+        };
+        assert_eq!(queued(&list("00000000")), 0);
+        assert_eq!(queued(&list("00000300")), 0x300);
+        assert_eq!(queued(""), 0);
+    }
+}

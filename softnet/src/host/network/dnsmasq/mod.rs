@@ -1,0 +1,50 @@
+//! The DHCP and DNS server of a managed network: one dnsmasq, the child of the network's [`super::keeper`].
+//!
+//! Its whole configuration is its command line ([`arguments`]). [`process`] starts, finds and ends it, [`leases`] reads what
+//! it has noted, and [`release`] gives leases back in the place of a Softnet that did not live to.
+
+pub mod arguments;
+mod leases;
+pub mod process;
+mod release;
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use softnet_filter::MacAddr;
+
+use super::run_dir;
+use crate::host::tools;
+
+pub use leases::{LeaseEntry, lease_file, lease_text, leases, settle};
+pub use process::{keeper, running, stop};
+pub use release::release_all;
+
+/// dnsmasq could not be started or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is missing or did not start.
+    #[error(transparent)]
+    Tool(#[from] tools::Error),
+    /// It could not be ended.
+    #[error("cannot end dnsmasq (process {pid}): {source}")]
+    End {
+        /// Its process.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
+    /// It did not take a lease back.
+    #[error("the lease of {address} cannot be given back for {mac}: {source}")]
+    Release {
+        /// The VM.
+        mac: MacAddr,
+        /// Its address.
+        address: Ipv4Addr,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its files could not be used.
+    #[error(transparent)]
+    Files(#[from] run_dir::Error),
+}

@@ -1,0 +1,183 @@
+//! The server's process: started by the keeper as its child, found by what the keeper noted, and ended.
+//!
+//! Only root writes to the network's directory, so the process that the file `server` there names is the server; with its
+//! time of start it is not mistaken for another. What merely looks like a dnsmasq, any user can start, and it counts for
+//! nothing (rule H9). One case is left: a server whose keeper and file are gone. It is looked for among the processes of root
+//! and of dnsmasq's user that run the very program that Softnet would start.
+
+use std::fmt;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::{Error, arguments};
+use crate::host::network::run_dir::{self, NetworkDir};
+use crate::host::tools::Tool;
+use crate::sys::incarnation::Incarnation;
+
+/// How long dnsmasq may take to end before it is killed.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whom the keeper's public file names.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Server {
+    /// The keeper.
+    pub keeper: Option<Incarnation>,
+    /// Its dnsmasq.
+    pub dnsmasq: Option<Incarnation>,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, process) in [("keeper", self.keeper), ("dnsmasq", self.dnsmasq)] {
+            if let Some(process) = process {
+                writeln!(f, "{name} {process}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Server {
+    /// What the file says; nothing if there is none.
+    pub fn noted(directory: &NetworkDir) -> Self {
+        let text = run_dir::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
+        let process =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
+        Server { keeper: process("keeper "), dnsmasq: process("dnsmasq ") }
+    }
+
+    /// Notes it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn note(&self, directory: &NetworkDir) -> Result<(), run_dir::Error> {
+        run_dir::write_atomically(&Server::file(directory), &self.to_string())
+    }
+
+    fn file(directory: &NetworkDir) -> PathBuf {
+        directory.file("server")
+    }
+}
+
+/// The running server of the network, if there is one. Any user may ask.
+pub fn running(directory: &NetworkDir) -> Option<u32> {
+    Server::noted(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
+}
+
+/// The keeper of the network, if there is one. Any user may ask.
+pub fn keeper(directory: &NetworkDir) -> Option<u32> {
+    Server::noted(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
+}
+
+/// Ends the server of a keeper that is gone, if it runs. Takes the right to look at other users' processes.
+///
+/// # Errors
+/// When it cannot be ended.
+pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
+    if let Some(pid) = running(directory) {
+        end(pid)?;
+    }
+    orphans(directory).into_iter().try_for_each(end)
+}
+
+/// Where the server notes its process.
+pub fn pid_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.pid")
+}
+
+/// The dnsmasqs of this network, of whatever keeper.
+fn orphans(directory: &NetworkDir) -> Vec<u32> {
+    let Ok(program) = Tool::Dnsmasq.find().map(|path| fs::canonicalize(&path).unwrap_or(path)) else {
+        return Vec::new();
+    };
+    let option = format!("--pid-file={}", pid_file(directory).display());
+    let users = [Some(0), uid_of(arguments::user())];
+    let is_ours = |&pid: &u32| {
+        let of = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).ok();
+        // The owner of the directory is the effective user, root for a process that is not dumpable.
+        let user = fs::metadata(format!("/proc/{pid}")).ok().map(|metadata| metadata.uid());
+        command_line(pid).is_some_and(|arguments| arguments.contains(&option))
+            && user.is_some_and(|user| users.contains(&Some(user)))
+            && real_user(pid).is_some_and(|user| users.contains(&Some(user)))
+            && of("exe") == Some(program.clone())
+            && of("ns/net").is_some_and(|its| fs::read_link("/proc/self/ns/net").ok() == Some(its))
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_ours).collect()
+}
+
+fn uid_of(name: &str) -> Option<u32> {
+    use crate::privilege::Accounts;
+    Some(crate::privilege::System.user(name)?.uid.as_raw())
+}
+
+/// The process's real user (proc_pid_status(5)).
+fn real_user(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_ascii_whitespace().next()?.parse().ok())
+}
+
+fn command_line(pid: u32) -> Option<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let bytes = bytes.strip_suffix(&[0])?;
+    Some(bytes.split(|&byte| byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect())
+}
+
+/// Asks the process to end, waits, and kills it if it does not.
+///
+/// # Errors
+/// When the kernel refuses, or it has not ended even so.
+pub fn end(pid: u32) -> Result<(), Error> {
+    let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let process = match pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(process) => process,
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(errno) => return Err(failed(errno)),
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        match pidfd_send_signal(&process, signal) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::SRCH) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        }
+        if ended(&process).map_err(failed)? {
+            return Ok(());
+        }
+    }
+    Err(failed(rustix::io::Errno::TIMEDOUT))
+}
+
+fn ended(process: &OwnedFd) -> rustix::io::Result<bool> {
+    let mut waiting = [PollFd::new(process, PollFlags::IN)];
+    let timeout = PATIENCE.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
+    Ok(poll(&mut waiting, Some(&timeout))? > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::run_dir::RunDir;
+    use super::*;
+
+    #[test]
+    fn what_the_keeper_notes_is_read_again() {
+        let own = Incarnation::of_this_process();
+        let server = Server { keeper: own, dnsmasq: None };
+        assert!(server.to_string().starts_with("keeper "));
+        assert_eq!(Server::default().to_string(), "");
+    }
+
+    #[test]
+    fn a_process_that_only_looks_like_dnsmasq_is_not_taken_for_it() {
+        let directory = RunDir::of_this_namespace().network("no-such-net");
+        assert_eq!(running(&directory), None);
+        assert_eq!(orphans(&directory), Vec::<u32>::new());
+    }
+}

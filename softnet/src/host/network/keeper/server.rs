@@ -1,0 +1,240 @@
+//! The keeper's dnsmasq: started as its child, watched while it runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
+use crate::host::network::Plan;
+use crate::host::network::dnsmasq::arguments::{Options, arguments, user};
+use crate::host::network::dnsmasq::process::{end, pid_file};
+use crate::host::network::dnsmasq::{self, Error};
+use crate::host::network::run_dir::{self, NetworkDir};
+use crate::host::tools::{self, Tool};
+use crate::sys;
+use crate::sys::incarnation::Incarnation;
+
+/// How long it may take to serve.
+const START: Duration = Duration::from_secs(8);
+
+/// A server that is stopped again within this time is replaced.
+const STOPPED_AGAIN: Duration = Duration::from_secs(10);
+
+/// How long one that was killed may take to be gone.
+const ENDS: Duration = Duration::from_millis(500);
+
+/// The ports of DHCP and DNS, as the kernel's list of sockets has them.
+const PORTS: [&str; 2] = ["0043", "0035"];
+
+/// A server that runs.
+#[derive(Debug)]
+pub struct Served {
+    process: Incarnation,
+    child: Child,
+    arguments: Vec<String>,
+    bridge: u32,
+    continued: Option<Instant>,
+    /// Its sockets by inode, with what waited in each at the last look.
+    sockets: BTreeMap<u64, u64>,
+    /// The processor time that it had used then, in clock ticks.
+    used: u64,
+}
+
+/// What was heard of the child.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum News {
+    /// Nothing of importance.
+    Well,
+    /// It has ended, or has to be ended.
+    Lost,
+}
+
+impl Served {
+    /// Starts the network's server and waits until it serves. `bridge` is the bridge's index: sockets do not survive their
+    /// interface.
+    ///
+    /// # Errors
+    /// When it does not serve, with what it says itself.
+    pub fn start(plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> Result<Self, Error> {
+        let arguments = arguments(plan, directory, user(), options);
+        let pid_file = pid_file(directory);
+        run_dir::remove_file(&pid_file)?;
+        let failed = |source| Error::Tool(tools::Error::Start { tool: Tool::Dnsmasq, source });
+        let mut command = Tool::Dnsmasq.command()?;
+        command.args(&arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        sys::process::unmasked(&mut command);
+        let mut child = command.spawn().map_err(failed)?;
+        let said = |child: &mut Child, status: String| {
+            let mut said = String::new();
+            if let Some(stderr) = &mut child.stderr {
+                let _ = stderr.read_to_string(&mut said);
+            }
+            let said = said.trim().to_owned();
+            Error::Tool(tools::Error::Failed { tool: Tool::Dnsmasq, status, said })
+        };
+        let give_up = Instant::now() + START;
+        loop {
+            if let Some(status) = child.try_wait().map_err(failed)? {
+                return Err(said(&mut child, status.to_string()));
+            }
+            // It notes its process once its sockets are bound.
+            let noted = run_dir::read(&pid_file).ok().flatten();
+            if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
+                break;
+            }
+            if Instant::now() >= give_up {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(said(&mut child, format!("it does not serve after {} s", START.as_secs())));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // What it says from now on, it says to the system's log.
+        child.stderr = None;
+        let Some(process) = Incarnation::of(child.id()) else {
+            return Err(said(&mut child, "it ended at once".to_owned()));
+        };
+        let mut served =
+            Served { process, child, arguments, bridge, continued: None, sockets: BTreeMap::new(), used: 0 };
+        served.sockets = served.own_sockets();
+        Ok(served)
+    }
+
+    /// Its process.
+    pub fn process(&self) -> Incarnation {
+        self.process
+    }
+
+    /// Whether it is the server that the network needs now.
+    pub fn is_right(&self, plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> bool {
+        self.bridge == bridge && self.arguments == arguments(plan, directory, user(), options)
+    }
+
+    /// Hears whether it has ended or was stopped. One that was stopped goes on, once.
+    pub fn hear(&mut self) -> News {
+        let Some(pid) = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw) else {
+            return News::Lost;
+        };
+        let mut news = News::Well;
+        while let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+            if !status.stopped() {
+                return News::Lost;
+            }
+            if self.continued.is_some_and(|before| before.elapsed() < STOPPED_AGAIN) {
+                news = News::Lost;
+                continue;
+            }
+            self.continued = Some(Instant::now());
+            tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; it goes on");
+            let _ = kill_process(pid, Signal::CONT);
+        }
+        news
+    }
+
+    /// Looks whether it still has its sockets and reads them. It does not if something has waited since the last look, not
+    /// less than then, and it has done nothing meanwhile.
+    pub fn look(&mut self) -> News {
+        let waiting = udp_sockets();
+        let used = processor_time(self.process.pid);
+        let rested = used == self.used;
+        self.used = used;
+        let mut news = News::Well;
+        for (inode, before) in &mut self.sockets {
+            match waiting.get(inode) {
+                None => news = News::Lost,
+                Some(&now) => {
+                    if rested && *before > 0 && now >= *before {
+                        news = News::Lost;
+                    }
+                    *before = now;
+                }
+            }
+        }
+        news
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn end(mut self) -> Result<(), Error> {
+        if self.process.lives() {
+            end(self.process.pid)?;
+        }
+        let _ = self.child.wait();
+        Ok(())
+    }
+
+    /// Ends it at once: it may be in no state to end by itself.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        // Its sockets are closed when it has ended, and that it has is heard of later: a debugger may keep what is left of it.
+        let give_up = Instant::now() + ENDS;
+        while self.process.lives() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = self.child.try_wait();
+    }
+
+    /// Its sockets for DHCP and DNS.
+    fn own_sockets(&self) -> BTreeMap<u64, u64> {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", self.process.pid)) else {
+            return BTreeMap::new();
+        };
+        let all = udp_sockets();
+        let inode = |entry: fs::DirEntry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok()
+        };
+        let own = descriptors.flatten().filter_map(inode);
+        own.filter(|inode| all.contains_key(inode)).map(|inode| (inode, 0)).collect()
+    }
+}
+
+/// The UDP sockets for DHCP and DNS in this network namespace: inode, and how many bytes wait.
+fn udp_sockets() -> BTreeMap<u64, u64> {
+    read_sockets(&fs::read_to_string("/proc/net/udp").unwrap_or_default())
+}
+
+/// Reads the kernel's list (proc_pid_net(5)).
+fn read_sockets(list: &str) -> BTreeMap<u64, u64> {
+    let socket = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (_, port) = fields.get(1)?.split_once(':')?;
+        let (_, received) = fields.get(4)?.split_once(':')?;
+        let inode = fields.get(9)?.parse().ok()?;
+        PORTS.contains(&port).then_some((inode, u64::from_str_radix(received, 16).ok()?))
+    };
+    list.lines().filter_map(socket).collect()
+}
+
+/// In clock ticks (proc_pid_stat(5)).
+fn processor_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields =
+        stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split_ascii_whitespace().skip(11).take(2);
+    fields.filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// The server that an earlier keeper left, if any, is ended: it is nobody's child, so nobody would hear of its end.
+pub fn end_orphans(directory: &NetworkDir) -> Result<(), Error> {
+    dnsmasq::stop(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_list_is_read() {
+        let list = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n\
+                    \x20 74: 0140A8C0:0035 00000000:0000 07 00000000:00000200 00:00000000 00000000     0        0 11 2 0 0\n\
+                    \x20 88: 00000000:0043 00000000:0000 07 00000100:00000000 00:00000000 00000000     0        0 13 2 0 0\n\
+                    \x20 89: 00000000:1043 00000000:0000 07 00000100:00000000 00:00000000 00000000     0        0 14 2 0 0\n";
+        assert_eq!(read_sockets(list), BTreeMap::from([(11, 0x200), (13, 0)]));
+        assert!(read_sockets("").is_empty());
+    }
+}

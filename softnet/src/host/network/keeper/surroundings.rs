@@ -1,0 +1,187 @@
+//! A surrounding that owes nothing to whoever started the keeper: what a service has that the system starts.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, fstat};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit, umask};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, CpuSet, capabilities, remove_capability_from_bounding_set,
+    sched_setaffinity, set_capabilities, set_name, set_no_new_privs,
+};
+
+use crate::sys;
+
+/// The control group that keepers and servers live in, at the root of each hierarchy.
+const GROUP: &str = "softnet";
+
+/// What the keeper, nft and dnsmasq need: interfaces, tables and switches; the server's sockets and its change of user; and
+/// to look at, and end, the server, which is another user's process.
+const KEPT: [CapabilitySet; 8] = [
+    CapabilitySet::NET_ADMIN,
+    CapabilitySet::NET_RAW,
+    CapabilitySet::NET_BIND_SERVICE,
+    CapabilitySet::SETUID,
+    CapabilitySet::SETGID,
+    CapabilitySet::CHOWN,
+    CapabilitySet::KILL,
+    CapabilitySet::SYS_PTRACE,
+];
+
+/// Nothing limits it that is not the machine's own.
+const LIMITS: [(Resource, Option<u64>, Option<u64>); 11] = [
+    (Resource::Cpu, None, None),
+    (Resource::Fsize, None, None),
+    (Resource::Data, None, None),
+    (Resource::As, None, None),
+    (Resource::Nproc, None, None),
+    (Resource::Rss, None, None),
+    (Resource::Stack, Some(8 << 20), None),
+    (Resource::Core, Some(0), None),
+    (Resource::Memlock, Some(8 << 20), Some(8 << 20)),
+    (Resource::Locks, None, None),
+    // A server's questions and connections are sockets.
+    (Resource::Nofile, Some(16_384), Some(65_536)),
+];
+
+/// Leaves one thing behind.
+type Step = fn() -> io::Result<()>;
+
+/// The channel that the starter made the standard input, if it did; standard input leads nowhere afterwards.
+pub fn take_channel() -> io::Result<Option<OwnedFd>> {
+    let stdin = io::stdin();
+    let channel = match FileType::from_raw_mode(fstat(&stdin)?.st_mode) {
+        FileType::Socket => Some(stdin.as_fd().try_clone_to_owned()?),
+        _ => None,
+    };
+    let nowhere = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&nowhere)?;
+    rustix::stdio::dup2_stdout(&nowhere)?;
+    Ok(channel)
+}
+
+/// Makes the file at `path` the standard error, which is the log.
+pub fn take_log(path: &Path) -> io::Result<()> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)?;
+    Ok(rustix::stdio::dup2_stderr(&file)?)
+}
+
+/// Leaves everything behind that was inherited. What cannot be left is said: the keeper then still serves.
+pub fn settle_in() {
+    let steps: [(&str, Step); 7] = [
+        ("the signals' effects", sys::process::default_signals),
+        ("the limits", lift_limits),
+        ("the priority", || Ok(setpriority_process(None, 0)?)),
+        ("the scheduling policy", sys::process::default_scheduling),
+        ("the choice of processors", any_processor),
+        ("the score of the out-of-memory killer", || fs::write("/proc/self/oom_score_adj", "0")),
+        ("the capabilities", bound_capabilities),
+    ];
+    umask(Mode::from_raw_mode(0o022));
+    let _ = set_name(c"softnet-warden");
+    // Before the capabilities go.
+    for path in hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()) {
+        if let Err(error) = join_group(&path) {
+            tracing::warn!(%error, hierarchy = %path.display(), "the network's server stays in its starter's control group");
+        }
+    }
+    for (what, step) in steps {
+        if let Err(error) = step() {
+            tracing::warn!(%error, "{what} of the starter stay the network's server's");
+        }
+    }
+}
+
+fn lift_limits() -> io::Result<()> {
+    let mut outcome = Ok(());
+    for (resource, current, maximum) in LIMITS {
+        if let Err(error) = setrlimit(resource, Rlimit { current, maximum }) {
+            // A container's root may not raise what is the most for it.
+            let most = getrlimit(resource).maximum;
+            let current = [current, most].into_iter().flatten().min();
+            if setrlimit(resource, Rlimit { current, maximum: most }).is_err() {
+                outcome = Err(error.into());
+            }
+        }
+    }
+    outcome
+}
+
+fn any_processor() -> io::Result<()> {
+    let mut all = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|processor| all.set(processor));
+    Ok(sched_setaffinity(None, &all)?)
+}
+
+fn bound_capabilities() -> io::Result<()> {
+    let kept = KEPT.into_iter().fold(CapabilitySet::empty(), CapabilitySet::union);
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        if kept.contains(capability) {
+            continue;
+        }
+        match remove_capability_from_bounding_set(capability) {
+            Ok(()) => {}
+            // Past the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let kept = capabilities(None)?.permitted & kept;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )?;
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Where hierarchies of control groups are mounted, by the text of `mountinfo` (proc_pid_mountinfo(5)).
+fn hierarchies(mounts: &str) -> Vec<PathBuf> {
+    let mount = |line: &str| {
+        let (place, kind) = line.split_once(" - ")?;
+        let is_hierarchy = matches!(kind.split(' ').next(), Some("cgroup" | "cgroup2"));
+        is_hierarchy.then(|| place.split(' ').nth(4).map(PathBuf::from)).flatten()
+    };
+    mounts.lines().filter_map(mount).collect()
+}
+
+/// Moves this process to the group at the root of the hierarchy that is mounted at `root`.
+fn join_group(root: &Path) -> io::Result<()> {
+    let group = root.join(GROUP);
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // A group of version 1's cpuset holds nobody before it has processors and memory (cgroup-v1/cpusets.rst).
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        if File::open(root.join("cgroup.sane_behavior")).is_ok()
+            && let Ok(all) = fs::read_to_string(root.join(name))
+        {
+            fs::write(group.join(name), all)?;
+        }
+    }
+    fs::write(group.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchies_of_both_versions_are_found() {
+        let mounts = "30 25 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\
+                      31 30 0:27 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup2 rw\n\
+                      36 30 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        let found = hierarchies(mounts);
+        assert_eq!(found, ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory"].map(PathBuf::from));
+    }
+}

@@ -1,0 +1,393 @@
+//! The keeper's loop: serves who asks, hears what changes, and repairs under the lock.
+
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
+    recv, send, socket_with,
+};
+use rustix::process::{WaitOptions, waitpid};
+use rustix::thread::set_name;
+
+use super::events::{self, Events, Happened};
+use super::server::{News, Served, end_orphans};
+use super::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
+use crate::host::network::dnsmasq::arguments::Options;
+use crate::host::network::dnsmasq::process::Server;
+use crate::host::network::run_dir::{self, Lock, NetworkDir, RunDir};
+use crate::host::network::{Error, NetworkName, Plan, build, record, rules};
+use crate::netlink::Netlink;
+use crate::sys::incarnation::Incarnation;
+use crate::sys::signalfd::SignalFd;
+
+/// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
+/// not read, and the network is whole within 5 s (rule H8).
+const LOOK: Duration = Duration::from_millis(1500);
+
+/// How long to wait after a change: it seldom comes alone.
+const SETTLE: Duration = Duration::from_millis(30);
+
+/// When a lock that somebody held is tried again.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// When a repair that failed is tried again, and a server that died soon after its start.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The log is emptied when it is longer, in bytes.
+const LONGEST_LOG: u64 = 256 << 10;
+
+/// How many may ask at a time.
+const CLIENTS: usize = 16;
+
+/// Goes on with the loop, or ends it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Next {
+    Go,
+    End,
+}
+
+/// The keeper.
+#[derive(Debug)]
+pub struct Keeper {
+    name: NetworkName,
+    run_dir: RunDir,
+    directory: NetworkDir,
+    lock: File,
+    signals: SignalFd,
+    events: Events,
+    listener: OwnedFd,
+    clients: Vec<OwnedFd>,
+    options: Options,
+    server: Option<Served>,
+    started: Option<Instant>,
+    /// VMs run, as far as is known.
+    active: bool,
+    /// When to check whether all is whole.
+    due: Option<Instant>,
+    /// When to look at the server next.
+    look: Instant,
+    /// The tables may have been changed by others.
+    tables: bool,
+}
+
+impl Keeper {
+    /// A keeper of the network, of which `lock` says that it has one.
+    ///
+    /// # Errors
+    /// When it cannot listen.
+    pub fn new(
+        name: &NetworkName,
+        run_dir: RunDir,
+        directory: NetworkDir,
+        mut lock: File,
+        warden: Option<Incarnation>,
+    ) -> io::Result<Self> {
+        let _ = set_name(c"softnet-keeper");
+        let signals = SignalFd::of_children()?;
+        let events = Events::follow()?;
+        let own = Incarnation::of_this_process();
+        let text: String =
+            [warden, own].into_iter().flatten().map(|process| format!("{process}\n")).collect();
+        lock.rewind()?;
+        lock.write_all(text.as_bytes())?;
+        lock.set_len(text.len() as u64)?;
+        let path = socket_file(&directory);
+        run_dir::remove_file(&path).map_err(io::Error::other)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        bind(&listener, &SocketAddrUnix::new(&path)?)?;
+        listen(&listener, CLIENTS.try_into().unwrap_or(1))?;
+        // What was noted of an earlier one's server stays, so that it can be ended.
+        Server { keeper: own, ..Server::noted(&directory) }.note(&directory).map_err(io::Error::other)?;
+        let now = Instant::now();
+        Ok(Keeper {
+            name: name.clone(),
+            run_dir,
+            directory,
+            lock,
+            signals,
+            events,
+            listener,
+            clients: Vec::new(),
+            options: Options::of_the_installed(),
+            server: None,
+            started: None,
+            active: false,
+            due: Some(now),
+            look: now,
+            tables: true,
+        })
+    }
+
+    /// The same keeper, with a channel to whoever started it.
+    pub fn asked_by(mut self, channel: Option<OwnedFd>) -> Self {
+        self.clients.extend(channel);
+        self
+    }
+
+    /// Watches until it is asked to end, or the network is gone, or the warden is.
+    ///
+    /// # Errors
+    /// When it cannot wait.
+    pub fn watch(&mut self, warden: &OwnedFd) -> io::Result<()> {
+        loop {
+            let ready = self.wait(warden)?;
+            if ready.first() == Some(&true) {
+                return self.hand_over();
+            }
+            if ready.get(1) == Some(&true) && self.hear() == Next::End {
+                return self.end();
+            }
+            let Happened { links, tables } = self.events.read();
+            self.tables |= tables;
+            if (links || tables) && self.active {
+                self.soon(SETTLE);
+            }
+            if self.attend() == Next::End {
+                return self.end();
+            }
+            let now = Instant::now();
+            if self.active && now >= self.look {
+                self.look_at_server(now);
+            }
+            if self.due.is_some_and(|due| now >= due) && self.check() == Next::End {
+                return self.end();
+            }
+        }
+    }
+
+    /// Waits until something happens or is due, and says which of the first two descriptors are ready.
+    fn wait(&self, warden: &OwnedFd) -> io::Result<Vec<bool>> {
+        let look = self.active.then_some(self.look);
+        let deadline = [look, self.due].into_iter().flatten().min();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Never early, or the loop would turn until it is late.
+        let left = left.map(|left| left + Duration::from_millis(1));
+        let timeout = left.map(TryInto::try_into).transpose().map_err(|_| Errno::INVAL)?;
+        let room = self.clients.len() < CLIENTS;
+        let mut descriptors = vec![warden.as_fd(), self.signals.as_fd()];
+        descriptors.extend(self.events.descriptors());
+        descriptors.extend(room.then(|| self.listener.as_fd()));
+        descriptors.extend(self.clients.iter().map(OwnedFd::as_fd));
+        let mut waiting: Vec<PollFd<'_>> = descriptors
+            .into_iter()
+            .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        match poll(&mut waiting, timeout.as_ref()) {
+            Ok(_) => Ok(waiting.iter().map(|fd| !fd.revents().is_empty()).collect()),
+            Err(Errno::INTR) => Ok(Vec::new()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Checks `after` a while, or earlier if that was planned.
+    fn soon(&mut self, after: Duration) {
+        let then = Instant::now() + after;
+        self.due = Some(self.due.map_or(then, |due| due.min(then)));
+    }
+
+    /// Hears of the server, and whether somebody asks to end.
+    fn hear(&mut self) -> Next {
+        let mut next = Next::Go;
+        while let Ok(Some(received)) = self.signals.read() {
+            if received.asks_to_end() {
+                next = Next::End;
+            }
+        }
+        match self.server.as_mut().map(Served::hear) {
+            Some(News::Lost) => self.lose("dnsmasq ended"),
+            Some(News::Well) => {}
+            // What is left of those that were killed.
+            None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
+        }
+        next
+    }
+
+    /// Forgets the server, which is replaced if VMs run.
+    fn lose(&mut self, why: &str) {
+        if let Some(server) = self.server.take() {
+            let pid = server.process().pid;
+            tracing::warn!(pid, network = %self.name, "{why}; it is replaced");
+            server.kill();
+            if let Err(error) = self.note() {
+                tracing::warn!("{error}");
+            }
+        }
+        if self.active {
+            // One that cannot live is not started without end.
+            let young = self.started.is_some_and(|started| started.elapsed() < AGAIN);
+            self.soon(if young { AGAIN } else { Duration::ZERO });
+        }
+    }
+
+    fn look_at_server(&mut self, now: Instant) {
+        self.look = now + LOOK;
+        if self.server.as_mut().is_some_and(|server| server.look() == News::Lost) {
+            self.lose("dnsmasq does not read what it is sent");
+        }
+        // Switches change without a word.
+        self.soon(Duration::ZERO);
+        if let Ok(log) = std::fs::OpenOptions::new().write(true).open(self.directory.file("keeper.log"))
+            && log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG)
+        {
+            let _ = log.set_len(0);
+        }
+    }
+
+    /// Answers who asks. They hold the lock.
+    fn attend(&mut self) -> Next {
+        while self.clients.len() < CLIENTS
+            && let Ok(client) = accept_with(&self.listener, SocketFlags::CLOEXEC)
+        {
+            self.clients.push(client);
+        }
+        let mut next = Next::Go;
+        for client in std::mem::take(&mut self.clients) {
+            let mut bytes = [0; LONGEST];
+            let word = match recv(&client, &mut bytes[..], RecvFlags::DONTWAIT) {
+                Ok((length, _)) => bytes.get(..length).unwrap_or_default(),
+                Err(Errno::AGAIN | Errno::INTR) => {
+                    self.clients.push(client);
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let answer = if word == SERVE.as_bytes() {
+                // The VM that is about to join counts already.
+                self.active = true;
+                self.serve_recorded().map_err(|error| error.to_string())
+            } else if word == END.as_bytes() {
+                next = Next::End;
+                self.end_server().map_err(|error| error.to_string())
+            } else {
+                continue;
+            };
+            let mut answer = answer.err().unwrap_or_else(|| DONE.to_owned());
+            while answer.len() > LONGEST {
+                answer.pop();
+            }
+            let _ = send(&client, answer.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            self.clients.push(client);
+        }
+        next
+    }
+
+    /// Sees to it that the right server runs for what was decided for the network.
+    fn serve_recorded(&mut self) -> Result<(), Error> {
+        let plan = self.plan()?.ok_or_else(|| Error::Gone(self.name.clone()))?;
+        let bridge = crate::host::bridge::find(&mut Netlink::open()?, plan.name.as_str())?;
+        self.serve(&plan, bridge.index)
+    }
+
+    fn serve(&mut self, plan: &Plan, bridge: u32) -> Result<(), Error> {
+        // Its end may not have been heard of yet.
+        if self.server.as_mut().is_some_and(|server| server.hear() == News::Lost) {
+            self.lose("dnsmasq ended");
+        }
+        match self.server.take() {
+            Some(server) if server.is_right(plan, &self.directory, bridge, self.options) => {
+                self.server = Some(server);
+                return self.note();
+            }
+            Some(server) => server.end()?,
+            None => end_orphans(&self.directory)?,
+        }
+        self.started = Some(Instant::now());
+        let server = Served::start(plan, &self.directory, bridge, self.options);
+        self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
+        self.look = Instant::now() + LOOK;
+        self.note()
+    }
+
+    fn plan(&self) -> Result<Option<Plan>, Error> {
+        let text = run_dir::read(&self.directory.file("network"))?;
+        Ok(text.and_then(|text| record::read_plan(&self.name, &text)))
+    }
+
+    /// Notes who keeps and who serves.
+    fn note(&self) -> Result<(), Error> {
+        let dnsmasq = self.server.as_ref().map(Served::process);
+        let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
+        if server != Server::noted(&self.directory) {
+            server.note(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
+    fn check(&mut self) -> Next {
+        self.due = None;
+        if !run_dir::stands(&self.lock, &lock_file(&self.directory)) {
+            tracing::warn!(network = %self.name, "the network's directory is gone");
+            return Next::End;
+        }
+        match self.check_locked() {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(network = %self.name, "cannot repair the network: {error}");
+                self.soon(AGAIN);
+            }
+        }
+        Next::Go
+    }
+
+    fn check_locked(&mut self) -> Result<(), Error> {
+        let run_dir = self.run_dir.clone();
+        let Some(lock) = run_dir.try_lock()? else {
+            self.soon(BUSY);
+            return Ok(());
+        };
+        // The directory may have gone before the lock was had.
+        let Some(plan) = self.plan()? else { return Ok(()) };
+        let members = build::members(&self.directory, &lock)?;
+        self.active = !members.is_empty();
+        if !self.active {
+            // What the last one left in the rules must not meet the next owner of its TAP's name.
+            return self.render_if_needed(&run_dir, &lock);
+        }
+        let tables = self.tables && !events::is_as_noted(&run_dir);
+        let differs = build::differs(&plan, &members)?;
+        if let Some(what) =
+            differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
+        {
+            tracing::warn!(network = %self.name, "{what} is not as it should be; making the network whole");
+            build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
+        }
+        self.tables = false;
+        self.render_if_needed(&run_dir, &lock)
+    }
+
+    /// Renders the rules if a member has died, or the host has other interfaces or bound ports than they were made for.
+    fn render_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+        if rules::are_current(run_dir, lock)? {
+            return Ok(());
+        }
+        tracing::debug!(network = %self.name, "the host has changed; rendering the rules");
+        rules::apply(run_dir, lock)
+    }
+
+    fn end_server(&mut self) -> Result<(), Error> {
+        if let Some(server) = self.server.take() {
+            server.end()?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.end_server().map_err(io::Error::other)
+    }
+
+    /// Lets another pair take over, because nobody would see this process's end any more.
+    fn hand_over(&mut self) -> io::Result<()> {
+        tracing::warn!(network = %self.name, "the warden died; another keeper takes over");
+        start(&self.name, false)?;
+        // The lock goes with this process, and the other waits for that. It ends the server when it has one of its own to
+        // start.
+        Ok(())
+    }
+}

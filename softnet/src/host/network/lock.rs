@@ -1,0 +1,144 @@
+//! The one lock under which networks are changed: waited for with an end, and held by nobody whom its caller could stop.
+//!
+//! A set-user-ID start runs in its caller's name until it has given its privilege up, and the caller may stop it: by a signal
+//! to a process with his real user (kill(2)), or from its terminal. Stopped inside the lock it would stop everybody (rule
+//! H9). So inside the lock the real user is root, a terminal's stop signals wait, and a low priority of the caller's is not
+//! taken in.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::process::{Uid, geteuid, getpriority_process, getuid, setpriority_process};
+use rustix::thread::set_thread_res_uid;
+
+use super::run_dir::{Error, create};
+use crate::sys::incarnation::Incarnation;
+use crate::sys::signalfd::HeldStops;
+
+/// How long a lock is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often a lock that is held is tried: flock(2) has no limit of its own.
+const AGAIN: Duration = Duration::from_millis(2);
+
+/// What a lock that somebody holds is worth.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wait {
+    /// Nothing.
+    Never,
+    /// A wait of [`PATIENCE`].
+    Bounded,
+}
+
+/// Holding this, no other Softnet changes any network of this namespace.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    // After the file: the lock is free before its holder can be stopped again.
+    caller: Option<Caller>,
+}
+
+impl Lock {
+    /// Takes the lock of the file at `path`; `None` if somebody holds it and there is no time to wait.
+    ///
+    /// # Errors
+    /// When the file cannot be used, or is still locked after [`PATIENCE`]: then with the process that holds it.
+    pub(super) fn acquire(path: &Path, wait: Wait) -> Result<Option<Lock>, Error> {
+        let mut file = create(path, 0o600)?;
+        let failed = |error: Errno| Error::new("lock", path)(error.into());
+        // Before the lock: there is no moment inside it at which the caller can stop this process.
+        let caller = Caller::send_away().map_err(Error::new("prepare to lock", path))?;
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) if wait == Wait::Never => return Ok(None),
+                Err(Errno::WOULDBLOCK) if Instant::now() >= give_up => {
+                    let said = format!("{} has held it for {} s", holder(&mut file), PATIENCE.as_secs());
+                    return Err(Error::new("lock", path)(io::Error::new(io::ErrorKind::TimedOut, said)));
+                }
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(AGAIN),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        let mut sign = || {
+            let text = format!("{}\n", std::process::id());
+            file.rewind()?;
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)
+        };
+        // A full disk keeps nobody from leaving.
+        if let Err(error) = sign() {
+            tracing::debug!(%error, "the lock does not say who holds it");
+        }
+        Ok(Some(Lock { file, caller }))
+    }
+
+    /// Whether the process has more privilege than whoever started it, who may then change no setting of a network that
+    /// others use (rule H9).
+    pub fn is_elevated(&self) -> bool {
+        self.caller.is_some()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Here and not with the descriptor, which a program that is being started may share for a moment more.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+        if let Some(caller) = self.caller.take() {
+            caller.let_in();
+        }
+    }
+}
+
+/// Who holds the lock of `file`, in words.
+fn holder(file: &mut File) -> String {
+    let mut text = String::new();
+    let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
+    match read.ok().and_then(|_| text.trim().parse::<u32>().ok()) {
+        Some(pid) => match Incarnation::name(pid) {
+            Some(name) => format!("process {pid} ({name})"),
+            None => format!("process {pid}, which is gone, or a child of it,"),
+        },
+        None => "another process".to_owned(),
+    }
+}
+
+/// The ordinary user in whose name an elevated process runs.
+#[derive(Debug)]
+struct Caller {
+    user: Uid,
+    priority: Option<i32>,
+    _stops: HeldStops,
+}
+
+impl Caller {
+    /// Becomes root in every sense; `None` if the process was started by whom it runs as.
+    fn send_away() -> io::Result<Option<Caller>> {
+        let user = getuid();
+        if !geteuid().is_root() || user.is_root() {
+            return Ok(None);
+        }
+        let stops = HeldStops::hold()?;
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)?;
+        // The monitor may not raise its priority; others then wait for it, but no longer than they wait for anybody.
+        let low = getpriority_process(None).ok().filter(|priority| *priority > 0);
+        let priority = low.filter(|_| setpriority_process(None, 0).is_ok());
+        Ok(Some(Caller { user, priority, _stops: stops }))
+    }
+
+    /// The caller may stop the process again, as who starts a Softnet must be able to.
+    fn let_in(self) {
+        if let Some(priority) = self.priority {
+            let _ = setpriority_process(None, priority);
+        }
+        if let Err(error) = set_thread_res_uid(self.user, Uid::ROOT, Uid::ROOT) {
+            tracing::warn!(%error, "only root can stop this Softnet now");
+        }
+    }
+}
