@@ -347,9 +347,6 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
-    if run_dir.networks()?.is_empty() {
-        run_dir::remove_file(&run_dir.generation_file())?;
-    }
     let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
     // Behind forwarding: until it is off, the rules keep the host from being a router.
     if existed {

@@ -44,7 +44,8 @@ pub fn evict(
     if !run_dir::is_claimed(&lease) {
         return Ok(None);
     }
-    let Some(holder) = run_dir::read(&lease)?.and_then(|text| text.trim().parse::<MacAddr>().ok()) else {
+    let Some(holder) = run_dir::read(&lease)?.and_then(|text| text.lines().next()?.parse::<MacAddr>().ok())
+    else {
         return Ok(None);
     };
     let path = directory.ports().join(holder.to_string());

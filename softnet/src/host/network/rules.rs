@@ -81,11 +81,12 @@ pub fn admit(
 
 /// Notes which rules the kernel has now.
 fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
-    // The keeper tells changes by others from this one by it.
-    keeper::note_generation(run_dir);
     if snapshot.networks.is_empty() {
+        run_dir::remove_file(&run_dir.generation_file())?;
         return Ok(run_dir::remove_file(&marker(run_dir))?);
     }
+    // The keeper tells changes by others from this one by it.
+    keeper::note_generation(run_dir);
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
     if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(snapshot)) {
         tracing::debug!(%error, "it is not noted which rules the kernel has");

@@ -144,7 +144,7 @@ mod tests {
             assert!(!old.iter().any(|argument| argument == option), "{option}: {old:?}");
         }
         assert!(old.contains(&"--dns-forward-max=63500".to_owned()), "{old:?}");
-        assert_eq!((questions(5), connections(5)), (500, 20));
-        assert_eq!((questions(65_000), connections(65_000)), (32_768, 1024));
+        assert_eq!((questions(5), connections(5)), (1_500, 40));
+        assert_eq!((questions(65_000), connections(65_000)), (MOST_QUESTIONS, MOST_CONNECTIONS));
     }
 }
