@@ -663,6 +663,50 @@ mod tests {
         }
     }
 
+    /// B7: an offer that comes late answers no REQUEST, so the second answer to one is still awaited.
+    #[test]
+    fn b7_a_late_offer_answers_no_request() {
+        let mut port = fresh();
+        let (discover, request) = (DhcpFrame::discover(), DhcpFrame::request());
+        for frame in [&discover, &discover] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        for frame in [&request, &request] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        let capped = request.clone().lease_time(120);
+        assert_eq!(port.from_vm(&capped.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.next_deadline(), Some(at(120)));
+        let other = request.address_option(50, OTHER_IP);
+        assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.lease(), None);
+    }
+
+    /// B7: an ACK to a rapid DISCOVER may come as if it were one to the REQUEST behind it, so that asks for the same
+    /// time, and the lease counts from the DISCOVER; unless every DISCOVER was answered by an offer.
+    #[test]
+    fn b7_a_rapid_discover_and_its_request_ask_for_one_thing() {
+        let rapid = DhcpFrame::discover().option(80, &[]);
+        let short = DhcpFrame::request().lease_time(120);
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&rapid.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&short.frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(600)));
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&rapid.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&short.frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(120).frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(125)));
+    }
+
     /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.
     #[test]
     fn b7_late_answers_bring_nothing_back() {

@@ -113,9 +113,14 @@ impl Transactions {
     /// `is_new_id` says that it comes with an identifier that none before it had.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
-            let is_next = matches!(open.asked.kind, Kind::Discover | Kind::RapidDiscover)
-                && asked.kind == Kind::Request
-                && open.asked.client_id == asked.client_id;
+            let is_discovered = match open.asked.kind {
+                Kind::Discover => true,
+                // An ACK to it may still come, and could not be told from one to the REQUEST.
+                Kind::RapidDiscover => open.unanswered == 0 || open.asked.lease_time == asked.lease_time,
+                Kind::Request | Kind::Inform => false,
+            };
+            let is_next =
+                is_discovered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
             open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
         })
     }
@@ -147,8 +152,10 @@ impl Transactions {
             }
             Some(open) => {
                 let unanswered = if open.asked.may_bind() && !open.is_old(now) { open.unanswered } else { 0 };
+                // What is answered may still be the rapid DISCOVER.
+                let since = if unanswered > 0 { open.since } else { now };
                 let unanswered = unanswered.saturating_add(1);
-                *open = Transaction { is_reused: open.asked.may_bind(), unanswered, ..new };
+                *open = Transaction { is_reused: open.asked.may_bind(), since, unanswered, ..new };
             }
             // A free slot, or the oldest.
             None => {
@@ -165,9 +172,12 @@ impl Transactions {
         self.slot(id).filter(|open| !open.is_void)
     }
 
-    /// An offer came, which a server makes instead of binding.
+    /// An offer came, which a server makes instead of binding. One that comes after the REQUEST answers an earlier
+    /// DISCOVER, and no REQUEST.
     pub(crate) fn note_offer(&mut self, id: u32) {
-        if let Some(open) = self.slots.iter_mut().flatten().find(|open| open.id == id) {
+        if let Some(open) = self.slots.iter_mut().flatten().find(|open| open.id == id)
+            && open.asked.kind == Kind::RapidDiscover
+        {
             open.unanswered = open.unanswered.saturating_sub(1);
         }
     }
