@@ -416,7 +416,8 @@ impl Port {
             .resolvers
             .iter()
             .filter(|resolver| self.identity.is_sane_resolver(*resolver) && *resolver != lease.address);
-        let terms = Terms { client_id, has_asked_time: false };
+        // Nobody knows whether it lasts as long as the server's leases usually do (B7).
+        let terms = Terms { client_id, has_asked_time: true };
         self.dhcp.bind(Lease { resolvers: resolvers.collect(), ..lease }, terms, now);
         Ok(())
     }

@@ -70,12 +70,13 @@ pub(crate) fn judge_from_host(
         kind::OFFER => {
             judge_address(identity, message.your_address)?;
             dhcp.offer(message.your_address, now);
+            dhcp.transactions.note_offer(message.transaction);
             Ok(())
         }
         // To a DISCOVER a server makes an offer; the VM has not asked for an address that it could be given or denied.
-        kind::ACK | kind::NAK if !transaction.asked.may_bind() => Err(DropReason::ReplyTransaction),
+        kind::NAK if !transaction.asked.may_bind() => Err(DropReason::ReplyTransaction),
         // Another address than the one that was asked for: this answers an earlier request (B7).
-        kind::ACK if !transaction.may_give(message.your_address) => {
+        kind::ACK if !transaction.asked.may_bind() || !transaction.may_give(message.your_address) => {
             learn_unasked(dhcp, &message, &options, now);
             Err(DropReason::ReplyTransaction)
         }
@@ -527,8 +528,9 @@ mod tests {
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(110)), Verdict::Forward);
         assert_eq!(port.next_deadline(), Some(at(700)));
         // So late that nothing is left of it.
-        let _ = port.from_vm(&DhcpFrame::renewal().frame(), at(110));
-        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(5).frame(), at(116)), Verdict::Forward);
+        let _ = port.from_vm(&DhcpFrame::renewal().xid(8).frame(), at(110));
+        let late = DhcpFrame::ack().xid(8).lease_time(5);
+        assert_eq!(port.from_host(&late.frame(), at(116)), Verdict::Forward);
         assert_eq!(port.lease(), None);
     }
 
@@ -617,6 +619,121 @@ mod tests {
         }
         let request = DhcpFrame::request().option(61, b"\0a");
         assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+    }
+
+    /// B7: a request that was sent twice is answered twice. The second answer is not one to what the VM asks for next
+    /// under the same number.
+    #[test]
+    fn b7_a_second_answer_binds_nothing() {
+        let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
+        let request = DhcpFrame::request().address_option(50, OTHER_IP);
+        let mut port = fresh();
+        for _ in 0..2 {
+            assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
+        // The server moves the VM, and gives the other address to the next one.
+        assert_eq!(port.from_vm(&DhcpFrame::request().xid(7).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&ack.frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.lease(), None);
+        // A minute after the last message the number is as good as new.
+        assert_eq!(port.from_vm(&request.frame(), at(60)), Verdict::Forward);
+        assert_eq!(port.from_host(&ack.frame(), at(60)), Verdict::Forward);
+        assert!(port.lease().is_some());
+    }
+
+    /// B1: a client that asks for rapid commit of a server that makes offers goes on under the same number.
+    #[test]
+    fn b1_an_offer_to_a_rapid_discover_is_taken() {
+        let mut port = fresh();
+        for _ in 0..2 {
+            let discover = DhcpFrame::discover().option(80, &[]);
+            for (frame, is_of_vm) in [
+                (discover, true),
+                (DhcpFrame::offer(), false),
+                (DhcpFrame::request(), true),
+                (DhcpFrame::ack(), false),
+            ] {
+                let frame = frame.frame();
+                let verdict = if is_of_vm { port.from_vm(&frame, NOW) } else { port.from_host(&frame, NOW) };
+                assert_eq!(verdict, Verdict::Forward);
+            }
+            assert!(port.lease().is_some());
+        }
+    }
+
+    /// B7: an offer that comes late answers no REQUEST, so the second answer to one is still awaited.
+    #[test]
+    fn b7_a_late_offer_answers_no_request() {
+        let mut port = fresh();
+        let (discover, request) = (DhcpFrame::discover(), DhcpFrame::request());
+        for frame in [&discover, &discover] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        for frame in [&request, &request] {
+            assert_eq!(port.from_vm(&frame.frame(), NOW), Verdict::Forward);
+        }
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        let capped = request.clone().lease_time(120);
+        assert_eq!(port.from_vm(&capped.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.next_deadline(), Some(at(120)));
+        let other = request.address_option(50, OTHER_IP);
+        assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.lease(), None);
+    }
+
+    /// B7: an ACK to a rapid DISCOVER may come as if it were one to the REQUEST behind it, so that asks for the same
+    /// time, and the lease counts from the DISCOVER; unless every DISCOVER was answered by an offer.
+    #[test]
+    fn b7_a_rapid_discover_and_its_request_ask_for_one_thing() {
+        let rapid = DhcpFrame::discover().option(80, &[]);
+        let short = DhcpFrame::request().lease_time(120);
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&rapid.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&short.frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(600)));
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&rapid.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&short.frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(120).frame(), at(5)), Verdict::Forward);
+        assert_eq!(port.next_deadline(), Some(at(125)));
+    }
+
+    /// C10: who asks for another address does not believe in the last lease any more.
+    #[test]
+    fn c10_another_request_ends_the_belief() {
+        let arp = ArpFrame::request(GATEWAY_IP).frame();
+        let mut port = bound();
+        assert_eq!(port.from_vm(&arp, at(600)), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().xid(7).frame(), at(600)), Verdict::Forward);
+        assert_eq!(port.from_vm(&arp, at(600)), Verdict::Forward);
+        let other = DhcpFrame::request().address_option(50, OTHER_IP).xid(8);
+        assert_eq!(port.from_vm(&other.frame(), at(600)), Verdict::Forward);
+        assert_eq!(port.from_vm(&arp, at(600)), drop_for(DropReason::ArpNoLease));
+    }
+
+    /// C5: an earlier lease that the VM declines when it is offered again is not given back as well.
+    #[test]
+    fn c5_what_is_declined_is_not_given_back() {
+        let mut port = bound();
+        let other = DhcpFrame::request().address_option(50, OTHER_IP);
+        assert_eq!(port.from_vm(&other.xid(7).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::discover().xid(8).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::offer().xid(8).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::decline(OWN_IP).frame(), NOW), Verdict::Forward);
+        let other = DhcpFrame::request().address_option(50, OTHER_IP).xid(9);
+        assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
+        let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(9).yiaddr(OTHER_IP) };
+        assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.poll_release(), None);
     }
 
     /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.

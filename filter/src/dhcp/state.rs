@@ -128,7 +128,18 @@ impl Dhcp {
     /// not outlive what the server may make of it.
     pub(crate) fn ask(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.transactions.open(id, asked, now);
-        let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
+        if !asked.may_bind() {
+            return;
+        }
+        let Some(lease) = self.lease else {
+            // C10: who asks for another address does not believe in the last one.
+            if let Believed::Expired(last) = self.believed
+                && !asked.is_for(last)
+            {
+                self.believed = Believed::Nothing;
+            }
+            return;
+        };
         if !asked.is_for(lease.address) {
             self.former = Some(Former::of(&lease, self.terms));
             self.unbind(UnboundCause::Superseded);
@@ -214,6 +225,9 @@ impl Dhcp {
 
     /// The VM gave up the address that it has or was offered (C6).
     pub(crate) fn give_up(&mut self, cause: UnboundCause) {
+        // C5: what the VM declines is not given back a second time; the server may have given it to another since.
+        let offered = self.offer.map(|(address, _)| address);
+        self.former = self.former.take().filter(|former| Some(former.address) != offered);
         self.unbind(cause);
         self.believed = Believed::Nothing;
         self.offer = None;

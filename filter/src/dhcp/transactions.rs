@@ -66,6 +66,10 @@ pub(crate) struct Transaction {
     pub(crate) asked: Asked,
     /// When the first of them was let through. The server has counted from no earlier time.
     pub(crate) since: Timestamp,
+    /// When the last of them was let through.
+    last: Timestamp,
+    /// How many of them may still be answered.
+    unanswered: u32,
     /// When it was last used, by the clock of [`Transactions`].
     used: u64,
     /// What the VM has done since makes every reply void.
@@ -81,7 +85,7 @@ impl Transaction {
     }
 
     fn is_old(&self, now: Timestamp) -> bool {
-        now.saturating_since(self.since) >= LIFETIME
+        now.saturating_since(self.last) >= LIFETIME
     }
 }
 
@@ -109,9 +113,14 @@ impl Transactions {
     /// `is_new_id` says that it comes with an identifier that none before it had.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
-            let is_next = open.asked.kind == Kind::Discover
-                && asked.kind == Kind::Request
-                && open.asked.client_id == asked.client_id;
+            let is_discovered = match open.asked.kind {
+                Kind::Discover => true,
+                // An ACK to it may still come, and could not be told from one to the REQUEST.
+                Kind::RapidDiscover => open.unanswered == 0 || open.asked.lease_time == asked.lease_time,
+                Kind::Request | Kind::Inform => false,
+            };
+            let is_next =
+                is_discovered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
             open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
         })
     }
@@ -124,12 +133,30 @@ impl Transactions {
             self.void(|open| open.id != id && open.asked != asked);
         }
         let used = self.clock;
-        let new = Transaction { id, asked, since: now, used, is_void: false, is_reused: false };
+        let new = Transaction {
+            id,
+            asked,
+            since: now,
+            last: now,
+            unanswered: 1,
+            used,
+            is_void: false,
+            is_reused: false,
+        };
         match self.slots.iter_mut().flatten().find(|open| open.id == id) {
             // A reply to what was asked before could not be told from one to this.
-            Some(open) if open.is_void && !open.is_old(now) => open.used = used,
-            Some(open) if open.asked == asked && !open.is_void => open.used = used,
-            Some(open) => *open = Transaction { is_reused: open.asked.may_bind(), ..new },
+            Some(open) if (open.is_void && !open.is_old(now)) || (open.asked == asked && !open.is_void) => {
+                open.used = used;
+                open.last = now;
+                open.unanswered = open.unanswered.saturating_add(1);
+            }
+            Some(open) => {
+                let unanswered = if open.asked.may_bind() && !open.is_old(now) { open.unanswered } else { 0 };
+                // What is answered may still be the rapid DISCOVER.
+                let since = if unanswered > 0 { open.since } else { now };
+                let unanswered = unanswered.saturating_add(1);
+                *open = Transaction { is_reused: open.asked.may_bind(), since, unanswered, ..new };
+            }
             // A free slot, or the oldest.
             None => {
                 if let Some(slot) = self.slots.iter_mut().min_by_key(|slot| slot.map_or(0, |open| open.used))
@@ -145,12 +172,29 @@ impl Transactions {
         self.slot(id).filter(|open| !open.is_void)
     }
 
-    /// The transaction has been answered.
+    /// An offer came, which a server makes instead of binding. One that comes after the REQUEST answers an earlier
+    /// DISCOVER, and no REQUEST.
+    pub(crate) fn note_offer(&mut self, id: u32) {
+        if let Some(open) = self.slots.iter_mut().flatten().find(|open| open.id == id)
+            && open.asked.kind == Kind::RapidDiscover
+        {
+            open.unanswered = open.unanswered.saturating_sub(1);
+        }
+    }
+
+    /// The transaction has been answered. If the VM has sent its message more than once, more answers are on their
+    /// way, which could not be told from those to another request under the same number: it stays void for a while
+    /// (B7).
     pub(crate) fn close(&mut self, id: u32) {
-        self.slots
-            .iter_mut()
-            .filter(|slot| slot.is_some_and(|open| open.id == id))
-            .for_each(|slot| *slot = None);
+        for slot in self.slots.iter_mut().filter(|slot| slot.is_some_and(|open| open.id == id)) {
+            match slot {
+                Some(open) if open.asked.may_bind() && open.unanswered > 1 => {
+                    open.unanswered = open.unanswered.saturating_sub(1);
+                    open.is_void = true;
+                }
+                _ => *slot = None,
+            }
+        }
     }
 
     /// The VM gave its address up: nothing that was asked before may bind one any more.
