@@ -78,7 +78,11 @@ fn tell(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let _ = write!(text, ": {error}");
+        // Many messages end with their cause already.
+        let said = error.to_string();
+        if !text.ends_with(&said) {
+            let _ = write!(text, ": {said}");
+        }
         cause = error.source();
     }
     let _ = writeln!(io::stderr(), "softnet: {text}");

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -96,17 +97,32 @@ impl Drop for Lock {
     }
 }
 
-/// Who holds the lock of `file`, in words.
+/// Who holds the lock of `file`, in words: by the kernel's list, or as far as that does not tell, by what the holder wrote.
 fn holder(file: &mut File) -> String {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    match read.ok().and_then(|_| text.trim().parse::<u32>().ok()) {
+    let written = || read.ok().and_then(|_| text.trim().parse::<u32>().ok());
+    match listed_holder(file).or_else(written) {
         Some(pid) => match Incarnation::name(pid) {
             Some(name) => format!("process {pid} ({name})"),
             None => format!("process {pid}, which is gone, or a child of it,"),
         },
         None => "another process".to_owned(),
     }
+}
+
+/// The process that locked `file`, by `/proc/locks` (proc_locks(5)). A child that inherited the lock is not listed there.
+fn listed_holder(file: &File) -> Option<u32> {
+    let inode = format!(":{}", file.metadata().ok()?.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let holder = |line: &str| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let (kind, _, _, pid, file) =
+            (words.next()?, words.next()?, words.next()?, words.next()?, words.next()?);
+        // One of another PID namespace has no number here.
+        (kind == "FLOCK" && file.ends_with(&inode)).then(|| pid.parse().ok().filter(|pid| *pid > 0)).flatten()
+    };
+    locks.lines().find_map(holder)
 }
 
 /// The ordinary user in whose name an elevated process runs.

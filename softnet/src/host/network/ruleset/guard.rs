@@ -43,10 +43,10 @@ pub fn of_network(network: &Network) -> String {
     let sets = block("set", "taps", "ifname", taps)
         + &block("set", "macs", "ifname . ether_addr", macs)
         + &block("set", "bound", "ifname . ipv4_addr", bound)
-        + &block("set", "last", "ifname . ipv4_addr", last);
+        + &block("set", "last", "ifname . ipv4_addr", last)
+        + &clients(network);
     // 4011 is where a PXE client asks (rule B6).
-    let to_server =
-        format!("ip daddr {{ 255.255.255.255, {gateway} }} udp sport 68 udp dport {{ 67, 4011 }} accept");
+    let to_server = format!("ip daddr {{ 255.255.255.255, {gateway} }} udp sport 68 accept");
     format!(
         "table bridge {table} {{
 {sets}	chain prerouting {{
@@ -60,7 +60,16 @@ pub fn of_network(network: &Network) -> String {
 		drop
 	}}
 	chain packets {{
+		udp dport {{ 67, 4011 }} goto dhcp
 		iifname . ip saddr @bound accept
+		drop
+	}}
+	chain dhcp {{
+		iifname . {CHADDR} @clients goto client
+		drop
+	}}
+	chain client {{
+		iifname . ip saddr @bound {to_server}
 		ip saddr 0.0.0.0 {to_server}
 		iifname . ip saddr @last {to_server}
 		drop
@@ -77,12 +86,36 @@ pub fn of_network(network: &Network) -> String {
     )
 }
 
+/// The field `chaddr` of a DHCP message, behind the UDP header: the server files leases by it (RFC 2131, section 2).
+const CHADDR: &str = "@th,288,48";
+
+/// Whose DHCP messages may come from which TAP.
+fn clients(network: &Network) -> String {
+    let taps = network.members.iter().filter_map(|member| Some((member.tap.as_ref()?, member.mac)));
+    let elements: Vec<String> = taps
+        .filter(|((tap, _), _)| plain(tap))
+        .map(|((tap, _), mac)| format!("\"{tap}\" . {}", number(mac)))
+        .collect();
+    let elements = match &elements[..] {
+        [] => String::new(),
+        some => format!("\t\telements = {{ {} }}\n", some.join(", ")),
+    };
+    format!("\tset clients {{\n\t\ttypeof iifname . {CHADDR}\n{elements}\t}}\n")
+}
+
+/// A MAC address as nft takes it for a field without a type.
+fn number(mac: MacAddr) -> String {
+    mac.octets().iter().fold("0x".to_owned(), |text, octet| text + &format!("{octet:02x}"))
+}
+
 /// The text that adds the TAP of a VM without an address to the guard of a network; `None` for a name that no TAP of Softnet's has.
 pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
     let table = super::table(network);
     plain(tap).then(|| {
         format!(
-            "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n"
+            "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n\
+             add element bridge {table} clients {{ \"{tap}\" . {} }}\n",
+            number(mac)
         )
     })
 }
@@ -153,6 +186,7 @@ mod tests {
         let text = of_network(&snapshot(NetType::Nat, &[]).networks[0]);
         assert!(text.contains("{ \"snt0\" . 02:00:00:00:00:01 }"), "{text}");
         assert!(text.contains("{ \"snt0\" . 192.168.64.5 }"), "{text}");
+        assert!(text.contains("{ \"snt0\" . 0x020000000001 }"), "{text}");
     }
 
     #[test]
