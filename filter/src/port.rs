@@ -247,6 +247,15 @@ impl Identity {
     }
 }
 
+/// Whether the host is ready for the VM at its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    /// Not yet, whatever the address.
+    No,
+    /// At this address.
+    At(Ipv4Addr),
+}
+
 /// What the destinations are compiled from, besides the host's addresses.
 #[derive(Debug)]
 struct Rules {
@@ -270,6 +279,8 @@ pub struct Port {
     table: Table,
     dhcp: Dhcp,
     host: Host,
+    /// For which address the host is ready, where the VM waits for that (H3); `None` where it does not.
+    ready: Option<Ready>,
     /// What the table was compiled from, for when the host's addresses change.
     rules: Rules,
     counters: Counters,
@@ -288,7 +299,15 @@ impl Port {
         let PortConfig { policy, gateway, net_type, .. } = config;
         let rules = Rules { policy, gateway, net_type };
         let table = rules.compile(&host)?;
-        Ok(Self { identity, table, dhcp: Dhcp::default(), host, rules, counters: Counters::default() })
+        Ok(Self {
+            identity,
+            table,
+            dhcp: Dhcp::default(),
+            host,
+            ready: None,
+            rules,
+            counters: Counters::default(),
+        })
     }
 
     /// Takes the host's addresses besides the gateway's, in place of those that were known before (rule H1). Loopback
@@ -305,6 +324,23 @@ impl Port {
             self.host.set_addresses(addresses, self.identity.gateway);
         }
         Ok(())
+    }
+
+    /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
+    /// [`Port::host_is_ready`] has not named: on its way may be what was meant for the address's former holder
+    /// (rule H3).
+    pub fn wait_for_host(&mut self) {
+        self.ready = Some(Ready::No);
+    }
+
+    /// Nothing of a former holder of `address` is left on the host, so the VM may be reached there.
+    pub fn host_is_ready(&mut self, address: Ipv4Addr) {
+        self.ready = self.ready.map(|_| Ready::At(address));
+    }
+
+    /// The VM has lost its address; when it is given one again, the host has to get ready anew.
+    pub fn host_is_not_ready(&mut self) {
+        self.ready = self.ready.map(|_| Ready::No);
     }
 
     /// Takes the ports of the host that lead to other VMs, in place of those that were known before: this VM does not
@@ -427,14 +463,15 @@ impl Port {
     pub fn release(&mut self, now: Timestamp) -> Option<ReleaseFrame> {
         self.advance(now);
         let transaction = self.dhcp.transactions.fresh_id();
-        let lease = self.dhcp.take_for_release(now)?;
+        let lease = self.dhcp.take_for_release(self.identity.server_files_by_mac, now)?;
         ReleaseFrame::new(&lease, &self.identity, transaction)
     }
 
     /// The DHCPRELEASE of an earlier lease, if there is one to send to the host side: the server has given the VM
     /// another address since, and a VM has one at a time (rule C5). It carries the identifier of that lease.
     pub fn poll_release(&mut self) -> Option<ReleaseFrame> {
-        let lease = self.dhcp.take_surplus()?;
+        // A server that files by MAC address has one lease of the VM, and has moved it itself.
+        let lease = self.dhcp.take_surplus().filter(|_| !self.identity.server_files_by_mac)?;
         ReleaseFrame::new(&lease, &self.identity, self.dhcp.transactions.fresh_id())
     }
 
@@ -588,7 +625,13 @@ impl Port {
                 return dhcp::judge_from_host(&mut self.dhcp, &self.identity, frame, packet, udp, now);
             }
         }
-        Ok(())
+        // H3
+        match self.ready {
+            Some(ready) if self.dhcp.lease().is_none_or(|lease| ready != Ready::At(lease.address)) => {
+                Err(DropReason::NotReady)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -855,6 +898,39 @@ mod tests {
             }
         }
         assert_eq!(port.lease(), None);
+    }
+
+    /// H3: what may be for a former holder of the VM's address does not reach it; ARP and DHCP do.
+    #[test]
+    fn h3_nothing_of_a_former_holder_reaches_the_vm() {
+        let data = IpFrame::udp(WORLD_IP, 80).reversed().frame();
+        let arp = ArpFrame {
+            from_mac: GATEWAY,
+            sender_mac: GATEWAY,
+            sender: GATEWAY_IP,
+            ..ArpFrame::request(OWN_IP)
+        };
+        let not_ready = drop_for(DropReason::NotReady);
+        let mut port = fresh();
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "where nobody waits for the host");
+        port.wait_for_host();
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        assert_eq!(port.from_host(&arp.frame(), NOW), Verdict::Forward);
+        port.host_is_ready(OTHER_IP);
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        port.host_is_ready(OWN_IP);
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward);
+        port.host_is_not_ready();
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        port.host_is_ready(OWN_IP);
+        let end = NOW.saturating_add(core::time::Duration::from_secs(600));
+        assert_eq!(port.from_host(&data, end), not_ready, "the lease is over");
+        let mut port = bound();
+        port.host_is_ready(OTHER_IP);
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "who does not wait is not made to");
     }
 
     /// L6: what a link loses is dropped, not forwarded.

@@ -218,6 +218,8 @@ drop_reasons! {
 
     /// A port of the host that leads to another VM.
     ExposedPort: "H2" "exposed-port",
+    /// On its way to a VM whose address the host is not ready for yet: it may be for the address's former holder.
+    NotReady: "H3" "not-ready",
 
     /// A frame for another station.
     OtherStation: "I2" "other-station",

@@ -28,8 +28,12 @@ const SYSCALLS: &[Syscall] = &[Syscall::EpollWait];
 /// does not read at all must not hold up what the filter has to see, such as a DHCP reply.
 const STALL_LIMIT: Duration = Duration::from_millis(100);
 
-/// How long the answer with a new lease waits for the host to be ready for the VM at that address.
-const SETTLE_LIMIT: Duration = Duration::from_millis(500);
+/// How long the answer with a new lease waits for the host to be ready for the VM at that address. That takes some
+/// milliseconds, or as long as the address's last holder takes to leave.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// More batches than the queue of a TAP holds frames of (1000 unless told otherwise).
+const LONGEST_QUEUE: usize = 64;
 
 /// The ordinary reasons to end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -210,7 +214,7 @@ impl Relay {
     pub fn new(
         mut vm: Box<dyn Link>,
         mut host: Box<dyn Link>,
-        port: Port,
+        mut port: Port,
         mut follower: Box<dyn LeaseFollower>,
         mut parent: ParentWatch,
         max_frame: usize,
@@ -220,6 +224,9 @@ impl Relay {
         vm.register(registry, Wake::Vm.token(), Interest::READABLE)?;
         host.register(registry, Wake::Host.token(), Interest::READABLE)?;
         follower.register(registry, Wake::Follower.token())?;
+        if follower.settles() {
+            port.wait_for_host();
+        }
         parent.register(registry, Wake::Parent.token())?;
         let alarm = Alarm::new(registry, Wake::Alarm.token())?;
         let mut terminate = Signals::termination()?;
@@ -388,6 +395,9 @@ impl Relay {
             if !matches!(event, PortEvent::Bound(_) | PortEvent::Unbound { .. }) {
                 continue;
             }
+            if matches!(event, PortEvent::Unbound { .. }) {
+                self.port.host_is_not_ready();
+            }
             let lease = self.port.lease();
             let address = lease.as_ref().map(|lease| lease.address);
             self.follower.lease_changed(lease, now);
@@ -412,6 +422,11 @@ impl Relay {
             match notice {
                 Notice::PeerGone => return Err(Stop::Ended(Ended::VmClosed)),
                 Notice::Settled(address) => {
+                    // An answer that came too late for an earlier lease says nothing about this one.
+                    if self.port.lease().is_some_and(|lease| lease.address == address) {
+                        self.drop_what_waits(now)?;
+                        self.port.host_is_ready(address);
+                    }
                     if self.settling.is_some_and(|(awaited, _)| awaited == address) {
                         self.settled(now)?;
                     }
@@ -429,6 +444,26 @@ impl Relay {
     fn settled(&mut self, now: Timestamp) -> Result<(), Stop> {
         self.settling = None;
         self.deliver(now)
+    }
+
+    /// Drops what has come for the VM's address before the host was ready: it is for the former holder (rule H3).
+    fn drop_what_waits(&mut self, now: Timestamp) -> Result<(), Stop> {
+        let mut batch = FrameBatch::new(self.from_host.batch.max_frame());
+        for _ in 0..LONGEST_QUEUE {
+            let received = self.host.recv(&mut batch).map_err(Stop::host)?;
+            batch.retain(|frame| {
+                let _ = self.port.from_host(frame, now);
+                false
+            });
+            for _ in 0..batch.take_truncated() {
+                let _ = self.port.truncated_from_host();
+            }
+            batch.clear();
+            if received == Received::Drained {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether this process has to ask for the life of a far end.
@@ -792,7 +827,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_is_never_ready_is_waited_for_half_a_second() {
+    fn a_host_that_is_never_ready_is_waited_for_some_seconds() {
         let (vm, mut relay, host) = relay_with(Box::<Settler>::default());
         lease_until(&mut relay, Timestamp::MAX);
         host.send(&arp_reply()).unwrap();

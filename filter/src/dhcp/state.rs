@@ -242,9 +242,11 @@ impl Dhcp {
     }
 
     /// Takes the lease that is to be given back at the end: the VM's, or the one that a request without an answer ended.
-    pub(crate) fn take_for_release(&mut self, now: Timestamp) -> Option<Former> {
+    /// The latter may be another VM's by now; a server that files by MAC address tells whose it is, so there it is left to who
+    /// can look it up.
+    pub(crate) fn take_for_release(&mut self, by_mac: bool, now: Timestamp) -> Option<Former> {
         let held = self.lease.as_ref().map(|lease| Former::of(lease, self.terms));
-        let former = self.former.take().filter(|former| !former.is_over(now));
+        let former = self.former.take().filter(|former| !by_mac && !former.is_over(now));
         self.give_up(UnboundCause::Released);
         held.or(former)
     }

@@ -94,19 +94,17 @@ impl Place {
                 tracing::error!("{error}");
                 return self.refuse(Signal::TERM);
             }
-            // It is another VM's.
-            Err(error @ Error::NotLeased { address, .. })
-                if self.membership.server_gives(address) == Some(false) =>
-            {
-                tracing::error!("{error}");
-                return self.refuse(Signal::TERM);
-            }
-            Err(error @ Error::NotLeased { .. }) => {
+            Err(error @ Error::NotLeased { address, .. }) => {
                 self.false_claims = self.false_claims.saturating_add(1);
-                tracing::warn!(%error, "cannot note the VM's address on the worker's word alone");
                 if self.false_claims >= FALSE_CLAIMS {
-                    tracing::error!("the worker claims addresses that are not the VM's again and again");
+                    tracing::error!("{error}; the worker claims what is not the VM's again and again");
                     return self.refuse(Signal::KILL);
+                }
+                tracing::warn!(%error, "cannot note the VM's address on the worker's word alone");
+                // A VM that is about to end may have given it back a moment ago, and another has it by now.
+                if self.membership.server_gives(address) == Some(false) {
+                    let earlier = contested.filter(|contest| contest.address == address);
+                    self.contested = earlier.or(Some(Contest { address, since: now, evicting: false }));
                 }
             }
             Err(error) => tracing::error!(%error, "cannot note the VM's address"),
@@ -121,7 +119,9 @@ impl Place {
         let waited = now.saturating_sub(contest.since);
         let address = contest.address;
         let verdict = self.membership.server_gives(address);
-        if verdict == Some(true) && (!contest.evicting || waited >= EVICTION) {
+        // Who has just given the address back is about to say so; that takes a moment.
+        let patience = if contest.evicting { EVICTION } else { LAST_HOLDER };
+        if verdict == Some(true) && waited >= patience {
             let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
             match self.membership.evict(address, signal) {
                 Ok(Some(holder)) => {
@@ -135,8 +135,8 @@ impl Place {
                 Err(error) => tracing::warn!(%error, "cannot end the VM that holds the address"),
             }
         }
-        let patience = if contest.evicting { EVICTION } else { LAST_HOLDER };
-        if verdict == Some(false) || waited >= patience {
+        // Twice as long as for a holder whom the server's file contradicts and who does not go, or cannot be found.
+        if verdict != Some(true) && waited >= patience || waited >= 2 * EVICTION {
             tracing::error!("{error}");
             return Some(self.refuse(Signal::TERM));
         }

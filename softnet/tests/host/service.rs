@@ -266,8 +266,9 @@ fn surroundings(pid: Pid) -> Result<[String; 4]> {
     ])
 }
 
-/// Starts what follows in odd ones.
-pub const ODD: &str = "echo 900 > /proc/self/oom_score_adj; ulimit -s 1024; exec nice -n 15 taskset 1 \"$@\"";
+/// Starts what follows in odd ones. A lowered hard limit would stay where root lacks CAP_SYS_RESOURCE.
+pub const ODD: &str =
+    "echo 900 > /proc/self/oom_score_adj; ulimit -S -s 1024; exec nice -n 15 taskset 1 \"$@\"";
 
 pub fn h8_the_server_has_nothing_of_its_starters_surroundings() -> Result<()> {
     let mut command = Command::new("sh");

@@ -21,6 +21,8 @@ pub const NOBODY: (Mac, Ipv4Addr) = (Mac([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 
 
 /// An option number for private use (RFC 3942).
 const PRIVATE: u8 = 231;
+/// The client's name (RFC 2132, section 3.14).
+const HOST_NAME: u8 = 12;
 
 /// Who floods, and whom it wants to harm.
 #[derive(Debug, Clone, Copy)]
@@ -109,10 +111,11 @@ impl Scene {
             // For others, in their name or in the own.
             0 => from_here(message(kind::DISCOVER, dice.mac())),
             1 => message(kind::DISCOVER, dice.mac()).broadcast(),
-            2 => {
-                let id = [&[1][..], &mac.0].concat();
-                from_here(message(kind::DISCOVER, self.mac).with(option::CLIENT_ID, &id))
+            // For another server, at whose sight some servers fall silent for all; under a name that is none.
+            2 if dice.below(2) == 0 => {
+                from_here(message(kind::DISCOVER, self.mac).with(option::SERVER, &[0; 4]))
             }
+            2 => from_here(message(kind::DISCOVER, self.mac).with(HOST_NAME, b"vm\nname")),
             // Taking another's lease.
             3 => {
                 let release = message(kind::RELEASE, mac).with(option::SERVER, &server);

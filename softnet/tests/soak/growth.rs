@@ -16,8 +16,8 @@ const SLACK: (u64, u64) = (192, 10);
 /// The name of the server's row.
 pub const SERVER: &str = "dnsmasq";
 /// Sockets that the server may have for questions that are open, when somebody keeps it busy (its `RANDOM_SOCKS`, and those
-/// of connections).
-const OPEN_QUESTIONS: u64 = 100;
+/// of connections): as many as the rules let pass while dnsmasq keeps them open (rule H4).
+const OPEN_QUESTIONS: u64 = 250;
 
 /// The samples of one kind of process, in order.
 #[derive(Debug, Default)]
