@@ -74,6 +74,8 @@ pub(crate) struct Transaction {
     used: u64,
     /// What the VM has done since makes every reply void.
     is_void: bool,
+    /// It was answered, and more answers to the same may be on their way: only the same may be asked again.
+    is_answered: bool,
     /// The number stood for another request before, whose answer may still be on its way.
     is_reused: bool,
 }
@@ -121,7 +123,8 @@ impl Transactions {
             };
             let is_next =
                 is_discovered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
-            open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
+            let is_over = open.is_void || open.is_answered || open.is_old(now);
+            is_over || (!is_new_id && (open.asked == asked || is_next))
         })
     }
 
@@ -141,11 +144,19 @@ impl Transactions {
             unanswered: 1,
             used,
             is_void: false,
+            is_answered: false,
             is_reused: false,
         };
         match self.slots.iter_mut().flatten().find(|open| open.id == id) {
-            // A reply to what was asked before could not be told from one to this.
-            Some(open) if (open.is_void && !open.is_old(now)) || (open.asked == asked && !open.is_void) => {
+            // A reply to what was asked before could not be told from one to this, which is as well for the same.
+            Some(open) if !open.is_old(now) && (open.is_void || open.is_answered || open.asked == asked) => {
+                open.is_void |= open.asked != asked;
+                open.is_answered = false;
+                open.used = used;
+                open.last = now;
+                open.unanswered = open.unanswered.saturating_add(1);
+            }
+            Some(open) if open.asked == asked && !open.is_void && !open.is_answered => {
                 open.used = used;
                 open.last = now;
                 open.unanswered = open.unanswered.saturating_add(1);
@@ -169,7 +180,7 @@ impl Transactions {
 
     /// The open transaction with this number.
     pub(crate) fn find(&self, id: u32) -> Option<&Transaction> {
-        self.slot(id).filter(|open| !open.is_void)
+        self.slot(id).filter(|open| !open.is_void && !open.is_answered)
     }
 
     /// An offer came, which a server makes instead of binding. One that comes after the REQUEST answers an earlier
@@ -183,14 +194,14 @@ impl Transactions {
     }
 
     /// The transaction has been answered. If the VM has sent its message more than once, more answers are on their
-    /// way, which could not be told from those to another request under the same number: it stays void for a while
-    /// (B7).
+    /// way, which could not be told from those to another request under the same number: one that asks for anything
+    /// else gets no reply for a while (B7).
     pub(crate) fn close(&mut self, id: u32) {
         for slot in self.slots.iter_mut().filter(|slot| slot.is_some_and(|open| open.id == id)) {
             match slot {
                 Some(open) if open.asked.may_bind() && open.unanswered > 1 => {
                     open.unanswered = open.unanswered.saturating_sub(1);
-                    open.is_void = true;
+                    open.is_answered = true;
                 }
                 _ => *slot = None,
             }
