@@ -61,7 +61,7 @@ pub(crate) fn judge_from_host(
     };
 
     if transaction.asked.kind == Kind::Inform {
-        return judge_information(dhcp, &message, &options, is_to);
+        return judge_information(dhcp, &message, &options, is_to, now);
     }
     if !is_to(message.your_address) {
         return Err(DropReason::ReplyDestination);
@@ -97,10 +97,14 @@ fn judge_information(
     message: &Message<'_>,
     options: &Options<'_>,
     is_to: impl Fn(Ipv4Addr) -> bool,
+    now: Timestamp,
 ) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
     let gives = message.your_address;
     if options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
+        if is_to(gives) {
+            learn_unasked(dhcp, message, options, now);
+        }
         return Err(DropReason::ReplyTransaction);
     }
     if !is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) {
