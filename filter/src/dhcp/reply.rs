@@ -487,11 +487,7 @@ mod tests {
         let ack = DhcpFrame::server(5).xid(9).option(6, &[9, 9, 9, 9]);
         let no_time = |frame: &DhcpFrame, port: &mut Port| port.from_host(&frame.frame(), NOW);
         inform(&mut port);
-        for frame in [
-            DhcpFrame { to: OTHER_IP, ..ack.clone().yiaddr(OTHER_IP).lease_time(600) },
-            DhcpFrame::nak().xid(9),
-            DhcpFrame::offer().xid(9),
-        ] {
+        for frame in [DhcpFrame::nak().xid(9), DhcpFrame::offer().xid(9)] {
             assert_eq!(no_time(&frame, &mut port), drop_for(DropReason::ReplyTransaction));
         }
         let elsewhere = DhcpFrame { to: OTHER_IP, ..ack.clone() };
@@ -623,6 +619,22 @@ mod tests {
         }
         let request = DhcpFrame::request().option(61, b"\0a");
         assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+    }
+
+    /// B7: an ACK that gives another address than the lease revokes it, whatever the VM asked for under its number.
+    #[test]
+    fn b7_an_ack_to_no_request_revokes() {
+        for asked in [DhcpFrame::inform(), DhcpFrame::discover()] {
+            let mut port = bound();
+            assert_eq!(port.from_vm(&asked.xid(9).frame(), NOW), Verdict::Forward);
+            let same = DhcpFrame::ack().xid(9).frame();
+            let _ = port.from_host(&same, NOW);
+            assert!(port.lease().is_some());
+            let _ = port.from_vm(&DhcpFrame::inform().xid(9).frame(), NOW);
+            let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(9).yiaddr(OTHER_IP) };
+            assert_eq!(port.from_host(&other.frame(), NOW), drop_for(DropReason::ReplyTransaction));
+            assert_eq!(port.lease(), None);
+        }
     }
 
     /// B7: a request that was sent twice is answered twice. The second answer is not one to what the VM asks for next
