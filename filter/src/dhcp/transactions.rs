@@ -109,13 +109,18 @@ impl Transactions {
     }
 
     /// Whether a message with this number may pass: it is the first with it, the same again, or the REQUEST that
-    /// follows a DISCOVER (B7).
+    /// follows a DISCOVER (B7). One with rapid commit has to be answered by an offer first, since an ACK to it could
+    /// not be told from one to the REQUEST.
     /// `is_new_id` says that it comes with an identifier that none before it had.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
-            let is_next = matches!(open.asked.kind, Kind::Discover | Kind::RapidDiscover)
-                && asked.kind == Kind::Request
-                && open.asked.client_id == asked.client_id;
+            let is_offered = match open.asked.kind {
+                Kind::Discover => true,
+                Kind::RapidDiscover => open.unanswered == 0,
+                _ => false,
+            };
+            let is_next =
+                is_offered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
             open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
         })
     }

@@ -94,6 +94,8 @@ fn step(u: &mut Unstructured<'_>) -> Result<Step> {
     })
 }
 
+const NAMES: [&[u8]; 5] = [b"vm", b"vm-1.example.com", b"vm.", b"", b"a b"];
+
 const HOST: [Address; 4] = [Address::Gateway, Address::HostPublic, Address::HostPrivate, Address::HostOnLink];
 
 fn host_addresses(u: &mut Unstructured<'_>) -> Result<Vec<Address>> {
@@ -250,7 +252,7 @@ fn extra(u: &mut Unstructured<'_>) -> Result<Vec<(u8, Vec<u8>)>> {
         let code = mostly(u, 12, &[0, 6, 50, 51, 52, 53, 54, 61, 80, 81, 82, 255])?;
         options.push(match u.int_in_range(0..=3)? {
             0 => (dhcp::OPTION_LEASE_TIME, lease_time(u)?.to_be_bytes().to_vec()),
-            1 => (dhcp::OPTION_HOST_NAME, u.choose(&["vm", "vm-1.example.com", "vm.", "", "a b"])?.into()),
+            1 => (dhcp::OPTION_HOST_NAME, u.choose(&NAMES)?.to_vec()),
             _ => (code, bytes(u, 8)?),
         });
     }

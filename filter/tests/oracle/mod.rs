@@ -38,7 +38,7 @@
 //! - B7: a lease counts from its REQUEST (RFC 2131, section 4.4.1). A REQUEST that names no address could be for any.
 //!   A REQUEST without option 51 for a lease that was asked for with one caps it at what the server last gave to a
 //!   REQUEST without, or at 60 s. A number binds for 60 s after its last message, and the REQUEST may follow its
-//!   DISCOVER. What a REQUEST makes void are the open ones that ask for something else; a number with answers on their
+//!   DISCOVER, after an OFFER if that asks for rapid commit. What a REQUEST makes void are the open ones that ask for something else; a number with answers on their
 //!   way stays void. An ACK that answers nothing caps the lease too, if it gives the same address.
 //! - B6: DHCP-shaped is UDP to port 68 that holds a BOOTP reply with the cookie, and any fragment from 67 to 68.
 //! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.

@@ -225,6 +225,7 @@ impl Oracle {
     fn may_ask(&self, message: &Message, wish: &Wish, now: Timestamp) -> bool {
         let Some(open) = self.transactions.iter().find(|open| open.xid == message.xid) else { return true };
         let is_next = open.wish.kind == dhcp::DISCOVER
+            && (!open.wish.at_once || open.unanswered == 0)
             && wish.kind == dhcp::REQUEST
             && open.wish.client_id == wish.client_id;
         open.void || open.is_old(now) || open.wish == *wish || is_next
