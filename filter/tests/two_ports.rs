@@ -100,7 +100,7 @@ fn says() -> BoxedStrategy<Says> {
         2 => (name(), name(), name(), any::<bool>()),
     ];
     let id = prop_oneof![3 => Just(0u8), 2 => 1u8..4];
-    (kind, 1u32..5, way, id, seconds, proptest::bool::weighted(0.2))
+    (kind, 1u32..4, way, id, seconds, proptest::bool::weighted(0.2))
         .prop_map(|(kind, xid, (source, client, requested, unicast), id, seconds, rapid)| Says {
             kind,
             xid,
@@ -119,7 +119,7 @@ fn step() -> BoxedStrategy<Step> {
     let vm = 0..MACS.len();
     prop_oneof![
         8 => (vm.clone(), says()).prop_map(|(vm, says)| Step::Says(vm, says)),
-        2 => vm.clone().prop_map(Step::Repeats),
+        4 => vm.clone().prop_map(Step::Repeats),
         4 => (vm.clone(), any::<prop::sample::Index>()).prop_map(|(vm, which)| Step::Arrives(vm, which)),
         2 => (vm.clone(), any::<prop::sample::Index>()).prop_map(|(vm, which)| Step::IsLost(vm, which)),
         3 => vm.prop_map(Step::AllArrive),
@@ -423,7 +423,7 @@ fn config() -> ProptestConfig {
     let persistence = FileFailurePersistence::Direct("tests/two_ports.regressions");
     let base =
         ProptestConfig { failure_persistence: Some(Box::new(persistence)), ..ProptestConfig::default() };
-    if asked { base } else { ProptestConfig { cases: 2_000, ..base } }
+    if asked { base } else { ProptestConfig { cases: 10_000, ..base } }
 }
 
 proptest! {

@@ -659,6 +659,21 @@ mod tests {
         assert!(port.lease().is_some());
     }
 
+    /// B7: an ACK may answer a DISCOVER with rapid commit, so that no REQUEST under its number passes before an offer.
+    #[test]
+    fn b7_a_rapid_discover_is_no_request() {
+        let discover = DhcpFrame::discover().option(80, &[]).lease_time(7200).frame();
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&discover, NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_vm(&discover, NOW), Verdict::Forward);
+        // Two are on their way, and one of them may still be an ACK.
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+    }
+
     /// B1: a client that asks for rapid commit of a server that makes offers goes on under the same number.
     #[test]
     fn b1_an_offer_to_a_rapid_discover_is_taken() {
