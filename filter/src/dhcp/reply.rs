@@ -834,7 +834,8 @@ mod tests {
         let sends = |frame: DhcpFrame| {
             move |port: &mut Port| assert!(port.from_vm(&frame.frame(), at(1)).is_forward())
         };
-        let ends: [Box<dyn Fn(&mut Port)>; 4] = [
+        type End = Box<dyn Fn(&mut Port)>;
+        let ends: [End; 4] = [
             Box::new(nak),
             Box::new(sends(DhcpFrame::release())),
             Box::new(sends(DhcpFrame::decline(OWN_IP))),
