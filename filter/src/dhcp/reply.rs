@@ -674,6 +674,23 @@ mod tests {
         assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
     }
 
+    /// B7: of two answers to one DISCOVER with rapid commit, the first may give what the server has taken back since.
+    #[test]
+    fn b7_a_repeated_rapid_discover_binds_what_it_asks_for() {
+        let discover = DhcpFrame::discover().option(80, &[]).address_option(50, OWN_IP);
+        let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
+        for second in [XID, 7] {
+            let mut port = fresh();
+            for xid in [XID, second] {
+                assert_eq!(port.from_vm(&discover.clone().xid(xid).frame(), NOW), Verdict::Forward);
+            }
+            assert_eq!(port.from_host(&other.frame(), NOW), drop_for(DropReason::ReplyTransaction));
+            assert_eq!(port.lease(), None);
+            assert_eq!(port.from_host(&DhcpFrame::ack().xid(second).frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+        }
+    }
+
     /// B1: a client that asks for rapid commit of a server that makes offers goes on under the same number.
     #[test]
     fn b1_an_offer_to_a_rapid_discover_is_taken() {

@@ -81,6 +81,13 @@ pub(crate) struct Transaction {
 impl Transaction {
     /// Whether an ACK that gives `address` can be the answer.
     pub(crate) fn may_give(&self, address: Ipv4Addr) -> bool {
+        // What is said again may be answered otherwise, if the address that it asks for has become free since.
+        if self.asked.kind == Kind::RapidDiscover
+            && self.unanswered > 1
+            && self.asked.requested.is_some_and(|requested| requested != address)
+        {
+            return false;
+        }
         !self.is_reused || self.asked.may_give(address)
     }
 
@@ -130,7 +137,8 @@ impl Transactions {
         self.clock = self.clock.wrapping_add(1);
         self.last_id = id;
         if asked.may_bind() {
-            self.void(|open| open.id != id && open.asked != asked);
+            let is_rapid = asked.kind == Kind::RapidDiscover;
+            self.void(|open| open.id != id && (is_rapid || open.asked != asked));
         }
         let used = self.clock;
         let new = Transaction {

@@ -39,7 +39,7 @@
 //!   A REQUEST without option 51 for a lease that was asked for with one caps it at what the server last gave to a
 //!   REQUEST without, or at 60 s. A number binds for 60 s after its last message, and the REQUEST may follow its
 //!   DISCOVER, after an OFFER if that asks for rapid commit. What a REQUEST makes void are the open ones that ask for something else; a number with answers on their
-//!   way stays void. An ACK that answers nothing caps the lease too, if it gives the same address.
+//!   way stays void; one DISCOVER with rapid commit that was said again binds no other address than it asks for. An ACK that answers nothing caps the lease too, if it gives the same address.
 //! - B6: DHCP-shaped is UDP to port 68 that holds a BOOTP reply with the cookie, and any fragment from 67 to 68.
 //! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.
 #![allow(dead_code, reason = "each test file that includes the oracle uses its own part of it")]
@@ -130,6 +130,10 @@ impl Transaction {
     /// Whether an ACK with this address can answer it.
     fn may_give(&self, address: Ipv4Addr) -> bool {
         let names = self.wish.names();
+        let is_said_again = self.wish.at_once && self.unanswered > 1;
+        if is_said_again && self.wish.requested.is_some_and(|requested| requested != address) {
+            return false;
+        }
         !self.reused || self.wish.at_once || names.is_empty() || names.contains(&address)
     }
 }

@@ -435,7 +435,7 @@ impl Oracle {
     fn open(&mut self, xid: u32, wish: &Wish, now: Timestamp) {
         if wish.binds() {
             for open in &mut self.transactions {
-                open.void |= open.xid != xid && open.wish.binds() && open.wish != *wish;
+                open.void |= open.xid != xid && open.wish.binds() && (wish.at_once || open.wish != *wish);
             }
         }
         self.messages += 1;
