@@ -173,6 +173,8 @@ fn bound_port(rules: usize, now: Timestamp) -> Result<Port> {
         net_type: NetType::Nat,
         policy: Policy::from(rules),
         mtu: 1500,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
     })?;
     let request = Dhcp::client(dhcp_kind::REQUEST, 7, VM)
         .with(dhcp_option::REQUESTED_ADDRESS, &ADDRESS.octets())

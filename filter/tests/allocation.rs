@@ -52,19 +52,19 @@ fn from_vm(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, fragment: u16,
     wire::ethernet(to, VM_MAC, wire::IPV4, &wire::ipv4(&header, payload))
 }
 
-fn message(op: u8, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
+fn message(op: u8, xid: u32, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
     let yours = if op == 2 { FIRST_LEASE } else { Ipv4Addr::UNSPECIFIED };
     let mut all = vec![(dhcp::OPTION_TYPE, vec![kind])];
     all.extend(options.iter().map(|(code, value)| (*code, value.to_vec())));
-    Bootp { op, xid: 7, client: Ipv4Addr::UNSPECIFIED, yours, mac: VM_MAC, options: all }.bytes()
+    Bootp { op, xid, client: Ipv4Addr::UNSPECIFIED, yours, mac: VM_MAC, options: all }.bytes()
 }
 
-fn question(kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
-    let datagram = wire::udp(68, 67, &message(1, kind, options));
+fn question(xid: u32, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
+    let datagram = wire::udp(68, 67, &message(1, xid, kind, options));
     from_vm(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, 17, 0, &datagram)
 }
 
-fn answer(kind: u8) -> Vec<u8> {
+fn answer(xid: u32, kind: u8) -> Vec<u8> {
     let options: [(u8, &[u8]); 3] = [
         (dhcp::OPTION_SERVER, &GATEWAY.octets()),
         (dhcp::OPTION_LEASE_TIME, &[0, 0, 2, 88]),
@@ -72,7 +72,7 @@ fn answer(kind: u8) -> Vec<u8> {
     ];
     let destination = if kind == dhcp::NAK { Ipv4Addr::BROADCAST } else { FIRST_LEASE };
     let header = Header { source: GATEWAY, destination, protocol: 17, time_to_live: 64, fragment: 0 };
-    let mut message = message(2, kind, &options);
+    let mut message = message(2, xid, kind, &options);
     if kind == dhcp::NAK {
         message[16..20].fill(0);
     }
@@ -85,10 +85,10 @@ fn r1_judging_allocates_nothing() {
     let world = Ipv4Addr::new(9, 9, 9, 9);
     let own = FIRST_LEASE;
     let dialogue = [
-        (true, question(dhcp::DISCOVER, &[(dhcp::OPTION_CLIENT_ID, b"\0one")])),
-        (false, answer(dhcp::OFFER)),
-        (true, question(dhcp::REQUEST, &[(dhcp::OPTION_CLIENT_ID, b"\0two")])),
-        (false, answer(dhcp::ACK)),
+        (true, question(6, dhcp::DISCOVER, &[(dhcp::OPTION_CLIENT_ID, b"\0one")])),
+        (false, answer(6, dhcp::OFFER)),
+        (true, question(7, dhcp::REQUEST, &[(dhcp::OPTION_CLIENT_ID, b"\0two")])),
+        (false, answer(7, dhcp::ACK)),
         (true, from_vm(own, world, 17, 0, &wire::udp(4000, 53, b"query"))),
         (true, from_vm(own, world, 6, 0, &wire::tcp(4000, 443, &[]))),
         (true, from_vm(own, GATEWAY, 1, 0, &wire::icmp(8, 0, &[0; 32]))),
@@ -104,17 +104,17 @@ fn r1_judging_allocates_nothing() {
         (true, from_vm(own, world, 6, 1, &[0; 32])),
         (true, from_vm(own, world, 1, 0, &wire::icmp(5, 0, &[0; 32]))),
         (true, from_vm(own, world, 17, 0, &wire::udp(67, 68, &[0; 300]))),
-        (true, question(dhcp::RELEASE, &[])),
-        (true, question(dhcp::REQUEST, &[(dhcp::OPTION_RELAY, &[1, 1, 0])])),
+        (true, question(7, dhcp::RELEASE, &[])),
+        (true, question(7, dhcp::REQUEST, &[(dhcp::OPTION_RELAY, &[1, 1, 0])])),
         (true, wire::ethernet(GATEWAY_MAC, VM_MAC, 0x86dd, &[0; 64])),
         (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &wire::arp(1, VM_MAC, own, NEIGHBOUR))),
         (true, vec![0; 9]),
         (true, vec![0xff; 65_600]),
-        (false, answer(dhcp::ACK)),
+        (false, answer(7, dhcp::ACK)),
         (false, wire::ethernet(GATEWAY_MAC, GATEWAY_MAC, wire::IPV4, &[0; 64])),
         (false, wire::ethernet(VM_MAC, GATEWAY_MAC, wire::IPV4, &[0xff; 65_000])),
-        (true, question(dhcp::REQUEST, &[])),
-        (false, answer(dhcp::NAK)),
+        (true, question(8, dhcp::REQUEST, &[])),
+        (false, answer(8, dhcp::NAK)),
     ];
     let mut port = Port::new(plain_config(vec![scene::block("8.8.8.8")])).expect("a port");
     let mut now = Timestamp::from_secs(1_000);

@@ -7,13 +7,14 @@ mod scene;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{Ipv4Net, NetType, PortConfig, Rule, Timestamp, Verdict};
+use softnet_filter::{ExposedPort, Ipv4Net, NetType, PortConfig, Rule, Timestamp, Verdict};
 
 use oracle::{Opinion, dhcp};
 use scene::wire::{self, Header};
 use scene::{
-    Address, Answer, Content, Damage, FAR_RESOLVER, FIRST_LEASE, GATEWAY, GATEWAY_MAC, NEIGHBOUR,
-    NEIGHBOUR_MAC, Question, Scene, Shot, Station, Step, Symbol, VM_MAC, allow, block, plain_config,
+    Address, Answer, Content, Damage, FAR_RESOLVER, FIRST_LEASE, GATEWAY, GATEWAY_MAC, HOST_ON_LINK,
+    HOST_PRIVATE, HOST_PUBLIC, NEIGHBOUR, NEIGHBOUR_MAC, Question, Scene, Shot, Station, Step, Symbol,
+    VM_MAC, Xid, allow, block, plain_config,
 };
 
 const START: Timestamp = Timestamp::from_secs(1_000);
@@ -52,12 +53,24 @@ fn policies() -> Vec<Vec<Rule>> {
         vec![allow("224.0.0.0/4")],
         vec![allow("169.254.0.0/16"), allow("127.0.0.0/8"), allow("240.0.0.0/4"), allow("0.0.0.0/8")],
         vec![block("8.0.0.0/7"), allow("8.8.8.0/24"), block("8.8.8.8")],
+        vec![block("@host"), allow("9.9.9.2")],
+        vec![block("@host"), allow("0.0.0.0/0")],
+        vec![allow("@host"), block("9.0.0.0/8")],
     ]
 }
 
 /// Both sides of every boundary of D1 and D3, the addresses of the VM's network, and those of the policies.
 fn destinations() -> Vec<Ipv4Addr> {
-    let named = [GATEWAY, NEIGHBOUR, FIRST_LEASE, FAR_RESOLVER, Ipv4Addr::new(192, 168, 64, 21)];
+    let named = [
+        GATEWAY,
+        NEIGHBOUR,
+        FIRST_LEASE,
+        FAR_RESOLVER,
+        HOST_PUBLIC,
+        HOST_PRIVATE,
+        HOST_ON_LINK,
+        Ipv4Addr::new(192, 168, 64, 21),
+    ];
     let boundaries = [
         "0.0.0.0/8",
         "10.0.0.0/8",
@@ -117,15 +130,21 @@ fn contents(own: Ipv4Addr) -> Vec<(u8, Vec<u8>)> {
     ]
 }
 
-/// L5, S4, D1 to D9: each kind of packet, whole and in fragments, to each kind of destination, through each kind of
+/// L5, S4, D1 to D9, H1, H2: each kind of packet, whole and in fragments, to each kind of destination, through each kind of
 /// station, under each kind of policy and network.
 #[test]
 fn every_destination_under_every_policy() {
     let mut judged = [0usize; 3];
     for rules in policies() {
         for net_type in [NetType::Nat, NetType::Host] {
-            let config = PortConfig { net_type, ..plain_config(rules.clone()) };
+            let host_addresses = vec![HOST_PUBLIC, HOST_PRIVATE, HOST_ON_LINK];
+            let config = PortConfig { net_type, host_addresses, ..plain_config(rules.clone()) };
             let mut scene = bound(config, vec![Address::FarResolver, Address::Neighbour, Address::World]);
+            // H2: of the ports below, two lead to other VMs.
+            scene.watched.set_exposed(vec![
+                ExposedPort { protocol: 6, port: 80, address: None },
+                ExposedPort { protocol: 17, port: 4_000, address: Some(HOST_PUBLIC) },
+            ]);
             for destination in destinations() {
                 let group = oracle::world::multicast_mac(destination);
                 for (protocol, payload) in contents(FIRST_LEASE) {
@@ -244,8 +263,15 @@ fn discovering() -> Scene {
     scene
 }
 
+/// The client identifier of a whole dialogue.
+fn client_id() -> Option<Vec<u8>> {
+    Some([&[255, 0, 0, 0, 1, 0, 3, 0, 1], &VM_MAC[..]].concat())
+}
+
 fn offered() -> Scene {
-    let mut scene = discovering();
+    let mut scene = unbound();
+    let discover = Question { client_id: client_id(), ..Question::new(dhcp::DISCOVER) };
+    assert!(scene.ask(discover).expect("agreement").is_forward());
     let offer = Answer::new(dhcp::OFFER, Address::Any(FIRST_LEASE.into()), 600);
     assert!(scene.tell(offer).expect("agreement").is_forward());
     scene
@@ -257,7 +283,8 @@ fn renewal() -> Question {
 
 fn requesting() -> Scene {
     let mut scene = offered();
-    assert!(scene.ask(Question::new(dhcp::REQUEST)).expect("agreement").is_forward());
+    let request = Question { client_id: client_id(), ..Question::new(dhcp::REQUEST) };
+    assert!(scene.ask(request).expect("agreement").is_forward());
     scene
 }
 
@@ -283,10 +310,9 @@ const MOMENTS: &[Moment] = &[
         from: From::Vm,
         shot: || {
             let requested = Some(Address::Offered);
-            let client_id = Some([&[255, 0, 0, 0, 1, 0, 3, 0, 1], &VM_MAC[..]].concat());
             question(Question {
                 requested,
-                client_id,
+                client_id: client_id(),
                 server: Some(Address::Gateway),
                 ..Question::new(dhcp::REQUEST)
             })
@@ -489,7 +515,8 @@ fn every_length_of_every_frame() {
     }
 }
 
-/// C5: of many client identifiers the first four pass, and pass again; a message without one always does.
+/// C5: of many client identifiers the first four pass, and pass again; then one in 150 s. A message without one
+/// always does.
 #[test]
 fn four_client_identifiers() {
     let mut scene = unbound();
@@ -498,7 +525,8 @@ fn four_client_identifiers() {
         for number in 0..8 {
             for client_id in [Some(vec![0, b'v', b'm', number]), None] {
                 scene.play(&Step::Wait(Duration::from_secs(2))).expect("agreement");
-                let asked = Question { client_id: client_id.clone(), ..Question::new(dhcp::DISCOVER) };
+                let xid = Xid::Numbered(if client_id.is_some() { number } else { 100 });
+                let asked = Question { xid, client_id: client_id.clone(), ..Question::new(dhcp::DISCOVER) };
                 let verdict = scene.ask(asked).expect("agreement");
                 assert!(client_id.is_some() || verdict.is_forward());
                 if client_id.is_some() && verdict.is_forward() {
@@ -511,6 +539,14 @@ fn four_client_identifiers() {
         passed,
         (0..3).flat_map(|round| (0..4).map(move |number| (round, number))).collect::<Vec<_>>()
     );
+    // One more in 150 s, and then one more again.
+    for number in 20..30 {
+        scene.play(&Step::Wait(Duration::from_secs(75))).expect("agreement");
+        let client_id = Some(vec![0, b'v', b'm', number]);
+        let asked = Question { xid: Xid::Numbered(number), client_id, ..Question::new(dhcp::DISCOVER) };
+        let verdict = scene.ask(asked).expect("agreement");
+        assert_eq!(verdict.is_forward(), number % 2 == 0, "{number}");
+    }
 }
 
 /// C7: a burst passes and a flood does not, for as long as it lasts; after it the VM is heard again.

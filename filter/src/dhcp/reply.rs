@@ -61,7 +61,7 @@ pub(crate) fn judge_from_host(
     };
 
     if transaction.asked.kind == Kind::Inform {
-        return judge_information(dhcp, &message, &options, is_to);
+        return judge_information(dhcp, &message, &options, is_to, now);
     }
     if !is_to(message.your_address) {
         return Err(DropReason::ReplyDestination);
@@ -97,10 +97,14 @@ fn judge_information(
     message: &Message<'_>,
     options: &Options<'_>,
     is_to: impl Fn(Ipv4Addr) -> bool,
+    now: Timestamp,
 ) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
     let gives = message.your_address;
     if options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
+        if is_to(gives) {
+            learn_unasked(dhcp, message, options, now);
+        }
         return Err(DropReason::ReplyTransaction);
     }
     if !is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) {
@@ -483,11 +487,7 @@ mod tests {
         let ack = DhcpFrame::server(5).xid(9).option(6, &[9, 9, 9, 9]);
         let no_time = |frame: &DhcpFrame, port: &mut Port| port.from_host(&frame.frame(), NOW);
         inform(&mut port);
-        for frame in [
-            DhcpFrame { to: OTHER_IP, ..ack.clone().yiaddr(OTHER_IP).lease_time(600) },
-            DhcpFrame::nak().xid(9),
-            DhcpFrame::offer().xid(9),
-        ] {
+        for frame in [DhcpFrame::nak().xid(9), DhcpFrame::offer().xid(9)] {
             assert_eq!(no_time(&frame, &mut port), drop_for(DropReason::ReplyTransaction));
         }
         let elsewhere = DhcpFrame { to: OTHER_IP, ..ack.clone() };
@@ -621,6 +621,22 @@ mod tests {
         assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
     }
 
+    /// B7: an ACK that gives another address than the lease revokes it, whatever the VM asked for under its number.
+    #[test]
+    fn b7_an_ack_to_no_request_revokes() {
+        for asked in [DhcpFrame::inform(), DhcpFrame::discover()] {
+            let mut port = bound();
+            assert_eq!(port.from_vm(&asked.xid(9).frame(), NOW), Verdict::Forward);
+            let same = DhcpFrame::ack().xid(9).frame();
+            let _ = port.from_host(&same, NOW);
+            assert!(port.lease().is_some());
+            let _ = port.from_vm(&DhcpFrame::inform().xid(9).frame(), NOW);
+            let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(9).yiaddr(OTHER_IP) };
+            assert_eq!(port.from_host(&other.frame(), NOW), drop_for(DropReason::ReplyTransaction));
+            assert_eq!(port.lease(), None);
+        }
+    }
+
     /// B7: a request that was sent twice is answered twice. The second answer is not one to what the VM asks for next
     /// under the same number.
     #[test]
@@ -641,6 +657,38 @@ mod tests {
         assert_eq!(port.from_vm(&request.frame(), at(60)), Verdict::Forward);
         assert_eq!(port.from_host(&ack.frame(), at(60)), Verdict::Forward);
         assert!(port.lease().is_some());
+    }
+
+    /// B7: an ACK may answer a DISCOVER with rapid commit, so that no REQUEST under its number passes before an offer.
+    #[test]
+    fn b7_a_rapid_discover_is_no_request() {
+        let discover = DhcpFrame::discover().option(80, &[]).lease_time(7200).frame();
+        let mut port = fresh();
+        assert_eq!(port.from_vm(&discover, NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_vm(&discover, NOW), Verdict::Forward);
+        // Two are on their way, and one of them may still be an ACK.
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), drop_for(DropReason::DhcpTransaction));
+        assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+    }
+
+    /// B7: of two answers to one DISCOVER with rapid commit, the first may give what the server has taken back since.
+    #[test]
+    fn b7_a_repeated_rapid_discover_binds_what_it_asks_for() {
+        let discover = DhcpFrame::discover().option(80, &[]).address_option(50, OWN_IP);
+        let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().yiaddr(OTHER_IP) };
+        for second in [XID, 7] {
+            let mut port = fresh();
+            for xid in [XID, second] {
+                assert_eq!(port.from_vm(&discover.clone().xid(xid).frame(), NOW), Verdict::Forward);
+            }
+            assert_eq!(port.from_host(&other.frame(), NOW), drop_for(DropReason::ReplyTransaction));
+            assert_eq!(port.lease(), None);
+            assert_eq!(port.from_host(&DhcpFrame::ack().xid(second).frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+        }
     }
 
     /// B1: a client that asks for rapid commit of a server that makes offers goes on under the same number.
@@ -876,7 +924,8 @@ mod tests {
         let sends = |frame: DhcpFrame| {
             move |port: &mut Port| assert!(port.from_vm(&frame.frame(), at(1)).is_forward())
         };
-        let ends: [Box<dyn Fn(&mut Port)>; 4] = [
+        type End = Box<dyn Fn(&mut Port)>;
+        let ends: [End; 4] = [
             Box::new(nak),
             Box::new(sends(DhcpFrame::release())),
             Box::new(sends(DhcpFrame::decline(OWN_IP))),

@@ -83,6 +83,13 @@ pub(crate) struct Transaction {
 impl Transaction {
     /// Whether an ACK that gives `address` can be the answer.
     pub(crate) fn may_give(&self, address: Ipv4Addr) -> bool {
+        // What is said again may be answered otherwise, if the address that it asks for has become free since.
+        if self.asked.kind == Kind::RapidDiscover
+            && self.unanswered > 1
+            && self.asked.requested.is_some_and(|requested| requested != address)
+        {
+            return false;
+        }
         !self.is_reused || self.asked.may_give(address)
     }
 
@@ -111,18 +118,19 @@ impl Transactions {
     }
 
     /// Whether a message with this number may pass: it is the first with it, the same again, or the REQUEST that
-    /// follows a DISCOVER (B7).
+    /// follows a DISCOVER (B7). One with rapid commit has to be answered by an offer first, since an ACK to it could
+    /// not be told from one to the REQUEST.
     /// `is_new_id` says that it comes with an identifier that none before it had.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
-            let is_discovered = match open.asked.kind {
+            let is_offered = match open.asked.kind {
                 Kind::Discover => true,
                 // An ACK to it may still come, and could not be told from one to the REQUEST.
                 Kind::RapidDiscover => open.unanswered == 0 || open.asked.lease_time == asked.lease_time,
                 Kind::Request | Kind::Inform => false,
             };
             let is_next =
-                is_discovered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
+                is_offered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
             let is_over = open.is_void || open.is_answered || open.is_old(now);
             is_over || (!is_new_id && (open.asked == asked || is_next))
         })
@@ -133,7 +141,8 @@ impl Transactions {
         self.clock = self.clock.wrapping_add(1);
         self.last_id = id;
         if asked.may_bind() {
-            self.void(|open| open.id != id && open.asked != asked);
+            let is_rapid = asked.kind == Kind::RapidDiscover;
+            self.void(|open| open.id != id && (is_rapid || open.asked != asked));
         }
         let used = self.clock;
         let new = Transaction {
@@ -150,7 +159,8 @@ impl Transactions {
         match self.slots.iter_mut().flatten().find(|open| open.id == id) {
             // A reply to what was asked before could not be told from one to this, which is as well for the same.
             Some(open) if !open.is_old(now) && (open.is_void || open.is_answered || open.asked == asked) => {
-                open.is_void |= open.asked != asked;
+                let is_rapid = asked.kind == Kind::RapidDiscover;
+                open.is_void |= open.asked != asked || (open.is_answered && is_rapid);
                 open.is_answered = false;
                 open.used = used;
                 open.last = now;

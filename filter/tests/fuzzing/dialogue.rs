@@ -14,7 +14,7 @@ use crate::scene::{
 
 const MAX_STEPS: usize = 60;
 
-const ADDRESSES: [Address; 14] = [
+const ADDRESSES: [Address; 18] = [
     Address::Own,
     Address::Gateway,
     Address::World,
@@ -29,6 +29,10 @@ const ADDRESSES: [Address; 14] = [
     Address::Metadata,
     Address::Loopback,
     Address::Group,
+    Address::Last,
+    Address::HostPublic,
+    Address::HostPrivate,
+    Address::HostOnLink,
 ];
 
 const STATIONS: [Station; 7] = [
@@ -41,7 +45,7 @@ const STATIONS: [Station; 7] = [
     Station::Zero,
 ];
 
-const TARGETS: [&str; 9] = [
+const TARGETS: [&str; 11] = [
     "0.0.0.0/0",
     "@host",
     "192.168.64.0/24",
@@ -51,6 +55,8 @@ const TARGETS: [&str; 9] = [
     "224.0.0.0/4",
     "93.184.216.0/24",
     "169.254.169.254",
+    "9.0.0.0/8",
+    "10.77.0.1",
 ];
 
 /// A port, the time at which it begins, and what happens to it.
@@ -63,6 +69,7 @@ pub fn dialogue(u: &mut Unstructured<'_>) -> Result<(PortConfig, Timestamp, Vec<
     let config = PortConfig {
         net_type: if u.ratio(1, 4)? { NetType::Host } else { NetType::Nat },
         policy: Policy::new(rules),
+        server_files_by_mac: u.ratio(1, 4)?,
         ..plain_config(vec![])
     };
     let start = *u.choose(&[0, 1_000_000_000_000, u64::MAX - 5_000_000_000_000])?;
@@ -74,7 +81,9 @@ pub fn dialogue(u: &mut Unstructured<'_>) -> Result<(PortConfig, Timestamp, Vec<
 }
 
 fn step(u: &mut Unstructured<'_>) -> Result<Step> {
-    Ok(match u.int_in_range(0..=15)? {
+    Ok(match u.int_in_range(0..=17)? {
+        16 => Step::HostAddresses(host_addresses(u)?),
+        17 => Step::Exposed(vec![(*u.choose(&[6, 17])?, port(u)?, option(u, |u| u.choose(&HOST).copied())?)]),
         0 => Step::Wait(Duration::from_millis(u16::arbitrary(u)?.into())),
         1 => Step::Wait(Duration::from_secs(u16::arbitrary(u)?.into())),
         2 => Step::Dora { address: leasable(u)?, lease_time: lease_time(u)?, resolvers: resolvers(u)? },
@@ -83,6 +92,14 @@ fn step(u: &mut Unstructured<'_>) -> Result<Step> {
         5..=10 => Step::Vm(Box::new(shot_of_vm(u)?)),
         _ => Step::Host(Box::new(shot_of_host(u)?)),
     })
+}
+
+const NAMES: [&[u8]; 5] = [b"vm", b"vm-1.example.com", b"vm.", b"", b"a b"];
+
+const HOST: [Address; 4] = [Address::Gateway, Address::HostPublic, Address::HostPrivate, Address::HostOnLink];
+
+fn host_addresses(u: &mut Unstructured<'_>) -> Result<Vec<Address>> {
+    (0..u.int_in_range(0..=3)?).map(|_| u.choose(&HOST).copied()).collect()
 }
 
 /// The usual value, or now and then another.
@@ -204,7 +221,7 @@ fn question(u: &mut Unstructured<'_>) -> Result<Question> {
     let kinds =
         [dhcp::DISCOVER, dhcp::REQUEST, dhcp::REQUEST, dhcp::DECLINE, dhcp::RELEASE, dhcp::INFORM, 2, 9];
     let own = u.ratio(1, 2)?;
-    let usual = if own { Address::Own } else { Address::Zero };
+    let usual = if own { mostly(u, Address::Own, &[Address::Last])? } else { Address::Zero };
     Ok(Question {
         kind: *u.choose(&kinds)?,
         xid: xid(u)?,
@@ -232,7 +249,12 @@ fn client_id(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
 fn extra(u: &mut Unstructured<'_>) -> Result<Vec<(u8, Vec<u8>)>> {
     let mut options = Vec::new();
     while u.ratio(1, 4)? && options.len() < 3 {
-        options.push((mostly(u, 12, &[0, 6, 50, 51, 52, 53, 54, 61, 80, 82, 255])?, bytes(u, 8)?));
+        let code = mostly(u, 12, &[0, 6, 50, 51, 52, 53, 54, 61, 80, 81, 82, 255])?;
+        options.push(match u.int_in_range(0..=3)? {
+            0 => (dhcp::OPTION_LEASE_TIME, lease_time(u)?.to_be_bytes().to_vec()),
+            1 => (dhcp::OPTION_HOST_NAME, u.choose(&NAMES)?.to_vec()),
+            _ => (code, bytes(u, 8)?),
+        });
     }
     Ok(options)
 }

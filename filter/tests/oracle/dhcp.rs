@@ -14,6 +14,7 @@ pub const RELEASE: u8 = 7;
 pub const INFORM: u8 = 8;
 
 pub const OPTION_RESOLVERS: u8 = 6;
+pub const OPTION_HOST_NAME: u8 = 12;
 pub const OPTION_REQUESTED: u8 = 50;
 pub const OPTION_LEASE_TIME: u8 = 51;
 pub const OPTION_OVERLOAD: u8 = 52;
@@ -21,6 +22,7 @@ pub const OPTION_TYPE: u8 = 53;
 pub const OPTION_SERVER: u8 = 54;
 pub const OPTION_CLIENT_ID: u8 = 61;
 pub const OPTION_RAPID_COMMIT: u8 = 80;
+pub const OPTION_FQDN: u8 = 81;
 pub const OPTION_RELAY: u8 = 82;
 
 /// A message with the magic cookie. The options are whole copies, in their order.
@@ -179,4 +181,42 @@ pub fn client_id_names(id: &[u8], own: [u8; 6]) -> Names {
 /// The own MAC address under another hardware's type may be the VM's or not.
 fn only_ethernet(hardware: u16, names: Names) -> Names {
     if hardware != 1 && names == Names::Own { Names::Unclear } else { names }
+}
+
+/// C9: whether option 12 holds a name: labels with dots between them, and at most one dot or NUL at the end.
+pub fn is_host_name(value: &[u8]) -> bool {
+    let end = match value.last() {
+        Some(b'.' | 0) => value.len() - 1,
+        _ => value.len(),
+    };
+    let labels: Vec<&[u8]> = value[..end].split(|&byte| byte == b'.').collect();
+    end <= 253 && labels.iter().all(|label| is_label(label))
+}
+
+/// C9: whether the name in option 81 is one, or empty (RFC 4702).
+pub fn is_fqdn(value: &[u8]) -> bool {
+    let Some(name) = value.get(3..) else { return false };
+    if name.is_empty() {
+        return true;
+    }
+    if value[0] & 4 == 0 {
+        return is_host_name(name);
+    }
+    let (mut at, mut text) = (0, 0);
+    while at < name.len() {
+        let length = usize::from(name[at]);
+        if length == 0 {
+            return at + 1 == name.len() && text <= 254;
+        }
+        match name.get(at + 1..at + 1 + length) {
+            Some(label) if is_label(label) => (at, text) = (at + 1 + length, text + 1 + length),
+            _ => return false,
+        }
+    }
+    text <= 254
+}
+
+fn is_label(label: &[u8]) -> bool {
+    let is_allowed = |byte: &u8| matches!(byte, b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-');
+    !label.is_empty() && label.len() <= 63 && label.iter().all(is_allowed)
 }

@@ -7,18 +7,18 @@ use softnet_filter::{Resolvers, Timestamp};
 use super::dhcp::{self, Message};
 use super::packet::{self, Arp, Ethernet, Ipv4, UDP, UdpChecksum};
 use super::vm::is_plain_padding;
-use super::{FRESH, Lesson, Oracle, Outcome, Rule, Transaction, breaks, world};
+use super::{Believed, FRESH, Lesson, Oracle, Outcome, Rule, Transaction, breaks, world};
 
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 
 impl Oracle {
     /// Safety: the rule that forbids the frame to reach the VM, if one does.
-    pub fn must_not_arrive(&self, frame: &[u8]) -> Option<Rule> {
-        self.check_arrival(frame).err()
+    pub fn must_not_arrive(&self, frame: &[u8], now: Timestamp) -> Option<Rule> {
+        self.check_arrival(frame, now).err()
     }
 
-    fn check_arrival(&self, frame: &[u8]) -> Result<(), Rule> {
+    fn check_arrival(&self, frame: &[u8], now: Timestamp) -> Result<(), Rule> {
         let Some(ethernet) = Ethernet::read(frame) else { return Ok(()) };
         breaks("I2", !matches!(ethernet.ether_type, IPV4 | ARP))?;
         breaks("I2", !ethernet.is_group() && ethernet.destination != self.own_mac())?;
@@ -41,16 +41,45 @@ impl Oracle {
         match ip.udp_ports() {
             Some((67, 68)) if ip.is_fragment() => Err("B1"),
             Some((_, 68)) => match read_reply(&ip) {
-                Some(reply) => self.check_reply(&ethernet, &ip, &reply).map(drop),
+                Some(reply) => self.check_reply(&ethernet, &ip, &reply, now).map(drop),
                 None => Ok(()),
             },
             _ => Ok(()),
         }
     }
 
-    /// B1 to B3, of a UDP packet to port 68 with a BOOTP reply: the lesson that it teaches if it passes.
-    fn check_reply(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, reply: &Message) -> Result<Lesson, Rule> {
+    /// B1 to B3 and B7, of a UDP packet to port 68 with a BOOTP reply: the lesson that it teaches if it passes.
+    fn check_reply(
+        &self,
+        ethernet: &Ethernet<'_>,
+        ip: &Ipv4<'_>,
+        reply: &Message,
+        now: Timestamp,
+    ) -> Result<Lesson, Rule> {
+        let kind = self.check_server(ethernet, ip, reply)?;
         let open = self.transactions.iter().find(|open| open.xid == reply.xid).ok_or("B1")?;
+        breaks("B7", open.void)?;
+        let to_yours = ip.destination == reply.yours || ip.destination.is_broadcast();
+        if open.wish.kind == dhcp::INFORM {
+            breaks("B1", kind != dhcp::ACK)?;
+            let own = self.lease_at(now).map(|lease| lease.address);
+            breaks("B8", !reply.yours.is_unspecified() && Some(reply.yours) != own)?;
+            return Ok(Lesson::Nothing);
+        }
+        match kind {
+            dhcp::OFFER => breaks("B1", !to_yours).map(|()| Lesson::Nothing),
+            dhcp::NAK if open.wish.binds() => Ok(Lesson::Revoke),
+            dhcp::ACK if open.wish.binds() => {
+                breaks("B1", !to_yours)?;
+                breaks("B7", !open.may_give(reply.yours))?;
+                Ok(self.lesson_of_ack(reply, open))
+            }
+            _ => Err("B1"),
+        }
+    }
+
+    /// All of B1 but the transaction: the type of the reply.
+    fn check_server(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, reply: &Message) -> Result<u8, Rule> {
         breaks("B1", ip.is_fragment())?;
         breaks("B1", ethernet.source != self.gateway_mac() || ip.source != self.gateway())?;
         breaks("B1", ip.udp_ports() != Some((67, 68)))?;
@@ -60,26 +89,16 @@ impl Oracle {
         breaks("B3", reply.broken)?;
         let kind = reply.kind().ok_or("B1")?;
         breaks("B1", reply.address_once(dhcp::OPTION_SERVER) != Some(self.gateway()))?;
-        let to_yours = ip.destination == reply.yours || ip.destination.is_broadcast();
-        match kind {
-            dhcp::OFFER => breaks("B1", !to_yours).map(|()| Lesson::Nothing),
-            dhcp::NAK if open.requests => Ok(Lesson::Revoke),
-            dhcp::NAK => Ok(Lesson::Nothing),
-            dhcp::ACK if open.informs && !open.requests => Ok(Lesson::Nothing),
-            dhcp::ACK if open.requests => {
-                breaks("B1", !to_yours && !open.informs)?;
-                Ok(self.lesson_of_ack(to_yours, reply, open))
-            }
-            _ => Err("B1"),
-        }
+        Ok(kind)
     }
 
-    fn lesson_of_ack(&self, to_yours: bool, reply: &Message, open: &Transaction) -> Lesson {
+    fn lesson_of_ack(&self, reply: &Message, open: &Transaction) -> Lesson {
         match reply.number_once(dhcp::OPTION_LEASE_TIME) {
-            Some(seconds) if seconds > 0 && to_yours && self.may_be_leased(reply.yours) => Lesson::Bind {
+            Some(seconds) if seconds > 0 && self.may_be_leased(reply.yours) => Lesson::Bind {
                 address: reply.yours,
                 seconds,
                 requested: open.since,
+                is_time_asked: open.wish.seconds.is_some(),
                 resolvers: reply.resolvers(),
             },
             _ => Lesson::Nothing,
@@ -130,32 +149,43 @@ impl Oracle {
         let Some(reply) = read_reply(ip) else { return false };
         let Some((xid, question, at)) = self.newest else { return false };
         let Some(kind) = reply.kind() else { return false };
-        let answers = matches!(
-            (question, kind),
-            (dhcp::DISCOVER, dhcp::OFFER) | (dhcp::REQUEST, dhcp::ACK | dhcp::NAK)
-        );
-        let address_is_plain = match kind {
-            dhcp::NAK => {
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let to = |address| ip.destination == address || ip.destination.is_broadcast();
+        let is_answer = match (question, kind) {
+            (dhcp::DISCOVER, dhcp::OFFER) | (dhcp::REQUEST, dhcp::ACK) => {
+                to(reply.yours) && self.gives_an_address(&reply)
+            }
+            (dhcp::REQUEST, dhcp::NAK) => {
                 let gives_nothing = reply.yours.is_unspecified() && !reply.has(dhcp::OPTION_LEASE_TIME);
                 gives_nothing && ip.destination.is_broadcast()
             }
-            _ => {
-                (ip.destination == reply.yours || ip.destination.is_broadcast())
-                    && self.may_be_leased(reply.yours)
-                    && reply.number_once(dhcp::OPTION_LEASE_TIME).is_some_and(|seconds| seconds > 0)
-            }
+            // B8
+            (dhcp::INFORM, dhcp::ACK) => own.is_some_and(|own| {
+                let lasts = !reply.has(dhcp::OPTION_LEASE_TIME)
+                    || reply.number_once(dhcp::OPTION_LEASE_TIME).is_some();
+                (reply.yours.is_unspecified() || reply.yours == own) && to(own) && lasts
+            }),
+            _ => false,
         };
+        is_answer
+            && reply.xid == xid
+            && now.saturating_since(at) < FRESH
+            && self.is_well_made(ethernet, ip, &reply)
+    }
+
+    fn gives_an_address(&self, reply: &Message) -> bool {
+        self.may_be_leased(reply.yours)
+            && reply.number_once(dhcp::OPTION_LEASE_TIME).is_some_and(|seconds| seconds > 0)
+    }
+
+    /// Whether a reply is as every server makes it.
+    fn is_well_made(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, reply: &Message) -> bool {
         let resolvers = reply.all(dhcp::OPTION_RESOLVERS).concat();
         let datagram_is_whole =
             packet::number16(ip.payload, 4).is_some_and(|length| usize::from(length) == ip.payload.len());
-        let is_given_up = self.transactions.iter().any(|open| open.xid == xid && open.given_up);
-        answers
-            && !is_given_up
-            && address_is_plain
-            && reply.xid == xid
-            && now.saturating_since(at) < FRESH
-            && datagram_is_whole
+        datagram_is_whole
             && ip.header_length == 20
+            && ip.header_is_right
             && packet::udp_checksum(ip, ip.payload) == UdpChecksum::Right
             && reply.op == 2
             && reply.hardware_type == 1
@@ -173,59 +203,112 @@ impl Oracle {
     }
 
     /// Takes note of a frame for the VM and of its verdict; returns what the lease may be now.
-    pub(super) fn after_host(
-        &mut self,
-        frame: &[u8],
-        now: Timestamp,
-        forwarded: bool,
-        had_to_pass: bool,
-    ) -> Vec<Outcome> {
+    pub(super) fn after_host(&mut self, frame: &[u8], now: Timestamp, forwarded: bool) -> Vec<Outcome> {
         let unchanged = Outcome::exactly(self.lease_at(now).copied());
-        let Some((reply, lesson)) = self.lesson(frame).filter(|_| forwarded) else {
-            return vec![unchanged];
+        let Some((reply, lesson)) = self.lesson(frame, now).filter(|_| forwarded) else {
+            return self.after_unasked(frame, now);
         };
-        if reply.kind() == Some(dhcp::OFFER) {
-            self.offered = Some((reply.yours, now));
-            self.offer_may_be_over = false;
-        }
-        let changed = match lesson {
-            Lesson::Nothing => return vec![unchanged],
-            Lesson::Revoke => Outcome::Unbound,
-            Lesson::Bind { address, seconds, requested, resolvers } => {
-                let ends = |from: Timestamp| from.saturating_add(Duration::from_secs(seconds.into()));
-                let sane = |all: &[_]| -> Vec<_> {
-                    all.iter().copied().filter(|&resolver| self.may_resolve(resolver, address)).collect()
-                };
+        let lesson = match (reply.kind(), lesson) {
+            (Some(dhcp::OFFER), _) => {
+                self.offered = Some((reply.yours, now));
+                self.offer_may_be_over = false;
+                for open in self.transactions.iter_mut().filter(|open| open.xid == reply.xid) {
+                    open.unanswered = open.unanswered.saturating_sub(1);
+                }
+                return vec![unchanged];
+            }
+            (_, lesson) => lesson,
+        };
+        self.newest = self.newest.filter(|(xid, ..)| *xid != reply.xid);
+        self.close(reply.xid);
+        match lesson {
+            Lesson::Nothing => vec![unchanged],
+            Lesson::Revoke => {
+                self.offer_may_be_over = true;
+                self.after = Some(Believed::Nothing);
+                vec![Outcome::Unbound]
+            }
+            Lesson::Bind { address, seconds, requested, is_time_asked, resolvers } => {
+                self.offer_may_be_over = true;
+                self.is_time_asked = is_time_asked;
+                let lasts = (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into()));
+                if !is_time_asked {
+                    self.default_time = lasts;
+                }
+                let end = lasts.map(|lasts| requested.saturating_add(lasts));
+                if end.is_some_and(|end| end <= now) {
+                    self.after = Some(Believed::Expired(address));
+                    return vec![Outcome::Unbound];
+                }
+                let sane: Vec<_> =
+                    resolvers.into_iter().filter(|&resolver| self.may_resolve(resolver, address)).collect();
                 // Those that every client uses must be open; more than a lease can hold need not.
-                let first: Resolvers = sane(&resolvers).into_iter().take(3).collect();
-                Outcome::Bound {
+                let first: Resolvers = sane.iter().copied().take(3).collect();
+                vec![Outcome::Bound {
                     address,
                     server: self.gateway(),
-                    expires: (seconds != u32::MAX).then(|| (ends(requested), ends(now))),
-                    resolvers: (first.iter().collect(), sane(&resolvers)),
-                }
+                    expires: end,
+                    resolvers: (first.iter().collect(), sane),
+                }]
             }
-        };
-        self.offer_may_be_over = true;
-        self.newest = self.newest.filter(|(xid, ..)| *xid != reply.xid);
-        if had_to_pass {
-            self.close(reply.xid);
-            return vec![changed];
         }
-        // What of an unusual reply has taught the filter something has ended its transaction; the rest may have.
-        vec![changed, unchanged]
     }
 
-    fn lesson(&self, frame: &[u8]) -> Option<(Message, Lesson)> {
+    /// B7: what a frame for the VM that teaches nothing tells of the server.
+    fn after_unasked(&mut self, frame: &[u8], now: Timestamp) -> Vec<Outcome> {
+        let Some(lease) = self.lease_at(now).copied() else { return vec![Outcome::Unbound] };
+        let unchanged = Outcome::exactly(Some(lease));
+        let Some(ethernet) = Ethernet::read(frame).filter(|ethernet| ethernet.ether_type == IPV4) else {
+            return vec![unchanged];
+        };
+        let Some(ip) = Ipv4::read(ethernet.body) else { return vec![unchanged] };
+        let reply = ip.udp_ports().filter(|&(_, to)| to == 68).and_then(|_| read_reply(&ip));
+        let Some(reply) = reply else { return vec![unchanged] };
+        let to_yours = ip.destination == reply.yours || ip.destination.is_broadcast();
+        if self.check_server(&ethernet, &ip, &reply) != Ok(dhcp::ACK) || !to_yours {
+            return vec![unchanged];
+        }
+        let contradicted = if reply.yours != lease.address {
+            self.after = Some(Believed::Nothing);
+            Outcome::Unbound
+        } else {
+            let seconds = reply.number_once(dhcp::OPTION_LEASE_TIME);
+            let left = match seconds {
+                None | Some(0 | u32::MAX) => lease,
+                Some(seconds) => super::capped(lease, now, Duration::from_secs(seconds.into())),
+            };
+            if left.is_valid_at(now) {
+                Outcome::exactly(Some(left))
+            } else {
+                // The end of time.
+                self.after = Some(Believed::Expired(lease.address));
+                Outcome::Unbound
+            }
+        };
+        if self.gives_an_address(&reply) && self.is_well_made(&ethernet, &ip, &reply) {
+            vec![contradicted]
+        } else {
+            vec![unchanged, contradicted]
+        }
+    }
+
+    fn lesson(&self, frame: &[u8], now: Timestamp) -> Option<(Message, Lesson)> {
         let ethernet = Ethernet::read(frame).filter(|ethernet| ethernet.ether_type == IPV4)?;
         let ip = Ipv4::read(ethernet.body)?;
         let reply = ip.udp_ports().filter(|&(_, to)| to == 68).and_then(|_| read_reply(&ip))?;
-        let lesson = self.check_reply(&ethernet, &ip, &reply).ok()?;
+        let lesson = self.check_reply(&ethernet, &ip, &reply, now).ok()?;
         Some((reply, lesson))
     }
 
     fn close(&mut self, xid: u32) {
-        self.transactions.retain(|open| open.xid != xid);
+        self.transactions.retain_mut(|open| {
+            let is_awaited = open.wish.binds() && open.unanswered > 1;
+            if open.xid == xid && is_awaited {
+                open.unanswered -= 1;
+                open.void = true;
+            }
+            open.xid != xid || is_awaited
+        });
     }
 }
 

@@ -17,8 +17,8 @@
 //! - A5: an ARP reply may go to whoever asked; an on-link address needs a rule that allows it, even in a network of
 //!   public addresses, since L5 wants an explicit one.
 //! - S4: the offset counts from the packet's begin, so that the whole reassembled packet, header and all, must fit
-//!   into 65,535 bytes. The gateway, a resolver that is not global, and on-link addresses take no fragments whatever
-//!   the flags.
+//!   into 65,535 bytes. A resolver and on-link addresses take no fragments whatever the flags; the host takes those of
+//!   UDP and ICMP where it is open.
 //! - C1: a UDP packet from port 67 or to port 68 never leaves, wherever it goes. To port 67 of something that
 //!   could be a DHCP server here (gateway, on-link, broadcast) it leaves only from 68; from 68 to 67 only as DHCP.
 //! - C5: option 52 with a value that hides options; a client identifier of any assigned hardware type, or a DUID with
@@ -29,9 +29,17 @@
 //!   In the clock's last minute, after 584 years, nothing is said about rates and offers.
 //! - D6: the types of errors and of echo are known, timestamp replies may be.
 //! - D9: no flag opens a global destination; what it opens beyond the network else is left open.
+//! - C5: an identifier that none of the last four was is a new one.
+//! - C9: option 81 holds its three fixed bytes, and a name as text or in the format of DNS.
+//! - C10: the last lease is known by its end; an ARP reply from it goes to the gateway alone. Where none was ever known,
+//!   a REQUEST whose source and `ciaddr` are two different addresses of the subnet may pass or not.
 //! - B1: a reply to a DISCOVER is an OFFER; only a reply to a REQUEST makes or ends a lease, or to a DISCOVER that asks
-//!   for rapid commit. A transaction from before a RELEASE or DECLINE may be void, and its number with it.
-//! - B4: a lease may be counted from its REQUEST (RFC 2131, section 4.4.1) or from the ACK.
+//!   for rapid commit. Sixteen transactions are open; the one used longest ago is forgotten first.
+//! - B7: a lease counts from its REQUEST (RFC 2131, section 4.4.1). A REQUEST that names no address could be for any.
+//!   A REQUEST without option 51 for a lease that was asked for with one caps it at what the server last gave to a
+//!   REQUEST without, or at 60 s. A number binds for 60 s after its last message, and the REQUEST may follow its
+//!   DISCOVER, after an OFFER if that asks for rapid commit. What a REQUEST makes void are the open ones that ask for something else; a number with answers on their
+//!   way stays void; one DISCOVER with rapid commit that was said again binds no other address than it asks for. An ACK that answers nothing caps the lease too, if it gives the same address.
 //! - B6: DHCP-shaped is UDP to port 68 that holds a BOOTP reply with the cookie, and any fragment from 67 to 68.
 //! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.
 #![allow(dead_code, reason = "each test file that includes the oracle uses its own part of it")]
@@ -46,7 +54,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{Action, Lease, NetType, Port, PortConfig, Timestamp, Verdict};
+use softnet_filter::{Action, ExposedPort, Lease, NetType, Port, PortConfig, Timestamp, Verdict};
 
 /// The number of a rule, such as `L1`.
 pub type Rule = &'static str;
@@ -63,21 +71,79 @@ pub enum Opinion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Lesson {
     Nothing,
-    Bind { address: Ipv4Addr, seconds: u32, requested: Timestamp, resolvers: Vec<Ipv4Addr> },
+    Bind {
+        address: Ipv4Addr,
+        seconds: u32,
+        requested: Timestamp,
+        is_time_asked: bool,
+        resolvers: Vec<Ipv4Addr>,
+    },
     Revoke,
 }
 
-/// A transaction that the VM began and that no ACK or NAK has ended.
+/// What a message of the VM asks of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Wish {
+    kind: u8,
+    /// A DISCOVER with rapid commit.
+    at_once: bool,
+    requested: Option<Ipv4Addr>,
+    client: Option<Ipv4Addr>,
+    seconds: Option<u32>,
+    client_id: Option<Vec<u8>>,
+}
+
+impl Wish {
+    /// Whether the server may give or take an address because of it.
+    fn binds(&self) -> bool {
+        self.kind == dhcp::REQUEST || self.at_once
+    }
+
+    fn names(&self) -> Vec<Ipv4Addr> {
+        self.requested.into_iter().chain(self.client).collect()
+    }
+}
+
+/// A transaction that the VM began.
 #[derive(Debug, Clone)]
 struct Transaction {
     xid: u32,
-    discovers: bool,
-    requests: bool,
-    informs: bool,
-    /// The VM has sent a RELEASE or DECLINE since it began.
-    given_up: bool,
-    /// When its first message left.
+    wish: Wish,
+    /// When the first message with this wish left, and when the last.
     since: Timestamp,
+    last: Timestamp,
+    /// Messages that may still be answered.
+    unanswered: usize,
+    /// No answer to it counts any more (B7).
+    void: bool,
+    /// Its number stood for another wish before.
+    reused: bool,
+    /// Tells which one was used longest ago.
+    used: u64,
+}
+
+impl Transaction {
+    fn is_old(&self, now: Timestamp) -> bool {
+        now.saturating_since(self.last) >= Duration::from_secs(60)
+    }
+
+    /// Whether an ACK with this address can answer it.
+    fn may_give(&self, address: Ipv4Addr) -> bool {
+        let names = self.wish.names();
+        let is_said_again = self.wish.at_once && self.unanswered > 1;
+        if is_said_again && self.wish.requested.is_some_and(|requested| requested != address) {
+            return false;
+        }
+        !self.reused || self.wish.at_once || names.is_empty() || names.contains(&address)
+    }
+}
+
+/// C10: what a VM without a lease may believe that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Believed {
+    Anything,
+    Expired(Ipv4Addr),
+    Nothing,
 }
 
 /// A token bucket in nanoseconds.
@@ -116,7 +182,22 @@ pub struct Oracle {
     transactions: Vec<Transaction>,
     /// The last message that the VM sent, if nothing has answered it: its transaction, its type, when.
     newest: Option<(u32, u8, Timestamp)>,
+    /// The last four, the one used longest ago first.
     client_ids: Vec<Vec<u8>>,
+    believed: Believed,
+    /// What it may believe after this frame, if the frame leaves it without a lease.
+    after: Option<Believed>,
+    /// Whether the lease's REQUEST said how long it should last.
+    is_time_asked: bool,
+    /// What the server gives to a REQUEST that does not.
+    default_time: Option<Duration>,
+    /// H2: what leads to other VMs.
+    exposed: Vec<ExposedPort>,
+    /// Messages so far.
+    messages: u64,
+    /// Like `over` and `under`, of new client identifiers.
+    over_ids: Bucket,
+    under_ids: Bucket,
     /// The addresses that the VM has declined.
     declines: usize,
     /// Fills too fast: when it is empty, the VM is over the rate for sure.
@@ -139,6 +220,14 @@ impl Oracle {
             transactions: Vec::new(),
             newest: None,
             client_ids: Vec::new(),
+            believed: Believed::Anything,
+            after: None,
+            is_time_asked: false,
+            default_time: None,
+            exposed: Vec::new(),
+            messages: 0,
+            over_ids: Bucket::new(4.1, 1.0 / 149.0),
+            under_ids: Bucket::new(4.0, 1.0 / 151.0),
             over: Bucket::new(13.0, 1.3),
             under: Bucket::new(8.0, 0.8),
         }
@@ -155,7 +244,7 @@ impl Oracle {
 
     /// What it says about a frame that is on its way to the VM now.
     pub fn on_arriving(&self, frame: &[u8], now: Timestamp) -> Opinion {
-        match self.must_not_arrive(frame) {
+        match self.must_not_arrive(frame, now) {
             Some(rule) => Opinion::MustDrop(rule),
             None if self.must_arrive(frame, now) => Opinion::MustPass,
             None => Opinion::Nothing,
@@ -165,6 +254,39 @@ impl Oracle {
     /// S1: the lease, if it is valid now.
     pub fn lease_at(&self, now: Timestamp) -> Option<&Lease> {
         self.lease.as_ref().filter(|lease| lease.expires.is_none_or(|expires| now < expires))
+    }
+
+    /// C10: what the VM may believe that it has.
+    fn believed_at(&self, now: Timestamp) -> Believed {
+        match &self.lease {
+            Some(lease) if self.lease_at(now).is_none() => Believed::Expired(lease.address),
+            Some(_) => Believed::Nothing,
+            None => self.believed,
+        }
+    }
+
+    /// C10: whether a VM without a lease may believe that it has this one.
+    fn may_believe(&self, address: Ipv4Addr, now: Timestamp) -> bool {
+        match self.believed_at(now) {
+            Believed::Anything => self.may_be_leased(address),
+            Believed::Expired(last) => address == last,
+            Believed::Nothing => false,
+        }
+    }
+
+    /// H1: takes the host's addresses.
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) {
+        self.config.host_addresses = addresses.to_vec();
+    }
+
+    /// H2: takes the ports that lead to other VMs.
+    pub fn set_exposed(&mut self, exposed: &[ExposedPort]) {
+        self.exposed = exposed.to_vec();
+    }
+
+    /// H1: the gateway and every other address of the host.
+    fn is_host(&self, address: Ipv4Addr) -> bool {
+        address == self.gateway() || self.config.host_addresses.contains(&address)
     }
 
     /// The address last offered.
@@ -274,10 +396,26 @@ impl Watched {
         *self.said[1].entry(opinion).or_default() += 1;
         let verdict = self.port.from_host(frame, now);
         agree("from the host", opinion, verdict, frame)?;
-        let allowed = self.oracle.after_host(frame, now, verdict.is_forward(), opinion == Opinion::MustPass);
+        let allowed = self.oracle.after_host(frame, now, verdict.is_forward());
         self.follow(&allowed, now)
             .map_err(|error| format!("{error}, after {verdict:?} of\n{}", hex(frame)))?;
         Ok(verdict)
+    }
+
+    /// Tells both the host's addresses.
+    ///
+    /// # Errors
+    /// If they do not fit.
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), String> {
+        self.port.set_host_addresses(addresses).map_err(|error| error.to_string())?;
+        self.oracle.set_host_addresses(addresses);
+        Ok(())
+    }
+
+    /// Tells both the ports that lead to other VMs.
+    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
+        self.oracle.set_exposed(&exposed);
+        self.port.set_exposed(exposed);
     }
 
     /// Lets the time pass without a frame.
@@ -299,6 +437,11 @@ impl Watched {
         if self.port.next_deadline() != lease.and_then(|lease| lease.expires) {
             return Err(format!("the deadline is {:?} with {lease:?}", self.port.next_deadline()));
         }
+        self.oracle.believed = match (lease, self.oracle.believed_at(now)) {
+            (Some(_), _) => Believed::Nothing,
+            (None, believed) => self.oracle.after.take().unwrap_or(believed),
+        };
+        self.oracle.after = None;
         self.oracle.lease = lease;
         Ok(())
     }
@@ -324,8 +467,8 @@ enum Outcome {
     Bound {
         address: Ipv4Addr,
         server: Ipv4Addr,
-        /// The earliest and the latest end; `None` for an infinite lease.
-        expires: Option<(Timestamp, Timestamp)>,
+        /// `None` for an infinite lease.
+        expires: Option<Timestamp>,
         /// Those that must be open, and those that may be.
         resolvers: (Vec<Ipv4Addr>, Vec<Ipv4Addr>),
     },
@@ -338,7 +481,7 @@ impl Outcome {
             Some(lease) => Self::Bound {
                 address: lease.address,
                 server: lease.server,
-                expires: lease.expires.map(|at| (at, at)),
+                expires: lease.expires,
                 resolvers: (lease.resolvers.iter().collect(), lease.resolvers.iter().collect()),
             },
         }
@@ -350,17 +493,19 @@ impl Outcome {
             (Self::Bound { address, server, expires, resolvers }, Some(lease)) => {
                 lease.address == *address
                     && lease.server == *server
-                    && match (expires, lease.expires) {
-                        (None, None) => true,
-                        (Some((earliest, latest)), Some(at)) => *earliest <= at && at <= *latest,
-                        _ => false,
-                    }
+                    && *expires == lease.expires
                     && resolvers.0.iter().all(|&resolver| lease.resolvers.contains(resolver))
                     && lease.resolvers.iter().all(|resolver| resolvers.1.contains(&resolver))
             }
             _ => false,
         }
     }
+}
+
+/// B7: the lease, which ends in so long at the latest.
+fn capped(lease: Lease, now: Timestamp, lasts: Duration) -> Lease {
+    let end = now.saturating_add(lasts);
+    Lease { expires: Some(lease.expires.map_or(end, |expires| expires.min(end))), ..lease }
 }
 
 /// A frame in rows of 16 bytes.

@@ -1,12 +1,13 @@
 //! What leaves the VM: the rules L, A, S, D and C.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use softnet_filter::{Action, Timestamp};
+use softnet_filter::{Action, Lease, Timestamp};
 
 use super::dhcp::{self, Message, Names};
 use super::packet::{self, Arp, Ethernet, ICMP, Ipv4, TCP, UDP, UdpChecksum, octets};
-use super::{Oracle, Outcome, Rule, Transaction, breaks, is_end_of_time, world};
+use super::{Believed, Oracle, Outcome, Rule, Transaction, Wish, breaks, capped, is_end_of_time, world};
 
 const LIMITED_BROADCAST: Ipv4Addr = Ipv4Addr::BROADCAST;
 const IPV4: u16 = 0x0800;
@@ -42,6 +43,14 @@ impl Oracle {
         let own = self.lease_at(now).map(|lease| lease.address);
         let probes = arp.operation == 1 && arp.sender.is_unspecified();
         if probes && (own == Some(arp.target) || self.offered() == Some(arp.target)) {
+            return Ok(());
+        }
+        // C10
+        let to_gateway = arp.operation == 1 || ethernet.destination == self.gateway_mac();
+        if self.believed_at(now) == Believed::Expired(arp.sender)
+            && arp.target == self.gateway()
+            && to_gateway
+        {
             return Ok(());
         }
         let own = own.ok_or("A4")?;
@@ -103,15 +112,33 @@ impl Oracle {
         breaks("D1", self.is_never(to, own))?;
         breaks("D2", rule == Some(Action::Block))?;
         breaks("D9", self.is_host_only() && to_world)?;
-        breaks("S4", ip.is_fragment() && self.is_on_link(to))?;
-        if rule.is_some() || to_world {
+        let datagram = matches!(ip.protocol, ICMP | UDP);
+        if ip.is_fragment() {
+            let open_host = self.is_host(to) && (rule.is_some() || to == self.gateway() || to_world);
+            let restricted = self.is_host(to) || self.is_on_link(to) || resolves;
+            breaks("S4", restricted && !(open_host && datagram))?;
+        }
+        let leads_away = |(_, port)| {
+            self.exposed.iter().any(|exposed| {
+                exposed.protocol == ip.protocol
+                    && exposed.port == port
+                    && exposed.address.is_none_or(|address| address == to)
+            })
+        };
+        breaks(
+            "H2",
+            self.is_host(to) && matches!(ip.protocol, TCP | UDP) && ip.ports().is_some_and(leads_away),
+        )?;
+        if rule.is_some() {
             return Ok(());
         }
         if to == self.gateway() {
-            return breaks("D4", !matches!(ip.protocol, ICMP | TCP | UDP));
+            return breaks("D4", !datagram && ip.protocol != TCP);
+        }
+        if to_world {
+            return breaks("H1", self.is_host(to) && !datagram && ip.protocol != TCP);
         }
         if resolves {
-            breaks("S4", ip.is_fragment())?;
             return breaks("D5", ip.ports().is_none_or(|(_, port)| port != 53));
         }
         Err("D3")
@@ -142,8 +169,8 @@ impl Oracle {
         let broadcast = ethernet.is_broadcast() && ip.destination == LIMITED_BROADCAST;
         let to_server = ethernet.destination == self.gateway_mac() && ip.destination == self.gateway();
         breaks("C1", ip.is_fragment())?;
-        breaks("C1", !(broadcast || to_server && own.is_some()))?;
-        breaks("C4", !ip.source.is_unspecified() && Some(ip.source) != own)?;
+        let renews = own.is_some() || self.may_believe(ip.source, now);
+        breaks("C1", !(broadcast || to_server && renews))?;
 
         let message = Message::read(&ip.payload[8..]).ok_or("C2")?;
         breaks("C2", message.op != 1 || message.hardware_type != 1 || message.hardware_length != 6)?;
@@ -151,7 +178,15 @@ impl Oracle {
         breaks("C2", !message.is_of(self.own_mac()) || message.broken)?;
         let kind = message.kind().ok_or("C2")?;
         breaks("C3", ![1, 3, 4, 7, 8].contains(&kind))?;
-        breaks("C4", !message.client.is_unspecified() && Some(message.client) != own)?;
+        // C4, C10
+        let may_say = |address: Ipv4Addr| {
+            address.is_unspecified()
+                || Some(address) == own
+                || (kind == dhcp::REQUEST && own.is_none() && self.may_believe(address, now))
+        };
+        breaks("C4", !may_say(ip.source) || !may_say(message.client))?;
+        let is_last = matches!(self.believed_at(now), Believed::Expired(last) if last == ip.source);
+        breaks("C10", own.is_none() && is_last && message.client != ip.source)?;
 
         breaks("C5", message.has(dhcp::OPTION_RELAY))?;
         let hides = |value: &&[u8]| matches!(value, [1..=3]);
@@ -159,9 +194,18 @@ impl Oracle {
         let ids = message.all(dhcp::OPTION_CLIENT_ID);
         breaks("C5", ids.len() > 1)?;
         if let [id] = ids[..] {
-            breaks("C5", dhcp::client_id_names(id, self.own_mac()) == Names::Foreign)?;
-            let known = self.client_ids.iter().any(|used| used == id);
-            breaks("C5", !known && self.client_ids.len() >= 4)?;
+            let is_foreign = dhcp::client_id_names(id, self.own_mac()) == Names::Foreign;
+            breaks("C5", is_foreign && !self.config.server_files_by_mac)?;
+            let may_be_new = self.over_ids.tokens(now) >= 1.0 || is_end_of_time(now);
+            breaks("C5", !self.knows(id) && !may_be_new)?;
+        }
+        let is_gateway =
+            |value: &&[u8]| octets(value, 0) == Some(self.gateway().octets()) && value.len() == 4;
+        breaks("C8", !message.all(dhcp::OPTION_SERVER).iter().all(is_gateway))?;
+        breaks("C9", !message.all(dhcp::OPTION_HOST_NAME).into_iter().all(dhcp::is_host_name))?;
+        breaks("C9", !message.all(dhcp::OPTION_FQDN).into_iter().all(dhcp::is_fqdn))?;
+        if matches!(kind, dhcp::DISCOVER | dhcp::REQUEST | dhcp::INFORM) {
+            breaks("B7", !self.may_ask(&message, &wish(&message, kind), now))?;
         }
         if kind == dhcp::RELEASE {
             breaks("C6", own.is_none() || Some(message.client) != own)?;
@@ -171,6 +215,20 @@ impl Oracle {
             breaks("C6", Some(declined) != own && Some(declined) != self.offered())?;
         }
         breaks("C7", self.over.tokens(now) < 1.0 && !is_end_of_time(now))
+    }
+
+    fn knows(&self, id: &[u8]) -> bool {
+        self.client_ids.iter().any(|used| used == id)
+    }
+
+    /// B7: whether the number is free for what the message asks.
+    fn may_ask(&self, message: &Message, wish: &Wish, now: Timestamp) -> bool {
+        let Some(open) = self.transactions.iter().find(|open| open.xid == message.xid) else { return true };
+        let is_next = open.wish.kind == dhcp::DISCOVER
+            && (!open.wish.at_once || open.unanswered == 0)
+            && wish.kind == dhcp::REQUEST
+            && open.wish.client_id == wish.client_id;
+        open.void || open.is_old(now) || open.wish == *wish || is_next
     }
 
     /// Liveness: whether the frame is so plainly legitimate that it must leave. Asked only where no rule forbids it.
@@ -201,16 +259,21 @@ impl Oracle {
         ethernet.is_broadcast() || ethernet.destination == self.gateway_mac()
     }
 
+    /// A later fragment of the plainest: with data, to the world or to the open host.
+    fn is_plain_fragment(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
+        let to = ip.destination;
+        let is_plain = !self.is_resolver(to, now) && !ip.dont_fragment && !ip.payload.is_empty();
+        if self.is_host(to) {
+            return is_plain && to == self.gateway() && ip.offset > 0;
+        }
+        is_plain && world::is_globally_reachable(to) && (ip.offset > 0 || ip.protocol == TCP)
+    }
+
     fn is_plain_ipv4(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
         let to = ip.destination;
         let rule = self.rule_for(to);
         if ip.is_fragment() {
-            // Only the plainest: to the world, with data, and no transport header that says otherwise.
-            return world::is_globally_reachable(to)
-                && !self.is_resolver(to, now)
-                && !ip.dont_fragment
-                && !ip.payload.is_empty()
-                && (ip.offset > 0 || ip.protocol == TCP);
+            return self.is_plain_fragment(ip, now);
         }
         if world::is_multicast(to) {
             return !self.is_host_only() && ip.protocol == UDP;
@@ -243,14 +306,20 @@ impl Oracle {
             || message.has(dhcp::OPTION_RESOLVERS)
             || packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong
             || self.under.tokens(now) < 1.0
+            || !message.once(dhcp::OPTION_CLIENT_ID).is_none_or(|id| self.may_come_with(id, now))
         {
             return false;
         }
         let is_own = |address| Some(address) == own;
+        // C10
+        let is_last = |address| own.is_none() && self.may_believe(address, now);
         let unicast = ip.destination == self.gateway();
         let by_server = message.address_once(dhcp::OPTION_SERVER) == Some(self.gateway());
         match kind {
             dhcp::DISCOVER => !unicast && message.client.is_unspecified(),
+            dhcp::REQUEST if own.is_none() && is_last(message.client) => {
+                ip.source == message.client || (ip.source.is_unspecified() && !unicast)
+            }
             dhcp::REQUEST if unicast => is_own(ip.source) && is_own(message.client),
             dhcp::REQUEST => ip.source.is_unspecified() || is_own(message.client),
             dhcp::RELEASE => unicast && is_own(ip.source) && by_server,
@@ -286,16 +355,15 @@ impl Oracle {
         self.over.take(now);
         let Some(message) = Message::read(&ip.payload[8..]) else { return unchanged };
         let Some(kind) = message.kind() else { return unchanged };
-        if let Some(id) = message.once(dhcp::OPTION_CLIENT_ID)
-            && !self.client_ids.iter().any(|used| used == id)
-        {
-            self.client_ids.push(id.to_vec());
+        if let Some(id) = message.once(dhcp::OPTION_CLIENT_ID) {
+            self.note_client_id(id, now);
         }
         self.newest = Some((message.xid, kind, now));
         if matches!(kind, dhcp::RELEASE | dhcp::DECLINE) {
-            // What is on its way cannot be told from an answer to what comes later under the same number.
-            self.transactions.iter_mut().for_each(|open| open.given_up = true);
+            self.transactions.retain(|open| open.wish.binds());
+            self.transactions.iter_mut().for_each(|open| open.void = true);
             self.offer_may_be_over = true;
+            self.after = Some(Believed::Nothing);
         }
         match kind {
             dhcp::RELEASE => vec![Outcome::Unbound],
@@ -309,34 +377,103 @@ impl Oracle {
                 }
             }
             _ => {
-                self.open(&message, kind, now);
-                unchanged
+                let wish = wish(&message, kind);
+                self.open(message.xid, &wish, now);
+                vec![self.after_wish(&wish, lease, now)]
             }
         }
     }
 
-    fn open(&mut self, message: &Message, kind: u8, now: Timestamp) {
-        let xid = message.xid;
-        let open = match self.transactions.iter_mut().find(|open| open.xid == xid) {
-            Some(open) => open,
-            None => {
-                let fresh = Transaction {
-                    xid,
-                    discovers: false,
-                    requests: false,
-                    informs: false,
-                    given_up: false,
-                    since: now,
-                };
-                self.transactions.push(fresh);
-                self.transactions.last_mut().expect("just pushed")
+    /// B7: what a wish that has reached the server leaves of the lease.
+    fn after_wish(&mut self, wish: &Wish, lease: Option<Lease>, now: Timestamp) -> Outcome {
+        let Some(lease) = lease else { return Outcome::Unbound };
+        if !wish.binds() {
+            return Outcome::exactly(Some(lease));
+        }
+        let names = wish.names();
+        let is_for_it = !names.is_empty() && names.iter().all(|&name| name == lease.address);
+        if wish.at_once || !is_for_it {
+            self.after = Some(Believed::Nothing);
+            return Outcome::Unbound;
+        }
+        Outcome::exactly(Some(match wish.seconds {
+            Some(u32::MAX) => lease,
+            Some(seconds) => capped(lease, now, Duration::from_secs(seconds.into())),
+            None if self.is_time_asked => {
+                capped(lease, now, self.default_time.unwrap_or(Duration::from_secs(60)))
             }
-        };
-        open.discovers |= kind == dhcp::DISCOVER;
+            None => lease,
+        }))
+    }
+
+    /// C5: whether an identifier is known, or may be new now.
+    fn may_come_with(&self, id: &[u8], now: Timestamp) -> bool {
+        self.knows(id) || self.under_ids.tokens(now) >= 1.0 - 1e-6
+    }
+
+    fn note_client_id(&mut self, id: &[u8], now: Timestamp) {
+        match self.client_ids.iter().position(|used| used == id) {
+            Some(at) => drop(self.client_ids.remove(at)),
+            None => {
+                self.over_ids.take(now);
+                self.under_ids.take(now);
+            }
+        }
+        self.client_ids.push(id.to_vec());
+        if self.client_ids.len() > 4 {
+            let forgotten = self.client_ids.remove(0);
+            for open in &mut self.transactions {
+                if open.wish.client_id.as_ref() == Some(&forgotten) {
+                    // Nothing is the same as what has been forgotten.
+                    open.wish.client_id = Some(vec![]);
+                    open.void |= open.wish.binds();
+                }
+            }
+        }
+    }
+
+    fn open(&mut self, xid: u32, wish: &Wish, now: Timestamp) {
+        if wish.binds() {
+            for open in &mut self.transactions {
+                open.void |= open.xid != xid && open.wish.binds() && (wish.at_once || open.wish != *wish);
+            }
+        }
+        self.messages += 1;
+        let used = self.messages;
+        let wish = wish.clone();
+        let fresh =
+            Transaction { xid, wish, since: now, last: now, unanswered: 1, void: false, reused: false, used };
+        match self.transactions.iter_mut().find(|open| open.xid == xid) {
+            Some(open) if (open.void && !open.is_old(now)) || (!open.void && open.wish == fresh.wish) => {
+                open.unanswered += 1;
+                (open.last, open.used) = (now, used);
+            }
+            Some(open) => {
+                let binds = open.wish.binds();
+                let before = if binds && !open.is_old(now) { open.unanswered } else { 0 };
+                *open = Transaction { unanswered: before + 1, reused: binds, ..fresh };
+            }
+            None => {
+                if self.transactions.len() == 16 {
+                    let oldest = self.transactions.iter().map(|open| open.used).min();
+                    self.transactions.retain(|open| Some(open.used) != oldest);
+                }
+                self.transactions.push(fresh);
+            }
+        }
+    }
+}
+
+/// What a DISCOVER, REQUEST or INFORM asks for.
+fn wish(message: &Message, kind: u8) -> Wish {
+    Wish {
+        kind,
         // RFC 4039: an ACK may answer a DISCOVER that asks for it.
-        let at_once = kind == dhcp::DISCOVER && message.has(dhcp::OPTION_RAPID_COMMIT);
-        open.requests |= kind == dhcp::REQUEST || at_once;
-        open.informs |= kind == dhcp::INFORM;
+        at_once: kind == dhcp::DISCOVER && message.has(dhcp::OPTION_RAPID_COMMIT),
+        requested: message.address_once(dhcp::OPTION_REQUESTED),
+        client: Some(message.client).filter(|address| !address.is_unspecified()),
+        seconds: message.number_once(dhcp::OPTION_LEASE_TIME),
+        client_id: message.once(dhcp::OPTION_CLIENT_ID).map(<[u8]>::to_vec),
     }
 }
 

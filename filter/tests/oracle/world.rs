@@ -73,21 +73,21 @@ pub fn multicast_mac(group: Ipv4Addr) -> [u8; 6] {
     [0x01, 0x00, 0x5e, b & 0x7f, c, d]
 }
 
-/// D2: what the rules say about an address, found by looking at all of them. `@host` is a /32.
+/// D2: what the rules say about an address, found by looking at all of them. `@host` is the gateway as a /32, and every
+/// other address of the host with less than a /1 and more than a /0 (H1).
 pub fn longest_match(config: &PortConfig, address: Ipv4Addr) -> Option<Action> {
     let mut best: Option<(u8, Action)> = None;
     for rule in config.policy.rules() {
-        let (network, length) = match rule.target {
-            Target::Gateway => (config.gateway.address, 32),
-            Target::Net(net) => (net.addr(), net.prefix_len()),
+        let rank = match rule.target {
+            Target::Gateway if address == config.gateway.address => 64,
+            Target::Gateway if config.host_addresses.contains(&address) => 1,
+            Target::Net(net) if covers(net.addr(), net.prefix_len(), address) => 2 * net.prefix_len(),
+            _ => continue,
         };
-        if !covers(network, length, address) {
-            continue;
-        }
         best = match best {
-            Some((longest, _)) if longest > length => best,
-            Some((longest, Action::Block)) if longest == length => best,
-            _ => Some((length, rule.action)),
+            Some((highest, _)) if highest > rank => best,
+            Some((highest, Action::Block)) if highest == rank => best,
+            _ => Some((rank, rule.action)),
         };
     }
     best.map(|(_, action)| action)

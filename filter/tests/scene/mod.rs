@@ -14,7 +14,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use softnet_filter::{
-    Action, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Target, Timestamp, Verdict,
+    Action, ExposedPort, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Target, Timestamp,
+    UnboundCause, Verdict,
 };
 
 pub use symbols::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, Xid};
@@ -30,6 +31,10 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
 /// What the host gives the VM unless a step says otherwise.
 pub const FIRST_LEASE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 5);
 pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 20);
+/// Addresses of the host besides the gateway's.
+pub const HOST_PUBLIC: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 2);
+pub const HOST_PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+pub const HOST_ON_LINK: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 9);
 pub const FAR_RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 9, 8, 7);
 
 /// A port as Tart's VMs have it, with these rules.
@@ -67,6 +72,10 @@ pub struct Scene {
     last_xid: u32,
     /// The address of the VM as the events tell it.
     told: Option<Ipv4Addr>,
+    /// C10: the address of the last lease, if that merely expired.
+    expired: Option<Ipv4Addr>,
+    /// C10: the VM has never had a lease.
+    is_new: bool,
     /// What has happened, by name.
     pub happened: BTreeSet<String>,
 }
@@ -81,6 +90,8 @@ impl Scene {
             last_host: Vec::new(),
             last_xid: 1,
             told: None,
+            expired: None,
+            is_new: true,
             happened: BTreeSet::new(),
         }
     }
@@ -107,6 +118,10 @@ impl Scene {
             Address::Loopback => Ipv4Addr::LOCALHOST,
             Address::Group => Ipv4Addr::new(224, 0, 0, 251),
             Address::OtherInSubnet(host) => Ipv4Addr::new(192, 168, 64, host),
+            Address::Last => self.expired.or(self.own()).unwrap_or(FIRST_LEASE),
+            Address::HostPublic => HOST_PUBLIC,
+            Address::HostPrivate => HOST_PRIVATE,
+            Address::HostOnLink => HOST_ON_LINK,
             Address::Any(bits) => Ipv4Addr::from(bits),
         }
     }
@@ -245,6 +260,8 @@ impl Scene {
             Step::Wait(duration) => {
                 self.now = self.now.saturating_add(*duration);
                 self.watched.advance(self.now)?;
+                // What the VM gives back now is no part of its own dialogue.
+                let _ = self.watched.port.poll_release();
                 self.listen()
             }
             Step::Vm(shot) => {
@@ -266,6 +283,19 @@ impl Scene {
             }),
             Step::Replay { of_vm: true } => self.vm(self.last_vm.clone()).map(drop),
             Step::Replay { of_vm: false } => self.host(self.last_host.clone()).map(drop),
+            Step::HostAddresses(addresses) => {
+                let addresses: Vec<_> = addresses.iter().map(|&address| self.resolve(address)).collect();
+                self.watched.set_host_addresses(&addresses)
+            }
+            Step::Exposed(exposed) => {
+                let exposed = exposed.iter().map(|&(protocol, port, address)| ExposedPort {
+                    protocol,
+                    port,
+                    address: address.map(|address| self.resolve(address)),
+                });
+                self.watched.set_exposed(exposed.collect());
+                Ok(())
+            }
             Step::Truncated => {
                 let verdict = self.watched.port.truncated_from_vm();
                 if verdict.is_forward() { Err("a truncated frame passed".into()) } else { Ok(()) }
@@ -281,6 +311,9 @@ impl Scene {
         let verdict = self.watched.vm(&frame, self.now)?;
         if verdict.is_forward() {
             self.has_no_foreign_sender(&frame)?;
+            if self.comes_from_the_last_lease(&frame) {
+                self.happened.insert("LastLeaseUsed".into());
+            }
         }
         self.last_vm = frame;
         self.listen()?;
@@ -347,9 +380,22 @@ impl Scene {
         self.tell(Answer::new(dhcp::ACK, Address::Own, lease_time)).map(drop)
     }
 
+    /// C10: a VM without a lease sends from its last one.
+    fn comes_from_the_last_lease(&self, frame: &[u8]) -> bool {
+        let sender = match Ethernet::read(frame) {
+            Some(ethernet) if ethernet.ether_type == wire::ARP => {
+                Arp::read(ethernet.body).map(|arp| arp.sender)
+            }
+            Some(ethernet) => Ipv4::read(ethernet.body).map(|ip| ip.source),
+            None => None,
+        };
+        self.own().is_none() && sender.is_some() && self.expired == sender
+    }
+
     /// The plainest form of the property: nobody else's MAC, IP or ARP sender address leaves.
     fn has_no_foreign_sender(&self, frame: &[u8]) -> Result<(), String> {
         let foreign = |what: &str| Err(format!("{what} left:\n{}", hex(frame)));
+        let is_last = |sender: Ipv4Addr| self.own().is_none() && self.expired == Some(sender);
         let Some(ethernet) = Ethernet::read(frame) else { return foreign("a runt") };
         // A DECLINE or RELEASE leaves with the address that it ends.
         let is_own = |sender: Ipv4Addr| self.own() == Some(sender) || self.told == Some(sender);
@@ -359,6 +405,7 @@ impl Scene {
         if ethernet.ether_type == wire::ARP {
             return match Arp::read(ethernet.body) {
                 Some(arp) if arp.sender_mac != ethernet.source => foreign("a foreign ARP hardware address"),
+                Some(arp) if is_last(arp.sender) && arp.target == self.config.gateway.address => Ok(()),
                 Some(arp) if !arp.sender.is_unspecified() && !is_own(arp.sender) => {
                     foreign("a foreign ARP address")
                 }
@@ -367,7 +414,11 @@ impl Scene {
             };
         }
         let Some(ip) = Ipv4::read(ethernet.body) else { return foreign("no IPv4") };
-        let is_dhcp = ip.source.is_unspecified() && ip.udp_ports() == Some((68, 67)) && !ip.is_fragment();
+        let may_renew =
+            is_last(ip.source) || (self.is_new && self.config.gateway.subnet.contains(&ip.source));
+        let is_dhcp = (ip.source.is_unspecified() || may_renew)
+            && ip.udp_ports() == Some((68, 67))
+            && !ip.is_fragment();
         if is_dhcp || is_own(ip.source) { Ok(()) } else { foreign("a foreign IP address") }
     }
 
@@ -379,12 +430,19 @@ impl Scene {
                 PortEvent::Renewed(_) => "Renewed".into(),
                 PortEvent::Unbound { cause, .. } => format!("{cause:?}"),
                 PortEvent::ClientIdChanged { .. } => "ClientIdChanged".into(),
+                PortEvent::ForeignClientId { .. } => "ForeignClientId".into(),
             });
             match event {
-                PortEvent::Bound(lease) if self.told.is_none() => self.told = Some(lease.address),
+                PortEvent::Bound(lease) if self.told.is_none() => {
+                    (self.told, self.is_new) = (Some(lease.address), false);
+                }
                 PortEvent::Renewed(lease) if self.told == Some(lease.address) => {}
-                PortEvent::Unbound { lease, .. } if self.told == Some(lease.address) => self.told = None,
-                PortEvent::ClientIdChanged { used } if used <= 4 => {}
+                PortEvent::Unbound { lease, cause } if self.told == Some(lease.address) => {
+                    self.told = None;
+                    self.expired = (cause == UnboundCause::Expired).then_some(lease.address);
+                }
+                PortEvent::ClientIdChanged { used } if used > 1 => {}
+                PortEvent::ForeignClientId { .. } if !self.config.server_files_by_mac => {}
                 event => return Err(format!("{event:?} while bound to {:?}", self.told)),
             }
         }

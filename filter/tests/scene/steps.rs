@@ -16,10 +16,16 @@ use crate::oracle::packet::ICMP;
 pub fn config() -> BoxedStrategy<PortConfig> {
     let net_type = prop_oneof![3 => Just(NetType::Nat), 1 => Just(NetType::Host)];
     let mtu = prop_oneof![4 => Just(1500), 1 => Just(9000), 1 => Just(576), 1 => Just(u16::MAX)];
-    (vec(rule(), 0..4), net_type, mtu)
-        .prop_map(|(rules, net_type, mtu)| PortConfig {
+    let host = prop_oneof![
+        2 => Just(vec![]),
+        1 => Just(vec![super::HOST_PUBLIC, super::HOST_PRIVATE, super::HOST_ON_LINK]),
+    ];
+    (vec(rule(), 0..4), net_type, mtu, any::<bool>(), host)
+        .prop_map(|(rules, net_type, mtu, server_files_by_mac, host_addresses)| PortConfig {
             net_type,
             mtu,
+            server_files_by_mac,
+            host_addresses,
             policy: Policy::new(rules),
             ..super::plain_config(vec![])
         })
@@ -39,6 +45,9 @@ fn rule() -> BoxedStrategy<Rule> {
         "93.184.216.0/24",
         "169.254.169.254",
         "8.8.8.8",
+        "9.0.0.0/8",
+        "9.9.9.2",
+        "10.77.0.1",
     ];
     let target = proptest::sample::select(well_known.to_vec())
         .prop_map(|text| text.parse::<Target>().expect("a target"));
@@ -84,6 +93,9 @@ pub fn step() -> BoxedStrategy<Step> {
         4 => lease_time().prop_map(|lease_time| Step::Renew { lease_time }),
         4 => any::<bool>().prop_map(|of_vm| Step::Replay { of_vm }),
         1 => (5usize..16, any::<u8>()).prop_map(|(count, xid)| Step::Flood { count, xid }),
+        3 => vec(host_address(), 0..6).prop_map(Step::HostAddresses),
+        2 => vec((proptest::sample::select(vec![6u8, 17]), port(), of(prop_oneof![host_address(), Just(Address::Gateway)])), 0..3)
+            .prop_map(Step::Exposed),
         2 => Just(Step::Truncated),
     ]
     .boxed()
@@ -113,6 +125,16 @@ fn leasable() -> BoxedStrategy<Address> {
     .boxed()
 }
 
+fn host_address() -> BoxedStrategy<Address> {
+    proptest::sample::select(vec![
+        Address::HostPublic,
+        Address::HostPrivate,
+        Address::HostOnLink,
+        Address::Loopback,
+    ])
+    .boxed()
+}
+
 fn resolver() -> BoxedStrategy<Address> {
     prop_oneof![3 => Just(Address::FarResolver), 2 => Just(Address::Neighbour), 2 => Just(Address::Gateway), 1 => address()]
     .boxed()
@@ -126,6 +148,9 @@ fn address() -> BoxedStrategy<Address> {
         3 => Just(Address::Neighbour),
         3 => Just(Address::FarResolver),
         2 => Just(Address::Offered),
+        2 => Just(Address::Last),
+        2 => host_address(),
+        2 => Just(Address::HostPublic),
         2 => Just(Address::Zero),
         2 => Just(Address::LimitedBroadcast),
         1 => Just(Address::Network),
@@ -243,7 +268,7 @@ fn content() -> BoxedStrategy<Content> {
         3 => (kind, of((address(), mostly(Address::Own))), data())
             .prop_map(|(kind, quoted, data)| Content::Icmp { kind, quoted, data }),
         1 => (any::<u8>(), data()).prop_map(|(protocol, data)| Content::Other { protocol, data }),
-        1 => (proptest::sample::select(vec![ICMP, 2, 4, 6, 17, 41, 47, 50, 51, 89, 112]), data())
+        2 => (proptest::sample::select(vec![ICMP, 2, 4, 6, 17, 41, 47, 50, 51, 89, 112]), data())
             .prop_map(|(protocol, data)| Content::Other { protocol, data }),
     ]
     .boxed()
@@ -275,9 +300,12 @@ fn question() -> BoxedStrategy<Question> {
         3 => Just((Address::Zero, Address::Zero, false)),
         2 => Just((Address::Own, Address::Own, true)),
         1 => Just((Address::Own, Address::Own, false)),
+        1 => Just((Address::Last, Address::Last, true)),
+        1 => Just((Address::Last, Address::Last, false)),
+        1 => Just((Address::Zero, Address::Last, false)),
         1 => (address(), address(), any::<bool>()),
     ];
-    let requested = of(mostly(Address::Offered));
+    let requested = of(prop_oneof![3 => Just(Address::Offered), 2 => Just(Address::Own), 1 => address()]);
     let server = weighted(0.7, mostly(Address::Gateway));
     (kind, xid(), addressed, requested, server, of(client_id()), extra())
         .prop_map(|(kind, xid, (source, client, unicast), requested, server, client_id, extra)| Question {
@@ -312,7 +340,28 @@ fn extra() -> BoxedStrategy<Vec<(u8, Vec<u8>)>> {
         1 => proptest::sample::select(vec![0u8, 6, 50, 51, 52, 53, 54, 55, 57, 61, 82, 255]),
     ];
     let option = (code, prop_oneof![vec(any::<u8>(), 0..12), vec(0u8..4, 1..5)]);
-    prop_oneof![4 => Just(vec![]), 2 => vec(option, 1..3)].boxed()
+    // What clients send, and may not be taken for nothing.
+    let usual = prop_oneof![
+        3 => lease_time().prop_map(|seconds| (dhcp::OPTION_LEASE_TIME, seconds.to_be_bytes().to_vec())),
+        3 => name().prop_map(|name| (dhcp::OPTION_HOST_NAME, name)),
+        2 => (any::<u8>(), name()).prop_map(|(flags, name)| {
+            (dhcp::OPTION_FQDN, [&[flags & 5, 0, 0], &name[..]].concat())
+        }),
+        1 => name().prop_map(|name| {
+            (dhcp::OPTION_FQDN, [&[5, 0, 0, name.len() as u8], &name[..], &[0]].concat())
+        }),
+        2 => Just((dhcp::OPTION_RAPID_COMMIT, vec![])),
+    ];
+    prop_oneof![5 => Just(vec![]), 2 => vec(option, 1..3), 4 => vec(usual, 1..3)].boxed()
+}
+
+fn name() -> BoxedStrategy<Vec<u8>> {
+    prop_oneof![
+        4 => proptest::sample::select(vec!["vm", "vm-1.example.com", "vm.", "vm\0", "x"]),
+        2 => proptest::sample::select(vec!["", "a b", "a_b", "..", "a\nb", "\0"]),
+    ]
+    .prop_map(|name| name.as_bytes().to_vec())
+    .boxed()
 }
 
 fn answer() -> BoxedStrategy<Answer> {

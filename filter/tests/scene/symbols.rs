@@ -23,6 +23,11 @@ pub enum Address {
     Metadata,
     Loopback,
     Group,
+    /// The last lease if it has expired, else the lease.
+    Last,
+    HostPublic,
+    HostPrivate,
+    HostOnLink,
     OtherInSubnet(u8),
     Any(u32),
 }
@@ -182,6 +187,10 @@ pub enum Step {
     Replay {
         of_vm: bool,
     },
+    /// The host's addresses besides the gateway's.
+    HostAddresses(Vec<Address>),
+    /// Ports that lead to other VMs: protocol, port, address.
+    Exposed(Vec<(u8, u16, Option<Address>)>),
     /// A frame that the link had to cut.
     Truncated,
 }

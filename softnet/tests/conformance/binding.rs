@@ -1,9 +1,10 @@
-//! Rules B1 to B6: what makes a lease, and what does not.
+//! Rules B1 to B8: what makes a lease, and what does not.
 
 use std::net::Ipv4Addr;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lab::DhcpServer;
+use lab::deadline::until;
 use lab::wire::{Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, udp};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, Wire, named};
@@ -75,10 +76,8 @@ pub fn b1_only_a_matching_ack_binds() -> Result<()> {
     DhcpServer::told(&wire.vm, kind::ACK, xid)?;
     wire.has_lease(VM)?;
     // And it is closed now: a second answer does not.
-    let second = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
-    let frame = wire.server().frame(&second, VM_MAC);
-    wire.inbound(&frame)?;
-    wire.lacks_lease("a second ACK", NEIGHBOUR)?;
+    let second = wire.server().answer(kind::ACK, xid, VM_MAC, VM);
+    wire.never_reaches_vm("a second ACK", &wire.server().frame(&second, VM_MAC))?;
     wire.has_lease(VM)
 }
 
@@ -126,10 +125,9 @@ pub fn b3_ignored_acks() -> Result<()> {
     let inform = Dhcp { ciaddr: VM, ..Dhcp::client(kind::INFORM, xid, VM_MAC) };
     wire.vm.send(&wire.routed(&inform.packet(VM, GATEWAY)))?;
     wire.server().heard(kind::INFORM, xid)?;
-    let ack = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
-    let frame = wire.server().frame(&ack, VM_MAC);
-    wire.inbound(&frame)?;
-    wire.lacks_lease("an ACK to INFORM", NEIGHBOUR)?;
+    let offer = wire.server().answer(kind::OFFER, xid, VM_MAC, NEIGHBOUR);
+    wire.never_reaches_vm("an OFFER to INFORM", &wire.server().frame(&offer, VM_MAC))?;
+    wire.lacks_lease("an OFFER to INFORM", NEIGHBOUR)?;
     wire.has_lease(VM)
 }
 
@@ -209,4 +207,78 @@ pub fn b6_rogue_servers_do_not_reach_the_vm() -> Result<()> {
     wire.never_reaches_vm("an OFFER that nobody asked for", &wire.server().frame(&unasked, VM_MAC))?;
     let right = wire.server().answer(kind::OFFER, xid, VM_MAC, VM);
     wire.reaches_vm("the right OFFER", &wire.server().frame(&right, VM_MAC))
+}
+
+pub fn b7_no_more_than_the_server_gives() -> Result<()> {
+    let new: Ipv4Addr = [10, 7, 0, 3].into();
+    let select = |xid: u32, address: Ipv4Addr| {
+        Dhcp::client(kind::REQUEST, xid, VM_MAC)
+            .with(option::REQUESTED_ADDRESS, &address.octets())
+            .with(option::SERVER, &GATEWAY.octets())
+            .broadcast()
+    };
+    let renewal = |xid: u32| Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, xid, VM_MAC) };
+    let mut wire = Wire::leased(&[])?;
+    // One number asks for one thing.
+    wire.passes("a renewal", &wire.routed(&renewal(1).packet(VM, GATEWAY)))?;
+    wire.drops("another address under its number", &select(1, new))?;
+    wire.has_lease(VM)?;
+    // Under another it passes, and the server may move the VM, whether or not its answer ever comes.
+    wire.marker = Marker::Discover;
+    wire.passes("a REQUEST for another address", &select(2, new))?;
+    wire.lacks_lease("a REQUEST for another address", VM)?;
+    // The answer to the renewal comes late, and brings nothing back.
+    let late = wire.server().answer(kind::ACK, 1, VM_MAC, VM);
+    wire.never_reaches_vm("a late ACK", &wire.server().frame(&late, VM_MAC))?;
+    wire.lacks_lease("a late ACK", VM)?;
+    wire.server().send(&wire.server().answer(kind::ACK, 2, VM_MAC, new), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, 2)?;
+    wire.has_lease(new)
+}
+
+pub fn b7_the_servers_word_counts_unasked() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    let unasked = wire.server().answer(kind::ACK, 0x77, VM_MAC, VM);
+    wire.never_reaches_vm("an ACK that nobody asked for", &wire.server().frame(&unasked, VM_MAC))?;
+    wire.has_lease(VM)?;
+    let other = wire.server().answer(kind::ACK, 0x77, VM_MAC, NEIGHBOUR);
+    let forged = reply(&other, GATEWAY, NEIGHBOUR).frame(VM_MAC, OTHER_MAC);
+    wire.never_reaches_vm("a forged ACK", &forged)?;
+    wire.has_lease(VM)?;
+    wire.never_reaches_vm("an ACK for another address", &wire.server().frame(&other, VM_MAC))?;
+    wire.marker = Marker::Discover;
+    wire.lacks_lease("an ACK for another address", VM)
+}
+
+/// The VM asks for a second more, and the answer is lost: the lease ends when the server's does.
+pub fn b7_an_asked_time_caps_the_lease() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    let renewal = Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, 5, VM_MAC) }
+        .with(option::LEASE_TIME, &1u32.to_be_bytes());
+    wire.passes("a renewal for a second", &wire.routed(&renewal.packet(VM, GATEWAY)))?;
+    let frame = wire.to(crate::wire::WORLD).1;
+    let ended = until(|| {
+        let sent = wire.vm.send(&frame).is_ok();
+        sent && wire.softnet.counters().is_ok_and(|counters| counters.from_vm.contains_key("no-lease"))
+    });
+    ensure!(ended, "the lease outlives what was asked for: {:?}", wire.softnet.counters());
+    Ok(())
+}
+
+pub fn b8_an_inform_is_answered() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    for (xid, yours, seconds) in
+        [(1, None, Some(600)), (2, Some(VM), Some(1)), (3, None, None), (4, None, Some(0))]
+    {
+        let inform = Dhcp { ciaddr: VM, ..Dhcp::client(kind::INFORM, xid, VM_MAC) };
+        wire.passes("an INFORM", &wire.routed(&inform.packet(VM, GATEWAY)))?;
+        let mut ack = Dhcp::server(kind::ACK, xid, VM_MAC, GATEWAY);
+        ack.yiaddr = yours.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        if let Some(seconds) = seconds {
+            ack = ack.with(option::LEASE_TIME, &u32::to_be_bytes(seconds));
+        }
+        let frame = reply(&ack, GATEWAY, VM).frame(VM_MAC, wire.segment.mac);
+        wire.reaches_vm("an ACK to INFORM", &frame)?;
+    }
+    wire.has_lease(VM)
 }

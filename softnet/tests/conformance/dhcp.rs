@@ -1,4 +1,4 @@
-//! Rules C1 to C7.
+//! Rules C1 to C10.
 //!
 //! DHCP is rate limited (C7), so these tests send few messages that are right. The many that are wrong come first of
 //! all from a VM with a lease, whose markers are ARP and cost nothing.
@@ -7,6 +7,8 @@ use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use lab::DhcpServer;
+use lab::deadline::until;
 use lab::wire::{Dhcp, IPV4, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ethernet, udp};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named};
@@ -137,8 +139,8 @@ pub fn c3_client_types_only() -> Result<()> {
     }
     wire.drops_all(&frames)?;
     wire.passes("INFORM", &wire.routed(&of_type(kind::INFORM).packet(VM, GATEWAY)))?;
-    wire.passes("REQUEST", &wire.routed(&of_type(kind::REQUEST).packet(VM, GATEWAY)))?;
-    wire.passes("DISCOVER", &discover(9).broadcast())
+    wire.passes("REQUEST", &wire.routed(&Dhcp { xid: 10, ..of_type(kind::REQUEST) }.packet(VM, GATEWAY)))?;
+    wire.passes("DISCOVER", &discover(11).broadcast())
 }
 
 pub fn c4_source_and_ciaddr() -> Result<()> {
@@ -182,12 +184,13 @@ pub fn c5_options() -> Result<()> {
     .map(|(what, message)| named(what, message.broadcast()))
     .collect();
     wire.drops_all(&frames)?;
-    wire.passes("the own MAC", &id(&hardware(VM_MAC)).broadcast())?;
-    wire.passes("the own DUID-LL", &id(&duid_ll(VM_MAC)).broadcast())?;
-    wire.passes("a name", &id(b"\0third").broadcast())?;
-    wire.passes("a fourth", &id(b"\0fourth").broadcast())?;
-    wire.drops("a fifth", &id(b"\0fifth").broadcast())?;
-    wire.passes("one that is known", &id(b"\0third").broadcast())
+    let numbered = |xid: u32, value: &[u8]| Dhcp { xid, ..id(value) }.broadcast();
+    wire.passes("the own MAC", &numbered(11, &hardware(VM_MAC)))?;
+    wire.passes("the own DUID-LL", &numbered(12, &duid_ll(VM_MAC)))?;
+    wire.passes("a name", &numbered(13, b"\0third"))?;
+    wire.passes("a fourth", &numbered(14, b"\0fourth"))?;
+    wire.drops("a fifth at once", &numbered(15, b"\0fifth"))?;
+    wire.passes("one that is known", &numbered(13, b"\0third"))
 }
 
 pub fn c6_release_and_decline() -> Result<()> {
@@ -246,4 +249,110 @@ pub fn c7_rate() -> Result<()> {
     let ip = wire.to(WORLD).1;
     ensure!(lab::wire::ether_type(&ip) == IPV4);
     wire.passes("IPv4", &ip)
+}
+
+pub fn c5_the_earlier_lease_is_given_back() -> Result<()> {
+    let new: Ipv4Addr = [10, 7, 0, 3].into();
+    let mut wire = Wire::start(&[])?;
+    for (address, id) in [(VM, &b"\0firmware"[..]), (new, b"\0system")] {
+        let xid = wire.next();
+        let request = Dhcp::client(kind::REQUEST, xid, VM_MAC)
+            .with(option::REQUESTED_ADDRESS, &address.octets())
+            .with(option::CLIENT_ID, id);
+        wire.vm.send(&request.broadcast())?;
+        wire.server().heard(kind::REQUEST, xid)?;
+        wire.server().send(&wire.server().answer(kind::ACK, xid, VM_MAC, address), VM_MAC)?;
+        DhcpServer::told(&wire.vm, kind::ACK, xid)?;
+    }
+    let given_back = |frame: &[u8]| {
+        Dhcp::parse(frame).is_some_and(|it| it.message_type() == kind::RELEASE && it.ciaddr == VM)
+    };
+    let (_, release) = wire.segment.expect("the RELEASE of the earlier lease", given_back)?;
+    let id = Dhcp::parse(&release).and_then(|it| it.option(option::CLIENT_ID).map(<[u8]>::to_vec));
+    ensure!(id.as_deref() == Some(&b"\0firmware"[..]), "it is given back under {id:?}");
+    wire.has_lease(new)
+}
+
+pub fn c8_no_other_server() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    let request = |xid: u32, server: &[u8]| {
+        Dhcp::client(kind::REQUEST, xid, VM_MAC)
+            .with(option::REQUESTED_ADDRESS, &VM.octets())
+            .with(option::SERVER, server)
+            .broadcast()
+    };
+    let mut frames: Vec<_> = [NEIGHBOUR, WORLD, NOBODY, ALL]
+        .into_iter()
+        .map(|server| named(format!("a REQUEST to {server}"), request(9, &server.octets())))
+        .collect();
+    frames.push(named("a server of three bytes", request(9, &[10, 7, 0])));
+    frames.push(named("an empty server", request(9, &[])));
+    let discover = discover(9).with(option::SERVER, &NEIGHBOUR.octets());
+    frames.push(named("a DISCOVER to a neighbour", discover.broadcast()));
+    wire.drops_all(&frames)?;
+    wire.passes("a REQUEST to the gateway", &request(10, &GATEWAY.octets()))
+}
+
+pub fn c9_names() -> Result<()> {
+    const HOST_NAME: u8 = 12;
+    const FQDN: u8 = 81;
+    let mut wire = Wire::leased(&[])?;
+    let with = |xid: u32, code: u8, value: &[u8]| discover(xid).with(code, value).broadcast();
+    let long = [b'a'; 64];
+    let mut frames = Vec::new();
+    for name in [&b""[..], b"a b", b"a_b", b"a\nb", b"..", b"a..b", b".a", b"vm\0\0", b"a=b", b"*", &long] {
+        frames.push(named(format!("the name {}", name.escape_ascii()), with(9, HOST_NAME, name)));
+        let fqdn = [&[1, 0, 0][..], name].concat();
+        if !name.is_empty() {
+            frames.push(named(format!("the FQDN {}", name.escape_ascii()), with(9, FQDN, &fqdn)));
+        }
+    }
+    frames.push(named("an FQDN in a loop", with(9, FQDN, &[4, 0, 0, 0xc0, 3])));
+    frames.push(named("a short FQDN", with(9, FQDN, &[1, 0])));
+    wire.drops_all(&frames)?;
+    wire.passes("a name", &with(10, HOST_NAME, b"vm-1.example.com"))?;
+    wire.passes("a name with a dot", &with(11, HOST_NAME, b"vm."))?;
+    wire.passes("an empty FQDN", &with(12, FQDN, &[1, 0, 0]))?;
+    wire.passes("an FQDN in DNS's format", &with(13, FQDN, b"\x05\0\0\x02vm\x07example\x03com\0"))
+}
+
+pub fn c10_the_last_lease_is_renewed() -> Result<()> {
+    let renewal =
+        |xid: u32, address: Ipv4Addr| Dhcp { ciaddr: address, ..Dhcp::client(kind::REQUEST, xid, VM_MAC) };
+    // A VM that is older than its Softnet.
+    let mut wire = Wire::start(&[])?;
+    wire.drops_all(&[
+        named("a renewal from elsewhere", wire.routed(&renewal(9, WORLD).packet(WORLD, GATEWAY))),
+        named("a renewal of the gateway", wire.routed(&renewal(9, GATEWAY).packet(GATEWAY, GATEWAY))),
+        named("a DISCOVER from an address", wire.routed(&discover(9).packet(VM, GATEWAY))),
+    ])?;
+    wire.passes("a renewal", &wire.routed(&renewal(10, VM).packet(VM, GATEWAY)))?;
+    wire.lacks_lease("a renewal without an answer", VM)?;
+    wire.server().send(&wire.server().with_lease_seconds(2).answer(kind::ACK, 10, VM_MAC, VM), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, 10)?;
+    let frame = wire.to(WORLD).1;
+    let before = wire.softnet.counters()?.from_vm.get("no-lease").copied();
+    let expired = until(|| {
+        let sent = wire.vm.send(&frame).is_ok();
+        sent && wire.softnet.counters().is_ok_and(|now| now.from_vm.get("no-lease").copied() > before)
+    });
+    ensure!(expired, "a lease of two seconds never expires");
+    wire.marker = Marker::Gateway(VM);
+    wire.settle()?;
+    wire.drops_all(&[
+        named("a packet", wire.to(WORLD).1),
+        named("ARP for another", lab::wire::Arp::request(VM_MAC, VM, NEIGHBOUR).frame()),
+        named("another address", wire.routed(&renewal(11, NEIGHBOUR).packet(NEIGHBOUR, GATEWAY))),
+    ])?;
+    wire.passes("a renewal of the last lease", &wire.routed(&renewal(12, VM).packet(VM, GATEWAY)))?;
+    wire.passes("its rebinding", &renewal(13, VM).broadcast())?;
+    wire.server().send(&wire.server().answer(kind::ACK, 13, VM_MAC, VM), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, 13)?;
+    wire.has_lease(VM)?;
+    // Not after it was given up.
+    let release = Dhcp { ciaddr: VM, ..Dhcp::client(kind::RELEASE, 14, VM_MAC) }
+        .with(option::SERVER, &GATEWAY.octets());
+    wire.marker = Marker::Discover;
+    wire.passes("a RELEASE", &wire.routed(&release.packet(VM, GATEWAY)))?;
+    wire.drops("a renewal after RELEASE", &wire.routed(&renewal(15, VM).packet(VM, GATEWAY)))
 }

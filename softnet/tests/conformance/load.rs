@@ -105,6 +105,28 @@ pub fn a_vm_that_does_not_read_harms_nobody() -> Result<()> {
     Ok(())
 }
 
+/// What the VM's full queue costs is dropped, and not forwarded.
+pub fn l6_losses_are_drops() -> Result<()> {
+    let wire = Wire::leased(&[])?;
+    let before = wire.softnet.counters()?.from_host;
+    let inbound =
+        Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[7; 1400])).frame(VM_MAC, wire.segment.mac);
+    let mut sent = 0u64;
+    let is_full = until(|| {
+        sent += (0..500).filter(|_| wire.segment.send(&inbound).is_ok()).count() as u64;
+        wire.softnet.counters().is_ok_and(|now| now.from_host.get("vm-queue-full") > Some(&0))
+    });
+    ensure!(is_full, "a VM's queue never fills: {:?}", wire.softnet.counters());
+    let now = wire.softnet.counters()?.from_host;
+    let grown = |what: &str| now.get(what).copied().unwrap_or(0) - before.get(what).copied().unwrap_or(0);
+    let lost = grown("vm-queue-full");
+    ensure!(grown("dropped") >= lost, "{lost} lost, {now:?}");
+    ensure!(grown("forwarded") + lost <= sent + 64, "{sent} sent, {lost} lost, {now:?}");
+    let got = grown("bytes") / inbound.len() as u64;
+    ensure!(got <= grown("forwarded"), "the bytes of {got} frames, {now:?}");
+    Ok(())
+}
+
 /// Softnet on the managed network.
 fn managed(flags: &[&str]) -> Result<(VmPort, Softnet)> {
     let (vm, theirs) = VmPort::pair()?;

@@ -66,7 +66,11 @@ fn main() -> ExitCode {
             c4_source_and_ciaddr,
             c5_options,
             c6_release_and_decline,
+            c5_the_earlier_lease_is_given_back,
             c7_rate,
+            c8_no_other_server,
+            c9_names,
+            c10_the_last_lease_is_renewed,
         },
         binding::{
             b1_only_a_matching_ack_binds,
@@ -75,6 +79,10 @@ fn main() -> ExitCode {
             b4_infinity,
             b5_replace_and_nak,
             b6_rogue_servers_do_not_reach_the_vm,
+            b7_no_more_than_the_server_gives,
+            b7_the_servers_word_counts_unasked,
+            b7_an_asked_time_caps_the_lease,
+            b8_an_inform_is_answered,
         },
         inbound::{
             i1_what_is_for_the_vm_passes,
@@ -95,6 +103,7 @@ fn main() -> ExitCode {
             a_signal_ends_it_under_a_flood,
             a_port_forward_follows_the_lease_under_a_flood,
             a_vm_that_does_not_read_harms_nobody,
+            l6_losses_are_drops,
         },
         lifecycle::{
             int_and_term_end_it_and_give_the_lease_back,

@@ -168,6 +168,9 @@ pub fn s4_fragments() -> Result<()> {
         ("a last fragment of odd length", part(WORLD, 17, 20, vec![3; 13])),
         ("a last fragment at the very end", part(WORLD, 17, 8189, vec![3; 3])),
         ("a later fragment that looks like DHCP", part(WORLD, 17, 100, dhcp_like)),
+        ("a first UDP fragment to the gateway", part(GATEWAY, 17, MORE, datagram.clone())),
+        ("a later UDP fragment to the gateway", part(GATEWAY, 17, 10, vec![3; 80])),
+        ("a later ICMP fragment to the gateway", part(GATEWAY, 1, 10, vec![3; 80])),
     ] {
         wire.passes(what, &wire.routed(&packet))?;
     }
@@ -182,8 +185,8 @@ pub fn s4_fragments() -> Result<()> {
         ("TCP at offset 1", part(WORLD, 6, 1, segment[8..].to_vec())),
         ("TCP at offset 1 with more to come", part(WORLD, 6, MORE | 1, segment[8..].to_vec())),
         ("nothing of UDP", part(WORLD, 17, MORE, vec![])),
-        ("a first fragment to the gateway", part(GATEWAY, 17, MORE, datagram.clone())),
-        ("a later fragment to the gateway", part(GATEWAY, 17, 10, vec![3; 80])),
+        ("a first TCP fragment to the gateway", part(GATEWAY, 6, MORE, segment.clone())),
+        ("a later TCP fragment to the gateway", part(GATEWAY, 6, 10, vec![3; 80])),
         (
             "a first fragment to the resolver",
             part(resolver, 17, MORE, udp((VM, 4), (resolver, 53), &[9; 400]).1[..80].to_vec()),
@@ -193,7 +196,10 @@ pub fn s4_fragments() -> Result<()> {
         wire.drops(what, &wire.routed(&packet))?;
     }
     let neighbour = part(NEIGHBOUR, 17, 10, vec![3; 80]).frame(OTHER_MAC, VM_MAC);
-    wire.drops("a later fragment to an allowed neighbour", &neighbour)
+    wire.drops("a later fragment to an allowed neighbour", &neighbour)?;
+    wire.restart_leased(&["--block=@host"])?;
+    let frame = wire.routed(&part(GATEWAY, 17, 10, vec![3; 80]));
+    wire.drops("a later UDP fragment to a closed gateway", &frame)
 }
 
 pub fn s5_transport_headers_are_whole() -> Result<()> {
