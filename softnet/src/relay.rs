@@ -424,7 +424,7 @@ impl Relay {
                 Notice::Settled(address) => {
                     // An answer that came too late for an earlier lease says nothing about this one.
                     if self.port.lease().is_some_and(|lease| lease.address == address) {
-                        self.drop_what_waits(now)?;
+                        self.judge_what_waits(now)?;
                         self.port.host_is_ready(address);
                     }
                     if self.settling.is_some_and(|(awaited, _)| awaited == address) {
@@ -446,19 +446,21 @@ impl Relay {
         self.deliver(now)
     }
 
-    /// Drops what has come for the VM's address before the host was ready: it is for the former holder (rule H3).
-    fn drop_what_waits(&mut self, now: Timestamp) -> Result<(), Stop> {
+    /// Judges all that has come before the host was ready as what came before: it may be for the former holder of the VM's
+    /// address (rule H3). DHCP and ARP are handed on.
+    fn judge_what_waits(&mut self, now: Timestamp) -> Result<(), Stop> {
         let mut batch = FrameBatch::new(self.from_host.batch.max_frame());
         for _ in 0..LONGEST_QUEUE {
+            batch.clear();
             let received = self.host.recv(&mut batch).map_err(Stop::host)?;
-            batch.retain(|frame| {
-                let _ = self.port.from_host(frame, now);
-                false
-            });
             for _ in 0..batch.take_truncated() {
                 let _ = self.port.truncated_from_host();
             }
-            batch.clear();
+            batch.retain(|frame| self.port.from_host(frame, now) == Verdict::Forward);
+            if self.vm.send(&mut batch).map_err(Stop::vm)? == Sent::Blocked {
+                batch.give_up();
+            }
+            self.count_to_vm(batch.take_losses());
             if received == Received::Drained {
                 break;
             }
@@ -539,17 +541,22 @@ impl Relay {
 
     /// What the links have lost of the frames that passed is dropped, and counted as that (rule L6).
     fn count_losses(&mut self) {
-        let Relay { from_vm, from_host, port, .. } = self;
-        let mut count = |direction, losses: Losses, full, refused| {
-            for (reason, loss) in [(full, losses.queue_full), (refused, losses.refused)] {
-                if loss.frames > 0 {
-                    port.dropped_by_link(direction, reason, loss.frames, loss.bytes);
-                }
+        let to_host = self.from_vm.batch.take_losses();
+        self.count(Direction::FromVm, to_host, DropReason::HostQueueFull, DropReason::HostRefused);
+        let to_vm = self.from_host.batch.take_losses();
+        self.count_to_vm(to_vm);
+    }
+
+    fn count_to_vm(&mut self, losses: Losses) {
+        self.count(Direction::FromHost, losses, DropReason::VmQueueFull, DropReason::VmRefused);
+    }
+
+    fn count(&mut self, direction: Direction, losses: Losses, full: DropReason, refused: DropReason) {
+        for (reason, loss) in [(full, losses.queue_full), (refused, losses.refused)] {
+            if loss.frames > 0 {
+                self.port.dropped_by_link(direction, reason, loss.frames, loss.bytes);
             }
-        };
-        let (to_host, to_vm) = (from_vm.batch.take_losses(), from_host.batch.take_losses());
-        count(Direction::FromVm, to_host, DropReason::HostQueueFull, DropReason::HostRefused);
-        count(Direction::FromHost, to_vm, DropReason::VmQueueFull, DropReason::VmRefused);
+        }
     }
 
     fn want_host_writable(&mut self, wanted: bool) -> Result<(), Stop> {
