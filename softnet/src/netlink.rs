@@ -18,6 +18,7 @@ use netlink_packet_route::link::{
     BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage, State,
 };
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -258,6 +259,20 @@ impl Netlink {
     pub fn remove_address(&mut self, index: u32, address: Ipv4Net) -> Result<(), Error> {
         let what = format!("remove address {address} from interface number {index}");
         self.change(&what, RouteNetlinkMessage::DelAddress(address_message(index, address)), 0)
+    }
+
+    /// Forgets which MAC answers for `address` on the interface, and drops the packets that wait for an answer. It is no
+    /// error if there is no such entry.
+    pub fn forget_neighbour(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+        let what = format!("forget the neighbour {address} on interface number {index}");
+        match self.change(&what, RouteNetlinkMessage::DelNeighbour(message), 0) {
+            Err(Error::Refused { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            outcome => outcome,
+        }
     }
 
     /// All IPv4 routes that carry traffic away or refuse it, of every table; the host's own addresses are not among them.

@@ -191,6 +191,17 @@ impl Membership {
         let noted = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
         // Between the rules, which hold the former address back and lead nobody to the new one yet, and whoever is next.
         let forgotten = rules::forget(&former.into_iter().chain(self.record.address).collect());
+        // What waits for somebody to answer for the address is the former holder's. The new one is asked for again.
+        let forget = |address| -> Result<(), crate::netlink::Error> {
+            let mut netlink = Netlink::open()?;
+            let bridge = netlink.link(self.plan.name.as_str())?;
+            bridge.map_or(Ok(()), |bridge| netlink.forget_neighbour(bridge.index, address))
+        };
+        for address in former.into_iter().chain(self.record.address) {
+            if let Err(error) = forget(address) {
+                tracing::debug!(%error, "packets for the address's former holder may still wait");
+            }
+        }
         // Where the rules may still have it, nobody else gets it before this VM is gone.
         match former_claim {
             Some(former) if noted.is_ok() => former.release()?,
