@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 
 use rustix::io::FdFlags;
@@ -34,7 +34,7 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
 
 /// The descriptor of `owner`, which offers it as a number only.
 #[cfg(target_os = "linux")]
-pub fn borrow<T: AsRawFd + ?Sized>(owner: &T) -> BorrowedFd<'_> {
+pub fn borrow<T: std::os::fd::AsRawFd + ?Sized>(owner: &T) -> BorrowedFd<'_> {
     // SAFETY: the owner is borrowed for as long, and keeps its descriptor open until it is dropped.
     unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
 }
