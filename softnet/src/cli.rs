@@ -183,7 +183,8 @@ pub struct PortArgs {
     #[arg(long, help_heading = "Network")]
     pub no_release: bool,
 
-    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for its gateway.
+    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for the gateway and
+    /// every other address of the host.
     /// The longest matching prefix decides. 0.0.0.0/0 opens everything, other VMs too.
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
     pub allow: Vec<String>,

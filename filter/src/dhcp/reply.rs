@@ -755,19 +755,6 @@ mod tests {
         assert_eq!(port.next_deadline(), Some(at(125)));
     }
 
-    /// C10: who asks for another address does not believe in the last lease any more.
-    #[test]
-    fn c10_another_request_ends_the_belief() {
-        let arp = ArpFrame::request(GATEWAY_IP).frame();
-        let mut port = bound();
-        assert_eq!(port.from_vm(&arp, at(600)), Verdict::Forward);
-        assert_eq!(port.from_vm(&DhcpFrame::renewal().xid(7).frame(), at(600)), Verdict::Forward);
-        assert_eq!(port.from_vm(&arp, at(600)), Verdict::Forward);
-        let other = DhcpFrame::request().address_option(50, OTHER_IP).xid(8);
-        assert_eq!(port.from_vm(&other.frame(), at(600)), Verdict::Forward);
-        assert_eq!(port.from_vm(&arp, at(600)), drop_for(DropReason::ArpNoLease));
-    }
-
     /// C5: an earlier lease that the VM declines when it is offered again is not given back as well.
     #[test]
     fn c5_what_is_declined_is_not_given_back() {

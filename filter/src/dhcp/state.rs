@@ -128,18 +128,7 @@ impl Dhcp {
     /// not outlive what the server may make of it.
     pub(crate) fn ask(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.transactions.open(id, asked, now);
-        if !asked.may_bind() {
-            return;
-        }
-        let Some(lease) = self.lease else {
-            // C10: who asks for another address does not believe in the last one.
-            if let Believed::Expired(last) = self.believed
-                && !asked.is_for(last)
-            {
-                self.believed = Believed::Nothing;
-            }
-            return;
-        };
+        let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
         if !asked.is_for(lease.address) {
             self.former = Some(Former::of(&lease, self.terms));
             self.unbind(UnboundCause::Superseded);

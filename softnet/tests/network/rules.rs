@@ -469,6 +469,11 @@ fn in_its_own_name() -> Result<()> {
             wire::udp((from, ports.0), (gateway.address, ports.1), text.as_bytes()),
         )
     };
+    // As far as the guard reads a DHCP message: `chaddr`.
+    let dhcp = |from: Ipv4Addr, to: Ipv4Addr, text: &str| {
+        let message = [&[0; 28][..], &own.0, text.as_bytes()].concat();
+        Ipv4::new(from, to, wire::udp((from, 68), (to, 67), &message))
+    };
     let arp =
         |mac: Mac, sender: Ipv4Addr| Arp { sender_mac: mac, ..Arp::request(own, sender, gateway.address) };
     let stolen = Mac(mac(2).octets());
@@ -509,17 +514,13 @@ fn in_its_own_name() -> Result<()> {
     bridged_frames_are_filtered(false)?;
     let probe = Arp { sender: Ipv4Addr::UNSPECIFIED, ..arp(own, first) };
     let fragment = Ipv4 { fragment: 0x2000 | 100, ..datagram(first, (1, 9), "a later fragment") };
-    let discover = Ipv4::new(
-        Ipv4Addr::UNSPECIFIED,
-        Ipv4Addr::BROADCAST,
-        wire::udp((Ipv4Addr::UNSPECIFIED, 68), (Ipv4Addr::BROADCAST, 67), b"a discover"),
-    );
+    let discover = dhcp(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST, "a discover");
     let own_frames = vec![
         ("its own datagram", datagram(first, (1, 9), "own").frame(router, own)),
         ("its own question", arp(own, first).frame()),
         ("a probe", probe.frame()),
         ("a later fragment", fragment.frame(router, own)),
-        ("a renewal", datagram(first, (68, 67), "renewal").frame(router, own)),
+        ("a renewal", dhcp(first, gateway.address, "renewal").frame(router, own)),
         ("a discover", discover.frame(Mac::BROADCAST, own)),
     ];
     for (what, frame) in &own_frames {
@@ -528,7 +529,7 @@ fn in_its_own_name() -> Result<()> {
 
     // An address that ended is good for asking for it again and for nothing else, until somebody else has it.
     one.membership.set_address(None)?;
-    let renewal = datagram(first, (68, 67), "renewal").frame(router, own);
+    let renewal = dhcp(first, gateway.address, "renewal").frame(router, own);
     ensure!(!heard(&datagram(first, (1, 9), "own").frame(router, own))?);
     ensure!(heard(&renewal)?, "a renewal after the lease ended");
     ensure!(heard(&arp(own, first).frame())?, "a question for the gateway after the lease ended");
