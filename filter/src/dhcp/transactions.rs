@@ -74,8 +74,6 @@ pub(crate) struct Transaction {
     used: u64,
     /// What the VM has done since makes every reply void.
     is_void: bool,
-    /// It was answered, and more answers to the same may be on their way: only the same may be asked again.
-    is_answered: bool,
     /// The number stood for another request before, whose answer may still be on its way.
     is_reused: bool,
 }
@@ -131,8 +129,7 @@ impl Transactions {
             };
             let is_next =
                 is_offered && asked.kind == Kind::Request && open.asked.client_id == asked.client_id;
-            let is_over = open.is_void || open.is_answered || open.is_old(now);
-            is_over || (!is_new_id && (open.asked == asked || is_next))
+            open.is_void || open.is_old(now) || (!is_new_id && (open.asked == asked || is_next))
         })
     }
 
@@ -153,20 +150,11 @@ impl Transactions {
             unanswered: 1,
             used,
             is_void: false,
-            is_answered: false,
             is_reused: false,
         };
         match self.slots.iter_mut().flatten().find(|open| open.id == id) {
-            // A reply to what was asked before could not be told from one to this, which is as well for the same.
-            Some(open) if !open.is_old(now) && (open.is_void || open.is_answered || open.asked == asked) => {
-                let is_rapid = asked.kind == Kind::RapidDiscover;
-                open.is_void |= open.asked != asked || (open.is_answered && is_rapid);
-                open.is_answered = false;
-                open.used = used;
-                open.last = now;
-                open.unanswered = open.unanswered.saturating_add(1);
-            }
-            Some(open) if open.asked == asked && !open.is_void && !open.is_answered => {
+            // A reply to what was asked before could not be told from one to this.
+            Some(open) if (open.is_void && !open.is_old(now)) || (open.asked == asked && !open.is_void) => {
                 open.used = used;
                 open.last = now;
                 open.unanswered = open.unanswered.saturating_add(1);
@@ -190,7 +178,7 @@ impl Transactions {
 
     /// The open transaction with this number.
     pub(crate) fn find(&self, id: u32) -> Option<&Transaction> {
-        self.slot(id).filter(|open| !open.is_void && !open.is_answered)
+        self.slot(id).filter(|open| !open.is_void)
     }
 
     /// An offer came, which a server makes instead of binding. One that comes after the REQUEST answers an earlier
@@ -204,14 +192,14 @@ impl Transactions {
     }
 
     /// The transaction has been answered. If the VM has sent its message more than once, more answers are on their
-    /// way, which could not be told from those to another request under the same number: one that asks for anything
-    /// else gets no reply for a while (B7).
+    /// way, which could not be told from those to another request under the same number: it stays void for a while
+    /// (B7).
     pub(crate) fn close(&mut self, id: u32) {
         for slot in self.slots.iter_mut().filter(|slot| slot.is_some_and(|open| open.id == id)) {
             match slot {
                 Some(open) if open.asked.may_bind() && open.unanswered > 1 => {
                     open.unanswered = open.unanswered.saturating_sub(1);
-                    open.is_answered = true;
+                    open.is_void = true;
                 }
                 _ => *slot = None,
             }

@@ -212,7 +212,8 @@ impl Oracle {
             (Some(dhcp::OFFER), _) => {
                 self.offered = Some((reply.yours, now));
                 self.offer_may_be_over = false;
-                for open in self.transactions.iter_mut().filter(|open| open.xid == reply.xid) {
+                let discovers = |open: &&mut Transaction| open.xid == reply.xid && open.wish.at_once;
+                for open in self.transactions.iter_mut().filter(discovers) {
                     open.unanswered = open.unanswered.saturating_sub(1);
                 }
                 return vec![unchanged];

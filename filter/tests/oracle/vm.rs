@@ -225,7 +225,7 @@ impl Oracle {
     fn may_ask(&self, message: &Message, wish: &Wish, now: Timestamp) -> bool {
         let Some(open) = self.transactions.iter().find(|open| open.xid == message.xid) else { return true };
         let is_next = open.wish.kind == dhcp::DISCOVER
-            && (!open.wish.at_once || open.unanswered == 0)
+            && (!open.wish.at_once || open.unanswered == 0 || open.wish.seconds == wish.seconds)
             && wish.kind == dhcp::REQUEST
             && open.wish.client_id == wish.client_id;
         open.void || open.is_old(now) || open.wish == *wish || is_next
@@ -451,7 +451,8 @@ impl Oracle {
             Some(open) => {
                 let binds = open.wish.binds();
                 let before = if binds && !open.is_old(now) { open.unanswered } else { 0 };
-                *open = Transaction { unanswered: before + 1, reused: binds, ..fresh };
+                let since = if before > 0 { open.since } else { now };
+                *open = Transaction { unanswered: before + 1, reused: binds, since, ..fresh };
             }
             None => {
                 if self.transactions.len() == 16 {

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -36,7 +37,10 @@ fn gateway_mac() -> Option<Mac> {
 
 /// Renews as a client does: to the server, from its address, again until there is an answer.
 fn renews(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
-    let request = Dhcp { ciaddr: address, ..Dhcp::client(kind::REQUEST, 9, vm.mac) };
+    // One that was answered and sent more than once stands for nothing else for a while (rule B7).
+    static NUMBER: AtomicU32 = AtomicU32::new(100);
+    let xid = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let request = Dhcp { ciaddr: address, ..Dhcp::client(kind::REQUEST, xid, vm.mac) };
     let frame = request.packet(address, vm.gateway()?).frame(gateway, vm.mac);
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
@@ -44,7 +48,7 @@ fn renews(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
         let soon = Deadline::after(Duration::from_millis(100));
         while let Some(frame) = vm.port.recv(soon)? {
             if let Some(answer) = Dhcp::parse(&frame)
-                && answer.xid == 9
+                && answer.xid == xid
             {
                 ensure!(answer.message_type() == kind::ACK, "refused: {answer:?}");
                 return Ok(());
