@@ -54,7 +54,11 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
                 Forwarding::Untouched => {}
                 Forwarding::TurnedOff => writeln!(out, "IPv4 forwarding is off again")?,
                 Forwarding::LeftOnFor(other) => {
-                    writeln!(out, "IPv4 forwarding, which Softnet turned on, stays on for {other}")?;
+                    writeln!(
+                        out,
+                        "IPv4 forwarding, which Softnet turned on, stays on for {other}, and so do the rules that keep the host from \
+                         forwarding for others; `softnet network down` ends both once {other} is gone"
+                    )?;
                 }
             }
         }

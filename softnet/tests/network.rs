@@ -334,8 +334,22 @@ fn forwarding_is_restored() -> Result<()> {
     Host::main()?.bridge("docker0", "172.17.0.1/16")?;
     ensure!(down(&config().name, false)?.forwarding == Forwarding::LeftOnFor("docker0".into()));
     ensure!(forwarding()?.trim() == "1");
+    // As long as it is on because of Softnet, the host is no router for others (H5).
+    let guarded =
+        || run("nft", &["list", "table", "ip", "softnet"]).is_ok_and(|table| table.contains("drop"));
+    ensure!(guarded());
     network::ensure(&config())?;
-    ensure!(down(&config().name, false)?.forwarding == Forwarding::Untouched);
+    ensure!(down(&config().name, false)?.forwarding == Forwarding::LeftOnFor("docker0".into()));
+    ensure!(guarded());
+    run("ip", &["link", "delete", "docker0"])?;
+    ensure!(down(&config().name, false)?.forwarding == Forwarding::TurnedOff);
+    ensure!(forwarding()?.trim() == "0" && !guarded());
+
+    // What was there before does without forwarding, as it did.
+    Host::main()?.bridge("before", "172.18.0.1/16")?;
+    network::ensure(&config())?;
+    ensure!(down(&config().name, false)?.forwarding == Forwarding::TurnedOff);
+    ensure!(forwarding()?.trim() == "0");
     Ok(())
 }
 

@@ -37,7 +37,7 @@ fn main() -> ExitCode {
         reach::{h1_block_host_closes_every_address_of_the_host, h1_the_host_is_as_open_as_the_gateway},
         reach::{h1_block_host_holds_behind_bridge_too, h1_block_host_holds_with_passt_too},
         reach::{h2_no_vm_reaches_anothers_exposed_port},
-        reach::{h5_forwarding_makes_the_host_no_router, h5_a_host_that_was_a_router_stays_one},
+        reach::{h5_forwarding_makes_the_host_no_router, h5_a_host_that_was_a_router_stays_one, h5_no_way_down_leaves_a_router},
         reach::{h7_no_internal_source_leaves_the_uplink},
         service::{h8_a_killed_server_comes_back, h8_a_stopped_server_is_replaced},
         service::{h8_a_server_that_is_killed_again_and_again_comes_back, h8_a_flushed_ruleset_comes_back},

@@ -143,6 +143,26 @@ pub fn h5_forwarding_makes_the_host_no_router() -> Result<()> {
     Ok(())
 }
 
+/// Neither when the network is taken down under a running VM, nor where a bridge was there before.
+pub fn h5_no_way_down_leaves_a_router() -> Result<()> {
+    let world = World::build()?;
+    world.internet.ip(&format!("route add 10.77.0.0/24 via {PUBLIC}"))?;
+    let into_management = || hello_over_tcp(&world.internet, MANAGEMENT, PORT).is_ok();
+    world.main.bridge("before", "172.18.0.1/16")?;
+    let (vm, _) = Vm::leased(mac(1), &[])?;
+    let down = Command::new(SOFTNET).args(["network", "down", "--force"]).output()?;
+    ensure!(down.status.success(), "{down:?}");
+    ensure!(!into_management(), "the uplink reaches the management LAN after a forced down: {down:?}");
+    drop(vm);
+    let (mut vm, _) = Vm::leased(mac(1), &[])?;
+    ensure!(vm.softnet.stop()?.success());
+    let down = Command::new(SOFTNET).args(["network", "down"]).output()?;
+    ensure!(down.status.success() && !into_management(), "{down:?}");
+    let forwarding = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")?;
+    ensure!(forwarding.trim() == "0", "forwarding stays on: {down:?}");
+    Ok(())
+}
+
 /// Who was a router before goes on to be one.
 pub fn h5_a_host_that_was_a_router_stays_one() -> Result<()> {
     let world = World::build()?;

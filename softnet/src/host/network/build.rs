@@ -322,7 +322,10 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
     let directory = run_dir.network(name.as_str());
-    let attached = members(&directory, &lock)?.len();
+    let members = members(&directory, &lock)?;
+    let attached = members.len();
+    let taps: BTreeSet<String> =
+        members.into_iter().filter_map(|member| member.tap).map(|(tap, _)| tap).collect();
     if attached > 0 && !force {
         return Err(Error::InUse { name: name.clone(), count: attached });
     }
@@ -347,9 +350,9 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
-    let forwarding = restore_forwarding(&run_dir, &mut netlink)?;
+    let forwarding = restore_forwarding(&run_dir, &taps, &mut netlink)?;
     // Behind forwarding: until it is off, the rules keep the host from being a router.
-    if existed {
+    if existed || forwarding == Forwarding::TurnedOff {
         rules::apply_without(name, &run_dir, &lock)?;
     }
     if let Some(subnet) = subnet {
@@ -358,22 +361,23 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     Ok(Down { existed, cut_off: attached, forwarding })
 }
 
-/// Turns IPv4 forwarding off if Softnet turned it on and nothing else on the host looks as if it routed.
-fn restore_forwarding(run_dir: &RunDir, netlink: &mut Netlink) -> Result<Forwarding, Error> {
+/// Turns IPv4 forwarding off if Softnet turned it on and nobody has come to rely on it since. As long as it stays on because
+/// of Softnet, the rules against crossing do too (rule H5). `taps` are those of VMs that are cut off.
+fn restore_forwarding(
+    run_dir: &RunDir,
+    taps: &BTreeSet<String>,
+    netlink: &mut Netlink,
+) -> Result<Forwarding, Error> {
     let marker = run_dir.forwarding_marker();
-    if run_dir::read(&marker)?.is_none() {
-        return Ok(Forwarding::Untouched);
-    }
+    let Some(text) = run_dir::read(&marker)? else { return Ok(Forwarding::Untouched) };
     if let Some(other) = run_dir.networks()?.into_iter().next() {
         return Ok(Forwarding::LeftOnFor(other));
     }
-    run_dir::remove_file(&marker)?;
-    let routes = |link: &Link| link.up && matches!(link.kind, Kind::Bridge | Kind::Tun(_) | Kind::Wireguard);
-    match netlink.links()?.into_iter().find(routes) {
-        Some(link) => Ok(Forwarding::LeftOnFor(link.name)),
-        None => {
-            sysctl::set_forwarding(false)?;
-            Ok(Forwarding::TurnedOff)
-        }
+    let own = taps.iter().map(String::as_str).collect();
+    if let Some(other) = ruleset::relying(&text, &netlink.links()?, &own).into_iter().next() {
+        return Ok(Forwarding::LeftOnFor(other));
     }
+    sysctl::set_forwarding(false)?;
+    run_dir::remove_file(&marker)?;
+    Ok(Forwarding::TurnedOff)
 }

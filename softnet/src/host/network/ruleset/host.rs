@@ -101,6 +101,12 @@ pub fn plain(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(letter)
 }
 
+/// The interfaces of others that may have come to rely on forwarding: bridges, tunnels and TAPs that came after Softnet
+/// turned it on. `own` are Softnet's.
+pub fn relying(marker: &str, links: &[Link], own: &BTreeSet<&str>) -> BTreeSet<String> {
+    crossing(marker, links, own).spared
+}
+
 fn crossing(marker: &str, links: &[Link], own: &BTreeSet<&str>) -> Crossing {
     let before: BTreeSet<&str> = marker.lines().collect();
     let foreign = || links.iter().filter(|link| plain(&link.name) && !own.contains(link.name.as_str()));

@@ -28,7 +28,7 @@ use super::Plan;
 use super::record::MemberRecord;
 
 pub use guard::{admission, install_for_tap, table as tap_table};
-pub use host::{Host, Limits, forwarding_interfaces};
+pub use host::{Host, Limits, forwarding_interfaces, relying};
 
 /// One network with its living members.
 #[derive(Clone, Debug)]
@@ -117,10 +117,12 @@ pub fn removal_of_shared() -> String {
     gone("ip", shared::TABLE) + &gone("ip", shares::TABLE)
 }
 
-/// The text that puts all tables in place; removes the shared ones if there is no network.
+/// The text that puts all tables in place; without a network only what keeps the host
+/// from being a router is left, as long as forwarding is on because of Softnet.
 pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
     if snapshot.networks.is_empty() {
-        return removal_of_shared();
+        // Forwarding that Softnet turned on and that others have come to rely on makes the host no router (H5).
+        return removal_of_shared() + &shared::crossing_only(snapshot);
     }
     let mut text = String::new();
     for network in &snapshot.networks {

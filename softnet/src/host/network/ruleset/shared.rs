@@ -138,11 +138,26 @@ fn at(expose: &Expose) -> (Option<std::net::Ipv4Addr>, String) {
 /// What is not forwarded where Softnet turned forwarding on (H5): all that neither comes from a network nor goes to one.
 /// Left alone are interfaces that others made for routing since, which would have turned it on themselves, and frames that
 /// a bridge carries and the host shows to the rules for routed packets (`bridge-nf-call-iptables`).
+/// The table of a host without a network, where forwarding stays on for interfaces that came after Softnet turned it on.
+pub fn crossing_only(snapshot: &Snapshot) -> String {
+    match crossing(snapshot) {
+        rules if rules.is_empty() => rules,
+        rules => format!(
+            "table ip {TABLE} {{
+	chain crossing {{
+		type filter hook forward priority filter - 10; policy accept;
+{rules}	}}
+}}
+"
+        ),
+    }
+}
+
 fn crossing(snapshot: &Snapshot) -> String {
     let Some(crossing) = &snapshot.host.crossing else { return String::new() };
     let mut text = String::new();
     let spared: Vec<&str> = snapshot.names().chain(crossing.spared.iter().map(String::as_str)).collect();
-    for direction in ["iifname", "oifname"] {
+    for direction in ["iifname", "oifname"].into_iter().filter(|_| !spared.is_empty()) {
         text += &format!("\t\t{direction} {} accept\n", interfaces(spared.iter().copied()));
     }
     if !crossing.bridges.is_empty() {
