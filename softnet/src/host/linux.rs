@@ -120,8 +120,8 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let gateway = bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
     let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
     // The second wall, for the case that the process that parses the frames is taken over (H10). The filter is the first.
-    if let Err(error) = network::install_for_tap(tap.name(), vm_mac, gateway.address) {
-        tracing::warn!(%error, "the kernel does not check the VM's MAC address on the bridge; only the filter does");
+    if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &gateway) {
+        tracing::warn!(%error, "the kernel checks neither the VM's MAC address on the bridge nor who of the host's users speaks DHCP there");
     }
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
     tap.set_gateway(gateway.address);

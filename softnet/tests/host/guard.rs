@@ -21,7 +21,7 @@ use softnet_offload::vnet::VNET_HEADER_LEN;
 use std::os::fd::AsFd;
 
 use crate::fixture::{
-    Bridge, GATEWAY, INTERNET, PORT, Vm, World, family, is_leased, leases, mac, routed, xid,
+    Bridge, GATEWAY, INTERNET, PORT, SOFTNET, Vm, World, family, is_leased, leases, mac, routed, xid,
 };
 
 /// The TAP of a VM as its worker holds it.
@@ -231,6 +231,28 @@ pub fn h10_what_was_checked_for_the_dead_is_not_checked_for_the_next() -> Result
     let (vm, address) = Vm::leased(mac(2), &["--bridge=br1"])?;
     ensure!(vm.ready["interface"] == dead.ready["interface"], "the test shows nothing: {}", vm.ready);
     vm.gateway_mac(address)?;
+    Ok(())
+}
+
+/// Nor the other way round.
+pub fn h10_what_was_checked_on_a_bridge_is_not_checked_for_the_next() -> Result<()> {
+    let world = World::build()?;
+    let _bridge = Bridge::build(&world)?;
+    for kill in [false, true] {
+        let (mut gone, _) = Vm::leased(mac(1), &["--bridge=br1"])?;
+        if kill {
+            gone.kill_all()?
+        } else {
+            ensure!(gone.softnet.stop()?.success())
+        }
+        let (mut vm, address) = Vm::leased(mac(2), &[])?;
+        ensure!(vm.ready["interface"] == gone.ready["interface"], "the test shows nothing: {}", vm.ready);
+        vm.gateway_mac(address)?;
+        ensure!(vm.softnet.stop()?.success());
+    }
+    run("timeout", &["20", SOFTNET, "network", "down"])?;
+    let tables = run("nft", &["list", "tables"])?;
+    ensure!(!tables.contains("softnet"), "{tables}");
     Ok(())
 }
 

@@ -10,7 +10,9 @@ use lab::deadline::until;
 use lab::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option};
 use nix::sys::signal::{Signal, kill};
 
-use crate::fixture::{GATEWAY, RUN, SOFTNET, Vm, is_gone, is_leased, leases, mac, server, xid};
+use crate::fixture::{
+    BRIDGE_GATEWAY, Bridge, GATEWAY, RUN, SOFTNET, Vm, World, is_gone, is_leased, leases, mac, server, xid,
+};
 use crate::service::{ODD, is_not_odd};
 use crate::user::{SET_USER_ID, USER, User, install};
 
@@ -137,6 +139,25 @@ pub fn h9_a_user_takes_no_lease_away() -> Result<()> {
         let _other = is_heard(&message, number)?;
         ensure!(is_leased(vm.mac, address), "message {kind} of a user took the lease:\n{}", leases());
     }
+    Ok(())
+}
+
+/// On a bridge of somebody else's too, whose server cannot tell the host's users from the VMs.
+pub fn h9_a_user_takes_no_lease_away_behind_bridge() -> Result<()> {
+    let world = World::build()?;
+    let _bridge = Bridge::build(&world)?;
+    let (vm, address) = Vm::leased(mac(1), &["--bridge=br1"])?;
+    let release = Dhcp { ciaddr: address, ..Dhcp::client(kind::RELEASE, xid(), vm.mac) }
+        .with(option::SERVER, &BRIDGE_GATEWAY.octets());
+    for (device, to) in
+        [("-", "10.5.0.1:67"), ("br1", "10.5.0.1:67"), ("br1", "255.255.255.255:67"), ("-", "10.5.0.255:67")]
+    {
+        User::does("send", &[device, to, &hex(&release)])?;
+    }
+    // The server answers in order.
+    let _other = Vm::leased(mac(2), &["--bridge=br1"])?;
+    let leases = std::fs::read_to_string("/run/lab/br1.leases")?;
+    ensure!(leases.contains(&vm.mac.to_string()), "a user of the host took the lease:\n{leases}");
     Ok(())
 }
 

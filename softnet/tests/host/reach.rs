@@ -124,6 +124,27 @@ pub fn h2_no_vm_reaches_anothers_exposed_port() -> Result<()> {
     Ok(())
 }
 
+/// The monitor of an existing TAP has no privilege, and learns of the exposed ports whatever umask a start had.
+pub fn h2_no_umask_hides_the_exposed_ports() -> Result<()> {
+    let world = World::build()?;
+    let _bridge = Bridge::build(&world)?;
+    for (number, umask) in (1..).zip(["077", "027", "777"]) {
+        let mut command = Command::new("sh");
+        let script = format!("umask {umask}; exec \"$@\"");
+        command.args(["-c", &script, "sh", SOFTNET, &format!("--expose={EXPOSED}:{PORT}")]);
+        let mut victim = Guest::of(&format!("victim{number}"), Vm::spawn(mac(number), command)?)?;
+        let _service = Service::start(&victim.host, victim.address, PORT, "the victim")?;
+        ensure!(until(|| hello_over_tcp(&world.internet, PUBLIC, EXPOSED).is_ok()), "not exposed");
+        let tap = format!("tap{number}");
+        world.main.tap(&tap, "br1")?;
+        let attacker =
+            Guest::start(&format!("attacker{number}"), mac(number + 10), &[&*format!("--tap={tap}")])?;
+        attacker.does_not_reach(&[(BRIDGE_GATEWAY, EXPOSED), (PUBLIC, EXPOSED)]).context(umask)?;
+        ensure!(victim.vm.softnet.stop()?.success());
+    }
+    Ok(())
+}
+
 pub fn h5_forwarding_makes_the_host_no_router() -> Result<()> {
     let world = World::build()?;
     world.internet.ip(&format!("route add 10.77.0.0/24 via {PUBLIC}"))?;

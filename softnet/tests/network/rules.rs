@@ -14,7 +14,9 @@ use lab::wire::{self, Arp, Ipv4, Mac, Transport};
 use lab::{PacketSocket, Service, hello};
 use rustix::thread::{Uid, set_thread_res_uid};
 use softnet::conntrack;
+use softnet::host::bridge;
 use softnet::host::network::{self, Member, Membership, NetworkConfig, NetworkName, down};
+use softnet::netlink::Netlink;
 use softnet_filter::NetType;
 
 use super::{
@@ -550,8 +552,11 @@ fn another_bridge() -> Result<()> {
     vm.ip(&format!("link set eth0 address {} up", mac(9)))?;
     vm.ip("addr add 10.99.0.9/24 dev eth0")?;
     let gateway = Ipv4Addr::new(10, 99, 0, 1);
-    network::install_for_tap("gone9", mac(8), gateway)?;
-    network::install_for_tap("port9", mac(9), gateway)?;
+    let mut netlink = Netlink::open()?;
+    let bridge = bridge::find(&mut netlink, "br9")?;
+    let bridge = bridge::gateway(&mut netlink, &bridge)?;
+    network::install_for_tap("gone9", mac(8), &bridge)?;
+    network::install_for_tap("port9", mac(9), &bridge)?;
     let tables = run("nft", &["list", "tables"])?;
     ensure!(tables.contains("softnet-tap-port9") && !tables.contains("gone9"), "{tables}");
     let ping = || vm.run(|| run("busybox", &["ping", "-c1", "-W1", "10.99.0.1"]));

@@ -358,6 +358,7 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     if let Some(subnet) = subnet {
         rules::forget_subnet(subnet);
     }
+    rules::forget_gone_taps()?;
     Ok(Down { existed, cut_off: attached, forwarding })
 }
 

@@ -157,6 +157,7 @@ impl Membership {
             rules::admit(&self.plan.name, tap, self.record.mac, &self.run_dir, &lock)?;
         } else {
             rules::apply(&self.run_dir, &lock)?;
+            rules::forget_tap(tap)?;
         }
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
         Ok(())

@@ -79,6 +79,30 @@ pub fn admit(
     }
 }
 
+/// Removes the rules for an earlier TAP of this name, which a VM on a bridge of others had (`--bridge`).
+///
+/// # Errors
+/// If nft is missing or refuses.
+pub fn forget_tap(tap: &str) -> Result<(), Error> {
+    let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
+    if guarded && ruleset::plain(tap) {
+        Tool::Nft.run(&["-f", "-"], &ruleset::without_table_for_tap(tap))?;
+    }
+    Ok(())
+}
+
+/// Removes the rules for TAPs that are gone, of VMs on bridges of others.
+///
+/// # Errors
+/// If nft is missing or refuses, or the interfaces cannot be listed.
+pub fn forget_gone_taps() -> Result<(), Error> {
+    let text = ruleset::stale_tables()?;
+    if !text.is_empty() {
+        Tool::Nft.run(&["-f", "-"], &text)?;
+    }
+    Ok(())
+}
+
 /// Notes which rules the kernel has now.
 fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
     if snapshot.networks.is_empty() {

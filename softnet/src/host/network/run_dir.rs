@@ -22,10 +22,10 @@
 //! the directory is `/run/softnet/netns-INODE` instead, so that namespaces do not take each other's networks for theirs.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -373,15 +373,22 @@ fn list(directory: &Path) -> Result<Vec<String>, Error> {
 
 /// Opens a file for reading and writing, created with `mode` if it is missing; never through a symbolic link.
 pub(super) fn create(path: &Path, mode: u32) -> Result<File, Error> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(mode)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(path)
-        .map_err(Error::new("open", path))
+    let open = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(mode)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)?;
+        // Whatever the umask.
+        if file.metadata()?.mode() & mode != mode {
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
+        Ok(file)
+    };
+    open().map_err(Error::new("open", path))
 }
 
 /// Creates the directory and makes sure that nobody else can have put anything into it, nor look into it if `mode` says so.
@@ -393,6 +400,13 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
         _ => {}
     }
     let metadata = fs::symlink_metadata(path).map_err(Error::new("look at", path))?;
+    // Whoever started Softnet may have an umask that hides what others must read: monitors without privilege among them
+    // (rule H2).
+    let is_ours = metadata.is_dir() && metadata.uid() == geteuid().as_raw();
+    if is_ours && metadata.mode() & mode != mode {
+        fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(Error::new("open to its readers", path))?;
+    }
     let forbidden = 0o022 | (0o077 & !mode);
     let trusted =
         metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & forbidden == 0;

@@ -12,7 +12,8 @@ use softnet_filter::MacAddr;
 
 use super::super::Error;
 use super::{Network, block, host::plain};
-use crate::host::tools::{self, Tool};
+use crate::host::bridge::Gateway;
+use crate::host::tools::Tool;
 use crate::netlink::Netlink;
 
 /// What a kernel with tables of the bridge family loads.
@@ -112,7 +113,8 @@ fn number(mac: MacAddr) -> String {
 pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
     let table = super::table(network);
     plain(tap).then(|| {
-        format!(
+        without_table_for_tap(tap)
+            + &format!(
             "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n\
              add element bridge {table} clients {{ \"{tap}\" . {} }}\n",
             number(mac)
@@ -126,18 +128,34 @@ pub fn table(tap: &str) -> String {
 }
 
 /// Guards a TAP of a bridge that Softnet does not manage. Which address the server there gave to the VM nobody can look up, so only
-/// its MAC is checked and that it does not pass for the gateway. The rules match nothing once the TAP is gone, and the next
-/// call removes them.
+/// its MAC is checked and that it does not pass for the gateway. And the DHCP server on the bridge hears of the host's users
+/// root alone (rule H9), whom it could not tell from the VM. The TAP's name may come back with another VM: whoever takes it
+/// removes the rules ([`without_table_for_tap`]), and so does the next call once the TAP is gone.
 ///
 /// # Errors
 /// If nft is missing, or the kernel has no tables of the bridge family. The caller decides whether that matters.
-pub fn install_for_tap(tap: &str, mac: MacAddr, gateway: Ipv4Addr) -> Result<(), Error> {
-    if !plain(tap) {
+pub fn install_for_tap(tap: &str, mac: MacAddr, bridge: &Gateway) -> Result<(), Error> {
+    if !plain(tap) || !plain(&bridge.name) {
         return Ok(());
     }
-    let mut text = stale_tables()?;
+    let mut text = stale_tables()? + &without_table_for_tap(tap);
     let table = table(tap);
-    text += &super::gone("bridge", &table);
+    let (name, gateway, subnet) = (&bridge.name, bridge.address, bridge.subnet());
+    let (network, broadcast) = (subnet.network(), subnet.broadcast());
+    text += &format!(
+        "table ip {table} {{
+	chain local_users {{
+		type filter hook output priority filter; policy accept;
+		udp dport 67 oifname \"{name}\" goto only_root
+		udp dport 67 ip daddr {{ {network}, {gateway}, {broadcast} }} goto only_root
+	}}
+	chain only_root {{
+		meta skuid 0 accept
+		drop
+	}}
+}}
+"
+    );
     text += &format!(
         "table bridge {table} {{
 	chain prerouting {{
@@ -159,16 +177,26 @@ pub fn install_for_tap(tap: &str, mac: MacAddr, gateway: Ipv4Addr) -> Result<(),
     Ok(())
 }
 
-/// Removes the tables of TAPs that are gone.
-fn stale_tables() -> Result<String, Error> {
+/// The text that removes what [`install_for_tap`] left for an earlier TAP of this name.
+pub fn without_table_for_tap(tap: &str) -> String {
+    super::gone("bridge", &table(tap)) + &super::gone("ip", &table(tap))
+}
+
+/// The text that removes the tables of TAPs that are gone.
+///
+/// # Errors
+/// If nft is missing, or the interfaces cannot be listed.
+pub fn stale_tables() -> Result<String, Error> {
     let mut netlink = Netlink::open()?;
-    let tables: Result<String, tools::Error> = Tool::Nft.run(&["list", "tables", "bridge"], "");
+    let tables = Tool::Nft.run(&["list", "tables"], "")?;
     let mut text = String::new();
-    for table in tables?.lines().filter_map(|line| line.trim().strip_prefix("table bridge ")) {
+    for (family, table) in
+        tables.lines().filter_map(|line| line.trim().strip_prefix("table ")?.split_once(' '))
+    {
         if let Some(tap) = table.strip_prefix(TAP_PREFIX)
             && netlink.link(tap)?.is_none()
         {
-            text += &super::gone("bridge", table);
+            text += &super::gone(family, table);
         }
     }
     Ok(text)

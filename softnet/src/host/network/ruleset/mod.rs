@@ -27,8 +27,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Plan;
 use super::record::MemberRecord;
 
-pub use guard::{admission, install_for_tap, table as tap_table};
-pub use host::{Host, Limits, forwarding_interfaces, relying};
+pub use guard::{admission, install_for_tap, stale_tables, table as tap_table, without_table_for_tap};
+pub use host::{Host, Limits, forwarding_interfaces, plain, relying};
 
 /// One network with its living members.
 #[derive(Clone, Debug)]
