@@ -2,7 +2,7 @@
 //! (rule H8).
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -139,6 +139,26 @@ pub fn a_server_that_reads_nothing_is_replaced() -> Result<()> {
     waitpid(deaf, None)?;
     renews(&vm, address, gateway)?;
     ensure!(server()? != deaf, "it answered after all");
+    Ok(())
+}
+
+/// dnsmasq forks for each TCP connection, and the children outlive it by minutes unless somebody ends them.
+pub fn the_children_of_a_dead_server_hold_nobody_up() -> Result<()> {
+    let (vm, address) = leased(FIRST, &[])?;
+    let gateway = gateway_mac().context("no bridge")?;
+    let at = SocketAddrV4::new(vm.gateway()?, 53);
+    for _ in 0..2 {
+        let held = (0..8).map(|_| TcpStream::connect(at)).collect::<Result<Vec<_>, _>>()?;
+        let old = server()?;
+        let list = format!("/proc/{old}/task/{old}/children");
+        let children = || fs::read_to_string(&list).is_ok_and(|list| list.split(' ').count() > held.len());
+        ensure!(until(children), "the test shows nothing");
+        let begun = Instant::now();
+        kill(old, Signal::SIGKILL)?;
+        ensure!(until(|| server().is_ok_and(|now| now != old)), "{}", keeper_log());
+        renews(&vm, address, gateway)?;
+        ensure!(begun.elapsed() < LIMIT, "{:?}: {}", begun.elapsed(), keeper_log());
+    }
     Ok(())
 }
 

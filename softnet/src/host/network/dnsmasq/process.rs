@@ -10,7 +10,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -83,7 +83,29 @@ pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
     if let Some(pid) = running(directory) {
         end(pid)?;
     }
-    orphans(directory).into_iter().try_for_each(end)
+    kill_all(orphans(directory))
+}
+
+/// Kills processes that nobody waits for, and waits until all are gone: children that dnsmasq forked for TCP connections
+/// among them, which do not end at SIGTERM and live for minutes.
+fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
+    let give_up = Instant::now() + PATIENCE;
+    let mut dying = Vec::new();
+    for pid in pids {
+        let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+        // One that is gone already is as good.
+        if let Ok(process) = pidfd_open(raw, PidfdFlags::empty()) {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+            dying.push((pid, process));
+        }
+    }
+    for (pid, process) in dying {
+        let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
+        if !ended(&process, give_up.saturating_duration_since(Instant::now())).map_err(failed)? {
+            return Err(failed(rustix::io::Errno::TIMEDOUT));
+        }
+    }
+    Ok(())
 }
 
 /// Where the server notes its process.
@@ -148,16 +170,16 @@ pub fn end(pid: u32) -> Result<(), Error> {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(errno) => return Err(failed(errno)),
         }
-        if ended(&process).map_err(failed)? {
+        if ended(&process, PATIENCE).map_err(failed)? {
             return Ok(());
         }
     }
     Err(failed(rustix::io::Errno::TIMEDOUT))
 }
 
-fn ended(process: &OwnedFd) -> rustix::io::Result<bool> {
+fn ended(process: &OwnedFd, patience: Duration) -> rustix::io::Result<bool> {
     let mut waiting = [PollFd::new(process, PollFlags::IN)];
-    let timeout = PATIENCE.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
+    let timeout = patience.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
     Ok(poll(&mut waiting, Some(&timeout))? > 0)
 }
 

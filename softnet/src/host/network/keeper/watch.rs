@@ -295,8 +295,10 @@ impl Keeper {
                 return self.note();
             }
             Some(server) => server.end()?,
-            None => end_orphans(&self.directory)?,
+            None => {}
         }
+        // Its children too, or those of one that was killed: they have its sockets.
+        end_orphans(&self.directory)?;
         self.started = Some(Instant::now());
         let server = Served::start(plan, &self.directory, bridge, self.options);
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
