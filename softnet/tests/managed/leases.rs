@@ -11,9 +11,11 @@ use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
 use lab::stage::run;
 use lab::wire::Mac;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::locks::LOCK;
 use crate::{FIRST, SECOND, Vm, is_gone, softnet, table, traces, worker_of};
 
 /// A network of five addresses.
@@ -99,10 +101,16 @@ pub fn keepers() -> Result<Vec<Pid>> {
 
 /// Stops the server, and the keeper, who would have it go on.
 fn pause() -> Result<Pid> {
+    // A keeper that stopped inside the lock would keep everybody from it.
+    let file = std::fs::OpenOptions::new().write(true).open(LOCK)?;
+    let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno)?;
     let (server, keepers) = (server()?, keepers()?);
     for &pid in keepers.iter().chain([&server]) {
         kill(pid, Signal::SIGSTOP)?;
+        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        ensure!(until(|| stat().contains(") T ")), "{pid} does not stop: {}", stat());
     }
+    drop(held);
     Ok(server)
 }
 

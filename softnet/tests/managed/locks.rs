@@ -15,7 +15,8 @@ use crate::leases::{leased, server};
 use crate::{FIRST, SECOND, SOFTNET, Vm, softnet, start};
 
 const USER: u32 = 1000;
-const LOCK: &str = "/run/softnet/locks/lock";
+/// Whoever changes a network holds it.
+pub const LOCK: &str = "/run/softnet/locks/lock";
 
 /// A program as an ordinary user starts it.
 fn by_user(program: &str, arguments: &[&str]) -> Command {

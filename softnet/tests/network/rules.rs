@@ -326,7 +326,16 @@ fn no_router() -> Result<()> {
     hello_from(&guest, at(INTERNET, 80))?;
     unreachable_from(&world.internet, at(LAN, 80))?;
     drop(vm);
+
+    // It relies on forwarding, so that stays when the network goes, and what keeps the host from being a router with it.
+    let forwards = || std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
     down(&config().name, false)?;
+    ensure!(forwards()?.trim() == "1", "docker0 was cut off");
+    hello_from(&guest, at(INTERNET, 80))?;
+    unreachable_from(&world.internet, at(LAN, 80))?;
+    world.main.ip("link del docker0")?;
+    down(&config().name, false)?;
+    ensure!(forwards()?.trim() == "0", "nobody needs forwarding any more");
 
     // Where forwarding was on before, nothing is held back.
     std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
