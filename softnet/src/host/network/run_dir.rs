@@ -400,18 +400,17 @@ pub(super) fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
         _ => {}
     }
     let metadata = fs::symlink_metadata(path).map_err(Error::new("look at", path))?;
-    // Whoever started Softnet may have an umask that hides what others must read: monitors without privilege among them
-    // (rule H2).
-    let is_ours = metadata.is_dir() && metadata.uid() == geteuid().as_raw();
-    if is_ours && metadata.mode() & mode != mode {
-        fs::set_permissions(path, Permissions::from_mode(mode))
-            .map_err(Error::new("open to its readers", path))?;
-    }
     let forbidden = 0o022 | (0o077 & !mode);
     let trusted =
         metadata.is_dir() && metadata.uid() == geteuid().as_raw() && metadata.mode() & forbidden == 0;
-    if trusted {
+    if trusted && metadata.mode() & mode == mode {
         return Ok(());
+    }
+    if trusted {
+        // Whoever started Softnet may have an umask that hides what others must read: monitors without privilege among
+        // them (rule H2).
+        return fs::set_permissions(path, Permissions::from_mode(mode))
+            .map_err(Error::new("make readable", path));
     }
     let message = match mode & 0o077 {
         0 => "it is no directory that only root can enter; remove it and start again",
@@ -502,9 +501,17 @@ mod tests {
         let path = scratch.0.join("open");
         make_directory(&path, 0o755).unwrap();
         make_directory(&path, 0o755).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        let text = make_directory(&path, 0o755).unwrap_err().to_string();
-        assert!(text.contains("only root can write to"), "{text}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        make_directory(&path, 0o755).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o755);
+        // Nor at a second start.
+        for mode in [0o777, 0o733] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            for _ in 0..2 {
+                let text = make_directory(&path, 0o755).unwrap_err().to_string();
+                assert!(text.contains("only root can write to"), "{text}");
+            }
+        }
     }
 
     #[test]
