@@ -6,18 +6,15 @@ use std::io;
 
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Gid, Uid, getuid, set_dumpable_behavior};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, remove_capability_from_bounding_set, set_capabilities,
-    set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::thread::{CapabilitySet, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::privilege::Identity;
 use crate::sandbox;
 
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 
-/// What a monitor needs besides whose caller is an ordinary user: to become his again after it was root's alone, inside the
-/// lock (rule H9).
+/// What a monitor needs besides if an ordinary user started it: inside the lock its real user is root, and behind it that
+/// user again (rule H9).
 const TO_RETURN: CapabilitySet = CapabilitySet::SETUID;
 
 /// Keeps what a place in the managed network takes, if there is one, and nothing otherwise.
@@ -45,26 +42,7 @@ fn reduce_root() -> io::Result<()> {
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
     set_thread_res_uid(getuid(), Uid::ROOT, Uid::ROOT)?;
     let kept = if getuid().is_root() { KEPT } else { KEPT.union(TO_RETURN) };
-    if capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
-        for number in 0..u64::BITS {
-            let capability = CapabilitySet::from_bits_retain(1 << number);
-            if kept.contains(capability) {
-                continue;
-            }
-            match remove_capability_from_bounding_set(capability) {
-                Ok(()) => {}
-                // Past the last one that this kernel knows.
-                Err(Errno::INVAL) => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-    let kept = capabilities(None)?.permitted & kept;
-    set_capabilities(
-        None,
-        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
-    )?;
-    set_no_new_privs(true)?;
+    sandbox::keep_capabilities(kept)?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())
 }

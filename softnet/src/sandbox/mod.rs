@@ -36,7 +36,9 @@ mod portable;
 pub use needs::{Needs, Syscall};
 
 #[cfg(target_os = "linux")]
-pub use linux::{Calls, Files, Otherwise, give_up_privilege, limit_files, restrict_by_landlock, seal};
+pub use linux::{
+    Calls, Files, Otherwise, give_up_privilege, keep_capabilities, limit_files, restrict_by_landlock, seal,
+};
 #[cfg(not(target_os = "linux"))]
 pub use portable::seal;
 

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities, capabilities_secure_bits,
     clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
-    set_capabilities_secure_bits,
+    set_capabilities_secure_bits, set_no_new_privs,
 };
 
 /// User ids mean nothing for capabilities, none outlives a change of user, none becomes ambient; for ever.
@@ -23,20 +23,43 @@ const SECURE_BITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
 /// # Errors
 /// When the kernel refuses.
 pub fn empty_bounding_set() -> io::Result<()> {
-    if !capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
-        return Ok(());
+    if limit_bounding_set(CapabilitySet::empty())? {
+        // Whoever started Softnet may have set and locked more.
+        set_capabilities_secure_bits(capabilities_secure_bits()? | SECURE_BITS)?;
     }
-    for number in 0..u64::BITS {
-        match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
+    Ok(())
+}
+
+/// Keeps of its capabilities those in `kept`, and lets no program that it starts have others.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
+    limit_bounding_set(kept)?;
+    let kept = capabilities(None)?.permitted & kept;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )?;
+    Ok(set_no_new_privs(true)?)
+}
+
+/// Takes all capabilities but `kept` out of the bounding set. `false` if that takes a privilege that the process does not
+/// have.
+fn limit_bounding_set(kept: CapabilitySet) -> io::Result<bool> {
+    if !capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(false);
+    }
+    let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    for capability in all.filter(|capability| !kept.contains(*capability)) {
+        match remove_capability_from_bounding_set(capability) {
             Ok(()) => {}
             // Past the last one that this kernel knows.
             Err(Errno::INVAL) => break,
             Err(error) => return Err(error.into()),
         }
     }
-    // Whoever started Softnet may have set and locked more.
-    set_capabilities_secure_bits(capabilities_secure_bits()? | SECURE_BITS)?;
-    Ok(())
+    Ok(true)
 }
 
 /// Clears the ambient, inheritable, permitted and effective sets, and looks whether they are clear.

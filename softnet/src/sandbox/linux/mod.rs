@@ -14,6 +14,7 @@ use super::{Missing, Needs, SealError};
 use crate::privilege::Identity;
 use crate::sys;
 
+pub use self::capabilities::keep_only as keep_capabilities;
 pub use self::confine::{Calls, Files, Otherwise, limit_files};
 pub use self::landlock::restrict as restrict_by_landlock;
 

@@ -7,13 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, fstat};
-use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit, umask};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, CpuSet, capabilities, remove_capability_from_bounding_set,
-    sched_setaffinity, set_capabilities, set_name, set_no_new_privs,
-};
+use rustix::thread::{CapabilitySet, CpuSet, sched_setaffinity, set_name};
 
+use crate::sandbox;
 use crate::sys;
 
 /// The control group that keepers and servers live in, at the root of each hierarchy.
@@ -124,24 +121,7 @@ fn any_processor() -> io::Result<()> {
 
 fn bound_capabilities() -> io::Result<()> {
     let kept = KEPT.into_iter().fold(CapabilitySet::empty(), CapabilitySet::union);
-    for number in 0..u64::BITS {
-        let capability = CapabilitySet::from_bits_retain(1 << number);
-        if kept.contains(capability) {
-            continue;
-        }
-        match remove_capability_from_bounding_set(capability) {
-            Ok(()) => {}
-            // Past the last one that this kernel knows.
-            Err(Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
-    let kept = capabilities(None)?.permitted & kept;
-    set_capabilities(
-        None,
-        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
-    )?;
-    Ok(set_no_new_privs(true)?)
+    sandbox::keep_capabilities(kept)
 }
 
 /// Where hierarchies of control groups are mounted, by the text of `mountinfo` (proc_pid_mountinfo(5)).
