@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use softnet_filter::{ExposedPort, Port};
 
-use crate::host::expose::{Exposed, Protocol};
+use crate::host::expose::Exposed;
 use crate::relay::RelayError;
 
 /// All addresses of the host but the gateway's.
@@ -28,10 +28,6 @@ pub fn set_exposed(port: &mut Port, ports: &[Exposed]) {
 }
 
 fn for_the_filter(exposed: Exposed) -> ExposedPort {
-    let protocol = match exposed.protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-    };
-    let address = exposed.address.filter(|address| !address.is_unspecified());
-    ExposedPort { protocol, port: exposed.port.get(), address }
+    let Exposed { address, protocol, port } = exposed;
+    ExposedPort { protocol: protocol.number(), port: port.get(), address }
 }

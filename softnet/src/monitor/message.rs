@@ -115,10 +115,7 @@ pub fn notice_from_bytes(bytes: &[u8]) -> Option<Notice> {
 
 fn exposed_to_bytes(exposed: &Exposed) -> [u8; EXPOSED_SIZE] {
     let [a, b, c, d] = exposed.address.unwrap_or(Ipv4Addr::UNSPECIFIED).octets();
-    let protocol = match exposed.protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-    };
+    let protocol = exposed.protocol.number();
     let [high, low] = exposed.port.get().to_be_bytes();
     [exposed.address.is_some().into(), a, b, c, d, protocol, high, low]
 }

@@ -8,7 +8,7 @@
 //! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,6 @@ use softnet_filter::MacAddr;
 use super::build::{ensure_locked, hands_out};
 use super::dispute;
 use super::dnsmasq;
-use super::keeper;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -126,21 +125,6 @@ impl Membership {
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
-    }
-
-    /// A descriptor of the network's keeper, which can be read when that has ended; `None` if there is none.
-    pub fn keeper_descriptor(&self) -> Option<OwnedFd> {
-        keeper::descriptor(&self.directory)
-    }
-
-    /// Sees to it that the network has a keeper. Takes root's privilege whole; a process that has given some of it up relies
-    /// on the keeper's warden.
-    ///
-    /// # Errors
-    /// When none can be started.
-    pub fn revive_keeper(&self) -> Result<(), Error> {
-        let lock = self.lock()?;
-        keeper::ensure(&self.plan.name, &self.directory, &lock)
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.
@@ -277,7 +261,7 @@ impl Membership {
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
     ///
-    /// The lease is the VM's own Softnet to give back. What the DHCP server has still noted for the VM when it has heeded all
+    /// The lease is the VM's own Softnet to give back. What the DHCP server has still noted for the VM when it has acted on all
     /// that came from there, that Softnet did not live to give back, and it is given back here. Until then the place is kept,
     /// so that the VM's next Softnet takes no lease over that is about to end.
     pub fn leave(mut self) -> Result<(), Error> {
@@ -296,7 +280,7 @@ impl Membership {
         let MemberRecord { mac, address, last, release, .. } = self.record;
         let given_back = if release && stands {
             dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(|count| {
-                // Heeded before anybody else asks.
+                // Acted on before anybody else asks.
                 settled && (count == 0 || dnsmasq::settle(&self.directory))
             })
         } else {

@@ -37,7 +37,7 @@ use crate::netlink;
 pub use build::{Down, Forwarding, down, ensure, names};
 pub use member::{Member, Membership};
 pub use rules::rules_are_current;
-pub use ruleset::{install_for_tap, tap_table};
+pub use ruleset::install_for_tap;
 pub use status::{Status, status};
 
 /// MTU of the bridge and so of every VM on it, in bytes: that of Ethernet.

@@ -35,7 +35,6 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use super::dnsmasq;
-use super::dnsmasq::process::Server;
 use super::run_dir::{self, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkName};
 use crate::sys;
@@ -103,14 +102,6 @@ pub(super) fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
         kill(directory)?;
     }
     Ok(dnsmasq::stop(directory)?)
-}
-
-/// A descriptor of the keeper's process, which can be read when it has ended; `None` if there is none.
-pub(super) fn descriptor(directory: &NetworkDir) -> Option<OwnedFd> {
-    let keeper = Server::noted(directory).keeper?;
-    let process = pidfd_open(pid_of(keeper)?, PidfdFlags::empty()).ok()?;
-    // Not before: the number may have been given to another.
-    keeper.lives().then_some(process)
 }
 
 /// Whether a keeper or its warden lives.

@@ -3,7 +3,7 @@
 //! The process that parses a VM's frames may be taken over by one of them, and then sends what it likes through its TAP. These rules
 //! hold whatever it sends: the source MAC is the VM's, and the source address is the one that the monitor noted for it, after
 //! it had compared it with the DHCP server's file. They allow all that the filter forwards, and no more than is told apart by
-//! MAC, EtherType and address; the rest is the filter's. A frame of any other EtherType than ARP and IPv4 is none that it forwards.
+//! MAC, EtherType and address; the rest is the filter's. The filter forwards no EtherType but ARP and IPv4.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -123,13 +123,13 @@ pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
 }
 
 /// The name of the table that [`install_for_tap`] makes.
-pub fn table(tap: &str) -> String {
+fn table(tap: &str) -> String {
     format!("{TAP_PREFIX}{tap}")
 }
 
 /// Guards a TAP of a bridge that Softnet does not manage. Which address the server there gave to the VM nobody can look up, so only
-/// its MAC is checked and that it does not pass for the gateway. And the DHCP server on the bridge hears of the host's users
-/// root alone (rule H9), whom it could not tell from the VM. The TAP's name may come back with another VM: whoever takes it
+/// its MAC is checked and that it does not pass for the gateway. And of the host's users
+/// only root can speak to the DHCP server on the bridge, which could not tell another from the VM (rule H9). The TAP's name may come back with another VM: whoever takes it
 /// removes the rules ([`without_table_for_tap`]), and so does the next call once the TAP is gone.
 ///
 /// # Errors

@@ -27,7 +27,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Plan;
 use super::record::MemberRecord;
 
-pub use guard::{admission, install_for_tap, stale_tables, table as tap_table, without_table_for_tap};
+pub use guard::{admission, install_for_tap, stale_tables, without_table_for_tap};
 pub use host::{Host, Limits, forwarding_interfaces, plain, relying};
 
 /// One network with its living members.
@@ -117,8 +117,8 @@ pub fn removal_of_shared() -> String {
     gone("ip", shared::TABLE) + &gone("ip", shares::TABLE)
 }
 
-/// The text that puts all tables in place; without a network only what keeps the host
-/// from being a router is left, as long as forwarding is on because of Softnet.
+/// The text that puts all tables in place. Without a network nothing is left but what keeps the host from being a router, and
+/// that only as long as forwarding is on because of Softnet.
 pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
     if snapshot.networks.is_empty() {
         // Forwarding that Softnet turned on and that others have come to rely on makes the host no router (H5).

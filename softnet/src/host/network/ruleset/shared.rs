@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use softnet_filter::NetType;
 
 use super::{Network, Snapshot, block, interfaces, ports};
-use crate::host::expose::Expose;
+use crate::host::expose::{Expose, Exposed};
 
 /// Its name. No network's table is called so.
 pub const TABLE: &str = "softnet";
@@ -131,13 +131,10 @@ fn exposed(snapshot: &Snapshot) -> String {
 
 /// Where an exposed port is bound, and protocol and port as nft writes them.
 fn at(expose: &Expose) -> (Option<std::net::Ipv4Addr>, String) {
-    let address = expose.address.filter(|address| !address.is_unspecified());
-    (address, format!("{} . {}", expose.protocol, expose.external))
+    let Exposed { address, protocol, port } = expose.exposed();
+    (address, format!("{protocol} . {port}"))
 }
 
-/// What is not forwarded where Softnet turned forwarding on (H5): all that neither comes from a network nor goes to one.
-/// Left alone are interfaces that others made for routing since, which would have turned it on themselves, and frames that
-/// a bridge carries and the host shows to the rules for routed packets (`bridge-nf-call-iptables`).
 /// The table of a host without a network, where forwarding stays on for interfaces that came after Softnet turned it on.
 pub fn crossing_only(snapshot: &Snapshot) -> String {
     match crossing(snapshot) {
@@ -153,6 +150,9 @@ pub fn crossing_only(snapshot: &Snapshot) -> String {
     }
 }
 
+/// What is not forwarded where Softnet turned forwarding on (H5): all that neither comes from a network nor goes to one.
+/// Left alone are interfaces that others made for routing since, which would have turned it on themselves, and frames that
+/// a bridge carries and the host shows to the rules for routed packets (`bridge-nf-call-iptables`).
 fn crossing(snapshot: &Snapshot) -> String {
     let Some(crossing) = &snapshot.host.crossing else { return String::new() };
     let mut text = String::new();

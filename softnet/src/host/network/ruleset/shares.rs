@@ -11,8 +11,7 @@
 //! that is one too many. A VM never has more than its share; where connections fall unevenly, the first ones are refused at about
 //! four fifths of it.
 //!
-//! The states of flows that count end within hours, not after the kernel's five days, and that
-//! of other flows is left alone.
+//! The kernel forgets a silent flow that counts after hours, not after its usual five days. Other flows are left alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
