@@ -116,14 +116,13 @@ impl Transactions {
     }
 
     /// Whether a message with this number may pass: it is the first with it, the same again, or the REQUEST that
-    /// follows a DISCOVER (B7). One with rapid commit has to be answered by an offer first, since an ACK to it could
-    /// not be told from one to the REQUEST.
+    /// follows a DISCOVER (B7). After one with rapid commit that has not been answered by an offer, the REQUEST has to ask
+    /// for the same time, since an ACK to the one could not be told from one to the other.
     /// `is_new_id` says that it comes with an identifier that none before it had.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
             let is_offered = match open.asked.kind {
                 Kind::Discover => true,
-                // An ACK to it may still come, and could not be told from one to the REQUEST.
                 Kind::RapidDiscover => open.unanswered == 0 || open.asked.lease_time == asked.lease_time,
                 Kind::Request | Kind::Inform => false,
             };

@@ -80,7 +80,7 @@ pub struct Request<'a> {
     pub isolated: bool,
     /// The VM's socket, for whoever watches its far end from another process.
     pub vm: &'a VmSocket,
-    /// Whom the process that parses frames will become.
+    /// The user that the process that parses frames will become.
     pub identity: &'a Identity,
 }
 

@@ -104,7 +104,8 @@ impl LeaseFollower for Reporter {
                 }
                 Ok((length, _)) => {
                     let notice = self.buffer.get(..length).and_then(notice_from_bytes);
-                    let garbage = || RelayError::Follower("the monitor sent what is no message".to_owned());
+                    let garbage =
+                        || RelayError::Follower("the monitor sent bytes that are no message".to_owned());
                     return notice.ok_or_else(garbage).map(Some);
                 }
             }

@@ -263,7 +263,7 @@ impl Guard {
             self.channel = None;
         }
         if heard.garbage {
-            tracing::error!("the worker sent what is no message");
+            tracing::error!("the worker sent bytes that are no message");
             return self.refuse(worker, Signal::KILL);
         }
         // A word about the VM's silence must not delay the lease that follows it.

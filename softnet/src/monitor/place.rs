@@ -19,7 +19,7 @@ use crate::host::reservation::Reservation;
 /// and the DHCP server leases it to the next at once.
 const LAST_HOLDER: Duration = Duration::from_secs(3);
 
-/// How long a holder whom the server's file contradicts may take to end, before it is killed.
+/// How long a holder that the server's file contradicts may take to end, before it is killed.
 const EVICTION: Duration = Duration::from_secs(6);
 
 /// How many addresses that the server's file does not have the worker may claim in a row, before it is ended. One may be
@@ -135,7 +135,7 @@ impl Place {
                 Err(error) => tracing::warn!(%error, "cannot end the VM that holds the address"),
             }
         }
-        // Twice as long as for a holder whom the server's file contradicts and who does not go, or cannot be found.
+        // Twice as long as for a holder that the server's file contradicts and that does not go, or cannot be found.
         if verdict != Some(true) && waited >= patience || waited >= 2 * EVICTION {
             tracing::error!("{error}");
             return Some(self.refuse(Signal::TERM));

@@ -19,7 +19,7 @@ impl Incarnation {
         Incarnation::of(std::process::id())
     }
 
-    /// The process that has the number now; `None` if there is none, or only what is left of one that has ended.
+    /// The process that has the number now; `None` if no process has it, or only one that has ended and is not waited for yet.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name before it may hold anything, blanks and parentheses among it.

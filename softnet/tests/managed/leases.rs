@@ -1,7 +1,7 @@
 //! What becomes of a VM's lease when its Softnet does not live to give it back.
 //!
 //! dnsmasq answers in the order of what it was sent, so a VM that has been served after a start proves that all that the
-//! start sent has been heeded.
+//! start sent has been acted on.
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;

@@ -97,7 +97,7 @@ impl Attack {
         self.at
     }
 
-    /// Heeds a frame.
+    /// Takes a frame in.
     pub fn hear(&mut self, frame: &[u8], dice: &mut Dice) -> Vec<Vec<u8>> {
         match self.attacker {
             Attacker::Desync if self.awaits_flood && u16_at(frame, 34) == FLOOD => {

@@ -174,7 +174,7 @@ impl Client {
         }
     }
 
-    /// Heeds a message of the server's, which came from `station`.
+    /// Takes in a message of the server's, which came from `station`.
     pub fn hear(&mut self, answer: &Dhcp, station: Mac, now: Instant) -> Option<Told> {
         if answer.op != 2 || answer.xid != self.xid {
             return None;

@@ -128,7 +128,7 @@ impl Errand {
         })
     }
 
-    /// Heeds a frame.
+    /// Takes a frame in.
     pub fn hear(&mut self, frame: &[u8], now: Instant) -> Option<Heard> {
         let protocol = frame.get(23).copied();
         let for_me = u16_at(frame, 36) == self.port;

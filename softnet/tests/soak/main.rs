@@ -105,7 +105,7 @@ fn short() -> Result<()> {
 }
 
 /// Lets programs that are started from here be ended by every signal, whatever the one that started this had ignored:
-/// what is ignored stays so across exec(2), and what is heeded does not.
+/// what is ignored stays so across exec(2), and what is handled does not.
 fn heed_signals() -> Result<()> {
     for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)))?;

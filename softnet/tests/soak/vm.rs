@@ -204,7 +204,7 @@ impl Vm {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Heeds a frame.
+    /// Takes a frame in.
     pub fn hear(&mut self, frame: &[u8], now: Instant) -> Option<Event> {
         let station = source(frame);
         let known = self.client.server().0;

@@ -92,7 +92,7 @@ struct Wire {
     last: HashMap<Mac, Ipv4Addr>,
     calm: Arc<Calm>,
     /// REQUESTs without an answer, by client and number: how many, and how many of them before a message that gives the
-    /// address back. The server heeds that after it has answered them.
+    /// address back. The server acts on that after it has answered them.
     open: HashMap<(Mac, u32), (u32, u32)>,
     ledger: Ledger,
 }

@@ -1,4 +1,5 @@
-//! The one lock under which networks are changed: waited for with an end, and held by nobody whom its caller could stop.
+//! The one lock under which networks are changed: a wait for it ends, and no ordinary user can stop the process that
+//! holds it.
 //!
 //! A set-user-ID start runs in its caller's name until it has given its privilege up, and the caller may stop it: by a signal
 //! to a process with his real user (kill(2)), or from its terminal. Stopped inside the lock it would stop everybody (rule
@@ -134,7 +135,7 @@ struct Caller {
 }
 
 impl Caller {
-    /// Becomes root in every sense; `None` if the process was started by whom it runs as.
+    /// Becomes root in every sense; `None` if the process runs as the user who started it.
     fn send_away() -> io::Result<Option<Caller>> {
         let user = getuid();
         if !geteuid().is_root() || user.is_root() {

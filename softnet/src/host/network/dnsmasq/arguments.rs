@@ -91,7 +91,7 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         "--keep-in-foreground".to_owned(),
     ];
     if options.no_ident {
-        // `version.bind` and `servers.bind` tell a VM what to attack and whom the host asks (rule H11).
+        // `version.bind` and `servers.bind` tell a VM what to attack, and which servers the host asks (rule H11).
         arguments.push("--no-ident".to_owned());
     }
     match plan.net_type {

@@ -1,4 +1,4 @@
-//! What the server has noted, and whether it has heeded all that it was sent.
+//! What the server has noted, and whether it has acted on all that it was sent.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -10,8 +10,8 @@ use softnet_filter::MacAddr;
 use super::process::running;
 use crate::host::network::run_dir::{self, NetworkDir};
 
-/// How long dnsmasq may take to heed what it was sent, some thousand times what it needs on an idle machine.
-const HEED: Duration = Duration::from_secs(1);
+/// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The port of a DHCP server.
 pub(super) const SERVER_PORT: u16 = 67;
@@ -35,12 +35,12 @@ pub fn lease_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.leases")
 }
 
-/// Waits until the server has heeded all that it was sent before. Returns false if it has not after a second; a server that
+/// Waits until the server has acted on all that it was sent before. Returns false if it has not after a second; a server that
 /// does not run is waited for by nobody.
 pub fn settle(directory: &NetworkDir) -> bool {
-    // In this order: what has left the queue is heeded before dnsmasq sleeps again.
-    let heeded = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
-    running(directory).is_none_or(|pid| until(|| (heeded() && sleeps(pid)).then_some(())).is_some())
+    // In this order: what has left the queue is acted on before dnsmasq sleeps again.
+    let queue_is_empty = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
+    running(directory).is_none_or(|pid| until(|| (queue_is_empty() && sleeps(pid)).then_some(())).is_some())
 }
 
 /// The leases in the server's file; lines of another shape are passed over.
@@ -77,7 +77,7 @@ fn parse_lease(line: &str) -> Option<LeaseEntry> {
 
 /// Asks again each millisecond, for a second.
 fn until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
-    let give_up = Instant::now() + HEED;
+    let give_up = Instant::now() + PATIENCE;
     loop {
         let answer = answer();
         if answer.is_some() || Instant::now() >= give_up {

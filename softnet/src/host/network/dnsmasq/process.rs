@@ -23,7 +23,7 @@ use crate::sys::incarnation::Incarnation;
 /// How long dnsmasq may take to end before it is killed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whom the keeper's public file names.
+/// The processes that the keeper's public file names.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Server {
     /// The keeper.
