@@ -77,6 +77,7 @@ fn is_whole() -> bool {
         && addresses.contains("inet 192.168.64.1/24")
         && link.contains(",UP")
         && ports.contains("snt")
+        && ports.contains(",UP")
         && table().contains("masquerade")
         && table().contains("elements = { tcp . 5000")
         && serves
@@ -106,6 +107,7 @@ pub fn whatever_breaks_is_whole_within_five_seconds() -> Result<()> {
         ("no address", || run("ip", &["addr", "flush", "dev", "softnet0"]).map(drop)),
         ("another address", || run("ip", &["addr", "add", "10.1.1.1/24", "dev", "softnet0"]).map(drop)),
         ("the VM's port taken away", || run("ip", &["link", "set", "snt0", "nomaster"]).map(drop)),
+        ("the VM's port down", || run("ip", &["link", "set", "snt0", "down"]).map(drop)),
         ("no forwarding", || Ok(fs::write(FORWARDING, "0")?)),
         ("no forwarding by the bridge", || Ok(fs::write(OWN_FORWARDING, "0")?)),
     ];
@@ -127,6 +129,26 @@ pub fn whatever_breaks_is_whole_within_five_seconds() -> Result<()> {
     renews(&vm, address, gateway)?;
     ensure!(!keeper_log().trim_start_matches(&before).contains("the bridge"), "{}", keeper_log());
     Ok(())
+}
+
+/// Nothing that is there already is written again, so a repair takes no room.
+pub fn a_full_disk_keeps_nothing_from_being_repaired() -> Result<()> {
+    let (vm, address) = leased(FIRST, &["--expose=5000:80"])?;
+    let gateway = gateway_mac().context("no bridge")?;
+    ensure!(until(is_whole), "not whole from the beginning: {}", table());
+    let room = |size: &str| run("mount", &["-o", &format!("remount,size={size}"), "/run"]);
+    let run_disk = nix::sys::statvfs::statvfs("/run")?;
+    room(&format!("{}", (run_disk.blocks() - run_disk.blocks_free()) * run_disk.fragment_size()))?;
+    ensure!(fs::write("/run/softnet/more", [0; 4096]).is_err(), "/run is not full");
+    let _ = fs::remove_file("/run/softnet/more");
+    for deed in [&["nft", "flush", "ruleset"][..], &["ip", "addr", "flush", "dev", "softnet0"]] {
+        let begun = Instant::now();
+        run(deed[0], &deed[1..])?;
+        ensure!(until(is_whole), "{deed:?}: {}\n{}", keeper_log(), table());
+        ensure!(begun.elapsed() < LIMIT, "{deed:?}: it took {:?}: {}", begun.elapsed(), keeper_log());
+    }
+    room("50%")?;
+    renews(&vm, address, gateway)
 }
 
 /// Held by a debugger, it neither runs nor counts as stopped.

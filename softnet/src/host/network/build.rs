@@ -71,7 +71,11 @@ fn make_whole(
     let directory = run_dir.network(config.name.as_str());
     let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
     directory.create()?;
-    run_dir::write_atomically(&directory.file("network"), &record::write_plan(&plan))?;
+    let (path, text) = (directory.file("network"), record::write_plan(&plan));
+    // A repair must not fail for want of room on the disk.
+    if run_dir::read(&path)?.as_deref() != Some(text.as_str()) {
+        run_dir::write_atomically(&path, &text)?;
+    }
     let members = members(&directory, lock)?;
     let gateway = ensure_bridge(&plan, link, &members, &mut netlink)?;
     sysctl::set_up_bridge(plan.name.as_str(), plan.net_type)?;
@@ -158,7 +162,7 @@ pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'
     for (tap, isolated) in members.iter().filter_map(|member| member.tap.as_ref()) {
         // One that is gone is its Softnet's business.
         if let Some(port) = netlink.link(tap)?
-            && (port.master != Some(link.index) || port.isolated != Some(*isolated))
+            && !is_in_place(&port, &link, *isolated)
         {
             return Ok(Some("a VM's port"));
         }
@@ -225,7 +229,12 @@ fn ensure_bridge(
     Ok(bridge::gateway(netlink, &link)?)
 }
 
-/// Puts the TAP of a running member back where it belongs, if somebody deleted the bridge under it.
+/// Whether a member's TAP is up and a port of the bridge.
+fn is_in_place(port: &Link, bridge: &Link, isolated: bool) -> bool {
+    port.up && port.master == Some(bridge.index) && port.isolated == Some(isolated)
+}
+
+/// Puts the TAP of a running member back where it belongs, if somebody deleted the bridge under it, or took the TAP down.
 fn reattach(
     netlink: &mut Netlink,
     tap: &str,
@@ -234,7 +243,7 @@ fn reattach(
     member: &MemberRecord,
 ) -> Result<(), Error> {
     let Some(port) = netlink.link(tap)? else { return Ok(()) };
-    if port.master != Some(bridge.index) || port.isolated != Some(isolated) {
+    if !is_in_place(&port, bridge, isolated) {
         tracing::warn!(tap, bridge = bridge.name, "putting a VM's TAP back on its bridge");
         bridge::join(netlink, tap, bridge, member.mac, isolated)?;
     }
