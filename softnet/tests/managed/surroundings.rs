@@ -6,10 +6,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
 use lab::net::Host;
+use lab::stage::run;
 use lab::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option};
 use lab::{DhcpServer, Softnet, VmPort};
 
-use super::{FIRST, SECOND, SOFTNET, Vm};
+use super::{FIRST, SECOND, SOFTNET, Vm, start};
 
 /// A Softnet that tells what it hears.
 fn talkative(mac: Mac, arguments: &[&str]) -> Result<(Softnet, VmPort)> {
@@ -106,5 +107,15 @@ pub fn h10_the_vm_that_the_server_contradicts_is_ended() -> Result<()> {
         || std::fs::read_to_string(format!("/run/softnet/softnet0/ports/{SECOND}")).unwrap_or_default();
     ensure!(until(|| record().contains(&format!("address {address}\n"))), "{}", second.softnet.log());
     ensure!(second.softnet.stop()?.success(), "{}", second.softnet.log());
+    Ok(())
+}
+
+pub fn an_nft_that_fails_at_everything_tells_nothing_of_the_kernel() -> Result<()> {
+    run("mount", &["--bind", "/bin/false", "/usr/sbin/nft"])?;
+    let (_port, theirs) = VmPort::pair()?;
+    let mut softnet = start(theirs, FIRST, &[])?;
+    ensure!(softnet.wait()?.code() == Some(1));
+    let text = softnet.log();
+    ensure!(text.contains("nft failed") && !text.contains("kernel"), "{text}");
     Ok(())
 }

@@ -173,8 +173,11 @@ fn warn_of_scarce_ports(snapshot: &Snapshot) {
     }
 }
 
-/// Finds out which parts the kernel lacks, and says so.
+/// Finds out which parts the kernel lacks, and says so. An nft that fails at everything tells nothing of the kernel.
 fn probe() {
+    if Tool::Nft.run(&["-c", "-f", "-"], ruleset::PLAIN_PROBE).is_err() {
+        return;
+    }
     let mut features = FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
     for ruleset::Probe { text, loss, lack } in ruleset::PROBES {
         if let Err(error) = Tool::Nft.run(&["-c", "-f", "-"], text) {

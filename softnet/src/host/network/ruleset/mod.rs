@@ -75,6 +75,9 @@ pub struct Probe {
     pub lack: fn(&mut Features),
 }
 
+/// What every kernel with nftables loads.
+pub const PLAIN_PROBE: &str = "table ip softnet_probe { }\n";
+
 /// One for each part.
 pub const PROBES: [Probe; 3] = [
     Probe {
