@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use ipnet::Ipv4Net;
 use softnet_filter::MacAddr;
 
+use super::record::MemberRecord;
 use super::ruleset::{self, Features, Host, Network, Snapshot};
 use super::run_dir::{self, Lock, RunDir};
 use super::{DEFAULT_CONNECTIONS, Error, NetworkName, build, keeper, record};
@@ -154,7 +155,11 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
         networks.push(Network { plan, members: build::members(&directory, lock)? });
     }
     let members = networks.iter().flat_map(|network| &network.members);
-    let exposed = members.flat_map(|member| &member.exposes).map(|expose| expose.external.get()).collect();
+    let exposes = |member: &MemberRecord| {
+        let forwards = member.forwards.iter().map(|forward| forward.expose);
+        member.exposes.iter().copied().chain(forwards).collect::<Vec<_>>()
+    };
+    let exposed = members.flat_map(exposes).map(|expose| expose.external.get()).collect();
     let own: BTreeSet<&str> = networks.iter().map(|network| network.plan.name.as_str()).collect();
     let marker = run_dir::read(&run_dir.forwarding_marker())?;
     let host = Host::look(marker.as_deref(), exposed, &own)?;
