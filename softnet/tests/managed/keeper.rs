@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::{Deadline, until};
+use lab::net::Host;
 use lab::stage::run;
 use lab::wire::{Dhcp, Mac, dhcp_kind as kind};
 use lab::{Softnet, VmPort};
@@ -27,7 +28,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const OWN_FORWARDING: &str = "/proc/sys/net/ipv4/conf/softnet0/forwarding";
 
-fn keeper_log() -> String {
+pub fn keeper_log() -> String {
     fs::read_to_string("/run/softnet/softnet0/keeper.log").unwrap_or_default()
 }
 
@@ -128,6 +129,35 @@ pub fn whatever_breaks_is_whole_within_five_seconds() -> Result<()> {
     run("nft", &["add", "table", "ip", "softnet-softnet0", "{ comment \"mine\" ; }"]).ok();
     renews(&vm, address, gateway)?;
     ensure!(!keeper_log().trim_start_matches(&before).contains("the bridge"), "{}", keeper_log());
+    Ok(())
+}
+
+/// What Softnet does itself to rules and interfaces is no damage, so the keeper repairs nothing.
+pub fn starts_and_ends_are_no_damage() -> Result<()> {
+    Host::main()?.bridge("br0", "10.5.0.1/24")?;
+    let (first, address) = leased(FIRST, &["--expose=5000:80"])?;
+    let gateway = gateway_mac().context("no bridge")?;
+    let mut second = Vm::start(SECOND, &["--expose=5001:80"])?;
+    only_the_server_was_missed(&first, address, gateway)?;
+    let mut third = Vm::start(Mac([2, 0, 0, 0, 0, 3]), &["--bridge=br0"])?;
+    only_the_server_was_missed(&first, address, gateway)?;
+    ensure!(third.softnet.stop()?.success());
+    only_the_server_was_missed(&first, address, gateway)?;
+    ensure!(second.softnet.stop()?.success());
+    only_the_server_was_missed(&first, address, gateway)
+}
+
+/// Has the server replaced, and looks at what the keeper has repaired until then: it hears of things in their order.
+fn only_the_server_was_missed(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
+    let before = keeper_log();
+    let old = server()?;
+    kill(old, Signal::SIGKILL)?;
+    ensure!(until(|| server().is_ok_and(|new| new != old)), "not replaced: {}", keeper_log());
+    renews(vm, address, gateway)?;
+    let log = keeper_log();
+    let news = log.trim_start_matches(&before);
+    let repairs: Vec<&str> = news.lines().filter(|line| line.contains("making the network whole")).collect();
+    ensure!(repairs.len() == 1 && repairs[0].contains("the server"), "{news}");
     Ok(())
 }
 

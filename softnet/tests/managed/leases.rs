@@ -15,6 +15,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::keeper::keeper_log;
 use crate::locks::LOCK;
 use crate::{FIRST, SECOND, Vm, is_gone, softnet, table, traces, worker_of};
 
@@ -368,7 +369,7 @@ pub fn the_leases_of_many_dead_are_given_back_bit_by_bit() -> Result<()> {
         ensure!(leases().lines().count() < before, "none was given back: {before}");
         starts += 1;
     }
-    ensure!(starts == 4, "{starts} starts");
+    ensure!(starts == 4, "{starts} starts: {}", keeper_log());
     ensure!(traces()?.is_empty(), "left behind: {}", traces()?);
     Ok(())
 }

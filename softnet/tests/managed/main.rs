@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         leases::{the_leases_of_many_dead_are_given_back_bit_by_bit},
     ];
     let keeper = lab::tests![
-        keeper::{whatever_breaks_is_whole_within_five_seconds, a_server_that_reads_nothing_is_replaced, a_full_disk_keeps_nothing_from_being_repaired},
+        keeper::{whatever_breaks_is_whole_within_five_seconds, a_server_that_reads_nothing_is_replaced, a_full_disk_keeps_nothing_from_being_repaired, starts_and_ends_are_no_damage},
         keeper::{the_children_of_a_dead_server_hold_nobody_up, no_death_of_a_keeper_is_the_last, the_server_owes_nothing_to_its_starter},
         keeper::{it_sleeps_while_no_vm_runs, the_server_tells_nothing_of_itself},
         locks::{no_user_can_lock_what_matters, a_wait_for_a_lock_ends_and_names_the_holder},

@@ -361,13 +361,10 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     directory.remove()?;
     let forwarding = restore_forwarding(&run_dir, &taps, &mut netlink)?;
     // Behind forwarding: until it is off, the rules keep the host from being a router.
-    if existed || forwarding == Forwarding::TurnedOff {
-        rules::apply_without(name, &run_dir, &lock)?;
-    }
+    rules::apply_without(name, &run_dir, &lock)?;
     if let Some(subnet) = subnet {
         rules::forget_subnet(subnet);
     }
-    rules::forget_gone_taps()?;
     Ok(Down { existed, cut_off: attached, forwarding })
 }
 

@@ -140,8 +140,7 @@ impl Membership {
         if first {
             rules::admit(&self.plan.name, tap, self.record.mac, &self.run_dir, &lock)?;
         } else {
-            rules::apply(&self.run_dir, &lock)?;
-            rules::forget_tap(tap)?;
+            rules::apply_for_tap(tap, &self.run_dir, &lock)?;
         }
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
         Ok(())

@@ -34,12 +34,27 @@ pub fn apply(run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     apply_after(&|_| String::new(), run_dir, lock)
 }
 
-/// The same, and removes the tables of the network `gone`, whose files are gone, in the same transaction.
+/// The same, and removes the tables of the network `gone`, whose files are gone, and those for TAPs that are gone, of VMs on
+/// bridges of others, in the same transaction.
 ///
 /// # Errors
 /// Those of [`apply`].
 pub fn apply_without(gone: &NetworkName, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
-    apply_after(&|features| ruleset::removal(gone.as_str(), features), run_dir, lock)
+    let stale = ruleset::stale_tables()?;
+    apply_after(&|features| ruleset::removal(gone.as_str(), features) + &stale, run_dir, lock)
+}
+
+/// The same, and removes the rules for an earlier TAP of this name, which a VM on a bridge of others had (`--bridge`), in the
+/// same transaction.
+///
+/// # Errors
+/// Those of [`apply`].
+pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    let earlier = |features: Features| {
+        let guarded = features.bridge && ruleset::plain(tap);
+        if guarded { ruleset::without_table_for_tap(tap) } else { String::new() }
+    };
+    apply_after(&earlier, run_dir, lock)
 }
 
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
@@ -76,32 +91,8 @@ pub fn admit(
     let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
     match ruleset::admission(network.as_str(), tap, mac).filter(|_| guarded) {
         Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => note(&look(run_dir, lock)?, run_dir),
-        _ => apply(run_dir, lock),
+        _ => apply_for_tap(tap, run_dir, lock),
     }
-}
-
-/// Removes the rules for an earlier TAP of this name, which a VM on a bridge of others had (`--bridge`).
-///
-/// # Errors
-/// If nft is missing or refuses.
-pub fn forget_tap(tap: &str) -> Result<(), Error> {
-    let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
-    if guarded && ruleset::plain(tap) {
-        Tool::Nft.run(&["-f", "-"], &ruleset::without_table_for_tap(tap))?;
-    }
-    Ok(())
-}
-
-/// Removes the rules for TAPs that are gone, of VMs on bridges of others.
-///
-/// # Errors
-/// If nft is missing or refuses, or the interfaces cannot be listed.
-pub fn forget_gone_taps() -> Result<(), Error> {
-    let text = ruleset::stale_tables()?;
-    if !text.is_empty() {
-        Tool::Nft.run(&["-f", "-"], &text)?;
-    }
-    Ok(())
 }
 
 /// Notes which rules the kernel has now.

@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
+use crate::host::network::ruleset;
 use crate::host::network::run_dir::{self, RunDir};
 
 /// Links, IPv4 addresses, IPv4 switches (`RTNLGRP_*`).
@@ -95,10 +96,13 @@ fn drain(socket: &Socket, mut told: impl FnMut(Option<&[u8]>)) {
 /// Whether one of the messages names a table of Softnet's.
 fn is_ours(bytes: &[u8]) -> bool {
     messages(bytes).any(|(kind, message)| {
-        kind & 0xff00 == NFTABLES
-            && kind != NEWGEN
-            && first_attribute(message).is_some_and(|name| name.starts_with(b"softnet"))
+        kind & 0xff00 == NFTABLES && kind != NEWGEN && first_attribute(message).is_some_and(is_of_networks)
     })
+}
+
+/// Whether a table of this name belongs to the networks. One for a TAP on a bridge of others does not (`--bridge`).
+fn is_of_networks(table: &[u8]) -> bool {
+    table.starts_with(b"softnet") && !table.starts_with(ruleset::TAP_PREFIX.as_bytes())
 }
 
 /// The number of the ruleset's present generation.
@@ -182,6 +186,7 @@ mod tests {
         let new_rule = NFTABLES | 6;
         assert!(is_ours(&message(new_rule, b"softnet-softnet0\0")));
         assert!(!is_ours(&message(new_rule, b"filter\0")));
+        assert!(!is_ours(&message(new_rule, b"softnet-tap-snt0\0")));
         assert!(!is_ours(&message(NEWGEN, b"softnet")));
         let both = [message(new_rule, b"filter\0"), message(new_rule, b"softnet\0")].concat();
         assert!(is_ours(&both));

@@ -24,7 +24,7 @@ pub const PROBE: &str = "table bridge softnet_probe {
 ";
 
 /// What the names of tables for single TAPs begin with. No network's table is called so.
-const TAP_PREFIX: &str = "softnet-tap-";
+pub const TAP_PREFIX: &str = "softnet-tap-";
 
 /// The guard of the members' TAPs.
 pub fn of_network(network: &Network) -> String {

@@ -27,7 +27,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use super::Plan;
 use super::record::MemberRecord;
 
-pub use guard::{admission, install_for_tap, stale_tables, without_table_for_tap};
+pub use guard::{TAP_PREFIX, admission, install_for_tap, stale_tables, without_table_for_tap};
 pub use host::{Host, Limits, forwarding_interfaces, plain, relying};
 
 /// One network with its living members.
