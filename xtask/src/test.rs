@@ -43,12 +43,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         steps.push(("tests", cargo("test --workspace --no-fail-fast")));
     }
     let mut results = Vec::new();
+    let mut failures = Failures::default();
     let mut tally = Tally::default();
     let count = steps.len();
     for (index, (name, command)) in steps.into_iter().enumerate() {
         println!("==> {}/{count} {name}", index + 1);
         let started = Instant::now();
-        let good = step(command, &mut tally)?;
+        let good = step(command, &mut tally, &mut failures)?;
         results.push((name, good, started.elapsed()));
     }
     if !args.lints {
@@ -61,6 +62,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         results.push(("fuzzing", good != Some(ExitCode::FAILURE), started.elapsed()));
     }
     println!();
+    // Once more, since much was printed behind them.
+    failures.print();
     for (name, good, took) in &results {
         let verdict = if *good { "ok" } else { "FAILED" };
         println!("{name:<16}{verdict:<8}{:>6.1} s", took.as_secs_f64());
@@ -74,16 +77,40 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one step, shows what it prints while it prints it, and counts the tests in it.
-fn step(mut command: Command, tally: &mut Tally) -> Result<bool> {
+/// Runs one step, shows what it prints while it prints it, counts the tests in it, and keeps what those that failed told.
+fn step(mut command: Command, tally: &mut Tally, failures: &mut Failures) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.stdout.take().context("standard output is piped")?;
     for line in BufReader::new(output).lines() {
         let line = line?;
         println!("{line}");
         tally.add(&line);
+        failures.add(&line);
     }
     Ok(child.wait()?.success())
+}
+
+/// What the tests that failed told.
+#[derive(Debug, Default)]
+struct Failures {
+    lines: Vec<String>,
+    within: bool,
+}
+
+impl Failures {
+    /// Keeps a line that stands between `failures:` and the next `test result:`.
+    fn add(&mut self, line: &str) {
+        self.within = (self.within || line == "failures:") && !line.starts_with("test result: ");
+        if self.within && !line.is_empty() {
+            self.lines.push(line.to_owned());
+        }
+    }
+
+    fn print(&self) {
+        for line in &self.lines {
+            println!("{line}");
+        }
+    }
 }
 
 impl Tally {
@@ -109,6 +136,22 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_failed_is_kept() {
+        let mut failures = Failures::default();
+        let lines = [
+            "test a ... ok",
+            "failures:",
+            "",
+            "---- b ----",
+            "why",
+            "test result: FAILED. …",
+            "test c ... ok",
+        ];
+        lines.iter().for_each(|line| failures.add(line));
+        assert_eq!(failures.lines, ["failures:", "---- b ----", "why"]);
+    }
 
     #[test]
     fn only_result_lines_count() {
