@@ -18,6 +18,7 @@ use softnet_filter::MacAddr;
 use super::build::{ensure_locked, hands_out};
 use super::dispute;
 use super::dnsmasq;
+use super::keeper;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -133,7 +134,9 @@ impl Membership {
         let mut netlink = Netlink::open()?;
         let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
         // What the rules still have of another TAP of that name must go, so they are added to only if nothing has changed.
-        let first = self.record.tap.is_none() && rules::are_current(&self.run_dir, &lock)?;
+        let first = self.record.tap.is_none()
+            && rules::are_current(&self.run_dir, &lock)?
+            && keeper::is_as_noted(&self.run_dir);
         self.record.tap = Some((tap.to_owned(), isolated));
         self.write(&lock)?;
         // Before the bridge takes a frame from it.

@@ -65,6 +65,7 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
         let text = format!("{before}{}{}", first(features), ruleset::replacement(&snapshot, features));
         Tool::Nft.run(&["-f", "-"], &text).map(drop)
     };
+    let before = keeper::generation().ok();
     if load("").is_err() {
         // The counts stay as long as they can: a table of that name that is not as we make it goes first.
         let anew = ruleset::removal_of_shared();
@@ -73,7 +74,7 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
             load(&anew)?;
         }
     }
-    note(&snapshot, run_dir)
+    note(&snapshot, before, run_dir)
 }
 
 /// The same for a TAP that its VM's file names since the rules were current: only what the guard must know of it is added, because
@@ -89,20 +90,23 @@ pub fn admit(
     lock: &Lock,
 ) -> Result<(), Error> {
     let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
+    let before = keeper::generation().ok();
     match ruleset::admission(network.as_str(), tap, mac).filter(|_| guarded) {
-        Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => note(&look(run_dir, lock)?, run_dir),
+        Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => {
+            note(&look(run_dir, lock)?, before, run_dir)
+        }
         _ => apply_for_tap(tap, run_dir, lock),
     }
 }
 
-/// Notes which rules the kernel has now.
-fn note(snapshot: &Snapshot, run_dir: &RunDir) -> Result<(), Error> {
+/// Notes which rules the kernel has now, after one transaction since the generation `before`.
+fn note(snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
     if snapshot.networks.is_empty() {
         run_dir::remove_file(&run_dir.generation_file())?;
         return Ok(run_dir::remove_file(&marker(run_dir))?);
     }
     // The keeper tells changes by others from this one by it.
-    keeper::note_generation(run_dir);
+    keeper::note_generation(run_dir, before);
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
     if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(snapshot)) {
         tracing::debug!(%error, "it is not noted which rules the kernel has");

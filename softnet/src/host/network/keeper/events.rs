@@ -1,8 +1,9 @@
 //! What the kernel tells of changes: interfaces, addresses and forwarding by rtnetlink, tables by nftables' netlink
 //! (`linux/rtnetlink.h`, `linux/netfilter/nf_tables.h`).
 //!
-//! A change by Softnet itself looks like anybody's. After each of its own transactions, under the lock, it notes the number of
-//! the ruleset's generation; as long as that is the present one, nobody else has changed a thing since.
+//! A change by Softnet itself looks like anybody's. After each of its own transactions, under the lock, Softnet notes the number
+//! of the ruleset's generation. The kernel ends the messages of each transaction with the number of the generation that it made,
+//! so a table of Softnet's that changed in a later one than the noted was changed by somebody else.
 
 use std::fs;
 use std::io;
@@ -36,13 +37,51 @@ pub struct Happened {
     /// An interface, an address or a switch changed.
     pub links: bool,
     /// A table that may be the network's changed.
-    pub tables: bool,
+    pub tables: Tables,
+}
+
+/// What is known of the tables that may be the network's.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Tables {
+    /// Nothing has changed.
+    #[default]
+    Same,
+    /// One changed, and the last time in the generation of this number.
+    ChangedIn(u32),
+    /// Something was missed.
+    Unknown,
+}
+
+impl Tables {
+    /// What is known after `later` was heard too.
+    pub fn and_then(self, later: Tables) -> Tables {
+        match (self, later) {
+            (known, Tables::Same) => known,
+            (Tables::Unknown, _) => Tables::Unknown,
+            (_, later) => later,
+        }
+    }
+
+    /// Whether somebody else may have changed a table since Softnet last did. Call it under the lock.
+    pub fn were_changed_by_others(self, run_dir: &RunDir) -> bool {
+        let noted = noted(run_dir);
+        match self {
+            Tables::Same => false,
+            // The numbers begin anew after the largest.
+            Tables::ChangedIn(number) => {
+                noted.is_none_or(|noted| noted.wrapping_sub(number).cast_signed() < 0)
+            }
+            Tables::Unknown => noted.is_none() || noted != generation().ok(),
+        }
+    }
 }
 
 /// Where the kernel tells.
 pub struct Events {
     route: Socket,
     nftables: Socket,
+    /// A table changed in the transaction whose number is still to be told.
+    within: bool,
 }
 
 impl std::fmt::Debug for Events {
@@ -64,6 +103,7 @@ impl Events {
         Ok(Events {
             route: open(NETLINK_ROUTE, &ROUTE_GROUPS)?,
             nftables: open(NETLINK_NETFILTER, &[NFTABLES_GROUP])?,
+            within: false,
         })
     }
 
@@ -76,7 +116,11 @@ impl Events {
     pub fn read(&mut self) -> Happened {
         let mut happened = Happened::default();
         drain(&self.route, |_| happened.links = true);
-        drain(&self.nftables, |told| happened.tables |= told.is_none_or(is_ours));
+        let within = &mut self.within;
+        drain(&self.nftables, |told| {
+            let told = told.map_or(Tables::Unknown, |bytes| follow(bytes, within));
+            happened.tables = happened.tables.and_then(told);
+        });
         happened
     }
 }
@@ -93,11 +137,20 @@ fn drain(socket: &Socket, mut told: impl FnMut(Option<&[u8]>)) {
     }
 }
 
-/// Whether one of the messages names a table of Softnet's.
-fn is_ours(bytes: &[u8]) -> bool {
-    messages(bytes).any(|(kind, message)| {
-        kind & 0xff00 == NFTABLES && kind != NEWGEN && first_attribute(message).is_some_and(is_of_networks)
-    })
+/// What these messages of nftables tell. `within` is whether the transaction that they go on with has changed a table of the
+/// networks.
+fn follow(bytes: &[u8], within: &mut bool) -> Tables {
+    let mut tables = Tables::Same;
+    for (kind, message) in messages(bytes).filter(|(kind, _)| kind & 0xff00 == NFTABLES) {
+        let value = first_attribute(message);
+        if kind != NEWGEN {
+            *within |= value.is_some_and(is_of_networks);
+        } else if std::mem::take(within) {
+            let number = value.and_then(|value| Some(u32::from_be_bytes(*value.first_chunk()?)));
+            tables = tables.and_then(number.map_or(Tables::Unknown, Tables::ChangedIn));
+        }
+    }
+    tables
 }
 
 /// Whether a table of this name belongs to the networks. One for a TAP on a bridge of others does not (`--bridge`).
@@ -122,22 +175,27 @@ pub fn generation() -> io::Result<u32> {
     number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Notes that the present ruleset is as Softnet made it. Call it under the lock, after a transaction.
-pub fn note_generation(run_dir: &RunDir) {
-    let noted = generation().map_err(io::Error::other).and_then(|generation| {
-        run_dir::write_atomically(&run_dir.generation_file(), &generation.to_string())
-            .map_err(io::Error::other)
-    });
+/// Notes that the ruleset is as Softnet made it, by one transaction since its generation was `before`. Call it under the lock,
+/// after that transaction. If others have changed something meanwhile, nothing is noted, and the keeper renders once more.
+pub fn note_generation(run_dir: &RunDir, before: Option<u32>) {
+    let after = generation().ok();
+    let path = run_dir.generation_file();
+    let noted = match after.filter(|after| before.map(|before| before.wrapping_add(1)) == Some(*after)) {
+        Some(own) => run_dir::write_atomically(&path, &own.to_string()).map_err(io::Error::other),
+        None => run_dir::remove_file(&path).map_err(io::Error::other),
+    };
     if let Err(error) = noted {
-        // The keeper renders it once more.
         tracing::debug!(%error, "the ruleset's generation is not noted");
     }
 }
 
-/// Whether nobody but Softnet has changed the ruleset since it last did. Call it under the lock.
+/// Whether nobody has changed the ruleset since Softnet last did. Call it under the lock.
 pub fn is_as_noted(run_dir: &RunDir) -> bool {
-    let noted = fs::read_to_string(run_dir.generation_file()).ok().and_then(|text| text.parse().ok());
-    noted.is_some() && noted == generation().ok()
+    !Tables::Unknown.were_changed_by_others(run_dir)
+}
+
+fn noted(run_dir: &RunDir) -> Option<u32> {
+    fs::read_to_string(run_dir.generation_file()).ok()?.parse().ok()
 }
 
 /// Type and whole of each message.
@@ -181,17 +239,42 @@ mod tests {
         bytes
     }
 
+    const NEW_RULE: u16 = NFTABLES | 6;
+
+    fn told(messages: &[Vec<u8>]) -> Tables {
+        follow(&messages.concat(), &mut false)
+    }
+
+    fn end(number: u32) -> Vec<u8> {
+        message(NEWGEN, &number.to_be_bytes())
+    }
+
     #[test]
-    fn only_messages_that_name_a_table_of_softnets_count() {
-        let new_rule = NFTABLES | 6;
-        assert!(is_ours(&message(new_rule, b"softnet-softnet0\0")));
-        assert!(!is_ours(&message(new_rule, b"filter\0")));
-        assert!(!is_ours(&message(new_rule, b"softnet-tap-snt0\0")));
-        assert!(!is_ours(&message(NEWGEN, b"softnet")));
-        let both = [message(new_rule, b"filter\0"), message(new_rule, b"softnet\0")].concat();
-        assert!(is_ours(&both));
-        for length in 0..both.len() {
-            let _ = is_ours(&both[..length]);
+    fn only_transactions_that_change_a_table_of_the_networks_count() {
+        for (table, tables) in [
+            (b"softnet-softnet0\0".as_slice(), Tables::ChangedIn(7)),
+            (b"softnet\0", Tables::ChangedIn(7)),
+            (b"softnet-tap-snt0\0", Tables::Same),
+            (b"filter\0", Tables::Same),
+        ] {
+            assert_eq!(told(&[message(NEW_RULE, table), end(7)]), tables);
         }
+        let (ours, others) = (message(NEW_RULE, b"softnet\0"), message(NEW_RULE, b"filter\0"));
+        let all = [others.clone(), ours, others.clone(), end(7), others, end(8)];
+        assert_eq!(told(&all), Tables::ChangedIn(7));
+        let mut within = false;
+        assert_eq!(follow(&all[..2].concat(), &mut within), Tables::Same);
+        assert_eq!(follow(&end(9), &mut within), Tables::ChangedIn(9));
+        let all = all.concat();
+        for length in 0..all.len() {
+            let _ = follow(&all[..length], &mut false);
+        }
+    }
+
+    #[test]
+    fn what_was_missed_stays_unknown() {
+        let (one, two) = (Tables::ChangedIn(1), Tables::ChangedIn(2));
+        assert_eq!(one.and_then(two).and_then(Tables::Same), two);
+        assert_eq!(one.and_then(Tables::Unknown).and_then(two), Tables::Unknown);
     }
 }

@@ -14,7 +14,7 @@ use rustix::net::{
 use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::set_name;
 
-use super::events::{self, Events, Happened};
+use super::events::{Events, Happened, Tables};
 use super::server::{News, Served, end_orphans};
 use super::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
 use crate::host::network::dnsmasq::arguments::Options;
@@ -71,8 +71,8 @@ pub struct Keeper {
     due: Option<Instant>,
     /// When to look at the server next.
     look: Instant,
-    /// The tables may have been changed by others.
-    tables: bool,
+    /// What was heard of the tables since the last check.
+    tables: Tables,
 }
 
 impl Keeper {
@@ -120,7 +120,7 @@ impl Keeper {
             active: false,
             due: Some(now),
             look: now,
-            tables: true,
+            tables: Tables::Unknown,
         })
     }
 
@@ -144,8 +144,8 @@ impl Keeper {
                 return self.end();
             }
             let Happened { links, tables } = self.events.read();
-            self.tables |= tables;
-            if (links || tables) && self.active {
+            self.tables = self.tables.and_then(tables);
+            if (links || tables != Tables::Same) && self.active {
                 self.soon(SETTLE);
             }
             if self.attend() == Next::End {
@@ -352,7 +352,7 @@ impl Keeper {
             // What the last one left in the rules must not meet the next owner of its TAP's name.
             return self.render_if_needed(&run_dir, &lock);
         }
-        let tables = self.tables && !events::is_as_noted(&run_dir);
+        let tables = self.tables.were_changed_by_others(&run_dir);
         let differs = build::differs(&plan, &members)?;
         if let Some(what) =
             differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
@@ -360,7 +360,7 @@ impl Keeper {
             tracing::warn!(network = %self.name, "{what} is not as it should be; making the network whole");
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
         }
-        self.tables = false;
+        self.tables = Tables::Same;
         self.render_if_needed(&run_dir, &lock)
     }
 
