@@ -22,6 +22,8 @@ pub mod manage;
 pub mod monitor;
 #[cfg(target_os = "linux")]
 pub mod netlink;
+#[cfg(target_os = "linux")]
+mod nftables;
 pub mod parent;
 pub mod privilege;
 pub mod quiet;
@@ -30,6 +32,8 @@ pub mod relay;
 pub mod run;
 pub mod sandbox;
 pub mod signals;
+#[cfg(target_os = "linux")]
+mod sock_diag;
 pub mod stage;
 mod surroundings;
 mod sys;

@@ -187,10 +187,14 @@ impl Place {
 
     /// Notes the last word of a worker that has ended, and leaves the network.
     pub fn leave(mut self, last_word: Option<Option<Ipv4Addr>>) {
-        if let Some(address) = last_word
-            && let Err(error) = self.membership.set_address(address)
-        {
-            tracing::warn!(%error, "cannot note the VM's last address");
+        match last_word {
+            Some(None) => self.membership.has_no_address(),
+            Some(address) => {
+                if let Err(error) = self.membership.set_address(address) {
+                    tracing::warn!(%error, "cannot note the VM's last address");
+                }
+            }
+            None => {}
         }
         if let Err(error) = self.membership.leave() {
             tracing::warn!(%error, "the next start will clean up");

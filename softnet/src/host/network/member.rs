@@ -18,7 +18,6 @@ use softnet_filter::MacAddr;
 use super::build::{ensure_locked, hands_out};
 use super::dispute;
 use super::dnsmasq;
-use super::keeper;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -133,18 +132,10 @@ impl Membership {
         let lock = self.lock()?;
         let mut netlink = Netlink::open()?;
         let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
-        // What the rules still have of another TAP of that name must go, so they are added to only if nothing has changed.
-        let first = self.record.tap.is_none()
-            && rules::are_current(&self.run_dir, &lock)?
-            && keeper::is_as_noted(&self.run_dir);
         self.record.tap = Some((tap.to_owned(), isolated));
         self.write(&lock)?;
         // Before the bridge takes a frame from it.
-        if first {
-            rules::admit(&self.plan.name, tap, self.record.mac, &self.run_dir, &lock)?;
-        } else {
-            rules::apply_for_tap(tap, &self.run_dir, &lock)?;
-        }
+        rules::apply_for_tap(tap, &self.run_dir, &lock)?;
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
         Ok(())
     }
@@ -259,6 +250,11 @@ impl Membership {
             Err(_) => self.record.forwards = former,
         }
         applied
+    }
+
+    /// Notes that the VM has given its address back and is about to leave, which makes the host forget the address.
+    pub fn has_no_address(&mut self) {
+        self.record.last = self.record.address.take().or(self.record.last);
     }
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.

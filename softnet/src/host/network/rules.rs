@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
-use softnet_filter::MacAddr;
 
 use super::record::MemberRecord;
 use super::ruleset::{self, Features, Host, Network, Snapshot};
@@ -18,6 +16,7 @@ use crate::conntrack::{self, Flow};
 use crate::host::expose::{Forward, Protocol};
 use crate::host::tools::Tool;
 use crate::netlink::{self, Netlink};
+use crate::nftables;
 
 /// What this kernel has turned out to lack.
 static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
@@ -51,7 +50,7 @@ pub fn apply_without(gone: &NetworkName, run_dir: &RunDir, lock: &Lock) -> Resul
 /// Those of [`apply`].
 pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     let earlier = |features: Features| {
-        let guarded = features.bridge && ruleset::plain(tap);
+        let guarded = features.bridge && ruleset::plain(tap) && ruleset::may_have_table_for_tap(tap);
         if guarded { ruleset::without_table_for_tap(tap) } else { String::new() }
     };
     apply_after(&earlier, run_dir, lock)
@@ -60,57 +59,57 @@ pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Err
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     let snapshot = look(run_dir, lock)?;
     warn_of_scarce_ports(&snapshot);
-    let load = |before: &str| {
+    let render = || {
         let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = format!("{before}{}{}", first(features), ruleset::replacement(&snapshot, features));
-        Tool::Nft.run(&["-f", "-"], &text).map(drop)
+        (first(features), ruleset::replacement(&snapshot, features))
     };
-    let before = keeper::generation().ok();
-    if load("").is_err() {
+    let (removal, rules) = render();
+    if removal.is_empty() && add(&rules, &snapshot, run_dir) {
+        return Ok(());
+    }
+    let before = nftables::generation().ok();
+    let load = |before: &str| {
+        let (removal, rules) = render();
+        Tool::Nft.run(&["-f", "-"], &format!("{before}{removal}{rules}")).map(|_| rules)
+    };
+    let rules = load("").or_else(|_| {
         // The counts stay as long as they can: a table of that name that is not as we make it goes first.
         let anew = ruleset::removal_of_shared();
-        if load(&anew).is_err() {
+        load(&anew).or_else(|_| {
             probe();
-            load(&anew)?;
-        }
-    }
-    note(&snapshot, before, run_dir)
+            load(&anew)
+        })
+    })?;
+    note(&rules, &snapshot, before, run_dir)
 }
 
-/// The same for a TAP that its VM's file names since the rules were current: only what the guard must know of it is added, because
-/// a whole replacement costs a start some milliseconds more.
-///
-/// # Errors
-/// Those of [`apply`].
-pub fn admit(
-    network: &NetworkName,
-    tap: &str,
-    mac: MacAddr,
-    run_dir: &RunDir,
-    lock: &Lock,
-) -> Result<(), Error> {
-    let guarded = FEATURES.lock().unwrap_or_else(PoisonError::into_inner).bridge;
-    let before = keeper::generation().ok();
-    match ruleset::admission(network.as_str(), tap, mac).filter(|_| guarded) {
-        Some(text) if Tool::Nft.run(&["-f", "-"], &text).is_ok() => {
-            note(&look(run_dir, lock)?, before, run_dir)
-        }
-        _ => apply_for_tap(tap, run_dir, lock),
+/// Brings the kernel from the rules that were noted to these by adding elements alone, if that is all that they differ in and
+/// nobody else has changed a thing: the kernel waits some 15 ms for the end of whatever a transaction removes, and a start or
+/// a new lease removes nothing. Returns false if it takes a replacement.
+fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
+    let noted = run_dir::read(&run_dir.rules_file()).ok().flatten();
+    let Some(additions) = noted.and_then(|noted| ruleset::additions(&noted, rules)) else { return false };
+    if !keeper::is_as_noted(run_dir) {
+        return false;
     }
+    let before = nftables::generation().ok();
+    additions.is_empty()
+        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && note(rules, snapshot, before, run_dir).is_ok()
 }
 
-/// Notes which rules the kernel has now, after one transaction since the generation `before`.
-fn note(snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
+/// Notes that the kernel has these rules, after one transaction since the generation `before`.
+fn note(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
+    let path = run_dir.rules_file();
     if snapshot.networks.is_empty() {
         run_dir::remove_file(&run_dir.generation_file())?;
-        return Ok(run_dir::remove_file(&marker(run_dir))?);
+        return Ok(run_dir::remove_file(&path)?);
     }
     // The keeper tells changes by others from this one by it.
     keeper::note_generation(run_dir, before);
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
-    if let Err(error) = run_dir::write_atomically(&marker(run_dir), &ruleset::digest(snapshot)) {
+    if let Err(error) = run_dir::write_atomically(&path, rules) {
         tracing::debug!(%error, "it is not noted which rules the kernel has");
-        run_dir::remove_file(&marker(run_dir))?;
+        run_dir::remove_file(&path)?;
     }
     Ok(())
 }
@@ -131,13 +130,9 @@ pub fn rules_are_current() -> Result<bool, Error> {
 /// # Errors
 /// Those of [`rules_are_current`].
 pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
-    let noted = run_dir::read(&marker(run_dir))?;
-    Ok(noted == Some(ruleset::digest(&look(run_dir, lock)?)))
-}
-
-/// The file that says which rules the kernel was given last. Its name cannot be a network's.
-fn marker(run_dir: &RunDir) -> PathBuf {
-    run_dir.forwarding_marker().with_file_name("rules.digest")
+    let noted = run_dir::read(&run_dir.rules_file())?;
+    let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(noted == Some(ruleset::replacement(&look(run_dir, lock)?, features)))
 }
 
 fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
@@ -155,7 +150,10 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
         member.exposes.iter().copied().chain(forwards).collect::<Vec<_>>()
     };
     let exposed = members.flat_map(exposes).map(|expose| expose.external.get()).collect();
-    let own: BTreeSet<&str> = networks.iter().map(|network| network.plan.name.as_str()).collect();
+    // A TAP is there before it is a port of its bridge.
+    let taps = networks.iter().flat_map(|network| &network.members).filter_map(|member| member.tap.as_ref());
+    let bridges = networks.iter().map(|network| network.plan.name.as_str());
+    let own: BTreeSet<&str> = bridges.chain(taps.map(|(tap, _)| tap.as_str())).collect();
     let marker = run_dir::read(&run_dir.forwarding_marker())?;
     let host = Host::look(marker.as_deref(), exposed, &own)?;
     Ok(Snapshot { networks, host })

@@ -112,7 +112,12 @@ impl RunDir {
 
     /// The file that says which generation of the kernel's ruleset is Softnet's.
     pub fn generation_file(&self) -> PathBuf {
-        self.root.join(LOCKS).join("generation")
+        self.root.join(LOCKS).join("rules.generation")
+    }
+
+    /// The file with the rules that the kernel was given last. Its name cannot be a network's.
+    pub fn rules_file(&self) -> PathBuf {
+        self.root.join(LOCKS).join("rules.nft")
     }
 
     /// The names of the networks that have a directory.

@@ -9,27 +9,17 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
-use netlink_sys::{Socket, SocketAddr};
 
 use crate::host::network::ruleset;
 use crate::host::network::run_dir::{self, RunDir};
+use crate::nftables::{NEWGEN, SUBSYSTEM, first_attribute, generation, messages, number};
 
 /// Links, IPv4 addresses, IPv4 switches (`RTNLGRP_*`).
 const ROUTE_GROUPS: [u32; 3] = [1, 5, 24];
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
-
-/// `NFNL_SUBSYS_NFTABLES`, in the message type's upper byte.
-const NFTABLES: u16 = 10 << 8;
-const NEWGEN: u16 = NFTABLES | 15;
-const GETGEN: u16 = NFTABLES | 16;
-/// `NFTA_GEN_ID`, a number in network byte order; in all other messages attribute 1 is the table's name.
-const FIRST: u16 = 1;
-
-const NLM_F_REQUEST: u16 = 1;
-/// `struct nlmsghdr` and `struct nfgenmsg`.
-const HEADERS: usize = 16 + 4;
 
 /// What has happened since the last look.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -141,12 +131,12 @@ fn drain(socket: &Socket, mut told: impl FnMut(Option<&[u8]>)) {
 /// networks.
 fn follow(bytes: &[u8], within: &mut bool) -> Tables {
     let mut tables = Tables::Same;
-    for (kind, message) in messages(bytes).filter(|(kind, _)| kind & 0xff00 == NFTABLES) {
+    for (kind, message) in messages(bytes).filter(|(kind, _)| kind & 0xff00 == SUBSYSTEM) {
         let value = first_attribute(message);
         if kind != NEWGEN {
             *within |= value.is_some_and(is_of_networks);
         } else if std::mem::take(within) {
-            let number = value.and_then(|value| Some(u32::from_be_bytes(*value.first_chunk()?)));
+            let number = value.and_then(number);
             tables = tables.and_then(number.map_or(Tables::Unknown, Tables::ChangedIn));
         }
     }
@@ -156,23 +146,6 @@ fn follow(bytes: &[u8], within: &mut bool) -> Tables {
 /// Whether a table of this name belongs to the networks. One for a TAP on a bridge of others does not (`--bridge`).
 fn is_of_networks(table: &[u8]) -> bool {
     table.starts_with(b"softnet") && !table.starts_with(ruleset::TAP_PREFIX.as_bytes())
-}
-
-/// The number of the ruleset's present generation.
-pub fn generation() -> io::Result<u32> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = (HEADERS as u32).to_ne_bytes().to_vec();
-    request.extend(GETGEN.to_ne_bytes());
-    request.extend(NLM_F_REQUEST.to_ne_bytes());
-    request.extend([0; HEADERS - 8]);
-    socket.send(&request, 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let number = messages(&answer)
-        .find(|(kind, _)| *kind == NEWGEN)
-        .and_then(|(_, message)| Some(u32::from_be_bytes(*first_attribute(message)?.first_chunk()?)));
-    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Notes that the ruleset is as Softnet made it, by one transaction since its generation was `before`. Call it under the lock,
@@ -198,55 +171,19 @@ fn noted(run_dir: &RunDir) -> Option<u32> {
     fs::read_to_string(run_dir.generation_file()).ok()?.parse().ok()
 }
 
-/// Type and whole of each message.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-        let message = bytes.get(..length).filter(|message| message.len() >= 16)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, message))
-    })
-}
-
-/// The value of attribute 1.
-fn first_attribute(message: &[u8]) -> Option<&[u8]> {
-    let mut rest = message.get(HEADERS..)?;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
-        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?) & 0x3fff;
-        let value = rest.get(4..length)?;
-        if kind == FIRST {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nftables::message;
 
-    fn message(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = HEADERS + 4 + value.len();
-        let mut bytes = (length as u32).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend([0; HEADERS - 6]);
-        bytes.extend((4 + value.len() as u16).to_ne_bytes());
-        bytes.extend(FIRST.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(length.next_multiple_of(4), 0);
-        bytes
-    }
-
-    const NEW_RULE: u16 = NFTABLES | 6;
+    const NEW_RULE: u16 = SUBSYSTEM | 6;
 
     fn told(messages: &[Vec<u8>]) -> Tables {
         follow(&messages.concat(), &mut false)
     }
 
     fn end(number: u32) -> Vec<u8> {
-        message(NEWGEN, &number.to_be_bytes())
+        message(NEWGEN, 0, &number.to_be_bytes())
     }
 
     #[test]
@@ -257,9 +194,9 @@ mod tests {
             (b"softnet-tap-snt0\0", Tables::Same),
             (b"filter\0", Tables::Same),
         ] {
-            assert_eq!(told(&[message(NEW_RULE, table), end(7)]), tables);
+            assert_eq!(told(&[message(NEW_RULE, 0, table), end(7)]), tables);
         }
-        let (ours, others) = (message(NEW_RULE, b"softnet\0"), message(NEW_RULE, b"filter\0"));
+        let (ours, others) = (message(NEW_RULE, 0, b"softnet\0"), message(NEW_RULE, 0, b"filter\0"));
         let all = [others.clone(), ours, others.clone(), end(7), others, end(8)];
         assert_eq!(told(&all), Tables::ChangedIn(7));
         let mut within = false;

@@ -41,7 +41,7 @@ use crate::sys;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::process::Fork;
 
-pub use events::{generation, is_as_noted, note_generation};
+pub use events::{is_as_noted, note_generation};
 
 /// How long a keeper may take for what it is asked, a slow end of the former server included.
 const PATIENCE: Duration = Duration::from_secs(10);

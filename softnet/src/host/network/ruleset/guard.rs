@@ -11,10 +11,11 @@ use std::net::Ipv4Addr;
 use softnet_filter::MacAddr;
 
 use super::super::Error;
-use super::{Network, block, host::plain};
+use super::{Network, block, host::plain, list};
 use crate::host::bridge::Gateway;
 use crate::host::tools::Tool;
 use crate::netlink::Netlink;
+use crate::nftables::{self, Family};
 
 /// What a kernel with tables of the bridge family loads.
 pub const PROBE: &str = "table bridge softnet_probe {
@@ -97,29 +98,12 @@ fn clients(network: &Network) -> String {
         .filter(|((tap, _), _)| plain(tap))
         .map(|((tap, _), mac)| format!("\"{tap}\" . {}", number(mac)))
         .collect();
-    let elements = match &elements[..] {
-        [] => String::new(),
-        some => format!("\t\telements = {{ {} }}\n", some.join(", ")),
-    };
-    format!("\tset clients {{\n\t\ttypeof iifname . {CHADDR}\n{elements}\t}}\n")
+    format!("\tset clients {{\n\t\ttypeof iifname . {CHADDR}\n{}\t}}\n", list(elements))
 }
 
 /// A MAC address as nft takes it for a field without a type.
 fn number(mac: MacAddr) -> String {
     mac.octets().iter().fold("0x".to_owned(), |text, octet| text + &format!("{octet:02x}"))
-}
-
-/// The text that adds the TAP of a VM without an address to the guard of a network; `None` for a name that no TAP of Softnet's has.
-pub fn admission(network: &str, tap: &str, mac: MacAddr) -> Option<String> {
-    let table = super::table(network);
-    plain(tap).then(|| {
-        without_table_for_tap(tap)
-            + &format!(
-            "add element bridge {table} taps {{ \"{tap}\" }}\nadd element bridge {table} macs {{ \"{tap}\" . {mac} }}\n\
-             add element bridge {table} clients {{ \"{tap}\" . {} }}\n",
-            number(mac)
-        )
-    })
 }
 
 /// The name of the table that [`install_for_tap`] makes.
@@ -175,6 +159,12 @@ pub fn install_for_tap(tap: &str, mac: MacAddr, bridge: &Gateway) -> Result<(), 
     );
     Tool::Nft.run(&["-f", "-"], &text)?;
     Ok(())
+}
+
+/// Whether [`install_for_tap`] may have left something for an earlier TAP of this name.
+pub fn may_have_table_for_tap(tap: &str) -> bool {
+    let found = |family| nftables::has_table(family, &table(tap)).unwrap_or(true);
+    found(Family::Bridge) || found(Family::Ipv4)
 }
 
 /// The text that removes what [`install_for_tap`] left for an earlier TAP of this name.

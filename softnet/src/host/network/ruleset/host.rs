@@ -7,9 +7,11 @@ use std::ops::RangeInclusive;
 use super::super::Error;
 use super::ports;
 use crate::netlink::{Kind, Link, Netlink};
+use crate::sock_diag;
 
 /// The kernel's lists of sockets of this network namespace.
-const SOCKETS: [&str; 4] = ["/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp", "/proc/net/udp6"];
+const TCP_SOCKETS: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+const UDP_SOCKETS: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
 
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const TABLE_SIZE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
@@ -62,16 +64,18 @@ impl Limits {
 
 impl Host {
     /// Looks at the host. `marker` is the text of the file that says that Softnet turned forwarding on, `exposed` are the ports
-    /// that VMs expose, and `own` the names of the networks' bridges.
+    /// that VMs expose, and `own` the names of the networks' bridges and TAPs.
     ///
     /// # Errors
     /// If the interfaces cannot be listed.
     pub fn look(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
         let mut taken = exposed;
-        for path in SOCKETS {
-            // A kernel without IPv6 has no such list.
-            taken.extend(bound_ports(&fs::read_to_string(path).unwrap_or_default()));
-        }
+        // A connection needs no port for itself: conntrack knows it, and gives its pair of addresses and ports to no other.
+        taken.extend(sock_diag::listening_tcp_ports().unwrap_or_else(|error| {
+            tracing::debug!(%error, "no socket diagnostics; reading the list of all sockets");
+            bound_ports(&TCP_SOCKETS)
+        }));
+        taken.extend(bound_ports(&UDP_SOCKETS));
         let of_connections = fs::read_to_string(LOCAL_PORTS).ok().and_then(|text| range(&text));
         let crossing = match marker {
             Some(text) => Some(crossing(text, &Netlink::open()?.links()?, own)),
@@ -120,8 +124,15 @@ fn crossing(marker: &str, links: &[Link], own: &BTreeSet<&str>) -> Crossing {
     }
 }
 
-/// The ports that sockets are bound to, by the kernel's list (proc_pid_net(5)).
-fn bound_ports(sockets: &str) -> impl Iterator<Item = u16> {
+/// The ports that the sockets in these lists are bound to.
+fn bound_ports(lists: &[&str]) -> BTreeSet<u16> {
+    // A kernel without IPv6 has no such list.
+    let text = lists.iter().map(|path| fs::read_to_string(path).unwrap_or_default());
+    text.flat_map(|text| listed_ports(&text).collect::<Vec<_>>()).collect()
+}
+
+/// The ports in one of the kernel's lists (proc_pid_net(5)).
+fn listed_ports(sockets: &str) -> impl Iterator<Item = u16> {
     sockets.lines().filter_map(|line| {
         let (_, port) = line.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
         u16::from_str_radix(port, 16).ok()
@@ -141,7 +152,7 @@ mod tests {
     fn ports_are_read_from_the_kernels_lists() {
         let text = "  sl  local_address rem_address   st\n   0: 0100007F:CA6C 00000000:0000 0A\n\
                     0: 00000000000000000000000000000000:0035 00000000000000000000000000000000:0000 07\n garbage\n";
-        assert_eq!(bound_ports(text).collect::<Vec<_>>(), [51820, 53]);
+        assert_eq!(listed_ports(text).collect::<Vec<_>>(), [51820, 53]);
         assert_eq!(range("32768\t60999\n"), Some(32768..=60999));
         assert_eq!(range("x"), None);
     }

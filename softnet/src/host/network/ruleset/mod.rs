@@ -1,8 +1,8 @@
 //! The nftables rules of all managed networks of this network namespace, as one text for one atomic `nft -f -`.
 //!
-//! What the kernel holds is always what the members' files say: each change renders all of it again, so there is nothing to
-//! compare, and a table that somebody flushed or edited is right again. Connections survive the replacement; their state is in
-//! conntrack, not in the tables.
+//! What the kernel holds is always what the members' files say: each change renders all of it again, so a table that somebody
+//! flushed or edited is right again. Connections survive the replacement; their state is in conntrack, not in the tables. Where
+//! the kernel has the last rendering still and the new one only has more elements, these are added instead ([`additions`]).
 //!
 //! ```text
 //! table ip softnet-NAME      one network: leads exposed ports to its VMs, and decides what is forwarded      network.rs
@@ -21,13 +21,13 @@ mod ports;
 mod shared;
 mod shares;
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Plan;
 use super::record::MemberRecord;
 
-pub use guard::{TAP_PREFIX, admission, install_for_tap, stale_tables, without_table_for_tap};
+pub use guard::{TAP_PREFIX, install_for_tap, may_have_table_for_tap, stale_tables, without_table_for_tap};
 pub use host::{Host, Limits, forwarding_interfaces, plain, relying};
 
 /// One network with its living members.
@@ -138,12 +138,62 @@ pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
     text + &gone("ip", shared::TABLE) + &shared::table(snapshot) + &shares::table(snapshot, features)
 }
 
-/// A text that differs when the rules would.
-pub fn digest(snapshot: &Snapshot) -> String {
-    let mut hasher = DefaultHasher::new();
-    replacement(snapshot, Features::ALL).hash(&mut hasher);
-    format!("{:016x}\n", hasher.finish())
+/// What to tell nft so that the kernel, which has the rules `from`, has `to`: elements of sets and maps that are added; nothing if
+/// both are the same. `None` if they differ in more, or an element is removed or leads elsewhere. Both come from
+/// [`replacement`].
+pub fn additions(from: &str, to: &str) -> Option<String> {
+    let (from, to) = (Sets::read(from), Sets::read(to));
+    if from.frame != to.frame {
+        return None;
+    }
+    let mut text = String::new();
+    for ((set, before), (_, after)) in from.elements.iter().zip(&to.elements) {
+        let (before, after): (BTreeSet<&str>, BTreeSet<&str>) =
+            (before.iter().copied().collect(), after.iter().copied().collect());
+        if !before.is_subset(&after) {
+            return None;
+        }
+        let added: Vec<&str> = after.difference(&before).copied().collect();
+        if !added.is_empty() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "add element {set} {{ {} }}", added.join(", "));
+        }
+    }
+    Some(text)
 }
+
+/// Rules, taken apart.
+struct Sets<'a> {
+    /// All but the elements of sets and maps.
+    frame: Vec<&'a str>,
+    /// Each set or map by its full name, with its elements.
+    elements: Vec<(String, Vec<&'a str>)>,
+}
+
+impl<'a> Sets<'a> {
+    fn read(rules: &'a str) -> Self {
+        let (mut frame, mut elements, mut table) = (Vec::new(), Vec::new(), "");
+        for line in rules.lines() {
+            if let Some(name) = line.strip_prefix("table ").and_then(|line| line.strip_suffix(" {")) {
+                table = name;
+            }
+            let set = line.strip_prefix("\tset ").or_else(|| line.strip_prefix("\tmap "));
+            if let Some(name) = set.and_then(|line| line.strip_suffix(" {")) {
+                elements.push((format!("{table} {name}"), Vec::new()));
+            }
+            let list = line.strip_prefix(ELEMENTS).and_then(|list| list.strip_suffix(" }"));
+            match (list, elements.last_mut()) {
+                (Some(list), Some((_, elements))) => elements.extend(list.split(SEPARATOR)),
+                _ => frame.push(line),
+            }
+        }
+        Sets { frame, elements }
+    }
+}
+
+/// What the line with the elements of a set or a map begins with.
+const ELEMENTS: &str = "\t\telements = { ";
+const SEPARATOR: &str = ", ";
 
 /// Declaring first makes the deletion succeed in either case; nft 1.0.6 has no `destroy` yet.
 fn gone(family: &str, table: &str) -> String {
@@ -157,13 +207,17 @@ fn block<T: AsRef<str>>(
     types: &str,
     elements: impl IntoIterator<Item = T>,
 ) -> String {
+    format!("\t{kind} {name} {{\n\t\ttype {types}\n{}\t}}\n", list(elements))
+}
+
+/// The line with the elements of a set or a map, if there are any.
+fn list<T: AsRef<str>>(elements: impl IntoIterator<Item = T>) -> String {
     let mut list = String::new();
     for element in elements {
-        // Writing to a String cannot fail.
-        let _ = write!(list, "{}{}", if list.is_empty() { "" } else { ", " }, element.as_ref());
+        list += if list.is_empty() { ELEMENTS } else { SEPARATOR };
+        list += element.as_ref();
     }
-    let elements = if list.is_empty() { String::new() } else { format!("\t\telements = {{ {list} }}\n") };
-    format!("\t{kind} {name} {{\n\t\ttype {types}\n{elements}\t}}\n")
+    if list.is_empty() { list } else { list + " }\n" }
 }
 
 /// An anonymous set of interfaces' names.
@@ -230,9 +284,31 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_follows_the_rules() {
-        let (one, other) = (snapshot(NetType::Nat, &[]), snapshot(NetType::Nat, &["8080:80"]));
-        assert_eq!(digest(&one), digest(&one.clone()));
-        assert_ne!(digest(&one), digest(&other));
+    fn what_only_grows_is_added() {
+        let rules = |snapshot: &Snapshot| replacement(snapshot, Features::ALL);
+        let later = snapshot(NetType::Nat, &["8080:80"]);
+        let mut earlier = later.clone();
+        let member = &mut earlier.networks[0].members[0];
+        (member.address, member.forwards) = (None, Vec::new());
+        let text = additions(&rules(&earlier), &rules(&later)).unwrap();
+        let mut lines: Vec<&str> = text.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "add element bridge softnet-softnet0 bound { \"snt0\" . 192.168.64.5 }",
+                "add element ip softnet own_everywhere { 192.168.64.5 . tcp . 8080 : 192.168.64.5 . 80 }",
+                "add element ip softnet-softnet0 everywhere { tcp . 8080 : 192.168.64.5 . 80 }",
+                "add element ip softnet-softnet0 exposed { 192.168.64.5 . tcp . 80 }",
+                "add element ip softnet_shares members_16384 { 192.168.64.5 }",
+            ]
+        );
+        assert_eq!(additions(&rules(&later), &rules(&later)).unwrap(), "");
+        assert_eq!(additions(&rules(&later), &rules(&earlier)), None, "elements go");
+        let mut elsewhere = later.clone();
+        elsewhere.networks[0].members[0].forwards[0].to = "192.168.64.6".parse().unwrap();
+        assert_eq!(additions(&rules(&later), &rules(&elsewhere)), None, "a port leads elsewhere");
+        let host = snapshot(NetType::Host, &["8080:80"]);
+        assert_eq!(additions(&rules(&later), &rules(&host)), None, "other rules");
     }
 }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use super::{Features, Snapshot, interfaces};
+use super::{Features, Snapshot, block, interfaces};
 
 /// Its name. No network's table is called so.
 pub const TABLE: &str = "softnet_shares";
@@ -65,11 +65,13 @@ pub const TIMEOUT_PROBE: &str = "table ip softnet_probe {
 /// The text that puts the table's rules in place and leaves its counts.
 pub fn table(snapshot: &Snapshot, features: Features) -> String {
     let bridges = interfaces(snapshot.names());
-    let mut text = format!("table ip {TABLE} {{ }}\nflush table ip {TABLE}\ntable ip {TABLE} {{\n");
+    let shares = if features.counts { shares(snapshot) } else { BTreeMap::new() };
+    let mut text = emptied(shares.keys());
     let (mut from, mut to, mut streams) = (String::new(), String::new(), String::new());
     if features.counts {
-        for (share, addresses) in shares(snapshot) {
-            let addresses = addresses.iter().map(Ipv4Addr::to_string).collect::<Vec<_>>().join(", ");
+        for (share, addresses) in shares {
+            let members = members(share);
+            text += &block("set", &members, "ipv4_addr", addresses.iter().map(Ipv4Addr::to_string));
             let buckets = (share / BUCKET).max(1);
             let most = share / buckets;
             // Writing to a String cannot fail.
@@ -80,7 +82,7 @@ pub fn table(snapshot: &Snapshot, features: Features) -> String {
             for (rules, end) in [(&mut from, "saddr"), (&mut to, "daddr")] {
                 let _ = writeln!(
                     rules,
-                    "\t\tip {end} {{ {addresses} }} add @connections_{share} \
+                    "\t\tip {end} @{members} add @connections_{share} \
                      {{ ip {end} . symhash mod {buckets} ct count over {most} }} drop"
                 );
             }
@@ -129,6 +131,19 @@ pub fn table(snapshot: &Snapshot, features: Features) -> String {
     )
 }
 
+/// The beginning of the text: the table, whether or not it is there, without its rules and without the members of its shares.
+fn emptied<'a>(shares: impl Iterator<Item = &'a u32> + Clone) -> String {
+    let sets: String =
+        shares.clone().map(|share| block("set", &members(*share), "ipv4_addr", [""; 0])).collect();
+    let flushes: String = shares.map(|share| format!("flush set ip {TABLE} {}\n", members(*share))).collect();
+    format!("table ip {TABLE} {{\n{sets}}}\nflush table ip {TABLE}\n{flushes}table ip {TABLE} {{\n")
+}
+
+/// The set of those who have this share.
+fn members(share: u32) -> String {
+    format!("members_{share}")
+}
+
 /// Which addresses have which share.
 fn shares(snapshot: &Snapshot) -> BTreeMap<u32, BTreeSet<Ipv4Addr>> {
     let mut shares: BTreeMap<u32, BTreeSet<Ipv4Addr>> = BTreeMap::new();
@@ -136,7 +151,6 @@ fn shares(snapshot: &Snapshot) -> BTreeMap<u32, BTreeSet<Ipv4Addr>> {
         let share = member.connections.min(snapshot.host.limits.largest_share);
         shares.entry(share).or_default().extend(member.address);
     }
-    shares.retain(|_, addresses| !addresses.is_empty());
     shares
 }
 
@@ -157,7 +171,7 @@ mod tests {
         snapshot.networks[0].members[0].connections = 5000;
         let rule = |share, buckets, most| {
             format!(
-                "ip saddr {{ 192.168.64.5 }} add @connections_{share} \
+                "ip saddr @members_{share} add @connections_{share} \
                  {{ ip saddr . symhash mod {buckets} ct count over {most} }} drop"
             )
         };
@@ -167,9 +181,9 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_without_an_address_has_no_rule() {
+    fn a_vm_without_an_address_counts_for_nobody() {
         let mut snapshot = snapshot(NetType::Nat, &[]);
         snapshot.networks[0].members[0].address = None;
-        assert!(shares(&snapshot).is_empty());
+        assert!(shares(&snapshot).values().all(BTreeSet::is_empty));
     }
 }
