@@ -39,6 +39,7 @@ pub fn tests() -> Vec<Test> {
         Test::new("rules::h10_a_tap_of_another_bridge_is_guarded_too", another_bridge).as_root(),
         Test::new("rules::h11_the_servers_answer_their_vms_only", servers_answer_their_vms).as_root(),
         Test::new("rules::are_current_until_the_host_changes", are_current).as_root(),
+        Test::new("rules::what_was_added_is_what_a_replacement_makes", additions).as_root(),
     ]
 }
 
@@ -624,4 +625,38 @@ fn are_current() -> Result<()> {
     let tables = Command::new("nft").args(["list", "tables"]).output()?;
     ensure!(tables.stdout.is_empty(), "left behind: {}", String::from_utf8_lossy(&tables.stdout));
     Ok(())
+}
+
+fn additions() -> Result<()> {
+    let (mut one, first) = Vm::with_address(1, &config())?;
+    // What the kernel waits for when something is removed, an addition leaves alone.
+    let table_of_one = handles("ip softnet")?;
+    let (mut two, second) = Vm::with_address(2, &config())?;
+    two.expose("9090:80", second)?;
+    one.expose(&format!("{}:53:53/udp", one.membership.gateway().address), first)?;
+    ensure!(handles("ip softnet")? == table_of_one, "the table was made again");
+    let added = ruleset()?;
+    let file = run("find", &["/run/softnet", "-name", "rules.nft"])?;
+    std::fs::remove_file(file.trim())?;
+    network::ensure(&config())?;
+    ensure!(handles("ip softnet")? != table_of_one, "nothing was replaced, so nothing was compared");
+    let replaced = ruleset()?;
+    ensure!(added == replaced, "{added:#?} is not {replaced:#?}");
+    Ok(())
+}
+
+/// The rules of a table with the numbers that the kernel gave to them, without elements of sets.
+fn handles(table: &str) -> Result<Vec<String>> {
+    let mut arguments = vec!["--handle", "--terse", "list", "table"];
+    arguments.extend(table.split(' '));
+    Ok(run("nft", &arguments)?.lines().map(str::to_owned).collect())
+}
+
+/// All words of all tables, whatever the order of the sets' elements is.
+fn ruleset() -> Result<Vec<String>> {
+    let text = run("nft", &["list", "ruleset"])?;
+    let mut words: Vec<String> = text.split(&[' ', '\t', '\n', ','][..]).map(str::to_owned).collect();
+    words.sort_unstable();
+    words.retain(|word| !word.is_empty());
+    Ok(words)
 }
