@@ -210,6 +210,11 @@ impl Netlink {
         })
     }
 
+    /// Brings the link down: it carries no frame from then on.
+    pub fn set_down(&mut self, index: u32) -> Result<(), Error> {
+        self.set_link("bring down", index, |message| message.header.change_mask = LinkFlags::Up)
+    }
+
     /// Makes the link a port of the bridge with index `bridge`.
     pub fn enslave(&mut self, port: u32, bridge: u32) -> Result<(), Error> {
         self.set_link("enslave to the bridge", port, |message| {

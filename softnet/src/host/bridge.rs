@@ -158,6 +158,10 @@ pub fn join(
     sysctl::silence_ipv6(&port.name);
     netlink.set_mac(port.index, port_mac(vm_mac))?;
     netlink.set_mtu(port.index, bridge.mtu)?;
+    if port.up {
+        // A new port of a bridge is not isolated, and carries frames at once if it is up.
+        netlink.set_down(port.index)?;
+    }
     netlink.enslave(port.index, bridge.index)?;
     netlink.set_isolated(port.index, isolated)?;
     netlink.set_up(port.index)?;

@@ -3,7 +3,8 @@
 //! The process that parses a VM's frames may be taken over by one of them, and then sends what it likes through its TAP. These rules
 //! hold whatever it sends: the source MAC is the VM's, and the source address is the one that the monitor noted for it, after
 //! it had compared it with the DHCP server's file. They allow all that the filter forwards, and no more than is told apart by
-//! MAC, EtherType and address; the rest is the filter's. The filter forwards no EtherType but ARP and IPv4.
+//! MAC, EtherType and address; the rest is the filter's. The filter forwards no EtherType but ARP and IPv4. And what one
+//! isolated VM sends reaches no other, also while a port lacks its flag on the bridge.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -33,9 +34,11 @@ pub fn of_network(network: &Network) -> String {
     let gateway = network.plan.gateway().addr();
     let held: BTreeSet<Ipv4Addr> = network.members.iter().filter_map(|member| member.address).collect();
     let (mut taps, mut macs, mut bound, mut last) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut isolated_taps = Vec::new();
     for member in &network.members {
-        let Some((tap, _)) = member.tap.as_ref().filter(|(tap, _)| plain(tap)) else { continue };
+        let Some((tap, isolated)) = member.tap.as_ref().filter(|(tap, _)| plain(tap)) else { continue };
         taps.push(format!("\"{tap}\""));
+        isolated_taps.extend(isolated.then(|| format!("\"{tap}\"")));
         macs.push(format!("\"{tap}\" . {}", member.mac));
         bound.extend(member.address.map(|address| format!("\"{tap}\" . {address}")));
         // An address that ended is good for asking for it again, until another VM has it (C10).
@@ -43,6 +46,7 @@ pub fn of_network(network: &Network) -> String {
         last.extend(free.map(|address| format!("\"{tap}\" . {address}")));
     }
     let sets = block("set", "taps", "ifname", taps)
+        + &block("set", "isolated", "ifname", isolated_taps)
         + &block("set", "macs", "ifname . ether_addr", macs)
         + &block("set", "bound", "ifname . ipv4_addr", bound)
         + &block("set", "last", "ifname . ipv4_addr", last)
@@ -54,6 +58,10 @@ pub fn of_network(network: &Network) -> String {
 {sets}	chain prerouting {{
 		type filter hook prerouting priority -300; policy accept;
 		iifname @taps goto vm
+	}}
+	chain forward {{
+		type filter hook forward priority -300; policy accept;
+		iifname @isolated oifname @isolated drop
 	}}
 	chain vm {{
 		iifname . ether saddr != @macs drop
