@@ -26,7 +26,8 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Reporter {
     channel: OwnedFd,
-    settles: bool,
+    /// The lock of the place in the managed network: as long as this process may forward a frame, nobody else has the place.
+    place: Option<OwnedFd>,
     /// The latest report on the lease, and on the VM's silence, that did not fit into the channel.
     unsent: [Option<Report>; 2],
     /// When those are tried again.
@@ -36,11 +37,11 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Reports over `channel`, which does not block. `settles` says whether the monitor answers a lease by
-    /// [`Notice::Settled`].
-    pub fn new(channel: OwnedFd, settles: bool) -> Self {
+    /// Reports over `channel`, which does not block. `place` is the lock of the place in the managed network, if there is one;
+    /// the monitor then answers a lease by [`Notice::Settled`].
+    pub fn new(channel: OwnedFd, place: Option<OwnedFd>) -> Self {
         let buffer = vec![0; LONGEST_NOTICE + 1].into();
-        Reporter { channel, settles, unsent: [None; 2], retry_at: None, buffer }
+        Reporter { channel, place, unsent: [None; 2], retry_at: None, buffer }
     }
 
     /// Sends `report`, after what is unsent. Only the latest of each kind matters, so it replaces an earlier one.
@@ -69,6 +70,9 @@ impl Reporter {
 impl LeaseFollower for Reporter {
     fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.channel);
+        if let Some(place) = &self.place {
+            needs.descriptor(place);
+        }
         needs.calls(SYSCALLS);
     }
 
@@ -113,7 +117,7 @@ impl LeaseFollower for Reporter {
     }
 
     fn settles(&self) -> bool {
-        self.settles
+        self.place.is_some()
     }
 
     fn watches_the_vm(&self) -> bool {
@@ -134,7 +138,8 @@ mod tests {
     fn pair() -> (OwnedFd, Reporter) {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (monitor, worker) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        (monitor, Reporter::new(worker, true))
+        let place = std::fs::File::open("/dev/null").unwrap().into();
+        (monitor, Reporter::new(worker, Some(place)))
     }
 
     #[test]

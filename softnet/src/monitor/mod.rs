@@ -22,7 +22,8 @@
 //! and "settled": the worker keeps the answer with a new lease from the VM until the monitor has prepared the host for it.
 //!
 //! Either's death is the other's end: the worker sees the channel close, the monitor waits for its child, cleans up and
-//! ends with the child's status. If both are killed, their locks are free, and the next start cleans up.
+//! ends with the child's status. Both hold the lock of the place in the network, so it is free only when neither can send a
+//! frame any more; then the next start cleans up.
 //!
 //! The worker gives the VM's lease back at its end. What the server has still noted for the VM after that, because the worker
 //! died before or the server's answer found no VM any more, leaving the network gives back ([`Membership::leave`]). That takes
@@ -93,10 +94,10 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
         Fork::Child => {
             signals.release()?;
             drop(monitor_end);
-            let settles = custody.place.is_some();
-            // Closes the worker's copies; the locks and ports stay with the parent.
+            let place = custody.place.as_ref().map(|place| place.membership.hold()).transpose()?;
+            // Closes the worker's copies; the ports and the lock of an address stay with the parent.
             drop(custody);
-            Ok(Box::new(Reporter::new(worker_end, settles)))
+            Ok(Box::new(Reporter::new(worker_end, place)))
         }
         Fork::Parent(worker) => {
             drop(worker_end);

@@ -8,7 +8,7 @@
 //! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -125,6 +125,15 @@ impl Membership {
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
+    }
+
+    /// Another descriptor of the place's lock, which stays taken until both are closed.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub fn hold(&self) -> std::io::Result<OwnedFd> {
+        let port = self.port.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
+        port.as_fd().try_clone_to_owned()
     }
 
     /// Makes the TAP a port of the bridge. `isolated` ports reach the gateway but not each other.

@@ -28,7 +28,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode as FileMode, OFlags, flock};
 use rustix::process::geteuid;
 
 pub use super::lock::{Lock, Wait};
@@ -215,7 +215,11 @@ impl Claim {
         for directory in lock_path.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
             make_directory(directory, 0o700)?;
         }
-        let lock = create(&lock_path, 0o600)?;
+        // For reading only: the process with the frames keeps a copy, and must have nothing to write to.
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(&lock_path, flags, FileMode::from_raw_mode(0o600))
+            .map_err(|error| Error::new("open", &lock_path)(error.into()))?;
+        let lock = File::from(lock);
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Claim { lock, lock_path, path })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
