@@ -5,14 +5,14 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::stage::run;
-use lab::wire::{Dhcp, Mac, dhcp_kind as kind};
+use lab::wire::{Arp, Dhcp, Mac, dhcp_kind as kind};
 use lab::{Softnet, VmPort};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -20,7 +20,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::leases::{keepers, leased, server};
-use crate::{FIRST, SECOND, SOFTNET, Vm, hex, is_gone, softnet, table};
+use crate::{FIRST, SECOND, SOFTNET, Vm, hex, is_gone, softnet, table, worker_of};
 
 /// What rule H8 allows.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -129,6 +129,61 @@ pub fn whatever_breaks_is_whole_within_five_seconds() -> Result<()> {
     run("nft", &["add", "table", "ip", "softnet-softnet0", "{ comment \"mine\" ; }"]).ok();
     renews(&vm, address, gateway)?;
     ensure!(!keeper_log().trim_start_matches(&before).contains("the bridge"), "{}", keeper_log());
+    Ok(())
+}
+
+/// A port is isolated before it carries a frame, also when it is put back; and while somebody has taken its flag away, the
+/// kernel's guard does the same.
+pub fn no_vm_hears_another_while_its_port_is_repaired() -> Result<()> {
+    let (first, _) = leased(FIRST, &[])?;
+    let (second, address) = leased(SECOND, &[])?;
+    let announcement = Arp::request(second.mac, address, second.gateway()?).frame();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let talk = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                second.port.send(&announcement)?;
+            }
+            Ok(())
+        });
+        let heard = (0..40).try_for_each(|round| {
+            let port = if round % 2 == 0 { "snt0" } else { "snt1" };
+            let master: &[&str] = &["link", "set", port, "nomaster"];
+            let broken = if round % 4 < 2 { run("ip", master) } else { unisolated(port) };
+            broken?;
+            ensure!(until(ports_are_isolated), "the ports are not put back: {}", keeper_log());
+            while let Some(frame) = first.port.recv(Deadline::after(Duration::from_millis(1)))? {
+                ensure!(frame.get(6..12) != Some(&second.mac.0), "heard in round {round}");
+            }
+            Ok(())
+        });
+        over.store(true, Ordering::Relaxed);
+        talk.join().map_err(|_| anyhow!("the other VM panicked"))?.and(heard)
+    })
+}
+
+fn unisolated(port: &str) -> Result<String> {
+    run("bridge", &["link", "set", "dev", port, "isolated", "off"])
+}
+
+fn ports_are_isolated() -> bool {
+    let ports = run("bridge", &["--details", "link", "show", "master", "softnet0"]).unwrap_or_default();
+    ports.matches("isolated on").count() == 2
+}
+
+/// As long as the process with the frames lives, its place is taken, whatever became of its monitor.
+pub fn a_worker_that_lives_keeps_its_place() -> Result<()> {
+    let (vm, _) = leased(FIRST, &[])?;
+    let monitor = vm.softnet.pid();
+    let worker = worker_of(monitor)?;
+    kill(worker, Signal::SIGSTOP)?;
+    kill(monitor, Signal::SIGKILL)?;
+    ensure!(until(|| is_gone(monitor)), "the monitor stays");
+    let refused = Vm::start(FIRST, &[]).err().context("another Softnet has the place of one that lives")?;
+    ensure!(format!("{refused:#}").contains("is on network softnet0 already"), "{refused:#}");
+    kill(worker, Signal::SIGCONT)?;
+    ensure!(until(|| is_gone(worker)), "the worker stays");
+    leased(FIRST, &[])?;
     Ok(())
 }
 

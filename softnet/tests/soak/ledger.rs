@@ -1,9 +1,17 @@
 //! What must hold, how often it was looked at, and what was found otherwise.
 
 use std::fmt;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 /// Examples kept of what was found otherwise.
 const EXAMPLES: usize = 4;
+
+/// How often one is told of while it happens.
+const TOLD: u64 = 20;
+
+/// When the first look was taken.
+static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// What must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,12 +140,19 @@ impl Ledger {
     pub fn check(&mut self, invariant: Invariant, holds: bool, why: impl FnOnce() -> String) {
         let Some(entry) = self.entries.get_mut(invariant as usize) else { return };
         entry.looks += 1;
+        LazyLock::force(&BEGUN);
         if holds {
             return;
         }
         entry.failures += 1;
+        if entry.failures > TOLD {
+            return;
+        }
+        let why = why();
+        // With the time, which the report does not have.
+        eprintln!("{:4.0} s: {}: {why}", BEGUN.elapsed().as_secs_f64(), invariant.says());
         if entry.examples.len() < EXAMPLES {
-            entry.examples.push(why());
+            entry.examples.push(why);
         }
     }
 
