@@ -18,7 +18,7 @@ use crate::figures::Figures;
 use crate::growth::{self, Growth};
 use crate::ledger::{Invariant, Ledger};
 use crate::plan::{Habit, RESIDENTS};
-use crate::slot::{Phase, Slot};
+use crate::slot::{FIRST_PORT, Phase, Slot};
 use crate::tracked;
 use crate::vm::Event;
 
@@ -119,8 +119,10 @@ impl Judge {
                 self.ledger.check(Invariant::Awake, true, String::new);
                 self.figures.longest_awakening = self.figures.longest_awakening.max(took);
             }
-            Event::Shadowed(what) => {
-                self.ledger.check(Invariant::Shadow, false, || format!("{mac} got {what}"));
+            Event::Shadowed { exposed, what } => {
+                // As long as no VM exposes it, any flow may be given the port.
+                let of_nobody = exposed.is_some_and(|port| !is_exposed(places, port));
+                self.ledger.check(Invariant::Shadow, of_nobody, || format!("{mac} got {what}"));
             }
             Event::Exposed => self.ledger.check(Invariant::Shadow, true, String::new),
             Event::Inherited(whose) => self.ledger.check(Invariant::Heir, false, || {
@@ -313,4 +315,13 @@ impl Judge {
 pub fn tail(log: &str) -> String {
     let lines: Vec<&str> = log.lines().collect();
     lines.get(lines.len().saturating_sub(6)..).unwrap_or_default().join("\n")
+}
+
+/// Whether a VM that has an address exposes this port of the host.
+fn is_exposed(places: &[Option<Slot>], port: u16) -> bool {
+    let place = usize::from(port).checked_sub(FIRST_PORT);
+    let slot = place.and_then(|place| places.get(place)).and_then(Option::as_ref);
+    slot.is_some_and(|slot| {
+        slot.vm.life.exposed && slot.phase == Phase::Living && slot.vm.address().is_some()
+    })
 }

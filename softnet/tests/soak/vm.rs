@@ -55,7 +55,11 @@ pub enum Event {
     /// It has slept longer than its lease, and so long after it awoke the server has answered.
     Awake(Duration),
     /// It got what is for the host, or for another VM.
-    Shadowed(String),
+    Shadowed {
+        /// The exposed port of the host that it was for; `None` if it was for the host's own service.
+        exposed: Option<u16>,
+        what: String,
+    },
     /// It got what is for whoever had its address before.
     Inherited(String),
     /// It got what is for it because a port of the host leads to it.
@@ -249,13 +253,17 @@ impl Vm {
     fn astray(&self, frame: &[u8]) -> Option<Event> {
         let ports = (u16_at(frame, 34), u16_at(frame, 36));
         if carries(frame, FOR_HOST) {
-            return Some(Event::Shadowed(format!("the host's, from port {} to {}", ports.0, ports.1)));
+            let what = format!("the host's, from port {} to {}", ports.0, ports.1);
+            return Some(Event::Shadowed { exposed: None, what });
         }
         if carries(frame, FOR_EXPOSED) {
             // The host leads its port to 80 of the VM; any other is the one that somebody spoke from.
             return Some(match ports.1 {
                 80 => Event::Exposed,
-                other => Event::Shadowed(format!("the VM's behind port {other}, from port {}", ports.0)),
+                other => Event::Shadowed {
+                    exposed: Some(other),
+                    what: format!("the VM's behind port {other}, from port {}", ports.0),
+                },
             });
         }
         let at = frame.windows(DROP.len()).position(|window| window == DROP)?;

@@ -145,6 +145,8 @@ impl Membership {
         self.write(&lock)?;
         // Before the bridge takes a frame from it.
         rules::apply_for_tap(tap, &self.run_dir, &lock)?;
+        // The rules keep the ports free from now on.
+        rules::forget_shadows(&self.record.exposes);
         self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
         Ok(())
     }

@@ -13,7 +13,7 @@ use super::ruleset::{self, Features, Host, Network, Snapshot};
 use super::run_dir::{self, Lock, RunDir};
 use super::{DEFAULT_CONNECTIONS, Error, NetworkName, build, keeper, record};
 use crate::conntrack::{self, Flow};
-use crate::host::expose::{Forward, Protocol};
+use crate::host::expose::{Expose, Forward, Protocol};
 use crate::host::tools::Tool;
 use crate::netlink::{self, Netlink};
 use crate::nftables;
@@ -223,19 +223,32 @@ fn tracks_nothing(error: &io::Error) -> bool {
 /// there too, and no flow of another VM goes on to catch what is for an exposed port (rule H6). Flows that pass through the host
 /// to the same port of others stay.
 pub fn forget_before(installed: &[Forward]) {
-    if installed.is_empty() {
+    forget_flows(installed.iter().map(|forward| (forward.expose, Some(forward.to))).collect());
+}
+
+/// Makes conntrack forget the flows of VMs that were given these ports of the host as source ports before they were exposed: no
+/// later flow gets one (rule H6).
+pub fn forget_shadows(exposes: &[Expose]) {
+    forget_flows(exposes.iter().map(|expose| (*expose, None)).collect());
+}
+
+/// Both, for exposed ports with the address that they lead to, if they lead to one.
+fn forget_flows(exposed: Vec<(Expose, Option<Ipv4Addr>)>) {
+    if exposed.is_empty() {
         return;
     }
     let forgotten = own_addresses().map_err(io::Error::other).and_then(|own| {
         let is_own = |address: Ipv4Addr| address.is_loopback() || own.contains(&address);
         conntrack::forget(|flow| {
             let (first, answers) = (flow.original, flow.reply);
-            installed.iter().any(|Forward { expose, to }| {
+            exposed.iter().any(|(expose, to)| {
                 let (number, port) = (expose.protocol.number(), expose.external.get());
-                let elsewhere = expose.protocol == Protocol::Udp
-                    && is_own(first.destination)
-                    && first.destination_port == port
-                    && (answers.source, answers.source_port) != (*to, expose.internal.get());
+                let elsewhere = to.is_some_and(|to| {
+                    expose.protocol == Protocol::Udp
+                        && is_own(first.destination)
+                        && first.destination_port == port
+                        && (answers.source, answers.source_port) != (to, expose.internal.get())
+                });
                 let shadows = is_own(answers.destination)
                     && answers.destination_port == port
                     && first.source != answers.destination;
