@@ -2,7 +2,7 @@
 //! (rule H8).
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -169,6 +169,32 @@ fn unisolated(port: &str) -> Result<String> {
 fn ports_are_isolated() -> bool {
     let ports = run("bridge", &["--details", "link", "show", "master", "softnet0"]).unwrap_or_default();
     ports.matches("isolated on").count() == 2
+}
+
+/// The sockets of a server that was killed may close late on a loaded host; a start waits for that.
+pub fn a_socket_that_closes_late_is_waited_for() -> Result<()> {
+    let (vm, _) = leased(FIRST, &[])?;
+    let address = SocketAddrV4::new(vm.gateway()?, 53);
+    let mut taken = None;
+    ensure!(
+        until(|| {
+            // One that has been replaced meanwhile, too.
+            let _ = server().map(|server| kill(server, Signal::SIGKILL));
+            taken = TcpListener::bind(address).ok();
+            taken.is_some()
+        }),
+        "the server has the port: {}",
+        keeper_log()
+    );
+    let closing = std::thread::spawn(move || {
+        // As long as that takes, which is the test's to say.
+        std::thread::sleep(Duration::from_millis(300));
+        drop(taken);
+    });
+    let second = leased(SECOND, &[]);
+    let _ = closing.join();
+    second.context(keeper_log())?;
+    Ok(())
 }
 
 /// As long as the process with the frames lives, its place is taken, whatever became of its monitor.

@@ -229,12 +229,14 @@ impl Vm {
             let frames = attack.hear(frame, &mut self.dice);
             frames.into_iter().for_each(|frame| self.send(frame));
         }
-        let address = self.address()?;
+        // One that has slept does not know that its address may be gone, and answers for it as before.
+        let believed = self.client.address()?;
         let is_question = ether_type(frame) == ARP && u16_at(frame, 20) == 1;
-        if is_question && address_at(frame, 38) == address {
-            self.send(Arp::reply(self.life.mac, address, station, address_at(frame, 28)).frame());
+        if is_question && address_at(frame, 38) == believed {
+            self.send(Arp::reply(self.life.mac, believed, station, address_at(frame, 28)).frame());
             return None;
         }
+        self.address()?;
         let errand = self.errand.as_mut()?;
         let heard = errand.hear(frame, now);
         let replies = std::mem::take(&mut errand.replies);

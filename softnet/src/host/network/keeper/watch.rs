@@ -17,10 +17,12 @@ use rustix::thread::set_name;
 use super::events::{Events, Happened, Tables};
 use super::server::{News, Served, end_orphans};
 use super::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
+use crate::host::network::dnsmasq;
 use crate::host::network::dnsmasq::arguments::Options;
 use crate::host::network::dnsmasq::process::Server;
 use crate::host::network::run_dir::{self, Lock, NetworkDir, RunDir};
 use crate::host::network::{Error, NetworkName, Plan, build, record, rules};
+use crate::host::tools;
 use crate::netlink::Netlink;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::signalfd::SignalFd;
@@ -40,6 +42,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// The log is emptied when it is longer, in bytes.
 const LONGEST_LOG: u64 = 256 << 10;
+
+/// How long the sockets of a server or of its children may stay open that have been killed: a process that is about to be gone
+/// has no name any more, by which it could be waited for.
+const CLOSING: Duration = Duration::from_secs(2);
 
 /// How many may ask at a time.
 const CLIENTS: usize = 16;
@@ -297,10 +303,16 @@ impl Keeper {
             Some(server) => server.end()?,
             None => {}
         }
-        // Its children too, or those of one that was killed: they have its sockets.
-        end_orphans(&self.directory)?;
         self.started = Some(Instant::now());
-        let server = Served::start(plan, &self.directory, bridge, self.options);
+        let give_up = Instant::now() + CLOSING;
+        let server = loop {
+            // Its children too, or those of one that was killed: they have its sockets.
+            end_orphans(&self.directory)?;
+            match Served::start(plan, &self.directory, bridge, self.options) {
+                Err(error) if is_in_use(&error) && Instant::now() < give_up => std::thread::sleep(BUSY),
+                outcome => break outcome,
+            }
+        };
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
         self.look = Instant::now() + LOOK;
         self.note()
@@ -392,4 +404,9 @@ impl Keeper {
         // start.
         Ok(())
     }
+}
+
+/// Whether dnsmasq could not start because its address is taken.
+fn is_in_use(error: &dnsmasq::Error) -> bool {
+    matches!(error, dnsmasq::Error::Tool(tools::Error::Failed { said, .. }) if said.contains("Address already in use"))
 }
