@@ -6,12 +6,13 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use lab::deadline::until;
 use lab::harness::{self, Test};
 use lab::net::{HOST_ON_LAN, Host, INTERNET, LAN, World};
 use lab::stage::run;
 use lab::{Service, hello};
+use nix::fcntl::{Flock, FlockArg};
 use softnet::host::expose::{Expose, Forward, Op};
 use softnet::host::network::{
     self, Error, Forwarding, Member, Membership, NetworkConfig, NetworkName, Plan, down, status,
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
         Test::new("network::twenty_starts_at_once_make_one", twenty_starts_at_once_make_one).as_root(),
         Test::new("network::every_fault_is_repaired_by_the_next_start", every_fault_is_repaired).as_root(),
         Test::new("network::a_deleted_bridge_gets_its_ports_back", a_deleted_bridge_gets_its_ports_back)
+            .as_root(),
+        Test::new("network::a_bridge_deleted_during_a_start_is_made_again", a_bridge_deleted_during_a_start)
             .as_root(),
         Test::new("network::avoids_the_hosts_routes", avoids_the_hosts_routes).as_root(),
         Test::new("network::other_peoples_interfaces_are_left_alone", other_peoples_interfaces),
@@ -259,6 +262,24 @@ fn a_deleted_bridge_gets_its_ports_back() -> Result<()> {
     vm.host.run(|| run("busybox", &["ping", "-c1", "-W5", &gateway.address.to_string()]))??;
     let port = Netlink::open()?.link("port1")?.context("port1")?;
     ensure!(port.isolated == Some(true));
+    Ok(())
+}
+
+fn a_bridge_deleted_during_a_start() -> Result<()> {
+    run("ip", &["tuntap", "add", "dev", "tap9", "mode", "tap"])?;
+    let mut newcomer = join(1)?;
+    // Who waits for the lock most eagerly has it before the keeper, which would have it repaired.
+    let lock = std::fs::File::open("/run/softnet/locks/lock")?;
+    let lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
+    std::thread::scope(|scope| {
+        let attaching = scope.spawn(|| newcomer.attach("tap9", true));
+        run("ip", &["link", "del", "softnet0"])?;
+        drop(lock);
+        attaching.join().map_err(|_| anyhow!("a panic"))?.context("attach")
+    })?;
+    let bridge = Netlink::open()?.link("softnet0")?.context("softnet0")?;
+    let port = Netlink::open()?.link("tap9")?.context("tap9")?;
+    ensure!(port.master == Some(bridge.index) && port.isolated == Some(true), "{port:?}");
     Ok(())
 }
 

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use softnet_filter::MacAddr;
 
-use super::build::{ensure_locked, hands_out};
+use super::build::{ensure_locked, hands_out, repair};
 use super::dispute;
 use super::dnsmasq;
+use super::keeper;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -140,7 +141,17 @@ impl Membership {
     pub fn attach(&mut self, tap: &str, isolated: bool) -> Result<(), Error> {
         let lock = self.lock()?;
         let mut netlink = Netlink::open()?;
-        let bridge = bridge::find(&mut netlink, self.plan.name.as_str())?;
+        let name = self.plan.name.as_str();
+        let bridge = match bridge::find(&mut netlink, name) {
+            // Somebody has deleted it since the network was made whole, and its keeper waits for the lock.
+            Err(bridge::Error::Missing(_)) => {
+                repair(&self.plan, &self.run_dir, &lock, |_| {
+                    keeper::ensure(&self.plan.name, &self.directory, &lock)
+                })?;
+                bridge::find(&mut netlink, name)?
+            }
+            found => found?,
+        };
         self.record.tap = Some((tap.to_owned(), isolated));
         self.write(&lock)?;
         // Before the bridge takes a frame from it.
