@@ -1,4 +1,4 @@
-//! The command line as it is typed. Nothing is checked here beyond its shape: see [`crate::config`].
+//! The command line as it is typed. Nothing is checked here beyond its shape; `config` does that.
 
 use clap::{Args, Parser, Subcommand};
 

@@ -5,7 +5,7 @@
 
 use softnet_filter::Timestamp;
 
-use crate::sandbox::Syscall;
+use crate::needs::Syscall;
 #[cfg(target_os = "linux")]
 pub use linux::Alarm;
 #[cfg(not(target_os = "linux"))]
@@ -37,7 +37,7 @@ mod linux {
     use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
     use softnet_filter::Timestamp;
 
-    use crate::sandbox::{Needs, Syscall};
+    use crate::needs::{Needs, Syscall};
 
     /// What a running alarm calls.
     const SYSCALLS: &[Syscall] = &[Syscall::TimerfdSettime, Syscall::Read];
@@ -104,7 +104,7 @@ mod portable {
     use mio::{Registry, Token};
     use softnet_filter::Timestamp;
 
-    use crate::sandbox::Needs;
+    use crate::needs::Needs;
 
     /// Wakes the event loop at one moment, by the poller's own timeout.
     #[derive(Debug)]

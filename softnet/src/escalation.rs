@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::config::ConfigError;
+use crate::usage::UsageError;
 
 /// Not looked up in `PATH`, which is the caller's.
 pub const SUDO: &str = "/usr/bin/sudo";
@@ -49,17 +49,17 @@ impl Situation {
     ///
     /// # Errors
     /// When `sudo` was of no use, or would close a descriptor that is needed.
-    pub fn plan(&self) -> Result<Plan, ConfigError> {
+    pub fn plan(&self) -> Result<Plan, UsageError> {
         if self.is_root || !needs_root(&self.darwin) {
             return Ok(Plan::Proceed);
         }
         if self.is_done {
-            return Err(ConfigError::flag(DONE, "was given to a process that is not root; leave it out"));
+            return Err(UsageError::flag(DONE, "was given to a process that is not root; leave it out"));
         }
         if self.has_ready_fd {
             let reason =
                 "does not pass through sudo, which this macOS takes; run Softnet as root or set its SUID bit";
-            return Err(ConfigError::flag("--ready-fd", reason));
+            return Err(UsageError::flag("--ready-fd", reason));
         }
         Ok(Plan::Again)
     }

@@ -6,9 +6,13 @@ use std::net::Ipv4Addr;
 use mio::{Registry, Token};
 use softnet_filter::{Lease, Timestamp};
 
-use crate::host::expose::Exposed;
-use crate::relay::RelayError;
-use crate::sandbox::Needs;
+use crate::config::expose::Exposed;
+use crate::needs::Needs;
+
+/// Why Softnet has to end: what is beside the filter ended, refused, or said what the filter cannot hold.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(pub String);
 
 /// What a follower has learnt of the world beside the frames.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,7 +39,7 @@ pub trait LeaseFollower: std::fmt::Debug {
     ///
     /// # Errors
     /// When Softnet has to end.
-    fn attend(&mut self, now: Timestamp) -> Result<(), RelayError>;
+    fn attend(&mut self, now: Timestamp) -> Result<(), Error>;
     /// When to call [`LeaseFollower::attend`] at the latest.
     fn deadline(&self) -> Option<Timestamp>;
 
@@ -43,7 +47,7 @@ pub trait LeaseFollower: std::fmt::Debug {
     ///
     /// # Errors
     /// When Softnet has to end.
-    fn notice(&mut self) -> Result<Option<Notice>, RelayError> {
+    fn notice(&mut self) -> Result<Option<Notice>, Error> {
         Ok(None)
     }
 
@@ -71,7 +75,7 @@ impl LeaseFollower for NoFollower {
         Ok(())
     }
     fn lease_changed(&mut self, _lease: Option<Lease>, _now: Timestamp) {}
-    fn attend(&mut self, _now: Timestamp) -> Result<(), RelayError> {
+    fn attend(&mut self, _now: Timestamp) -> Result<(), Error> {
         Ok(())
     }
     fn deadline(&self) -> Option<Timestamp> {

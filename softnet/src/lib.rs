@@ -4,6 +4,7 @@
 //! `relay` is the event loop that knows both; `stage` takes a configuration through opened, sealed and running. The
 //! rules themselves are in `softnet-filter`.
 
+pub mod attach;
 pub mod bootpd;
 pub mod cli;
 pub mod clock;
@@ -20,6 +21,7 @@ pub mod logging;
 pub mod manage;
 #[cfg(target_os = "linux")]
 pub mod monitor;
+pub mod needs;
 #[cfg(target_os = "linux")]
 pub mod netlink;
 #[cfg(target_os = "linux")]
@@ -37,4 +39,5 @@ mod sock_diag;
 pub mod stage;
 mod surroundings;
 mod sys;
+pub mod usage;
 pub mod vm;

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use softnet::cli::{Cli, Command};
-use softnet::config::{Config, ConfigError};
+use softnet::config::Config;
 use softnet::logging;
 use softnet::stage::{Opened, Sealed};
+use softnet::usage::UsageError;
 
 /// Exit status for a command line that cannot be carried out, as clap has it.
 const USAGE: u8 = 2;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         #[cfg(target_os = "linux")]
         Some(Command::Network(args)) => softnet::manage::run(&args),
         #[cfg(not(target_os = "linux"))]
-        Some(Command::Run(_) | Command::Network(_)) => Err(ConfigError::flag(
+        Some(Command::Run(_) | Command::Network(_)) => Err(UsageError::flag(
             "softnet run and softnet network",
             "are for Linux; on macOS, start the VM with `tart run --net-softnet`",
         )
@@ -70,7 +71,7 @@ fn open_and_seal(config: Config) -> anyhow::Result<Sealed> {
 /// Says on standard error what went wrong, and returns the exit status.
 fn failure(error: &anyhow::Error) -> u8 {
     tell(error.as_ref());
-    if error.is::<ConfigError>() { USAGE } else { FAILURE }
+    if error.is::<UsageError>() { USAGE } else { FAILURE }
 }
 
 /// Says on standard error what went wrong, and why. Nobody reading it changes nothing about the status.

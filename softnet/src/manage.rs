@@ -5,18 +5,19 @@ use std::io::{self, Write};
 use rustix::process::getuid;
 
 use crate::cli::{NetworkAction, NetworkCommandArgs};
-use crate::config::{ConfigError, network_name};
-use crate::host::network::{self, Forwarding, NetworkName};
+use crate::config::{NetworkName, network_name};
+use crate::host::network::{self, Forwarding};
+use crate::usage::UsageError;
 
 /// Carries out the command. What was asked for goes to standard output.
 ///
 /// # Errors
-/// When the name is none, VMs are attached, or something cannot be removed.
+/// If the name is invalid, VMs are attached, or something cannot be removed.
 pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match &args.action {
         NetworkAction::Status(args) => match &args.network {
-            Some(network) => show(&mut out, &name(network)?)?,
+            Some(network) => show(&mut out, &network_name(network)?)?,
             None => {
                 let names = network::names()?;
                 if names.is_empty() {
@@ -28,20 +29,20 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             }
         },
         NetworkAction::Keep(_) if !getuid().is_root() => {
-            return Err(ConfigError::flag("network keep", "is for Softnet itself only").into());
+            return Err(UsageError::flag("network keep", "is for Softnet itself only").into());
         }
         NetworkAction::Keep(args) => {
             drop(out);
-            let status = network::keeper::keep(&name(&args.network)?);
+            let status = network::keeper::keep(&network_name(&args.network)?);
             std::process::exit(status);
         }
         NetworkAction::Down(_) if !getuid().is_root() => {
             // Whatever the program's file adds: the network is everybody's.
-            return Err(ConfigError::flag("network down", "is for root only; use sudo").into());
+            return Err(UsageError::flag("network down", "is for root only; use sudo").into());
         }
         NetworkAction::Down(args) => {
-            let down = network::down(&name(&args.network.network)?, args.force)?;
-            let name = &args.network.network;
+            let name = network_name(&args.network.network)?;
+            let down = network::down(&name, args.force)?;
             if !down.existed {
                 writeln!(out, "there is no network {name}")?;
                 return Ok(());
@@ -72,8 +73,4 @@ fn show(out: &mut impl Write, name: &NetworkName) -> anyhow::Result<()> {
         None => writeln!(out, "there is no network {name}")?,
     }
     Ok(())
-}
-
-fn name(text: &str) -> anyhow::Result<NetworkName> {
-    Ok(network_name(text)?.parse()?)
 }

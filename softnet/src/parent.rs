@@ -4,7 +4,7 @@ use std::io;
 
 use mio::{Registry, Token};
 
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 #[cfg(target_os = "linux")]
 pub use linux::ParentWatch;
 #[cfg(not(target_os = "linux"))]

@@ -13,11 +13,11 @@ use mio::{Events, Interest, Poll, Token};
 use softnet_filter::{Direction, DropReason, Port, PortEvent, ReleaseFrame, Timestamp, Verdict};
 
 use crate::clock::{self, Alarm};
-use crate::lease_follower::{LeaseFollower, Notice};
+use crate::lease_follower::{self, LeaseFollower, Notice};
 use crate::link::{FrameBatch, Link, LinkError, Losses, Received, Sent};
+use crate::needs::{Needs, Syscall};
 use crate::parent::ParentWatch;
 use crate::quiet::{Probe, Silence};
-use crate::sandbox::{Needs, Syscall};
 use crate::signals::Signals;
 use crate::surroundings;
 
@@ -55,9 +55,9 @@ pub enum RelayError {
     /// The host's side broke.
     #[error("the link to the host's network is gone")]
     Host(#[source] LinkError),
-    /// The privileged parent ended or refused.
-    #[error("{0}")]
-    Follower(String),
+    /// The monitor ended or refused.
+    #[error(transparent)]
+    Follower(#[from] lease_follower::Error),
     /// The poller failed.
     #[error("the event loop failed")]
     Poll(#[from] io::Error),
@@ -796,13 +796,13 @@ mod tests {
             Ok(())
         }
         fn lease_changed(&mut self, _: Option<Lease>, _: Timestamp) {}
-        fn attend(&mut self, _: Timestamp) -> Result<(), RelayError> {
+        fn attend(&mut self, _: Timestamp) -> Result<(), lease_follower::Error> {
             Ok(())
         }
         fn deadline(&self) -> Option<Timestamp> {
             None
         }
-        fn notice(&mut self) -> Result<Option<Notice>, RelayError> {
+        fn notice(&mut self) -> Result<Option<Notice>, lease_follower::Error> {
             Ok(self.0.borrow_mut().take())
         }
         fn settles(&self) -> bool {

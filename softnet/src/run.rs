@@ -113,7 +113,8 @@ fn start_vm(
     command.args(arguments);
     // For wrapper scripts, which cannot write a placeholder.
     command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
-    process::spawn_with(&mut command, vm_end, user, Signal::TERM).with_context(|| {
+    let become_user = move || user.as_ref().map_or(Ok(()), Identity::assume);
+    process::spawn_with(&mut command, vm_end, become_user, Signal::TERM).with_context(|| {
         format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
     })
 }

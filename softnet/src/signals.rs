@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
-use crate::sandbox::{Needs, Syscall};
+use crate::needs::{Needs, Syscall};
 
 /// What a handler and the event loop call.
 const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::RtSigreturn, Syscall::Recvfrom];

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
+use softnet_filter::{Gateway, Port, PortConfig};
 
+use crate::attach::{self, Request};
 use crate::clock;
 use crate::config::{Config, PortSettings};
-use crate::host::{self, HostLink, Request};
+use crate::host::{HostLink, Mode};
 use crate::link::ETHERNET_HEADER;
 use crate::parent::ParentWatch;
 use crate::privilege::{self, Identity, Start, System};
@@ -32,7 +33,7 @@ impl Opened {
     /// Opens both sides of `config` and puts the port between them.
     ///
     /// # Errors
-    /// A [`crate::config::ConfigError`] for what the user can mend on the command line, anything else with its context.
+    /// A [`crate::usage::UsageError`] for what the user can mend on the command line, anything else with its context.
     pub fn open(config: Config) -> anyhow::Result<Self> {
         let identity = privileges(&config.port)?;
         let parent = ParentWatch::new()?;
@@ -45,15 +46,15 @@ impl Opened {
             identity: &identity,
         };
         let HostLink { link, uplink, mode, follower, leases, host_addresses, exposed } =
-            host::open(&request)?;
+            attach::open(&request)?;
         let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
-            gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
+            gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
             net_type: config.port.net_type,
             policy,
             mtu: uplink.mtu,
             // Softnet starts dnsmasq so, and passt has one address to give.
-            server_files_by_mac: matches!(mode, host::Mode::Network | host::Mode::Passt),
+            server_files_by_mac: matches!(mode, Mode::Network | Mode::Passt),
             host_addresses: Vec::new(),
         })?;
         surroundings::set_host_addresses(&mut port, &host_addresses)?;
@@ -96,6 +97,8 @@ impl Opened {
             needs.descriptor(ready);
         }
         self.identity.log();
+        // The first use of a clock looks things up that a sealed process cannot.
+        clock::now();
         sandbox::seal(&needs, &self.identity, self.require_sandbox)?;
         Ok(Sealed(self))
     }

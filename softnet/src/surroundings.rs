@@ -4,18 +4,17 @@ use std::net::Ipv4Addr;
 
 use softnet_filter::{ExposedPort, Port};
 
-use crate::host::expose::Exposed;
-use crate::relay::RelayError;
+use crate::config::expose::Exposed;
+use crate::lease_follower::Error;
 
 /// All addresses of the host but the gateway's.
 ///
 /// # Errors
 /// When the filter cannot hold them: it must not go on without.
-pub fn set_host_addresses(port: &mut Port, addresses: &[Ipv4Addr]) -> Result<(), RelayError> {
+pub fn set_host_addresses(port: &mut Port, addresses: &[Ipv4Addr]) -> Result<(), Error> {
     tracing::debug!(?addresses, "the host's addresses");
-    port.set_host_addresses(addresses).map_err(|error| {
-        RelayError::Follower(format!("the filter cannot hold the host's addresses: {error}"))
-    })
+    port.set_host_addresses(addresses)
+        .map_err(|error| Error(format!("the filter cannot hold the host's addresses: {error}")))
 }
 
 /// All ports of the host that lead to other VMs.

@@ -13,9 +13,11 @@ use lab::net::{HOST_ON_LAN, Host, INTERNET, LAN, World};
 use lab::stage::run;
 use lab::{Service, hello};
 use nix::fcntl::{Flock, FlockArg};
-use softnet::host::expose::{Expose, Forward, Op};
+use softnet::config::NetworkName;
+use softnet::config::expose::Expose;
+use softnet::host::forwarder::{Forward, Op};
 use softnet::host::network::{
-    self, Error, Forwarding, Member, Membership, NetworkConfig, NetworkName, Plan, down, status,
+    self, Error, Forwarding, Member, Membership, NetworkConfig, Plan, down, status,
 };
 use softnet::netlink::Netlink;
 use softnet_filter::{MacAddr, NetType};
@@ -75,7 +77,12 @@ fn mac(last: u8) -> MacAddr {
 }
 
 fn member(last: u8) -> Member {
-    Member { mac: mac(last), exposes: Vec::new(), release: true, connections: network::DEFAULT_CONNECTIONS }
+    Member {
+        mac: mac(last),
+        exposes: Vec::new(),
+        release: true,
+        connections: softnet::config::DEFAULT_CONNECTIONS,
+    }
 }
 
 /// Notes a lease in the server's file, as the server does.

@@ -26,7 +26,7 @@ use mio::{Events, Interest, Poll, Token};
 use softnet::cli::{Cli, Command as Subcommand};
 use softnet::config::Config;
 use softnet::host::HostLink;
-use softnet::host::expose::Forward;
+use softnet::host::forwarder::Forward;
 use softnet::host::tap::Tap;
 use softnet::host::vmnet::{
     Interface, Parameters, RawParameters, Refusal, Waker, host_link, station, wake_pair,
@@ -123,7 +123,7 @@ fn filter(config: Config) -> Result<()> {
         host_link(interface, parameters, wake, gateway, config.port.expose.clone());
     let port = Port::new(PortConfig {
         vm_mac: config.vm_mac,
-        gateway: Gateway { mac: MacAddr(uplink.mac), address: uplink.address, subnet: uplink.subnet },
+        gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
         net_type: config.port.net_type,
         policy: config.port.policy(),
         mtu: uplink.mtu,

@@ -4,9 +4,7 @@
 pub mod addresses;
 #[cfg(target_os = "linux")]
 pub mod bridge;
-pub mod expose;
-#[cfg(target_os = "linux")]
-mod linux;
+pub mod forwarder;
 #[cfg(target_os = "linux")]
 pub mod network;
 #[cfg(target_os = "linux")]
@@ -28,18 +26,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use softnet_filter::MacAddr;
 
-use crate::config::PortSettings;
+use crate::config::expose::Exposed;
 use crate::lease_follower::LeaseFollower;
 use crate::leases::LeaseFile;
 use crate::link::Link;
-use crate::privilege::Identity;
-use crate::vm::VmSocket;
-use expose::Exposed;
-
-#[cfg(target_os = "linux")]
-pub use linux::open;
-#[cfg(target_os = "macos")]
-pub use vmnet::open;
 
 /// What kind of host side it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,26 +59,11 @@ impl Mode {
     }
 }
 
-/// Who asks for a host side.
-#[derive(Debug)]
-pub struct Request<'a> {
-    /// What the command line says.
-    pub settings: &'a PortSettings,
-    /// The VM's MAC address.
-    pub vm_mac: MacAddr,
-    /// Whether the VM reaches no other VM on its bridge.
-    pub isolated: bool,
-    /// The VM's socket, for whoever watches its far end from another process.
-    pub vm: &'a VmSocket,
-    /// The user that the process that parses frames will become.
-    pub identity: &'a Identity,
-}
-
 /// The far end of the VM's network segment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Uplink {
     /// MAC address of the gateway.
-    pub mac: [u8; 6],
+    pub mac: MacAddr,
     /// Address of the gateway.
     pub address: Ipv4Addr,
     /// Subnet of the VM and the gateway.

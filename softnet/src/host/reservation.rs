@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
-use super::expose::{Expose, Protocol};
+use crate::config::expose::{Expose, Protocol};
 
 /// A port of the host that is ours while this lives.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use softnet_offload::vnet::VNET_HEADER_LEN;
 use softnet_offload::{Coalescer, Features, MAX_PARTS, VnetHeader};
 
 use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Registration, Sent};
-use crate::sandbox::{Needs, Syscall};
+use crate::needs::{Needs, Syscall};
 use crate::sys::tun;
 
 /// What a running link calls.

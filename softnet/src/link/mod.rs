@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mio::{Interest, Registry, Token};
 
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 pub use batch::{BATCH_FRAMES, FrameBatch, Loss, Losses};
 pub use cut::{Cutter, Pieces};

@@ -7,7 +7,7 @@ use mio::{Interest, Registry, Token};
 use rustix::io::Errno;
 
 use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Registration, Sent};
-use crate::sandbox::{Needs, Syscall};
+use crate::needs::{Needs, Syscall};
 
 /// What a running link calls.
 const SYSCALLS: &[Syscall] = &[Syscall::Read, Syscall::Sendmsg, Syscall::Sendto, Syscall::EpollCtl];

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
 use super::message::{REPORT_SIZE, Report, notice_to_bytes};
-use crate::host::expose::Exposed;
+use crate::config::expose::Exposed;
 use crate::lease_follower::Notice;
 
 /// What has come in on the channel.

@@ -12,9 +12,8 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use softnet_filter::{Lease, Timestamp};
 
 use super::message::{LONGEST_NOTICE, Report, notice_from_bytes};
-use crate::lease_follower::{LeaseFollower, Notice};
-use crate::relay::RelayError;
-use crate::sandbox::{Needs, Syscall};
+use crate::lease_follower::{Error, LeaseFollower, Notice};
+use crate::needs::{Needs, Syscall};
 
 /// What a running reporter calls.
 const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
@@ -84,7 +83,7 @@ impl LeaseFollower for Reporter {
         self.send(lease.map_or(Report::NoLease, |lease| Report::Lease(lease.address)), now);
     }
 
-    fn attend(&mut self, now: Timestamp) -> Result<(), RelayError> {
+    fn attend(&mut self, now: Timestamp) -> Result<(), Error> {
         if self.retry_at.is_some_and(|at| now >= at) {
             self.flush(now);
         }
@@ -95,21 +94,18 @@ impl LeaseFollower for Reporter {
         self.retry_at
     }
 
-    fn notice(&mut self) -> Result<Option<Notice>, RelayError> {
+    fn notice(&mut self) -> Result<Option<Notice>, Error> {
         loop {
             match recv(&self.channel, &mut *self.buffer, RecvFlags::DONTWAIT) {
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(Errno::INTR) => {}
                 // An empty message looks the same as the end, and the monitor sends none.
                 Err(_) | Ok((0, _)) => {
-                    return Err(RelayError::Follower(
-                        "the monitor, Softnet's first process, is gone".to_owned(),
-                    ));
+                    return Err(Error("the monitor, Softnet's first process, is gone".to_owned()));
                 }
                 Ok((length, _)) => {
                     let notice = self.buffer.get(..length).and_then(notice_from_bytes);
-                    let garbage =
-                        || RelayError::Follower("the monitor sent bytes that are no message".to_owned());
+                    let garbage = || Error("the monitor sent bytes that are no message".to_owned());
                     return notice.ok_or_else(garbage).map(Some);
                 }
             }

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
 
-use crate::host::expose::{Exposed, Protocol};
+use crate::config::expose::{Exposed, Protocol};
 use crate::lease_follower::Notice;
 
 /// The first byte of every message.

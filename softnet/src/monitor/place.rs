@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::host::expose::{Expose, Forwarder};
+use crate::config::expose::Expose;
+use crate::host::forwarder::Forwarder;
 use crate::host::network::{Error, Membership};
 use crate::host::reservation::Reservation;
 

@@ -19,8 +19,8 @@ use std::str::FromStr;
 
 use softnet_filter::NetType;
 
-use crate::config::{ConfigError, HostSide};
-use crate::host::network::NetworkName;
+use crate::config::{HostSide, NetworkName};
+use crate::usage::UsageError;
 
 /// Where the administrator's list is.
 const PATH: &str = "/etc/softnet/bridges.conf";
@@ -29,25 +29,25 @@ const PATH: &str = "/etc/softnet/bridges.conf";
 ///
 /// # Errors
 /// When it is not allowed, or the list cannot be trusted.
-pub fn permit(host: &HostSide) -> Result<(), ConfigError> {
+pub fn permit(host: &HostSide) -> Result<(), UsageError> {
     judge(host, &Bridges::read(Path::new(PATH)))
 }
 
-fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), ConfigError> {
+fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), UsageError> {
     let (flag, name, by_default) = match host {
-        HostSide::Tap(name) => ("--tap", name, false),
-        HostSide::Bridge(name) => ("--bridge", name, false),
-        HostSide::Managed { network, subnet: Some(_), .. } => ("--subnet", network, false),
-        HostSide::Managed { network, .. } => ("--network", network, is_default(network)),
+        HostSide::Tap(name) => ("--tap", name.as_str(), false),
+        HostSide::Bridge(name) => ("--bridge", name.as_str(), false),
+        HostSide::Managed { network, subnet: Some(_), .. } => ("--subnet", network.as_str(), false),
+        HostSide::Managed { network, .. } => ("--network", network.as_str(), is_default(network)),
     };
-    let refused = |reason: &dyn std::fmt::Display| Err(ConfigError::new(flag, name, reason));
+    let refused = |reason: &dyn std::fmt::Display| Err(UsageError::new(flag, name, reason));
     match bridges {
         Err(error) => refused(error),
-        Ok(bridges) => match bridges.verdict(name) {
-            Some(true) => Ok(()),
-            None if by_default => Ok(()),
-            Some(false) => refused(&format_args!("is denied to you in {PATH}; ask the administrator")),
-            None => refused(&format_args!(
+        Ok(bridges) => match bridges.entry(name) {
+            Entry::Allowed => Ok(()),
+            Entry::Unlisted if by_default => Ok(()),
+            Entry::Denied => refused(&format_args!("is denied to you in {PATH}; ask the administrator")),
+            Entry::Unlisted => refused(&format_args!(
                 "is not permitted to you; ask the administrator to add \"allow {name}\" to {PATH}"
             )),
         },
@@ -55,8 +55,8 @@ fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), Config
 }
 
 /// Whether a VM joins this network without asking for it by name.
-fn is_default(network: &str) -> bool {
-    [NetType::Nat, NetType::Host].into_iter().any(|of| NetworkName::default_for(of).as_str() == network)
+fn is_default(network: &NetworkName) -> bool {
+    [NetType::Nat, NetType::Host].into_iter().any(|of| NetworkName::default_for(of) == *network)
 }
 
 /// Why the list cannot be used.
@@ -71,6 +71,17 @@ enum Error {
     /// It does not make sense, so that it would be a guess what was meant.
     #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"")]
     Syntax(usize),
+}
+
+/// What the list says of a name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Entry {
+    /// A rule allows it, and no rule denies it.
+    Allowed,
+    /// A rule denies it.
+    Denied,
+    /// No rule names it.
+    Unlisted,
 }
 
 /// The administrator's list.
@@ -102,13 +113,14 @@ impl Bridges {
         text.parse()
     }
 
-    /// Whether `name` is allowed or denied; `None` if no rule speaks of it.
-    fn verdict(&self, name: &str) -> Option<bool> {
+    /// What the list says of `name`.
+    fn entry(&self, name: &str) -> Entry {
         let names = |list: &[String]| list.iter().any(|listed| listed == name || listed == ALL);
-        if names(&self.denied) {
-            return Some(false);
+        match (names(&self.denied), names(&self.allowed)) {
+            (true, _) => Entry::Denied,
+            (false, true) => Entry::Allowed,
+            (false, false) => Entry::Unlisted,
         }
-        names(&self.allowed).then_some(true)
     }
 }
 
@@ -137,7 +149,7 @@ mod tests {
 
     fn managed(network: &str, subnet: Option<&str>) -> HostSide {
         let subnet = subnet.map(|subnet| subnet.parse().unwrap());
-        HostSide::Managed { network: network.to_owned(), explicit: true, subnet }
+        HostSide::Managed { network: network.parse().unwrap(), explicit: true, subnet }
     }
 
     fn judged(host: &HostSide, list: &str) -> Result<(), String> {

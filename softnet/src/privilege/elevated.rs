@@ -7,7 +7,7 @@ use crate::config::HostSide;
 /// as good as the process, and nothing changes.
 ///
 /// # Errors
-/// A [`crate::config::ConfigError`] for what is refused; anything else when the kernel does not do its part.
+/// A [`crate::usage::UsageError`] for what is refused; anything else when the kernel does not do its part.
 #[cfg(target_os = "linux")]
 pub fn guard(start: &Start, host: &HostSide) -> anyhow::Result<()> {
     if start.is_elevated() {

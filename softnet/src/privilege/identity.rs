@@ -5,7 +5,7 @@ use std::io;
 use rustix::process::{Gid, RawGid, RawUid, Uid};
 
 use super::{Account, Accounts};
-use crate::config::ConfigError;
+use crate::usage::UsageError;
 
 /// The user made for Softnet, if the system has one.
 const DEDICATED: &str = "softnet";
@@ -96,13 +96,13 @@ impl Identity {
         group: Option<&str>,
         start: &Start,
         accounts: &impl Accounts,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, UsageError> {
         let mut identity = match user {
             Some(name) => named(name, start, accounts)?,
             None => unnamed(start, accounts)?,
         };
         if let Some(name) = group {
-            let error = |reason| ConfigError::new("--group", name, reason);
+            let error = |reason| UsageError::new("--group", name, reason);
             let gid = accounts.group(name).ok_or_else(|| error("is no group of this system"))?;
             if start.is_by_root() {
                 if gid.is_root() {
@@ -136,8 +136,8 @@ impl Identity {
     }
 }
 
-fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity, ConfigError> {
-    let error = |reason| ConfigError::new("--user", name, reason);
+fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageError> {
+    let error = |reason| UsageError::new("--user", name, reason);
     let account = accounts
         .user(name)
         .or_else(|| accounts.user_by_id(name.parse().ok()?))
@@ -157,7 +157,7 @@ fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity
     Ok(identity(&account, account.gid, Origin::Flag, accounts))
 }
 
-fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, ConfigError> {
+fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageError> {
     if !start.is_by_root() {
         return Ok(caller(start));
     }
@@ -182,7 +182,7 @@ fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, ConfigEr
             let (uid, gid) = start.effective;
             Ok(Identity { uid, gid, groups: start.groups.clone(), origin: Origin::OnlyOne })
         }
-        _ => Err(ConfigError::flag(
+        _ => Err(UsageError::flag(
             "--user",
             "is missing, and this system has neither a user softnet nor nobody; name an ordinary user",
         )),

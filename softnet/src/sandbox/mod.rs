@@ -5,7 +5,7 @@
 //! stealing: every stage below takes away one kind of thing, and none relies on another. The order is forced: each stage
 //! needs something that a later one takes.
 //!
-//! 1. **Descriptors.** All are closed but those that the links, the timer and the log need ([`Needs`]). Not earlier,
+//! 1. **Descriptors.** All are closed but those that the links, the timer and the log need ([`crate::needs::Needs`]). Not earlier,
 //!    because until then links are being opened; before the rest, so that no descriptor of the old world survives.
 //! 2. **Names.** New network, mount, IPC, host name and cgroup namespaces: a network without interfaces, and an empty
 //!    read-only file system without even the right to look into it. Needs `CAP_SYS_ADMIN`, so it comes before the
@@ -29,11 +29,8 @@
 
 #[cfg(target_os = "linux")]
 mod linux;
-mod needs;
 #[cfg(not(target_os = "linux"))]
 mod portable;
-
-pub use needs::{Needs, Syscall};
 
 #[cfg(target_os = "linux")]
 pub use linux::{

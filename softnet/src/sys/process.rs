@@ -11,8 +11,6 @@ use std::process::{Child, Command};
 
 use rustix::process::{Pid, Signal};
 
-use crate::privilege::Identity;
-
 /// Which side of a fork this is.
 #[derive(Debug)]
 pub enum Fork {
@@ -188,25 +186,23 @@ pub fn default_scheduling() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts `command` as `identity`, if one is given, with `descriptor` open under its present number; the kernel sends
-/// `on_our_death` to it when this process ends, however it ends.
+/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
+/// process ends, however it ends. `first` runs in the child before all else, and must neither allocate nor take a lock.
 ///
 /// # Errors
 /// Those of starting the command.
 pub fn spawn_with(
     command: &mut Command,
     descriptor: &OwnedFd,
-    identity: Option<Identity>,
+    first: impl Fn() -> io::Result<()> + Send + Sync + 'static,
     on_our_death: Signal,
 ) -> io::Result<Child> {
     let number = descriptor.as_raw_fd();
     let signal = on_our_death.as_raw();
     let parent = rustix::process::getpid();
     let prepare = move || {
-        // First, because a change of identity makes the kernel forget the signal below.
-        if let Some(identity) = &identity {
-            identity.assume()?;
-        }
+        // A change of identity is among it, which makes the kernel forget the signal below.
+        first()?;
         // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
         unsafe {
             // The supervisor's blocked signals are not the command's.

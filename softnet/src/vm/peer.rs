@@ -13,7 +13,7 @@ use std::thread;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 /// `SOCK_DIAG_BY_FAMILY`, `linux/sock_diag.h`.
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 /// Watches one socket's peer from within the link.
 #[derive(Debug)]

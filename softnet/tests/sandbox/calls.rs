@@ -10,8 +10,9 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+use softnet::needs::Needs;
 use softnet::privilege::{Identity, Start, System};
-use softnet::sandbox::{self, Needs};
+use softnet::sandbox;
 
 /// Does `work` in a process of its own and says how that ended, and what it printed on its standard error.
 pub fn in_a_child(work: impl FnOnce() -> i32) -> Result<(WaitStatus, String)> {
@@ -71,7 +72,7 @@ pub fn every_other_call_ends_the_process() -> Result<()> {
     let socket = libc::c_long::from(near.as_raw_fd());
     let mut needs = Needs::new();
     needs.descriptor(&near);
-    needs.calls(&[sandbox::Syscall::Sendto]);
+    needs.calls(&[softnet::needs::Syscall::Sendto]);
     let flags = libc::c_long::from(libc::MAP_ANONYMOUS | libc::MAP_PRIVATE);
     let executable = libc::c_long::from(libc::PROT_READ | libc::PROT_EXEC);
     let readable = libc::c_long::from(libc::PROT_READ);
@@ -107,7 +108,7 @@ pub fn the_allowed_calls_work() -> Result<()> {
     let (near, far) = UnixDatagram::pair()?;
     let mut needs = Needs::new();
     needs.descriptor(&near);
-    needs.calls(&[sandbox::Syscall::Sendto]);
+    needs.calls(&[softnet::needs::Syscall::Sendto]);
     let status = sealed(&needs, || {
         let large = vec![1u8; 1 << 20];
         i32::from(near.send(&large[..1000]).ok() != Some(1000))

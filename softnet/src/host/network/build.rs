@@ -9,9 +9,8 @@ use softnet_filter::{MacAddr, NetType};
 
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
-use super::{
-    Error, MTU, NetworkConfig, NetworkName, Plan, dnsmasq, keeper, rules, ruleset, subnet, type_name,
-};
+use super::{Error, MTU, NetworkConfig, Plan, dnsmasq, keeper, rules, ruleset, subnet, type_name};
+use crate::config::NetworkName;
 use crate::host::bridge::{self, Gateway};
 use crate::host::sysctl;
 use crate::host::tools::Tool;

@@ -21,9 +21,9 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use softnet_filter::MacAddr;
 
-use super::NetworkName;
 use super::run_dir::RunDir;
-use crate::host::expose::{Expose, Exposed};
+use crate::config::NetworkName;
+use crate::config::expose::{Expose, Exposed};
 
 /// How many exposed ports are followed at most. The kernel's rules close the others too, on the managed network.
 pub const MOST: usize = 4096;

@@ -24,8 +24,9 @@ use super::rules;
 use super::ruleset::Limits;
 use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
 use super::{Error, NetworkConfig, Plan};
+use crate::config::expose::Expose;
 use crate::host::bridge::{self, Gateway};
-use crate::host::expose::{Expose, Forward, Op};
+use crate::host::forwarder::{Forward, Op};
 use crate::leases::{Format, LeaseFile};
 use crate::netlink::Netlink;
 

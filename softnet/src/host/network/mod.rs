@@ -23,15 +23,14 @@ mod run_dir;
 mod status;
 pub mod subnet;
 
-use std::fmt;
 use std::net::Ipv4Addr;
-use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
 use super::{bridge, sysctl, tools};
+use crate::config::NetworkName;
 use crate::netlink;
 
 pub use build::{Down, Forwarding, down, ensure, names};
@@ -45,61 +44,6 @@ pub const MTU: u32 = 1500;
 
 /// Lease time unless told otherwise. Short, so that a pool survives VMs that come and go without a farewell.
 pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(600);
-
-/// How many tracked connections one VM may have unless told otherwise (rule H4).
-pub const DEFAULT_CONNECTIONS: u32 = 16_384;
-
-/// The shortest lease time that dnsmasq accepts.
-pub const SHORTEST_LEASE_TIME: Duration = Duration::from_secs(120);
-
-/// The name of a managed network, which is its bridge's name too.
-#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct NetworkName(String);
-
-/// Why a name cannot be a network's.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "a network's name is 1 to 15 of the characters a-z, A-Z, 0-9, - and _, and begins with a letter or digit"
-)]
-pub struct NameError;
-
-impl NetworkName {
-    /// The network that a VM joins unless told otherwise. NAT and host-only VMs do not share one.
-    pub fn default_for(net_type: NetType) -> Self {
-        NetworkName(match net_type {
-            NetType::Nat => "softnet0".to_owned(),
-            NetType::Host => "softnet_host0".to_owned(),
-        })
-    }
-
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for NetworkName {
-    type Err = NameError;
-
-    /// The name becomes an interface's name, a file's name and a word in an nftables ruleset, so it holds nothing that
-    /// means anything to any of them.
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
-        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
-        let taken = matches!(text, "lock" | "locks" | "ip_forward" | "all" | "default" | "lo");
-        if first && text.len() <= 15 && text.bytes().all(plain) && !taken {
-            Ok(NetworkName(text.to_owned()))
-        } else {
-            Err(NameError)
-        }
-    }
-}
-
-impl fmt::Display for NetworkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// What a start asks for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -136,7 +80,7 @@ impl Plan {
     /// The bridge's MAC: the same for the same name on every boot, so that guests that know networks by their gateway's
     /// MAC know this one again. Locally administered; "SN", then a hash (FNV-1a) of the name.
     pub fn mac(&self) -> MacAddr {
-        let hash = self.name.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        let hash = self.name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         let [a, b, c, ..] = hash.to_be_bytes();
@@ -290,37 +234,6 @@ mod tests {
             subnet: "192.168.64.0/24".parse().unwrap(),
             net_type,
             lease_time: DEFAULT_LEASE_TIME,
-        }
-    }
-
-    #[test]
-    fn names_that_mean_something_elsewhere_are_refused() {
-        for good in ["softnet0", "a", "my_net_2", "fifteen_letters"] {
-            assert_eq!(good.parse::<NetworkName>().unwrap().as_str(), good);
-        }
-        let bad = [
-            "",
-            "-x",
-            "_x",
-            ".",
-            "..",
-            "a/b",
-            "a b",
-            "a\"",
-            "sixteen_letters0",
-            "ä",
-            "all",
-            "lock",
-            "locks",
-            "netns-1",
-            "a%d",
-        ];
-        for bad in bad {
-            assert_eq!(bad.parse::<NetworkName>(), Err(NameError), "{bad}");
-        }
-        for net_type in [NetType::Nat, NetType::Host] {
-            let name = NetworkName::default_for(net_type);
-            assert_eq!(name.as_str().parse::<NetworkName>(), Ok(name));
         }
     }
 

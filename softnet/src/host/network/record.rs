@@ -7,8 +7,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::{DEFAULT_CONNECTIONS, NetworkName, Plan, type_name};
-use crate::host::expose::{Expose, Forward};
+use super::{Plan, type_name};
+use crate::config::expose::Expose;
+use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
+use crate::host::forwarder::Forward;
 
 /// The text of the `network` file.
 pub fn write_plan(plan: &Plan) -> String {

@@ -5,7 +5,8 @@ use std::fmt;
 use super::dnsmasq::{self, LeaseEntry};
 use super::record::{self, MemberRecord};
 use super::run_dir::{self, RunDir};
-use super::{Error, NetworkName, Plan, ruleset, type_name};
+use super::{Error, Plan, ruleset, type_name};
+use crate::config::NetworkName;
 use crate::host::tools::Tool;
 use crate::netlink::{Link, Netlink};
 

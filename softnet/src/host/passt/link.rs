@@ -9,7 +9,7 @@ use mio::{Interest, Registry, Token};
 use softnet_offload::checksum::Sum;
 
 use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Sent, StreamLink};
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 /// The link to passt.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Signal;
 use softnet_filter::{MacAddr, NetType};
 
-use crate::host::expose::{Expose, Protocol};
+use crate::config::expose::{Expose, Protocol};
 use crate::host::network::subnet;
 use crate::host::tools::{self, Tool};
 use crate::netlink::{self, Netlink};
@@ -102,7 +102,7 @@ pub fn start(vm_mac: MacAddr, net_type: NetType, exposes: &[Expose]) -> Result<P
         .stderr(Stdio::piped());
     // The process that is started ends when its daemon serves, or with what it has to say.
     let failed = |source| tools::Error::Start { tool: Tool::Passt, source };
-    let child = process::spawn_with(&mut command, &theirs, None, Signal::TERM).map_err(failed)?;
+    let child = process::spawn_with(&mut command, &theirs, || Ok(()), Signal::TERM).map_err(failed)?;
     drop(theirs);
     let mut output = child.wait_with_output().map_err(failed)?;
     output.stderr = without_noise(&output.stderr);

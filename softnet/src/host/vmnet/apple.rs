@@ -13,22 +13,23 @@ use vmnet::port_forwarding::{AddressFamily, Protocol as VmnetProtocol};
 use vmnet::{Batch, Error, Events, Options, Status};
 
 use super::{Interface, Parameters, RawParameters, Refusal, Waker, check_exposes, gateway, host_link, wake};
-use crate::config::ConfigError;
-use crate::host::expose::{Forward, Protocol};
-use crate::host::{HostLink, Request};
+use crate::config::PortSettings;
+use crate::config::expose::Protocol;
+use crate::host::HostLink;
+use crate::host::forwarder::Forward;
 use crate::link::BATCH_FRAMES;
+use crate::usage::UsageError;
 
 /// How long the host's bridge may take to get its address after vmnet has started the interface.
 const BRIDGE_LIMIT: Duration = Duration::from_secs(5);
 /// How often it is looked for meanwhile.
 const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 
-/// Starts the interface that `request` asks for.
+/// Starts the interface that `settings` ask for.
 ///
 /// # Errors
 /// When vmnet refuses, which on macOS 15 and older it does without root.
-pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
-    let &Request { settings, isolated, .. } = request;
+pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink> {
     check_exposes(&settings.expose)?;
     if let Err(error) = crate::bootpd::tune_system(settings.lease_time) {
         tracing::warn!(%error, "the DHCP server's lease time stays as it is; many short-lived VMs may exhaust its addresses");
@@ -43,7 +44,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
 fn not_started(error: Error) -> anyhow::Error {
     match error {
         Error::VmnetErrorStatus(Status::NotAuthorized) | Error::VmnetStartInterfaceFailed => {
-            ConfigError::flag(
+            UsageError::flag(
                 "softnet",
                 "vmnet needs root on this macOS; set the SUID bit or allow sudo without a password",
             )

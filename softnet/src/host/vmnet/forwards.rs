@@ -9,10 +9,10 @@ use mio::{Registry, Token};
 use softnet_filter::{Lease, Timestamp};
 
 use super::Interface;
-use crate::host::expose::{Expose, Forwarder, Op};
-use crate::lease_follower::LeaseFollower;
-use crate::relay::RelayError;
-use crate::sandbox::Needs;
+use crate::config::expose::Expose;
+use crate::host::forwarder::{Forwarder, Op};
+use crate::lease_follower::{self, LeaseFollower};
+use crate::needs::Needs;
 
 /// Keeps vmnet's forwards what the VM's lease says; takes them away when dropped.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ impl<I: Interface> LeaseFollower for VmnetForwards<I> {
         self.apply(now);
     }
 
-    fn attend(&mut self, now: Timestamp) -> Result<(), RelayError> {
+    fn attend(&mut self, now: Timestamp) -> Result<(), lease_follower::Error> {
         self.apply(now);
         Ok(())
     }

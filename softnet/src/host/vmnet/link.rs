@@ -8,7 +8,7 @@ use mio::{Registry, Token};
 
 use super::{Interface, Parameters, Refusal, Wake};
 use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Received, Sent};
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 /// The link over a started interface.
 #[derive(Debug)]

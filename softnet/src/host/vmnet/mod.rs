@@ -22,12 +22,14 @@ use std::net::Ipv4Addr;
 use std::rc::Rc;
 
 use ipnet::Ipv4Net;
+use softnet_filter::MacAddr;
 
-use super::expose::{Expose, Forward};
 use super::{HostLink, Mode, Uplink};
-use crate::config::ConfigError;
+use crate::config::expose::Expose;
+use crate::host::forwarder::Forward;
 use crate::leases::LeaseFile;
 use crate::link::ETHERNET_HEADER;
+use crate::usage::UsageError;
 
 #[cfg(target_os = "macos")]
 pub use apple::open;
@@ -170,7 +172,7 @@ fn length(name: &'static str, value: Option<u64>) -> Result<usize, ParameterErro
 ///
 /// # Errors
 /// Names the first that it cannot make.
-pub fn check_exposes(exposes: &[Expose]) -> Result<(), ConfigError> {
+pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
     let bound = exposes.iter().find(|expose| expose.address.is_some_and(|address| !address.is_unspecified()));
     match bound {
         None => Ok(()),
@@ -179,7 +181,7 @@ pub fn check_exposes(exposes: &[Expose]) -> Result<(), ConfigError> {
                 "names an address of the host, which macOS's vmnet cannot; write {}:{}/{}",
                 expose.external, expose.internal, expose.protocol
             );
-            Err(ConfigError::new("--expose", expose.to_string(), reason))
+            Err(UsageError::new("--expose", expose.to_string(), reason))
         }
     }
 }
@@ -197,7 +199,7 @@ pub fn host_link<I: Interface + 'static>(
     let interface = Rc::new(RefCell::new(interface));
     HostLink {
         uplink: Uplink {
-            mac,
+            mac: MacAddr(mac),
             address: parameters.gateway,
             subnet: parameters.subnet,
             mtu: parameters.mtu,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use mio::{Interest, Registry, Token};
 
-use crate::sandbox::Needs;
+use crate::needs::Needs;
 
 /// The loop's end.
 #[derive(Debug)]

@@ -10,7 +10,8 @@ use std::io::{self, Write};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit};
 
-use super::{Missing, Needs, SealError};
+use super::{Missing, SealError};
+use crate::needs::Needs;
 use crate::privilege::Identity;
 use crate::sys;
 
@@ -29,8 +30,6 @@ const PANICKED: i32 = 101;
 pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), SealError> {
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
     sys::process::ensure_single_thread().map_err(stage("seal a process with more than one thread"))?;
-    // What the first use of a clock looks up is looked up now.
-    crate::clock::now();
     end_at_once_on_panic();
     sys::fd::close_all_but(needs.descriptors()).map_err(stage("close what is not needed"))?;
     let names = namespaces::leave(identity);

@@ -9,7 +9,7 @@ use seccompiler::{
     SeccompRule, TargetArch, apply_filter,
 };
 
-use crate::sandbox::Syscall;
+use crate::needs::Syscall;
 
 /// A compiled filter.
 #[derive(Debug)]

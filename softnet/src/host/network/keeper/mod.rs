@@ -34,9 +34,10 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
+use super::Error;
 use super::dnsmasq;
 use super::run_dir::{self, Lock, NetworkDir, RunDir};
-use super::{Error, NetworkName};
+use crate::config::NetworkName;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::process::Fork;

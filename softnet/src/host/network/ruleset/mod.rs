@@ -242,7 +242,7 @@ mod tests {
 
     use super::super::tests::plan;
     use super::*;
-    use crate::host::expose::Forward;
+    use crate::host::forwarder::Forward;
 
     /// A network with one VM that has an address and exposes these ports.
     pub fn snapshot(net_type: NetType, exposes: &[&str]) -> Snapshot {

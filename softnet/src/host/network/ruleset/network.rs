@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Network, Snapshot, block, interfaces};
-use crate::host::expose::Forward;
+use crate::host::forwarder::Forward;
 use softnet_filter::NetType;
 
 /// The whole table.

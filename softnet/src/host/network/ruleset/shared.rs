@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use softnet_filter::NetType;
 
 use super::{Network, Snapshot, block, interfaces, ports};
-use crate::host::expose::{Expose, Exposed};
+use crate::config::expose::{Expose, Exposed};
 
 /// Its name. No network's table is called so.
 pub const TABLE: &str = "softnet";

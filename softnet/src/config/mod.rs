@@ -1,58 +1,31 @@
 //! The one place where arguments become a configuration, or an error that names the flag, the value, the reason and the
 //! fix. Nothing on the system is changed here.
 
-use std::fmt;
+pub mod expose;
+mod network_name;
+
 use std::os::fd::{OwnedFd, RawFd};
 
+pub use network_name::{NameError, NetworkName};
 use softnet_filter::{Action, MacAddr, NetType, Policy, Rule, Target};
 
 use crate::cli::{PortArgs, VmArgs};
-use crate::host::expose::{self, Expose};
-#[cfg(target_os = "linux")]
-use crate::host::network::{DEFAULT_CONNECTIONS, NetworkName};
 use crate::sys;
+use crate::usage::UsageError;
 use crate::vm::VmSocket;
+use expose::Expose;
 
 /// Bounds of `--bootpd-lease-time` in seconds: the DHCP server hands out no lease below two minutes, and more than a
 /// day brings back the exhaustion of addresses that a short lease cures.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 
+/// How many tracked connections one VM may have unless told otherwise (rule H4).
+pub const DEFAULT_CONNECTIONS: u32 = 16_384;
+
 /// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than the upper one
 /// unless somebody made it so.
 #[cfg(target_os = "linux")]
 const CONNECTIONS: std::ops::RangeInclusive<u32> = 64..=1_048_576;
-
-/// A command line that cannot be carried out.
-#[derive(Debug, Eq, PartialEq)]
-pub struct ConfigError {
-    flag: &'static str,
-    value: Option<String>,
-    reason: String,
-}
-
-impl ConfigError {
-    /// `value` of `flag` cannot be used, for `reason`, which ends with what to do.
-    pub fn new(flag: &'static str, value: impl Into<String>, reason: impl fmt::Display) -> Self {
-        ConfigError { flag, value: Some(value.into()), reason: reason.to_string() }
-    }
-
-    /// `flag` itself is missing or contradicts another.
-    pub fn flag(flag: &'static str, reason: impl fmt::Display) -> Self {
-        ConfigError { flag, value: None, reason: reason.to_string() }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.value {
-            // A value may hold anything; quoted and escaped it stays on one line.
-            Some(value) => write!(f, "{} {value:?}: {}", self.flag, self.reason),
-            None => write!(f, "{}: {}", self.flag, self.reason),
-        }
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// Which host side carries the frames.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -64,7 +37,7 @@ pub enum HostSide {
     /// The managed network, or passt without the privilege for it.
     Managed {
         /// Name of the network and its bridge.
-        network: String,
+        network: NetworkName,
         /// Whether the user named it, and so would not want passt instead.
         explicit: bool,
         /// The subnet asked for.
@@ -120,34 +93,34 @@ impl PortSettings {
 }
 
 impl TryFrom<(VmArgs, PortArgs)> for Config {
-    type Error = ConfigError;
+    type Error = UsageError;
 
-    fn try_from((vm, port): (VmArgs, PortArgs)) -> Result<Self, ConfigError> {
+    fn try_from((vm, port): (VmArgs, PortArgs)) -> Result<Self, UsageError> {
         let fd = vm.vm_fd.ok_or_else(|| {
-            ConfigError::flag(
+            UsageError::flag(
                 "--vm-fd",
                 "is missing; pass the number of the VM's socket, or let `softnet run` make one",
             )
         })?;
         let mac = vm.vm_mac_address.ok_or_else(|| {
-            ConfigError::flag("--vm-mac-address", "is missing; pass the MAC address of the VM's network card")
+            UsageError::flag("--vm-mac-address", "is missing; pass the MAC address of the VM's network card")
         })?;
         let vm_mac = parse_mac(&mac)?;
         let port = PortSettings::try_from(port)?;
         let socket = adopt("--vm-fd", &fd)?;
-        let vm = VmSocket::check(socket).map_err(|error| ConfigError::new("--vm-fd", fd, error))?;
+        let vm = VmSocket::check(socket).map_err(|error| UsageError::new("--vm-fd", fd, error))?;
         Ok(Config { vm, vm_mac, port })
     }
 }
 
 impl TryFrom<PortArgs> for PortSettings {
-    type Error = ConfigError;
+    type Error = UsageError;
 
-    fn try_from(args: PortArgs) -> Result<Self, ConfigError> {
+    fn try_from(args: PortArgs) -> Result<Self, UsageError> {
         let net_type = match args.vm_net_type.as_str() {
             "nat" => NetType::Nat,
             "host" => NetType::Host,
-            other => return Err(ConfigError::new("--vm-net-type", other, "is neither \"nat\" nor \"host\"")),
+            other => return Err(UsageError::new("--vm-net-type", other, "is neither \"nat\" nor \"host\"")),
         };
         let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
@@ -177,8 +150,8 @@ impl TryFrom<PortArgs> for PortSettings {
 ///
 /// # Errors
 /// When it is malformed, multicast or zero.
-pub fn parse_mac(value: &str) -> Result<MacAddr, ConfigError> {
-    let error = |reason: &str| ConfigError::new("--vm-mac-address", value, reason);
+pub fn parse_mac(value: &str) -> Result<MacAddr, UsageError> {
+    let error = |reason: &str| UsageError::new("--vm-mac-address", value, reason);
     let mac: MacAddr = value.parse().map_err(|_| {
         error("is not a MAC address; write six octets in hexadecimal, such as 5a:94:ef:e4:0c:ee")
     })?;
@@ -193,10 +166,10 @@ pub fn parse_mac(value: &str) -> Result<MacAddr, ConfigError> {
     Ok(mac)
 }
 
-fn parse_lease_time(value: &str) -> Result<u32, ConfigError> {
+fn parse_lease_time(value: &str) -> Result<u32, UsageError> {
     let error = || {
         let (low, high) = (LEASE_TIME.start(), LEASE_TIME.end());
-        ConfigError::new(
+        UsageError::new(
             "--bootpd-lease-time",
             value,
             format!("is not a number of seconds from {low} to {high}"),
@@ -205,31 +178,31 @@ fn parse_lease_time(value: &str) -> Result<u32, ConfigError> {
     value.parse().ok().filter(|seconds| LEASE_TIME.contains(seconds)).ok_or_else(error)
 }
 
-fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<Vec<Rule>, ConfigError> {
+fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<Vec<Rule>, UsageError> {
     let rule = |value: &String| {
-        let target: Target = value.trim().parse().map_err(|error| ConfigError::new(flag, value, error))?;
+        let target: Target = value.trim().parse().map_err(|error| UsageError::new(flag, value, error))?;
         Ok(Rule { target, action })
     };
     values.iter().map(rule).collect()
 }
 
-fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, ConfigError> {
+fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, UsageError> {
     let parse =
-        |value: &String| value.trim().parse().map_err(|error| ConfigError::new("--expose", value, error));
+        |value: &String| value.trim().parse().map_err(|error| UsageError::new("--expose", value, error));
     let exposes = values.iter().map(parse).collect::<Result<Vec<Expose>, _>>()?;
     match expose::first_collision(&exposes) {
         None => Ok(exposes),
         Some((first, second)) => {
             let reason = format!("exposes the port that {first} exposes already; a port leads to one place");
-            Err(ConfigError::new("--expose", second.to_string(), reason))
+            Err(UsageError::new("--expose", second.to_string(), reason))
         }
     }
 }
 
 #[cfg(target_os = "linux")]
-fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError> {
+fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError> {
     let contradiction = |flag, other| {
-        Err(ConfigError::flag(
+        Err(UsageError::flag(
             flag,
             format_args!("contradicts {other}; a VM has one host side, so give one of them"),
         ))
@@ -244,7 +217,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError
     }
     let flag = if args.tap.is_some() { "--tap" } else { "--bridge" };
     if (args.tap.is_some() || args.bridge.is_some()) && !args.expose.is_empty() {
-        return Err(ConfigError::flag(
+        return Err(UsageError::flag(
             "--expose",
             format_args!(
                 "contradicts {flag}; forwards belong to the network that Softnet manages, so leave {flag} out"
@@ -261,45 +234,45 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, ConfigError
     let explicit = args.network.is_some() || subnet.is_some();
     let network = match &args.network {
         Some(name) => network_name(name)?,
-        None => NetworkName::default_for(net_type).to_string(),
+        None => NetworkName::default_for(net_type),
     };
     Ok(HostSide::Managed { network, explicit, subnet })
 }
 
 #[cfg(not(target_os = "linux"))]
-fn host_side(_args: &PortArgs, _net_type: NetType) -> Result<HostSide, ConfigError> {
-    Ok(HostSide::Managed { network: crate::cli::DEFAULT_NETWORK.to_owned(), explicit: false, subnet: None })
+fn host_side(_args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError> {
+    Ok(HostSide::Managed { network: NetworkName::default_for(net_type), explicit: false, subnet: None })
 }
 
 #[cfg(target_os = "linux")]
-fn connections(args: &PortArgs) -> Result<u32, ConfigError> {
+fn connections(args: &PortArgs) -> Result<u32, UsageError> {
     let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
     if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
         let reason =
             format_args!("contradicts {flag}; it is for the network that Softnet manages, so leave one out");
-        return Err(ConfigError::flag("--connections", reason));
+        return Err(UsageError::flag("--connections", reason));
     }
     let error = || {
         let (low, high) = (CONNECTIONS.start(), CONNECTIONS.end());
-        ConfigError::new("--connections", value, format!("is not a number from {low} to {high}"))
+        UsageError::new("--connections", value, format!("is not a number from {low} to {high}"))
     };
     value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
 }
 
 /// The host's connection table is not Softnet's there.
 #[cfg(not(target_os = "linux"))]
-fn connections(_args: &PortArgs) -> Result<u32, ConfigError> {
+fn connections(_args: &PortArgs) -> Result<u32, UsageError> {
     Ok(0)
 }
 
 /// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.
 #[cfg(target_os = "linux")]
-fn interface_name(flag: &'static str, name: &str) -> Result<String, ConfigError> {
+fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
     if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
         let reason =
             "is no interface name; use 1 to 15 characters without spaces, slashes, colons and percent signs";
-        return Err(ConfigError::new(flag, name, reason));
+        return Err(UsageError::new(flag, name, reason));
     }
     Ok(name.to_owned())
 }
@@ -308,17 +281,13 @@ fn interface_name(flag: &'static str, name: &str) -> Result<String, ConfigError>
 ///
 /// # Errors
 /// When it cannot be one.
-#[cfg(target_os = "linux")]
-pub fn network_name(name: &str) -> Result<String, ConfigError> {
-    match name.parse::<NetworkName>() {
-        Ok(name) => Ok(name.to_string()),
-        Err(error) => Err(ConfigError::new("--network", name, error)),
-    }
+pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
+    name.parse().map_err(|error: NameError| UsageError::new("--network", name, error))
 }
 
 #[cfg(target_os = "linux")]
-fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, ConfigError> {
-    let error = |reason: &str| ConfigError::new("--subnet", value, reason);
+fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, UsageError> {
+    let error = |reason: &str| UsageError::new("--subnet", value, reason);
     let subnet: ipnet::Ipv4Net =
         value.parse().map_err(|_| error("is no IPv4 network; write it as 192.168.77.0/24"))?;
     if !(16..=29).contains(&subnet.prefix_len()) {
@@ -340,11 +309,11 @@ fn is_shared(address: std::net::Ipv4Addr) -> bool {
     a == 100 && b & 0xc0 == 64
 }
 
-fn parse_ready_fd(value: &str) -> Result<OwnedFd, ConfigError> {
+fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {
     let fd = adopt("--ready-fd", value)?;
-    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|error| ConfigError::new("--ready-fd", value, error))?;
+    let flags = rustix::fs::fcntl_getfl(&fd).map_err(|error| UsageError::new("--ready-fd", value, error))?;
     if flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDONLY {
-        return Err(ConfigError::new(
+        return Err(UsageError::new(
             "--ready-fd",
             value,
             "is open for reading only; pass the writing end of a pipe",
@@ -353,12 +322,12 @@ fn parse_ready_fd(value: &str) -> Result<OwnedFd, ConfigError> {
     Ok(fd)
 }
 
-fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, ConfigError> {
+fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, UsageError> {
     let number: RawFd = value.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| {
-        ConfigError::new(flag, value, "is no descriptor number; pass one such as 0 (standard input) or 3")
+        UsageError::new(flag, value, "is no descriptor number; pass one such as 0 (standard input) or 3")
     })?;
     if number == libc::STDERR_FILENO {
-        return Err(ConfigError::new(
+        return Err(UsageError::new(
             flag,
             value,
             "is standard error, where Softnet writes its log; pass another",
@@ -366,12 +335,12 @@ fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, ConfigError> {
     }
     sys::fd::adopt(number).map_err(|error| match error.raw_os_error() {
         Some(libc::EBADF) => {
-            ConfigError::new(flag, value, "is not open; let the launcher pass it on without close-on-exec")
+            UsageError::new(flag, value, "is not open; let the launcher pass it on without close-on-exec")
         }
         Some(libc::EBUSY) => {
-            ConfigError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")
+            UsageError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")
         }
-        _ => ConfigError::new(flag, value, error),
+        _ => UsageError::new(flag, value, error),
     })
 }
 
@@ -380,7 +349,7 @@ mod tests {
     use super::*;
     use clap::Parser;
 
-    fn settings(line: &str) -> Result<PortSettings, ConfigError> {
+    fn settings(line: &str) -> Result<PortSettings, UsageError> {
         let words = std::iter::once("softnet").chain(line.split_whitespace());
         PortSettings::try_from(crate::cli::Cli::try_parse_from(words).unwrap().port)
     }
@@ -449,7 +418,11 @@ mod tests {
     #[test]
     fn defaults_are_the_managed_network_with_short_leases() {
         let settings = settings("").unwrap();
-        let expected = HostSide::Managed { network: "softnet0".to_owned(), explicit: false, subnet: None };
+        let expected = HostSide::Managed {
+            network: NetworkName::default_for(NetType::Nat),
+            explicit: false,
+            subnet: None,
+        };
         assert_eq!((settings.host, settings.lease_time, settings.release), (expected, 600, true));
         assert_eq!(settings.connections, 16_384);
     }

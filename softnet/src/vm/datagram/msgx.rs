@@ -25,7 +25,7 @@ use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 
 /// What carrying datagrams calls; nothing confines system calls where these are used.
 #[cfg(target_os = "macos")]
-pub const SYSCALLS: &[crate::sandbox::Syscall] = &[];
+pub const SYSCALLS: &[crate::needs::Syscall] = &[];
 
 /// A datagram socket is writable as long as its own buffer has room, whatever its peer's queue: `ENOBUFS` tells that this
 /// is full, and nothing tells when it no longer is.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::Datagram;
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
-use crate::sandbox::Syscall;
+use crate::needs::Syscall;
 
 /// What this file calls.
 pub const SYSCALLS: &[Syscall] = &[Syscall::Recvmmsg, Syscall::Sendmmsg];

@@ -1,5 +1,16 @@
 //! One bare frame a datagram, many datagrams a system call.
 
+#[cfg(target_os = "linux")]
+mod mmsg;
+#[cfg(any(target_os = "macos", test))]
+mod msgx;
+
+/// Batches of datagrams, as this system sends and receives them.
+#[cfg(target_os = "linux")]
+use mmsg as messages;
+#[cfg(target_os = "macos")]
+use msgx as messages;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -8,12 +19,21 @@ use mio::{Interest, Registry, Token};
 
 use super::peer::LinkWatch;
 use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Registration, Sent};
-use crate::sandbox::{Needs, Syscall};
-use crate::sys::messages::{self, MessageArray};
+use crate::needs::{Needs, Syscall};
+use messages::MessageArray;
 
 /// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
 /// which must harm nothing (rule L3). What follows decides: silence for this long was the end.
 const END_GRACE: Duration = Duration::from_secs(2);
+
+/// One received datagram.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Datagram {
+    /// Bytes stored.
+    len: usize,
+    /// The datagram was longer than its buffer (`MSG_TRUNC`).
+    truncated: bool,
+}
 
 /// The VM's datagram socket.
 #[derive(Debug)]

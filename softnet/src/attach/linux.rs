@@ -1,18 +1,20 @@
 //! Which host side a VM gets on Linux, and opening it.
 
-use super::addresses::AddressWatch;
-use super::bridge::{self, Gateway};
-use super::expose::Expose;
-use super::network::exposed::ExposedWatch;
-use super::network::{self, Member, Membership, NetworkConfig};
-use super::reservation::Reservation;
-use super::tap::Tap;
-use super::{HostLink, Mode, Request, Uplink, passt, port_state};
-use crate::config::{ConfigError, HostSide, PortSettings};
+use super::Request;
+use crate::config::expose::Expose;
+use crate::config::{HostSide, PortSettings};
+use crate::host::addresses::AddressWatch;
+use crate::host::bridge::{self, Gateway};
+use crate::host::network::exposed::ExposedWatch;
+use crate::host::network::{self, Member, Membership, NetworkConfig};
+use crate::host::reservation::Reservation;
+use crate::host::tap::Tap;
+use crate::host::{HostLink, Mode, Uplink, passt, port_state};
 use crate::leases::LeaseFile;
 use crate::link::{Link, StreamLink};
 use crate::monitor::{self, Custody, Place};
 use crate::netlink::{Kind, Netlink};
+use crate::usage::UsageError;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use rustix::process::{geteuid, getuid};
@@ -36,7 +38,7 @@ struct Side {
 /// The process forks: this returns in the child, and the parent stays as its [`monitor`].
 ///
 /// # Errors
-/// A [`ConfigError`] for what the user can mend on the command line; anything else with its context.
+/// A [`UsageError`] for what the user can mend on the command line; anything else with its context.
 pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
     let settings = request.settings;
     let side = match &settings.host {
@@ -44,7 +46,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
         HostSide::Bridge(name) => open_bridge(name, request),
         HostSide::Managed { network, .. } if may_manage() => {
             let config = NetworkConfig {
-                name: network.parse().map_err(|error| ConfigError::new("--network", network, error))?,
+                name: network.clone(),
                 subnet: managed_subnet(&settings.host),
                 net_type: settings.net_type,
                 lease_time: std::time::Duration::from_secs(settings.lease_time.into()),
@@ -54,7 +56,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
         HostSide::Managed { explicit: true, network, .. } => {
             let reason =
                 "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
-            Err(ConfigError::new("--network", network, reason).into())
+            Err(UsageError::new("--network", network.as_str(), reason).into())
         }
         HostSide::Managed { .. } => open_passt(request),
     }?;
@@ -87,7 +89,7 @@ fn may_manage() -> bool {
 }
 
 fn open_tap(name: &str) -> anyhow::Result<Side> {
-    let unusable = |error: &dyn std::fmt::Display| ConfigError::new("--tap", name, error);
+    let unusable = |error: &dyn std::fmt::Display| UsageError::new("--tap", name, error);
     let mut netlink = Netlink::open()?;
     let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
     let multi_queue = match netlink.link(name)?.map(|link| link.kind) {
@@ -109,16 +111,16 @@ fn open_tap(name: &str) -> anyhow::Result<Side> {
 
 fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { vm_mac, isolated, .. } = request;
-    let unusable = |error: bridge::Error| ConfigError::new("--bridge", name, error);
+    let unusable = |error: bridge::Error| UsageError::new("--bridge", name, error);
     if !may_manage() {
         let reason = "only root may add to a bridge; use sudo, or a TAP that root made for you there (--tap)";
-        return Err(ConfigError::new("--bridge", name, reason).into());
+        return Err(UsageError::new("--bridge", name, reason).into());
     }
     let mut netlink = Netlink::open()?;
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Before anything is made.
     let gateway = bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
-    let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| ConfigError::new("--bridge", name, error))?;
+    let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| UsageError::new("--bridge", name, error))?;
     // The second wall, for the case that the process that parses the frames is taken over (H10). The filter is the first.
     if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &gateway) {
         tracing::warn!(%error, "the kernel checks neither the VM's MAC address on the bridge nor who of the host's users speaks DHCP there");
@@ -143,14 +145,14 @@ fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
     drop(reserve(settings)?);
     let passt = passt::start(vm_mac, settings.net_type, &settings.expose).map_err(|error| match error {
         passt::Error::MacIsGateway(_) => {
-            ConfigError::new("--vm-mac-address", vm_mac.to_string(), error).into()
+            UsageError::new("--vm-mac-address", vm_mac.to_string(), error).into()
         }
         error => anyhow::Error::new(error)
             .context("cannot use passt, which stands in for the managed network without privilege"),
     })?;
     Ok(Side {
         uplink: Uplink {
-            mac: passt.gateway.octets(),
+            mac: passt.gateway,
             address: passt.address.addr(),
             subnet: passt.address.trunc(),
             mtu: passt::MTU,
@@ -164,10 +166,10 @@ fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
     })
 }
 
-fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, ConfigError> {
+fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, UsageError> {
     let reserve = |expose| {
         Reservation::make(expose, getuid().is_root())
-            .map_err(|error| ConfigError::new("--expose", Expose::to_string(expose), error))
+            .map_err(|error| UsageError::new("--expose", Expose::to_string(expose), error))
     };
     settings.expose.iter().map(reserve).collect()
 }
@@ -201,11 +203,11 @@ fn on_the_command_line(error: network::Error) -> anyhow::Error {
     use network::Error as E;
     match &error {
         E::Foreign(name) | E::TypeDiffers { name, .. } => {
-            ConfigError::new("--network", name.as_str(), &error).into()
+            UsageError::new("--network", name.as_str(), &error).into()
         }
-        E::Subnet { .. } | E::SubnetDiffers { .. } => ConfigError::flag("--subnet", &error).into(),
+        E::Subnet { .. } | E::SubnetDiffers { .. } => UsageError::flag("--subnet", &error).into(),
         E::MacTaken { mac, .. } | E::MacIsGateway(mac) => {
-            ConfigError::new("--vm-mac-address", mac.to_string(), &error).into()
+            UsageError::new("--vm-mac-address", mac.to_string(), &error).into()
         }
         _ => error.into(),
     }
@@ -224,7 +226,7 @@ fn wait_until_frames_flow(netlink: &mut Netlink, tap: &Tap) -> anyhow::Result<()
 
 fn uplink(gateway: &Gateway, tap: &Tap) -> Uplink {
     Uplink {
-        mac: gateway.mac.octets(),
+        mac: gateway.mac,
         address: gateway.address,
         subnet: gateway.subnet(),
         mtu: u16::try_from(gateway.mtu).unwrap_or(u16::MAX),
