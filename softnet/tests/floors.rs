@@ -16,12 +16,11 @@ const FLOORS: &[&[&str]] = &[
         "conntrack",
         "sock_diag",
         "leases",
-        "logging",
         "bootpd",
         "quiet",
         "cli",
     ],
-    &["clock", "signals", "parent", "link"],
+    &["logging", "clock", "signals", "parent", "link"],
     &["vm"],
     &["config"],
     &["lease_follower", "privilege"],
@@ -99,14 +98,14 @@ fn read() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
     let mut modules = BTreeMap::new();
     let mut folders = vec![root.clone()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in fs::read_dir(folder).expect("the folder can be read") {
+            let path = entry.expect("its entries too").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.file_name().is_some_and(|name| name != "tests.rs") {
-                let module = module_of(path.strip_prefix(&root).unwrap());
+                let module = module_of(path.strip_prefix(&root).expect("it is in there"));
                 if !module.is_empty() {
-                    let uses = paths(&code(&fs::read_to_string(&path).unwrap()), &module);
+                    let uses = paths(&code(&fs::read_to_string(&path).expect("a file of text")), &module);
                     modules.insert(module, uses);
                 }
             }
@@ -116,8 +115,11 @@ fn read() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
 }
 
 fn module_of(path: &Path) -> Vec<String> {
-    let mut module: Vec<String> =
-        path.with_extension("").iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+    let mut module: Vec<String> = path
+        .with_extension("")
+        .iter()
+        .map(|part| part.to_str().expect("a name of ASCII").to_owned())
+        .collect();
     if matches!(module.last().map(String::as_str), Some("mod" | "lib" | "main")) {
         module.pop();
     }

@@ -34,7 +34,7 @@ use softnet::host::vmnet::{
 use softnet::link::{Cutter, FrameBatch, Link, Received, Sent};
 use softnet::parent::ParentWatch;
 use softnet::relay::Relay;
-use softnet_filter::{Gateway, MacAddr, Port, PortConfig};
+use softnet_filter::{Gateway, Port, PortConfig};
 
 /// Makes this program the one under test.
 const PROGRAM: &str = "SOFTNET_TEST_VMNET";

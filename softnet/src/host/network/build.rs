@@ -7,9 +7,12 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
+use super::claim::{self, Claim};
+use super::files;
+use super::lock::Lock;
 use super::record::{self, MemberRecord};
-use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
-use super::{Error, MTU, NetworkConfig, Plan, dnsmasq, keeper, rules, ruleset, subnet, type_name};
+use super::run_dir::{NetworkDir, RunDir};
+use super::{Error, MTU, NetworkConfig, Plan, dnsmasq, rules, ruleset, service, subnet, type_name};
 use crate::config::NetworkName;
 use crate::host::bridge::{self, Gateway};
 use crate::host::sysctl;
@@ -43,7 +46,7 @@ pub(super) fn ensure_locked(
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
     let directory = run_dir.network(config.name.as_str());
-    make_whole(config, joining, run_dir, lock, |_| keeper::ensure(&config.name, &directory, lock))
+    make_whole(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
 }
 
 /// Makes the network of `plan` whole as a start does, with the keeper's own way to `serve` on the bridge with
@@ -72,16 +75,16 @@ fn make_whole(
     directory.create()?;
     let (path, text) = (directory.file("network"), record::write_plan(&plan));
     // A repair must not fail for want of room on the disk.
-    if run_dir::read(&path)?.as_deref() != Some(text.as_str()) {
-        run_dir::write_atomically(&path, &text)?;
+    if files::read(&path)?.as_deref() != Some(text.as_str()) {
+        files::write_atomically(&path, &text)?;
     }
-    let members = members(&directory, lock)?;
+    let members = record::members(&directory, lock)?;
     let gateway = ensure_bridge(&plan, link, &members, &mut netlink)?;
     sysctl::set_up_bridge(plan.name.as_str(), plan.net_type)?;
     let turn_on = plan.net_type == NetType::Nat && !sysctl::forwarding()?;
-    if turn_on && run_dir::read(&run_dir.forwarding_marker())?.is_none() {
+    if turn_on && files::read(&run_dir.forwarding_marker())?.is_none() {
         let text = ruleset::forwarding_interfaces(&netlink.links()?);
-        run_dir::write_atomically(&run_dir.forwarding_marker(), &text)?;
+        files::write_atomically(&run_dir.forwarding_marker(), &text)?;
     }
     rules::apply(run_dir, lock)?;
     // Behind the rules that keep the host from becoming a router for others by it (rule H5).
@@ -102,7 +105,7 @@ fn decide(
 ) -> Result<(Plan, Option<Link>), Error> {
     let name = &config.name;
     let in_subnet = |source| Error::Subnet { name: name.clone(), source };
-    let recorded = run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text));
+    let recorded = files::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text));
     let link = netlink.link(name.as_str())?;
     let lease_time = lease_time(config, recorded.as_ref(), lock);
     let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
@@ -249,17 +252,11 @@ fn reattach(
     Ok(())
 }
 
-/// The members that live.
-pub(super) fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
-    let living = run_dir::living(&directory.ports())?;
-    Ok(living.iter().filter_map(|(_, text)| record::read_member(text)).collect())
-}
-
 /// Removes what the dead left behind, and gives their leases back. That of the VM that is `joining` stays, because its new
 /// Softnet takes it over.
 fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
     let mut addresses = BTreeSet::new();
-    for left_behind in run_dir::left_behind(&directory.leases())? {
+    for left_behind in claim::left_behind(&directory.leases())? {
         let (claim, _) = left_behind?;
         addresses.extend(claim.name().and_then(|name| name.parse::<Ipv4Addr>().ok()));
         claim.release()?;
@@ -267,7 +264,7 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
     if let Err(error) = rules::forget(&addresses) {
         tracing::warn!(%error, "flows of VMs that were killed stay until they end or their addresses are given away");
     }
-    let dead: Vec<(Claim, String)> = run_dir::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
+    let dead: Vec<(Claim, String)> = claim::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
     // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
     if !dead.is_empty() && !dnsmasq::settle(directory) {
         tracing::warn!("dnsmasq is slow to answer; leases of VMs that were killed may stay until they end");
@@ -330,14 +327,14 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
     let directory = run_dir.network(name.as_str());
-    let members = members(&directory, &lock)?;
+    let members = record::members(&directory, &lock)?;
     let attached = members.len();
     let taps: BTreeSet<String> =
         members.into_iter().filter_map(|member| member.tap).map(|(tap, _)| tap).collect();
     if attached > 0 && !force {
         return Err(Error::InUse { name: name.clone(), count: attached });
     }
-    let recorded = run_dir::read(&directory.file("network"))?;
+    let recorded = files::read(&directory.file("network"))?;
     let mut netlink = Netlink::open()?;
     let link = netlink.link(name.as_str())?;
     let marked = Plan {
@@ -352,7 +349,7 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         return Err(Error::Foreign(name.clone()));
     }
     let existed = recorded.is_some() || link.is_some();
-    keeper::end(&directory, &lock)?;
+    service::end(&directory, &lock)?;
     let subnet = recorded.and_then(|text| record::read_plan(name, &text)).map(|plan| plan.subnet);
     if let Some(link) = link {
         netlink.delete_link(link.index)?;
@@ -375,7 +372,7 @@ fn restore_forwarding(
     netlink: &mut Netlink,
 ) -> Result<Forwarding, Error> {
     let marker = run_dir.forwarding_marker();
-    let Some(text) = run_dir::read(&marker)? else { return Ok(Forwarding::Untouched) };
+    let Some(text) = files::read(&marker)? else { return Ok(Forwarding::Untouched) };
     if let Some(other) = run_dir.networks()?.into_iter().next() {
         return Ok(Forwarding::LeftOnFor(other));
     }
@@ -384,6 +381,6 @@ fn restore_forwarding(
         return Ok(Forwarding::LeftOnFor(other));
     }
     sysctl::set_forwarding(false)?;
-    run_dir::remove_file(&marker)?;
+    files::remove_file(&marker)?;
     Ok(Forwarding::TurnedOff)
 }

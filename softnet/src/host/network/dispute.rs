@@ -10,9 +10,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use softnet_filter::MacAddr;
 
 use super::Error;
+use super::claim;
 use super::dnsmasq;
+use super::files;
+use super::lock::Lock;
 use super::record::{self, MemberRecord};
-use super::run_dir::{self, Lock, NetworkDir};
+use super::run_dir::NetworkDir;
 
 /// Whether the server's file gives `address` to `mac`; `None` if it gives it to nobody.
 ///
@@ -22,7 +25,7 @@ pub fn server_gives(
     directory: &NetworkDir,
     mac: MacAddr,
     address: Ipv4Addr,
-) -> Result<Option<bool>, run_dir::Error> {
+) -> Result<Option<bool>, files::Error> {
     let leases = dnsmasq::leases(directory)?;
     Ok(leases.iter().find(|lease| lease.address == address).map(|lease| lease.mac == mac))
 }
@@ -41,16 +44,16 @@ pub fn evict(
     _lock: &Lock,
 ) -> Result<Option<MacAddr>, Error> {
     let lease = directory.leases().join(address.to_string());
-    if !run_dir::is_claimed(&lease) {
+    if !claim::is_claimed(&lease) {
         return Ok(None);
     }
-    let Some(holder) = run_dir::read(&lease)?.and_then(|text| text.lines().next()?.parse::<MacAddr>().ok())
+    let Some(holder) = files::read(&lease)?.and_then(|text| text.lines().next()?.parse::<MacAddr>().ok())
     else {
         return Ok(None);
     };
     let path = directory.ports().join(holder.to_string());
     let record = || -> Result<Option<MemberRecord>, Error> {
-        let text = run_dir::read(&path)?.filter(|_| run_dir::is_claimed(&path));
+        let text = files::read(&path)?.filter(|_| claim::is_claimed(&path));
         Ok(text.and_then(|text| record::read_member(&text)))
     };
     let Some(member) = record()? else { return Ok(None) };

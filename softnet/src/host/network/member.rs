@@ -16,13 +16,16 @@ use rustix::process::Signal;
 use softnet_filter::MacAddr;
 
 use super::build::{ensure_locked, hands_out, repair};
+use super::claim::{self, Claim};
 use super::dispute;
 use super::dnsmasq;
-use super::keeper;
+use super::files;
+use super::lock::Lock;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
-use super::run_dir::{self, Claim, Lock, NetworkDir, RunDir};
+use super::run_dir::{NetworkDir, RunDir};
+use super::service;
 use super::{Error, NetworkConfig, Plan};
 use crate::config::expose::Expose;
 use crate::host::bridge::{self, Gateway};
@@ -77,7 +80,7 @@ impl Membership {
             return Err(Error::MacIsGateway(member.mac));
         }
         let Some(port) = Claim::take(path.clone())? else {
-            let holder = run_dir::read(&path)?.and_then(|text| record::read_member(&text));
+            let holder = files::read(&path)?.and_then(|text| record::read_member(&text));
             let pid = holder.map(|holder| holder.pid);
             return Err(Error::MacTaken { name: plan.name, mac: member.mac, pid });
         };
@@ -147,7 +150,7 @@ impl Membership {
             // Somebody has deleted it since the network was made whole, and its keeper waits for the lock.
             Err(bridge::Error::Missing(_)) => {
                 repair(&self.plan, &self.run_dir, &lock, |_| {
-                    keeper::ensure(&self.plan.name, &self.directory, &lock)
+                    service::ensure(&self.plan.name, &self.directory, &lock)
                 })?;
                 bridge::find(&mut netlink, name)?
             }
@@ -228,7 +231,7 @@ impl Membership {
         let path = self.directory.leases().join(address.to_string());
         let Some(lease) = Claim::take(path.clone())? else {
             let holder =
-                run_dir::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
+                files::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
         Ok(lease.saying(&format!("{}\n", self.record.mac))?)
@@ -351,7 +354,7 @@ fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> 
     let give_up = Instant::now() + PREDECESSOR;
     loop {
         let lock = run_dir.lock()?;
-        if !run_dir::is_claimed(path) || Instant::now() >= give_up {
+        if !claim::is_claimed(path) || Instant::now() >= give_up {
             return Ok(lock);
         }
         drop(lock);

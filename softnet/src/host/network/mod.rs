@@ -10,9 +10,12 @@
 //! recognised by the next start and removed. The network itself stays until `softnet network down`.
 
 pub mod build;
+mod claim;
 mod dispute;
 pub mod dnsmasq;
 pub mod exposed;
+mod files;
+mod generation;
 pub mod keeper;
 mod lock;
 mod member;
@@ -20,6 +23,7 @@ mod record;
 mod rules;
 mod ruleset;
 mod run_dir;
+mod service;
 mod status;
 pub mod subnet;
 
@@ -212,7 +216,7 @@ pub enum Error {
     Keeper(String),
     /// The run directory.
     #[error(transparent)]
-    Files(#[from] run_dir::Error),
+    Files(#[from] files::Error),
 }
 
 /// The word for a network's type that the command line and the files use.

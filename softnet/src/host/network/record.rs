@@ -7,7 +7,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::{Plan, type_name};
+use super::claim::living;
+use super::lock::Lock;
+use super::run_dir::NetworkDir;
+use super::{Error, Plan, type_name};
 use crate::config::expose::Expose;
 use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
 use crate::host::forwarder::Forward;
@@ -128,6 +131,12 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     text.lines()
         .find_map(|line| line.split_once(' ').filter(|(found, _)| *found == key))
         .map(|(_, value)| value)
+}
+
+/// The members that live.
+pub fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
+    let living = living(&directory.ports())?;
+    Ok(living.iter().filter_map(|(_, text)| read_member(text)).collect())
 }
 
 #[cfg(test)]

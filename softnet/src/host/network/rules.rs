@@ -8,10 +8,12 @@ use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
+use super::files;
+use super::lock::Lock;
 use super::record::MemberRecord;
 use super::ruleset::{self, Features, Host, Network, Snapshot};
-use super::run_dir::{self, Lock, RunDir};
-use super::{Error, build, keeper, record};
+use super::run_dir::RunDir;
+use super::{Error, generation, record};
 use crate::config::expose::{Expose, Protocol};
 use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
 use crate::conntrack::{self, Flow};
@@ -89,9 +91,9 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
 /// nobody else has changed a thing: the kernel waits some 15 ms for the end of whatever a transaction removes, and a start or
 /// a new lease removes nothing. Returns false if it takes a replacement.
 fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
-    let noted = run_dir::read(&run_dir.rules_file()).ok().flatten();
+    let noted = files::read(&run_dir.rules_file()).ok().flatten();
     let Some(additions) = noted.and_then(|noted| ruleset::additions(&noted, rules)) else { return false };
-    if !keeper::is_as_noted(run_dir) {
+    if !generation::is_as_noted(run_dir) {
         return false;
     }
     let before = nftables::generation().ok();
@@ -103,15 +105,15 @@ fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
 fn note(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
     let path = run_dir.rules_file();
     if snapshot.networks.is_empty() {
-        run_dir::remove_file(&run_dir.generation_file())?;
-        return Ok(run_dir::remove_file(&path)?);
+        files::remove_file(&run_dir.generation_file())?;
+        return Ok(files::remove_file(&path)?);
     }
     // The keeper tells changes by others from this one by it.
-    keeper::note_generation(run_dir, before);
+    generation::note(run_dir, before);
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
-    if let Err(error) = run_dir::write_atomically(&path, rules) {
+    if let Err(error) = files::write_atomically(&path, rules) {
         tracing::debug!(%error, "it is not noted which rules the kernel has");
-        run_dir::remove_file(&path)?;
+        files::remove_file(&path)?;
     }
     Ok(())
 }
@@ -132,7 +134,7 @@ pub fn rules_are_current() -> Result<bool, Error> {
 /// # Errors
 /// Those of [`rules_are_current`].
 pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
-    let noted = run_dir::read(&run_dir.rules_file())?;
+    let noted = files::read(&run_dir.rules_file())?;
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(noted == Some(ruleset::replacement(&look(run_dir, lock)?, features)))
 }
@@ -142,9 +144,9 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
     for name in run_dir.networks()? {
         let directory = run_dir.network(&name);
         let Ok(name) = name.parse::<NetworkName>() else { continue };
-        let text = run_dir::read(&directory.file("network"))?;
+        let text = files::read(&directory.file("network"))?;
         let Some(plan) = text.and_then(|text| record::read_plan(&name, &text)) else { continue };
-        networks.push(Network { plan, members: build::members(&directory, lock)? });
+        networks.push(Network { plan, members: record::members(&directory, lock)? });
     }
     let members = networks.iter().flat_map(|network| &network.members);
     let exposes = |member: &MemberRecord| {
@@ -156,7 +158,7 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
     let taps = networks.iter().flat_map(|network| &network.members).filter_map(|member| member.tap.as_ref());
     let bridges = networks.iter().map(|network| network.plan.name.as_str());
     let own: BTreeSet<&str> = bridges.chain(taps.map(|(tap, _)| tap.as_str())).collect();
-    let marker = run_dir::read(&run_dir.forwarding_marker())?;
+    let marker = files::read(&run_dir.forwarding_marker())?;
     let host = Host::look(marker.as_deref(), exposed, &own)?;
     Ok(Snapshot { networks, host })
 }

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use super::claim;
 use super::dnsmasq::{self, LeaseEntry};
+use super::files;
 use super::record::{self, MemberRecord};
-use super::run_dir::{self, RunDir};
+use super::run_dir::RunDir;
 use super::{Error, Plan, ruleset, type_name};
 use crate::config::NetworkName;
 use crate::host::tools::Tool;
@@ -37,12 +39,11 @@ pub struct Status {
 pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     let run_dir = RunDir::of_this_namespace();
     let directory = run_dir.network(name.as_str());
-    let Some(plan) =
-        run_dir::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text))
+    let Some(plan) = files::read(&directory.file("network"))?.and_then(|text| record::read_plan(name, &text))
     else {
         return Ok(None);
     };
-    let members = run_dir::living(&directory.ports())?;
+    let members = claim::living(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
     let chains =
@@ -56,7 +57,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
             let present = |table: &str| tables.lines().any(|line| line == format!("table ip {table}"));
             present(&table) && ruleset::SHARED_TABLES.into_iter().all(present)
         }),
-        forwarding: run_dir::read(&run_dir.forwarding_marker())?.is_some(),
+        forwarding: files::read(&run_dir.forwarding_marker())?.is_some(),
         obstacles: obstacles(&chains),
         leases: dnsmasq::leases(&directory)?,
         members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),

@@ -4,8 +4,7 @@ use std::fs;
 
 use softnet_filter::NetType;
 
-use super::lease_file;
-use super::process::pid_file;
+use super::{lease_file, pid_file};
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::network::{Plan, subnet};
 use crate::host::tools::Tool;

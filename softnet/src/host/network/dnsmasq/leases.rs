@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use softnet_filter::MacAddr;
 
+use super::lease_file;
 use super::process::running;
-use crate::host::network::run_dir::{self, NetworkDir};
+use crate::host::network::files;
+use crate::host::network::run_dir::NetworkDir;
 
 /// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -30,11 +31,6 @@ pub struct LeaseEntry {
     pub address: Ipv4Addr,
 }
 
-/// Where the server notes its leases.
-pub fn lease_file(directory: &NetworkDir) -> PathBuf {
-    directory.file("dnsmasq.leases")
-}
-
 /// Waits until the server has acted on all that it was sent before. Returns false if it has not after a second; a server that
 /// does not run is waited for by nobody.
 pub fn settle(directory: &NetworkDir) -> bool {
@@ -44,19 +40,19 @@ pub fn settle(directory: &NetworkDir) -> bool {
 }
 
 /// The leases in the server's file; lines of another shape are passed over.
-pub fn leases(directory: &NetworkDir) -> Result<Vec<LeaseEntry>, run_dir::Error> {
+pub fn leases(directory: &NetworkDir) -> Result<Vec<LeaseEntry>, files::Error> {
     Ok(lease_text(directory)?.lines().filter_map(parse_lease).collect())
 }
 
 /// The server's file. dnsmasq rewrites it in place for every change, so it is read again until it was whole, but for no
 /// longer than a second.
-pub fn lease_text(directory: &NetworkDir) -> Result<String, run_dir::Error> {
+pub fn lease_text(directory: &NetworkDir) -> Result<String, files::Error> {
     let path = lease_file(directory);
     let stamp = || fs::metadata(&path).ok().map(|file| (file.len(), file.modified().ok()));
     let server = running(directory);
     let whole = until(|| {
         let before = stamp();
-        let text = run_dir::read(&path).map(Option::unwrap_or_default);
+        let text = files::read(&path).map(Option::unwrap_or_default);
         // A rewrite that was under way is over when dnsmasq sleeps, and has left its time or its length.
         let rests = server.is_none_or(sleeps);
         let is_whole = text.as_ref().is_ok_and(|text| {
@@ -64,7 +60,7 @@ pub fn lease_text(directory: &NetworkDir) -> Result<String, run_dir::Error> {
         });
         (text.is_err() || rests && is_whole).then_some(text)
     });
-    whole.unwrap_or_else(|| Ok(run_dir::read(&path)?.unwrap_or_default()))
+    whole.unwrap_or_else(|| Ok(files::read(&path)?.unwrap_or_default()))
 }
 
 /// `EXPIRES MAC ADDRESS NAME CLIENT-ID`, separated by blanks (dnsmasq(8), `--dhcp-leasefile`).

@@ -10,13 +10,15 @@ mod release;
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use softnet_filter::MacAddr;
 
-use super::run_dir;
+use super::files;
+use super::run_dir::NetworkDir;
 use crate::host::tools;
 
-pub use leases::{LeaseEntry, lease_file, lease_text, leases, settle};
+pub use leases::{LeaseEntry, lease_text, leases, settle};
 pub use process::{keeper, running, stop};
 pub use release::release_all;
 
@@ -46,5 +48,15 @@ pub enum Error {
     },
     /// Its files could not be used.
     #[error(transparent)]
-    Files(#[from] run_dir::Error),
+    Files(#[from] files::Error),
+}
+
+/// Where the server notes its leases.
+pub fn lease_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.leases")
+}
+
+/// Where the server notes its process.
+pub fn pid_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.pid")
 }

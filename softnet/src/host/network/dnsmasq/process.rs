@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Error, arguments};
-use crate::host::network::run_dir::{self, NetworkDir};
+use super::{Error, arguments, pid_file};
+use crate::host::network::files;
+use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::Tool;
 use crate::sys::incarnation::Incarnation;
 
@@ -46,7 +47,7 @@ impl fmt::Display for Server {
 impl Server {
     /// What the file says; nothing if there is none.
     pub fn noted(directory: &NetworkDir) -> Self {
-        let text = run_dir::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
+        let text = files::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
         let process =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
         Server { keeper: process("keeper "), dnsmasq: process("dnsmasq ") }
@@ -56,8 +57,8 @@ impl Server {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn note(&self, directory: &NetworkDir) -> Result<(), run_dir::Error> {
-        run_dir::write_atomically(&Server::file(directory), &self.to_string())
+    pub fn note(&self, directory: &NetworkDir) -> Result<(), files::Error> {
+        files::write_atomically(&Server::file(directory), &self.to_string())
     }
 
     fn file(directory: &NetworkDir) -> PathBuf {
@@ -106,11 +107,6 @@ fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Where the server notes its process.
-pub fn pid_file(directory: &NetworkDir) -> PathBuf {
-    directory.file("dnsmasq.pid")
 }
 
 /// The dnsmasqs of this network, of whatever keeper.

@@ -1,20 +1,17 @@
 //! What the kernel tells of changes: interfaces, addresses and forwarding by rtnetlink, tables by nftables' netlink
 //! (`linux/rtnetlink.h`, `linux/netfilter/nf_tables.h`).
 //!
-//! A change by Softnet itself looks like anybody's. After each of its own transactions, under the lock, Softnet notes the number
-//! of the ruleset's generation. The kernel ends the messages of each transaction with the number of the generation that it made,
-//! so a table of Softnet's that changed in a later one than the noted was changed by somebody else.
+//! A change by Softnet itself looks like any other; [`super::super::generation`] tells them apart.
 
-use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
+use crate::host::network::generation::Tables;
 use crate::host::network::ruleset;
-use crate::host::network::run_dir::{self, RunDir};
-use crate::nftables::{NEWGEN, SUBSYSTEM, first_attribute, generation, messages, number};
+use crate::nftables::{NEWGEN, SUBSYSTEM, first_attribute, messages, number};
 
 /// Links, IPv4 addresses, IPv4 switches (`RTNLGRP_*`).
 const ROUTE_GROUPS: [u32; 3] = [1, 5, 24];
@@ -28,42 +25,6 @@ pub struct Happened {
     pub links: bool,
     /// A table that may be the network's changed.
     pub tables: Tables,
-}
-
-/// What is known of the tables that may be the network's.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub enum Tables {
-    /// Nothing has changed.
-    #[default]
-    Same,
-    /// One changed, and the last time in the generation of this number.
-    ChangedIn(u32),
-    /// Something was missed.
-    Unknown,
-}
-
-impl Tables {
-    /// What is known after `later` was heard too.
-    pub fn and_then(self, later: Tables) -> Tables {
-        match (self, later) {
-            (known, Tables::Same) => known,
-            (Tables::Unknown, _) => Tables::Unknown,
-            (_, later) => later,
-        }
-    }
-
-    /// Whether somebody else may have changed a table since Softnet last did. Call it under the lock.
-    pub fn were_changed_by_others(self, run_dir: &RunDir) -> bool {
-        let noted = noted(run_dir);
-        match self {
-            Tables::Same => false,
-            // The numbers begin anew after the largest.
-            Tables::ChangedIn(number) => {
-                noted.is_none_or(|noted| noted.wrapping_sub(number).cast_signed() < 0)
-            }
-            Tables::Unknown => noted.is_none() || noted != generation().ok(),
-        }
-    }
 }
 
 /// Where the kernel tells.
@@ -148,29 +109,6 @@ fn is_of_networks(table: &[u8]) -> bool {
     table.starts_with(b"softnet") && !table.starts_with(ruleset::TAP_PREFIX.as_bytes())
 }
 
-/// Notes that the ruleset is as Softnet made it, by one transaction since its generation was `before`. Call it under the lock,
-/// after that transaction. If others have changed something meanwhile, nothing is noted, and the keeper renders once more.
-pub fn note_generation(run_dir: &RunDir, before: Option<u32>) {
-    let after = generation().ok();
-    let path = run_dir.generation_file();
-    let noted = match after.filter(|after| before.map(|before| before.wrapping_add(1)) == Some(*after)) {
-        Some(own) => run_dir::write_atomically(&path, &own.to_string()).map_err(io::Error::other),
-        None => run_dir::remove_file(&path).map_err(io::Error::other),
-    };
-    if let Err(error) = noted {
-        tracing::debug!(%error, "the ruleset's generation is not noted");
-    }
-}
-
-/// Whether nobody has changed the ruleset since Softnet last did. Call it under the lock.
-pub fn is_as_noted(run_dir: &RunDir) -> bool {
-    !Tables::Unknown.were_changed_by_others(run_dir)
-}
-
-fn noted(run_dir: &RunDir) -> Option<u32> {
-    fs::read_to_string(run_dir.generation_file()).ok()?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,12 +144,5 @@ mod tests {
         for length in 0..all.len() {
             let _ = follow(&all[..length], &mut false);
         }
-    }
-
-    #[test]
-    fn what_was_missed_stays_unknown() {
-        let (one, two) = (Tables::ChangedIn(1), Tables::ChangedIn(2));
-        assert_eq!(one.and_then(two).and_then(Tables::Same), two);
-        assert_eq!(one.and_then(Tables::Unknown).and_then(two), Tables::Unknown);
     }
 }

@@ -10,9 +10,11 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::host::network::Plan;
 use crate::host::network::dnsmasq::arguments::{Options, arguments, user};
-use crate::host::network::dnsmasq::process::{end, pid_file};
+use crate::host::network::dnsmasq::pid_file;
+use crate::host::network::dnsmasq::process::end;
 use crate::host::network::dnsmasq::{self, Error};
-use crate::host::network::run_dir::{self, NetworkDir};
+use crate::host::network::files;
+use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::{self, Tool};
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
@@ -61,7 +63,7 @@ impl Served {
     pub fn start(plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> Result<Self, Error> {
         let arguments = arguments(plan, directory, user(), options);
         let pid_file = pid_file(directory);
-        run_dir::remove_file(&pid_file)?;
+        files::remove_file(&pid_file)?;
         let failed = |source| Error::Tool(tools::Error::Start { tool: Tool::Dnsmasq, source });
         let mut command = Tool::Dnsmasq.command()?;
         command.args(&arguments).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -81,7 +83,7 @@ impl Served {
                 return Err(said(&mut child, status.to_string()));
             }
             // It notes its process once its sockets are bound.
-            let noted = run_dir::read(&pid_file).ok().flatten();
+            let noted = files::read(&pid_file).ok().flatten();
             if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
                 break;
             }

@@ -14,14 +14,18 @@ use rustix::net::{
 use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::set_name;
 
-use super::events::{Events, Happened, Tables};
+use super::events::{Events, Happened};
 use super::server::{News, Served, end_orphans};
-use super::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
 use crate::config::NetworkName;
+use crate::host::network::claim;
 use crate::host::network::dnsmasq;
 use crate::host::network::dnsmasq::arguments::Options;
 use crate::host::network::dnsmasq::process::Server;
-use crate::host::network::run_dir::{self, Lock, NetworkDir, RunDir};
+use crate::host::network::files;
+use crate::host::network::generation::Tables;
+use crate::host::network::lock::Lock;
+use crate::host::network::run_dir::{NetworkDir, RunDir};
+use crate::host::network::service::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
 use crate::host::network::{Error, Plan, build, record, rules};
 use crate::host::tools;
 use crate::netlink::Netlink;
@@ -104,7 +108,7 @@ impl Keeper {
         lock.write_all(text.as_bytes())?;
         lock.set_len(text.len() as u64)?;
         let path = socket_file(&directory);
-        run_dir::remove_file(&path).map_err(io::Error::other)?;
+        files::remove_file(&path).map_err(io::Error::other)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(&path)?)?;
@@ -320,7 +324,7 @@ impl Keeper {
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
-        let text = run_dir::read(&self.directory.file("network"))?;
+        let text = files::read(&self.directory.file("network"))?;
         Ok(text.and_then(|text| record::read_plan(&self.name, &text)))
     }
 
@@ -337,7 +341,7 @@ impl Keeper {
     /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
     fn check(&mut self) -> Next {
         self.due = None;
-        if !run_dir::stands(&self.lock, &lock_file(&self.directory)) {
+        if !claim::stands(&self.lock, &lock_file(&self.directory)) {
             tracing::warn!(network = %self.name, "the network's directory is gone");
             return Next::End;
         }
@@ -359,7 +363,7 @@ impl Keeper {
         };
         // The directory may have gone before the lock was had.
         let Some(plan) = self.plan()? else { return Ok(()) };
-        let members = build::members(&self.directory, &lock)?;
+        let members = record::members(&self.directory, &lock)?;
         self.active = !members.is_empty();
         if !self.active {
             // What the last one left in the rules must not meet the next owner of its TAP's name.

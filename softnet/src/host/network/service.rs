@@ -1,0 +1,196 @@
+//! Asking the network's keeper: that the server runs, or that both end. A keeper is started if there is none.
+//!
+//! The process that is asked is in [`super::keeper`]; here is what both sides must know.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, send,
+    socket_with, socketpair,
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Error;
+use super::claim;
+use super::dnsmasq;
+use super::files;
+use super::lock::Lock;
+use super::run_dir::NetworkDir;
+use crate::config::NetworkName;
+use crate::sys;
+use crate::sys::incarnation::Incarnation;
+
+/// How long a keeper may take for what it is asked, a slow end of the former server included.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of the last keeper is waited for.
+pub const PREDECESSOR: Duration = Duration::from_secs(5);
+
+/// Asks for the server to be the right one, and to run.
+pub const SERVE: &str = "serve";
+/// Asks for the server's end, and the keeper's.
+pub const END: &str = "end";
+/// The answer, if it is no error's text.
+pub const DONE: &str = "ok";
+
+/// The longest message.
+pub const LONGEST: usize = 4096;
+
+/// Sees to it that the network has a keeper and the right server runs.
+///
+/// # Errors
+/// The keeper's, if it cannot start the server; or when there is no way to start a keeper.
+pub fn ensure(name: &NetworkName, directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
+    if is_kept(directory) {
+        match reach(directory).and_then(|channel| ask(&channel, SERVE)) {
+            Ok(answer) => return answer.map_err(Error::Keeper),
+            Err(error) => {
+                tracing::warn!(%error, network = %name, "the keeper does not answer; starting another");
+                kill(directory)?;
+            }
+        }
+    }
+    let failed = |error| Error::Keeper(format!("cannot start the network's keeper: {error}"));
+    let channel = start(name, true).map_err(failed)?;
+    match channel.as_ref().map(|channel| ask(channel, SERVE)) {
+        Some(Ok(answer)) => answer.map_err(Error::Keeper),
+        Some(Err(error)) => Err(failed(error)),
+        None => Ok(()),
+    }
+}
+
+/// Ends the network's keeper and its server.
+///
+/// # Errors
+/// When one of them cannot be ended.
+pub fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
+    if is_kept(directory) {
+        let processes = processes(directory);
+        match reach(directory).and_then(|channel| ask(&channel, END)) {
+            Ok(_) => processes.into_iter().for_each(wait_for),
+            Err(error) => tracing::warn!(%error, "the keeper does not answer; killing it"),
+        }
+        kill(directory)?;
+    }
+    Ok(dnsmasq::stop(directory)?)
+}
+
+/// Whether a keeper or its warden lives.
+fn is_kept(directory: &NetworkDir) -> bool {
+    File::open(lock_file(directory)).is_ok_and(|file| claim::is_locked(&file))
+}
+
+/// The file that a living keeper has locked, with its warden's and its own process in it.
+pub fn lock_file(directory: &NetworkDir) -> PathBuf {
+    directory.locked_file("keeper")
+}
+
+/// Where a keeper is asked.
+pub fn socket_file(directory: &NetworkDir) -> PathBuf {
+    directory.locked_file("keeper.sock")
+}
+
+/// The warden and the keeper, in this order.
+fn processes(directory: &NetworkDir) -> Vec<Incarnation> {
+    let text = files::read(&lock_file(directory)).ok().flatten().unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// Kills what is left of a keeper.
+fn kill(directory: &NetworkDir) -> Result<(), Error> {
+    let left = processes(directory);
+    for process in left.iter().filter(|process| process.lives()) {
+        if let Some(pid) = pid_of(*process) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    left.into_iter().for_each(wait_for);
+    Ok(())
+}
+
+fn wait_for(process: Incarnation) {
+    let Some(Ok(descriptor)) = pid_of(process).map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return;
+    };
+    if process.lives() {
+        readable(&descriptor, PREDECESSOR);
+    }
+}
+
+fn pid_of(process: Incarnation) -> Option<Pid> {
+    i32::try_from(process.pid).ok().and_then(Pid::from_raw)
+}
+
+/// The way to a keeper that runs.
+fn reach(directory: &NetworkDir) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(socket_file(directory))?;
+    let give_up = Instant::now() + PREDECESSOR;
+    loop {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            // One that was killed is being replaced.
+            Err(_) if is_kept(directory) && Instant::now() < give_up => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Says `word` and waits for the answer: an error's text, or nothing.
+fn ask(channel: &OwnedFd, word: &str) -> io::Result<Result<(), String>> {
+    send(channel, word.as_bytes(), SendFlags::NOSIGNAL)?;
+    if !readable(channel, PATIENCE) {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let mut bytes = [0; LONGEST];
+    let (length, _) = recv(channel, &mut bytes[..], RecvFlags::DONTWAIT)?;
+    match bytes.get(..length) {
+        None | Some([]) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Some(answer) if answer == DONE.as_bytes() => Ok(Ok(())),
+        Some(answer) => Ok(Err(String::from_utf8_lossy(answer).into_owned())),
+    }
+}
+
+/// Waits until there is something to read.
+pub fn readable(descriptor: &OwnedFd, patience: Duration) -> bool {
+    let give_up = Instant::now() + patience;
+    loop {
+        let left = give_up.saturating_duration_since(Instant::now());
+        let Ok(timeout) = left.try_into() else { return false };
+        match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            outcome => return outcome.is_ok_and(|ready| ready > 0),
+        }
+    }
+}
+
+/// Starts a pair of warden and keeper as this program's `network keep`, with a channel to the keeper if one is `asked` for.
+pub fn start(name: &NetworkName, asked: bool) -> io::Result<Option<OwnedFd>> {
+    let (ours, theirs) = if asked {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        (Some(ours), Stdio::from(theirs))
+    } else {
+        (None, Stdio::null())
+    };
+    let mut command = Command::new("/proc/self/exe");
+    std::os::unix::process::CommandExt::arg0(&mut command, "softnet-keeper");
+    command
+        .args(["network", "keep", "--network", name.as_str()])
+        .env_clear()
+        .current_dir("/")
+        .stdin(theirs)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    sys::process::detach(&mut command);
+    command.spawn()?.wait()?;
+    Ok(ours)
+}
