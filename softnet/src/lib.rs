@@ -9,8 +9,6 @@ pub mod bootpd;
 pub mod cli;
 pub mod clock;
 pub mod config;
-#[cfg(target_os = "linux")]
-pub mod conntrack;
 pub mod escalation;
 pub mod host;
 pub mod lease_follower;
@@ -24,8 +22,6 @@ pub mod monitor;
 pub mod needs;
 #[cfg(target_os = "linux")]
 pub mod netlink;
-#[cfg(target_os = "linux")]
-mod nftables;
 pub mod parent;
 pub mod privilege;
 pub mod quiet;
@@ -34,8 +30,6 @@ pub mod relay;
 pub mod run;
 pub mod sandbox;
 pub mod signals;
-#[cfg(target_os = "linux")]
-mod sock_diag;
 pub mod stage;
 mod surroundings;
 mod sys;

@@ -21,8 +21,8 @@ use softnet_filter::MacAddr;
 use crate::cli::RunArgs;
 use crate::config::{Config, PortSettings, parse_mac};
 use crate::privilege::{Identity, Start, System};
+use crate::signals::signalfd::{Received, SignalFd};
 use crate::sys::process::{self, Fork};
-use crate::sys::signalfd::{Received, SignalFd};
 use crate::vm::VmSocket;
 
 /// How long the filter may take for a clean end.

@@ -16,7 +16,7 @@ use crate::host::addresses::AddressWatch;
 use crate::host::network::exposed::ExposedWatch;
 use crate::lease_follower::Notice;
 use crate::quiet::{PROBE_INTERVAL, QUIET_PROBE_INTERVAL};
-use crate::sys::signalfd::SignalFd;
+use crate::signals::signalfd::SignalFd;
 use crate::vm::PeerWatch;
 
 /// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.

@@ -32,13 +32,6 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// The descriptor of `owner`, which offers it as a number only.
-#[cfg(target_os = "linux")]
-pub fn borrow<T: std::os::fd::AsRawFd + ?Sized>(owner: &T) -> BorrowedFd<'_> {
-    // SAFETY: the owner is borrowed for as long, and keeps its descriptor open until it is dropped.
-    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
-}
-
 /// Closes every descriptor of this process that is not in `keep`, and makes those close-on-exec.
 ///
 /// Whatever else in the process owns a closed descriptor must not use it again; the seal calls this when the links are

@@ -9,8 +9,6 @@ pub mod incarnation;
 pub mod process;
 pub mod secure;
 #[cfg(target_os = "linux")]
-pub mod signalfd;
-#[cfg(target_os = "linux")]
 pub mod tun;
 
 /// How datagrams and bytes are sent: a peer that is gone is an error, not a signal.

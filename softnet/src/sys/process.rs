@@ -2,13 +2,15 @@
 //!
 //! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
 //! allocate.
-#![expect(unsafe_code, reason = "fork(2), _exit(2), and prctl(2) between fork and exec")]
+#![expect(unsafe_code, reason = "fork(2), _exit(2), and what runs between fork and exec")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal};
 
 /// Which side of a fork this is.
@@ -42,12 +44,8 @@ pub fn fork() -> io::Result<Fork> {
 /// When `/proc` or `/dev/null` cannot be opened.
 pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let nowhere = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    for number in [libc::STDIN_FILENO, libc::STDOUT_FILENO] {
-        // SAFETY: dup2 takes numbers only; what they stood for is not used any more.
-        if unsafe { libc::dup2(nowhere.as_raw_fd(), number) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
+    rustix::stdio::dup2_stdin(&nowhere)?;
+    rustix::stdio::dup2_stdout(&nowhere)?;
     // Closed below with the others.
     let _ = nowhere.into_raw_fd();
     let open: Vec<libc::c_int> = std::fs::read_dir("/proc/self/fd")?
@@ -122,7 +120,7 @@ pub fn detach(command: &mut Command) {
                 pid if pid < 0 => return Err(io::Error::last_os_error()),
                 _ => libc::_exit(0),
             }
-            unmask();
+            unmask()?;
             let flags = libc::CLOSE_RANGE_CLOEXEC;
             match libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, flags) {
                 0 => Ok(()),
@@ -136,35 +134,26 @@ pub fn detach(command: &mut Command) {
 
 /// Starts `command` with no signal blocked.
 pub fn unmasked(command: &mut Command) {
-    let prepare = || {
-        unmask();
-        Ok(())
-    };
-    // SAFETY: `prepare` makes one system call.
-    unsafe { command.pre_exec(prepare) };
+    // SAFETY: it makes one system call.
+    unsafe { command.pre_exec(unmask) };
 }
 
-/// Blocks no signal.
-fn unmask() {
-    // SAFETY: the set is filled before it is read. Both calls are async-signal-safe.
-    unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-    }
+/// Blocks no signal. It is async-signal-safe.
+fn unmask() -> io::Result<()> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+    Ok(())
 }
 
 /// Gives every signal its usual effect, but SIGPIPE, which the runtime ignores.
 ///
 /// # Errors
-/// None: what cannot be set has no effect to set.
+/// Those of `sigprocmask(2)`. A signal that cannot be set has no effect to set.
 pub fn default_signals() -> io::Result<()> {
     for signal in (1..=libc::SIGRTMAX()).filter(|&signal| signal != libc::SIGPIPE) {
         // SAFETY: the default disposition runs no code of ours.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
-    unmask();
-    Ok(())
+    unmask()
 }
 
 /// Has the process scheduled as most are, for the processor and for disks.
@@ -198,19 +187,16 @@ pub fn spawn_with(
     on_our_death: Signal,
 ) -> io::Result<Child> {
     let number = descriptor.as_raw_fd();
-    let signal = on_our_death.as_raw();
     let parent = rustix::process::getpid();
     let prepare = move || {
         // A change of identity is among it, which makes the kernel forget the signal below.
         first()?;
-        // SAFETY: all of these are async-signal-safe; the signal set is filled before it is read.
-        unsafe {
-            // The supervisor's blocked signals are not the command's.
-            unmask();
-            if libc::fcntl(number, libc::F_SETFD, 0) < 0 || libc::prctl(libc::PR_SET_PDEATHSIG, signal) < 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
+        // The supervisor's blocked signals are not the command's.
+        unmask()?;
+        // SAFETY: the caller's borrow keeps it open until the command has been spawned.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
+        rustix::process::set_parent_process_death_signal(Some(on_our_death))?;
         // The signal is not sent for a parent that died before it was asked for.
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));

@@ -14,25 +14,16 @@ use std::thread;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
 use crate::needs::Needs;
+use crate::netlink::unix_diag;
 
-/// `SOCK_DIAG_BY_FAMILY`, `linux/sock_diag.h`.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLM_F_REQUEST: u16 = 1;
-/// `UDIAG_SHOW_PEER`, `linux/unix_diag.h`.
-const UDIAG_SHOW_PEER: u32 = 4;
-/// Attribute `UNIX_DIAG_PEER`.
-const UNIX_DIAG_PEER: u16 = 2;
 /// `ioctl` that opens the network namespace of a socket, `linux/sockios.h`.
 const SIOCGSKNS: libc::Ioctl = 0x894C;
-const NETLINK_HEADER: usize = 16;
-/// `struct unix_diag_msg`.
-const DIAG_MESSAGE: usize = 16;
 
 /// Watches one socket's peer.
 #[derive(Debug)]
 pub struct PeerWatch {
     diag: OwnedFd,
-    request: [u8; 40],
+    request: Vec<u8>,
 }
 
 impl PeerWatch {
@@ -43,13 +34,12 @@ impl PeerWatch {
     /// process may not enter.
     pub fn new(socket: &OwnedFd) -> io::Result<Self> {
         let inode = u32::try_from(rustix::fs::fstat(socket)?.st_ino).map_err(io::Error::other)?;
-        let request = request(inode);
-        let here = PeerWatch { diag: open_diag()?, request };
+        let here = PeerWatch { diag: open_diag()?, request: unix_diag::question(inode) };
         match here.peer() {
             Ok(_) => Ok(here),
             // Not in this namespace: the launcher made the pair in its own.
             Err(_) => {
-                let there = PeerWatch { diag: open_diag_in(namespace_of(socket)?)?, request };
+                let there = PeerWatch { diag: open_diag_in(namespace_of(socket)?)?, ..here };
                 there.peer().map(|_| there)
             }
         }
@@ -65,8 +55,7 @@ impl PeerWatch {
         rustix::net::send(&self.diag, &self.request, SendFlags::empty())?;
         let mut reply = [0; 256];
         let (len, _) = rustix::net::recv(&self.diag, &mut reply, RecvFlags::empty())?;
-        parse(reply.get(..len).unwrap_or_default())
-            .ok_or_else(|| io::Error::other("no peer in the answer of the socket diagnostics"))
+        unix_diag::peer(reply.get(..len).unwrap_or_default())
     }
 }
 
@@ -102,37 +91,6 @@ impl LinkWatch {
 
     /// Nothing.
     pub fn needs(&self, _needs: &mut Needs) {}
-}
-
-/// `struct nlmsghdr` and `struct unix_diag_req` for one inode.
-fn request(inode: u32) -> [u8; 40] {
-    let mut request = [0; 40];
-    let mut put = |at: usize, bytes: &[u8]| request[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &40u32.to_ne_bytes());
-    put(4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    put(6, &NLM_F_REQUEST.to_ne_bytes());
-    put(16, &[libc::AF_UNIX as u8]);
-    put(20, &u32::MAX.to_ne_bytes()); // any state
-    put(24, &inode.to_ne_bytes());
-    put(28, &UDIAG_SHOW_PEER.to_ne_bytes());
-    put(32, &[0xff; 8]); // INET_DIAG_NOCOOKIE
-    request
-}
-
-/// The attribute `UNIX_DIAG_PEER` of the kernel's answer.
-fn parse(reply: &[u8]) -> Option<u32> {
-    let u16_at = |bytes: &[u8], at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    if u16_at(reply, 4)? != SOCK_DIAG_BY_FAMILY {
-        return None;
-    }
-    let mut rest = reply.get(NETLINK_HEADER + DIAG_MESSAGE..)?;
-    loop {
-        let len = usize::from(u16_at(rest, 0)?);
-        if u16_at(rest, 2)? == UNIX_DIAG_PEER {
-            return Some(u32::from_ne_bytes(rest.get(4..8)?.try_into().ok()?));
-        }
-        rest = rest.get(len.max(4).next_multiple_of(4)..)?;
-    }
 }
 
 fn open_diag() -> io::Result<OwnedFd> {
@@ -176,20 +134,5 @@ mod tests {
         assert!(watch.is_alive());
         drop(near);
         assert!(!watch.is_alive());
-    }
-
-    #[test]
-    fn an_answer_without_the_attribute_or_cut_short_names_no_peer() {
-        let mut reply = [0u8; 44];
-        reply[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        reply[32..34].copy_from_slice(&8u16.to_ne_bytes());
-        reply[34..36].copy_from_slice(&UNIX_DIAG_PEER.to_ne_bytes());
-        reply[36..40].copy_from_slice(&7u32.to_ne_bytes());
-        assert_eq!(parse(&reply), Some(7));
-        for len in 0..40 {
-            assert_eq!(parse(&reply[..len]), None, "{len} bytes");
-        }
-        reply[34] = 9;
-        assert_eq!(parse(&reply[..40]), None);
     }
 }

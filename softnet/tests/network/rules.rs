@@ -14,11 +14,10 @@ use lab::wire::{self, Arp, Ipv4, Mac, Transport};
 use lab::{PacketSocket, Service, hello};
 use rustix::thread::{Uid, set_thread_res_uid};
 use softnet::config::NetworkName;
-use softnet::conntrack;
 use softnet::host::bridge;
 use softnet::host::forwarder::{Forward, Op};
 use softnet::host::network::{self, Member, Membership, NetworkConfig, down};
-use softnet::netlink::Netlink;
+use softnet::netlink::{Netlink, conntrack};
 use softnet_filter::NetType;
 
 use super::{

@@ -9,7 +9,7 @@ use std::io;
 
 use super::files;
 use super::run_dir::RunDir;
-use crate::nftables::generation;
+use crate::netlink::nftables::generation;
 
 /// What is known of the tables that may be the network's.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]

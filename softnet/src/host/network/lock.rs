@@ -18,8 +18,8 @@ use rustix::process::{Uid, geteuid, getpriority_process, getuid, setpriority_pro
 use rustix::thread::set_thread_res_uid;
 
 use super::files::{Error, create};
+use crate::signals::signalfd::HeldStops;
 use crate::sys::incarnation::Incarnation;
-use crate::sys::signalfd::HeldStops;
 
 /// How long a lock is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(30);

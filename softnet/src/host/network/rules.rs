@@ -16,11 +16,10 @@ use super::run_dir::RunDir;
 use super::{Error, generation, record};
 use crate::config::expose::{Expose, Protocol};
 use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
-use crate::conntrack::{self, Flow};
 use crate::host::forwarder::Forward;
 use crate::host::tools::Tool;
-use crate::netlink::{self, Netlink};
-use crate::nftables;
+use crate::netlink::conntrack::{self, Flow};
+use crate::netlink::{self, Netlink, nftables};
 
 /// What this kernel has turned out to lack.
 static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);

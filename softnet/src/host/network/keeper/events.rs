@@ -4,14 +4,14 @@
 //! A change by Softnet itself looks like any other; [`super::super::generation`] tells them apart.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_sys::Socket;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use crate::host::network::generation::Tables;
 use crate::host::network::ruleset;
-use crate::nftables::{NEWGEN, SUBSYSTEM, first_attribute, messages, number};
+use crate::netlink::nftables::{NEWGEN, SUBSYSTEM, first_attribute, number};
+use crate::netlink::{Subscription, messages};
 
 /// Links, IPv4 addresses, IPv4 switches (`RTNLGRP_*`).
 const ROUTE_GROUPS: [u32; 3] = [1, 5, 24];
@@ -28,47 +28,35 @@ pub struct Happened {
 }
 
 /// Where the kernel tells.
+#[derive(Debug)]
 pub struct Events {
-    route: Socket,
-    nftables: Socket,
+    route: Subscription,
+    nftables: Subscription,
     /// A table changed in the transaction whose number is still to be told.
     within: bool,
-}
-
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Events")
-    }
 }
 
 impl Events {
     /// From now on, nothing is missed.
     pub fn follow() -> io::Result<Self> {
-        let open = |protocol, groups: &[u32]| {
-            let mut socket = Socket::new(protocol)?;
-            socket.bind_auto()?;
-            socket.set_non_blocking(true)?;
-            groups.iter().try_for_each(|&group| socket.add_membership(group))?;
-            Ok::<_, io::Error>(socket)
-        };
         Ok(Events {
-            route: open(NETLINK_ROUTE, &ROUTE_GROUPS)?,
-            nftables: open(NETLINK_NETFILTER, &[NFTABLES_GROUP])?,
+            route: Subscription::open(NETLINK_ROUTE, &ROUTE_GROUPS)?,
+            nftables: Subscription::open(NETLINK_NETFILTER, &[NFTABLES_GROUP])?,
             within: false,
         })
     }
 
     /// What becomes readable when something happens.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [&self.route, &self.nftables].map(crate::sys::fd::borrow)
+        [self.route.as_fd(), self.nftables.as_fd()]
     }
 
     /// Reads all that was told. Tables are the network's if their name is the one of all networks or begins like it.
     pub fn read(&mut self) -> Happened {
         let mut happened = Happened::default();
-        drain(&self.route, |_| happened.links = true);
+        self.route.drain(|_| happened.links = true);
         let within = &mut self.within;
-        drain(&self.nftables, |told| {
+        self.nftables.drain(|told| {
             let told = told.map_or(Tables::Unknown, |bytes| follow(bytes, within));
             happened.tables = happened.tables.and_then(told);
         });
@@ -76,24 +64,16 @@ impl Events {
     }
 }
 
-/// Hands out every datagram, and `None` if some were lost.
-fn drain(socket: &Socket, mut told: impl FnMut(Option<&[u8]>)) {
-    loop {
-        match socket.recv_from_full() {
-            Ok((bytes, _)) => told(Some(&bytes)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
-        }
-    }
-}
-
 /// What these messages of nftables tell. `within` is whether the transaction that they go on with has changed a table of the
 /// networks.
 fn follow(bytes: &[u8], within: &mut bool) -> Tables {
     let mut tables = Tables::Same;
-    for (kind, message) in messages(bytes).filter(|(kind, _)| kind & 0xff00 == SUBSYSTEM) {
-        let value = first_attribute(message);
+    for message in messages(bytes).map_while(Result::ok) {
+        let kind = message.message_type();
+        if kind & 0xff00 != SUBSYSTEM {
+            continue;
+        }
+        let value = first_attribute(&message);
         if kind != NEWGEN {
             *within |= value.is_some_and(is_of_networks);
         } else if std::mem::take(within) {
@@ -112,7 +92,7 @@ fn is_of_networks(table: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nftables::message;
+    use crate::netlink::nftables::message;
 
     const NEW_RULE: u16 = SUBSYSTEM | 6;
 
@@ -121,7 +101,7 @@ mod tests {
     }
 
     fn end(number: u32) -> Vec<u8> {
-        message(NEWGEN, 0, &number.to_be_bytes())
+        message(NEWGEN, &number.to_be_bytes())
     }
 
     #[test]
@@ -132,9 +112,9 @@ mod tests {
             (b"softnet-tap-snt0\0", Tables::Same),
             (b"filter\0", Tables::Same),
         ] {
-            assert_eq!(told(&[message(NEW_RULE, 0, table), end(7)]), tables);
+            assert_eq!(told(&[message(NEW_RULE, table), end(7)]), tables);
         }
-        let (ours, others) = (message(NEW_RULE, 0, b"softnet\0"), message(NEW_RULE, 0, b"filter\0"));
+        let (ours, others) = (message(NEW_RULE, b"softnet\0"), message(NEW_RULE, b"filter\0"));
         let all = [others.clone(), ours, others.clone(), end(7), others, end(8)];
         assert_eq!(told(&all), Tables::ChangedIn(7));
         let mut within = false;

@@ -29,8 +29,8 @@ use crate::host::network::service::{DONE, END, LONGEST, SERVE, lock_file, socket
 use crate::host::network::{Error, Plan, build, record, rules};
 use crate::host::tools;
 use crate::netlink::Netlink;
+use crate::signals::signalfd::SignalFd;
 use crate::sys::incarnation::Incarnation;
-use crate::sys::signalfd::SignalFd;
 
 /// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
 /// not read, and the network is whole within 5 s (rule H8).

@@ -16,7 +16,7 @@ use super::{Network, block, host::plain, list};
 use crate::host::bridge::Gateway;
 use crate::host::tools::Tool;
 use crate::netlink::Netlink;
-use crate::nftables::{self, Family};
+use crate::netlink::nftables::{self, Family};
 
 /// What a kernel with tables of the bridge family loads.
 pub const PROBE: &str = "table bridge softnet_probe {

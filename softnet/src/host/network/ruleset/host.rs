@@ -6,8 +6,7 @@ use std::ops::RangeInclusive;
 
 use super::super::Error;
 use super::ports;
-use crate::netlink::{Kind, Link, Netlink};
-use crate::sock_diag;
+use crate::netlink::{Kind, Link, Netlink, inet_diag};
 
 /// The kernel's lists of sockets of this network namespace.
 const TCP_SOCKETS: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
@@ -71,7 +70,7 @@ impl Host {
     pub fn look(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
         let mut taken = exposed;
         // A connection needs no port for itself: conntrack knows it, and gives its pair of addresses and ports to no other.
-        taken.extend(sock_diag::listening_tcp_ports().unwrap_or_else(|error| {
+        taken.extend(inet_diag::listening_tcp_ports().unwrap_or_else(|error| {
             tracing::debug!(%error, "no socket diagnostics; reading the list of all sockets");
             bound_ports(&TCP_SOCKETS)
         }));

@@ -1,5 +1,8 @@
 //! Signals as events: a handler writes one byte to a socket that the event loop watches.
 
+#[cfg(target_os = "linux")]
+pub mod signalfd;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;

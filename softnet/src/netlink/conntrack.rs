@@ -9,8 +9,10 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
+use netlink_packet_core::{NLA_F_NESTED as NESTED, NLM_F_DUMP, NlaBuffer};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
+
+use super::{Connection, attribute, attributes, find};
 
 /// One direction of a flow, as conntrack files it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -91,12 +93,6 @@ pub fn forget(stale: impl Fn(&Flow) -> bool) -> io::Result<usize> {
     table.delete_all(flows)
 }
 
-const HEADER: usize = 16;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_DUMP: u16 = 0x300;
 /// The subsystem, in the message type's upper byte.
 const CTNETLINK: u16 = 1 << 8;
 const GET: u16 = CTNETLINK | 1;
@@ -106,7 +102,6 @@ const CTA_STATS_GLOBAL_ENTRIES: u16 = 1;
 /// `struct nfgenmsg`: IPv4, version 0.
 const IPV4: [u8; 4] = [2, 0, 0, 0];
 
-const NESTED: u16 = 0x8000;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_ID: u16 = 12;
@@ -149,163 +144,93 @@ impl Pick {
     fn filter(self, address: Ipv4Addr) -> Vec<u8> {
         // The kernel's flags: bit 0 the source, bit 1 the destination.
         let flags = (u32::from(self.end)).to_ne_bytes();
-        let ip = nla(CTA_TUPLE_IP | NESTED, &nla(self.end, &address.octets()));
-        [nla(self.tuple | NESTED, &ip), nla(CTA_FILTER | NESTED, &nla(self.tuple, &flags))].concat()
+        let ip = attribute(CTA_TUPLE_IP | NESTED, &attribute(self.end, &address.octets()));
+        [attribute(self.tuple | NESTED, &ip), attribute(CTA_FILTER | NESTED, &attribute(self.tuple, &flags))]
+            .concat()
     }
 }
 
 struct Table {
-    socket: Socket,
+    connection: Connection,
 }
 
 impl Table {
     fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Table { socket })
+        Ok(Table { connection: Connection::open(NETLINK_NETFILTER)? })
     }
 
     /// How many entries there are, of any address family.
     fn count(&mut self) -> io::Result<u32> {
-        self.socket.send(&message(GET_STATS, 0, &[]), 0)?;
-        let (bytes, _) = self.socket.recv_from_full()?;
-        let (kind, body) = messages(&bytes).next().ok_or(io::ErrorKind::InvalidData)?;
-        if kind == NLMSG_ERROR {
-            result(body)?;
-        }
-        let entries = body.get(IPV4.len()..).and_then(|body| attribute(body, CTA_STATS_GLOBAL_ENTRIES));
-        let entries = entries.and_then(|value| Some(u32::from_be_bytes(*value.first_chunk()?)));
+        let mut entries = None;
+        self.connection.exchange(GET_STATS, 0, &IPV4, |answer| {
+            let attributes = answer.payload().get(IPV4.len()..).unwrap_or_default();
+            entries = find(attributes, CTA_STATS_GLOBAL_ENTRIES)
+                .and_then(|value| Some(u32::from_be_bytes(*value.first_chunk()?)));
+            Ok(())
+        })?;
         entries.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     fn dump(&mut self, filter: &[u8], mut see: impl FnMut(Flow)) -> io::Result<()> {
-        self.socket.send(&message(GET, NLM_F_DUMP, filter), 0)?;
-        loop {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            for (kind, body) in messages(&bytes) {
-                match kind {
-                    NLMSG_DONE => return Ok(()),
-                    NLMSG_ERROR => result(body)?,
-                    _ => body.get(IPV4.len()..).and_then(flow).into_iter().for_each(&mut see),
-                }
-            }
-        }
+        self.connection.exchange(GET, NLM_F_DUMP, &[&IPV4, filter].concat(), |entry| {
+            entry.payload().get(IPV4.len()..).and_then(flow).into_iter().for_each(&mut see);
+            Ok(())
+        })
     }
 
     /// Deletes the entries with these names and returns how many there still were.
     fn delete_all(&mut self, names: impl IntoIterator<Item = Vec<u8>>) -> io::Result<usize> {
-        let names: Vec<Vec<u8>> = names.into_iter().collect();
+        let names: Vec<Vec<u8>> = names.into_iter().map(|name| [&IPV4[..], &name].concat()).collect();
         let mut deleted = 0;
         for some in names.chunks(DELETIONS_AT_ONCE) {
-            let messages: Vec<u8> = some.iter().flat_map(|name| message(DELETE, NLM_F_ACK, name)).collect();
-            self.socket.send(&messages, 0)?;
-            deleted += self.outcomes(some.len())?;
-        }
-        Ok(deleted)
-    }
-
-    /// Reads the outcomes of `count` deletions and says how many succeeded.
-    fn outcomes(&mut self, count: usize) -> io::Result<usize> {
-        let (mut heard, mut succeeded, mut failure) = (0, 0, None);
-        while heard < count {
-            let (bytes, _) = self.socket.recv_from_full()?;
-            for (_, body) in messages(&bytes).filter(|(kind, _)| *kind == NLMSG_ERROR) {
-                heard += 1;
-                match result(body) {
-                    Ok(()) => succeeded += 1,
+            let mut failure = None;
+            for outcome in self.connection.change_all(DELETE, some.iter().map(Vec::as_slice))? {
+                match outcome {
+                    Ok(()) => deleted += 1,
                     // It has ended by itself.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => failure = Some(error),
                 }
             }
+            if let Some(error) = failure {
+                return Err(error);
+            }
         }
-        failure.map_or(Ok(succeeded), Err)
+        Ok(deleted)
     }
-}
-
-fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
-    let length = (HEADER + IPV4.len() + attributes.len()) as u32;
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    // Sequence number and port: one question at a time needs neither.
-    bytes.extend([0; 8]);
-    bytes.extend(IPV4);
-    bytes.extend(attributes);
-    bytes
-}
-
-/// One attribute, padded.
-fn nla(kind: u16, value: &[u8]) -> Vec<u8> {
-    let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
-/// The outcome in the body of an `NLMSG_ERROR`: a negative error number, or zero for an acknowledgement.
-fn result(body: &[u8]) -> io::Result<()> {
-    match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code.saturating_neg())),
-        None => Err(io::ErrorKind::InvalidData.into()),
-    }
-}
-
-/// Type and body of each message.
-fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
-        let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
-        let body = bytes.get(HEADER..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-        Some((kind, body))
-    })
-}
-
-/// Type, value and all bytes of each attribute.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
-    /// Two bits of the type are flags (nested, byte order).
-    const TYPE: u16 = 0x3fff;
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(*bytes.first_chunk()?));
-        let kind = u16::from_ne_bytes(*bytes.get(2..)?.first_chunk()?) & TYPE;
-        let (value, padded) = (bytes.get(4..length)?, length.next_multiple_of(4));
-        let whole = bytes.get(..padded).unwrap_or(bytes);
-        bytes = bytes.get(padded..).unwrap_or(&[]);
-        Some((kind, value, whole))
-    })
-}
-
-fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
-    attributes(bytes).find(|(kind, ..)| *kind == wanted).map(|(_, value, _)| value)
 }
 
 /// The flow in an entry's attributes.
 fn flow(entry: &[u8]) -> Option<Flow> {
-    let named = |(kind, ..): &(u16, &[u8], &[u8])| matches!(*kind, CTA_TUPLE_ORIG | CTA_ZONE | CTA_ID);
+    let named =
+        attributes(entry).filter(|attribute| matches!(attribute.kind(), CTA_TUPLE_ORIG | CTA_ZONE | CTA_ID));
     Some(Flow {
-        original: tuple(attribute(entry, CTA_TUPLE_ORIG)?)?,
-        reply: tuple(attribute(entry, CTA_TUPLE_REPLY)?)?,
-        name: attributes(entry).filter(named).flat_map(|(.., whole)| whole.to_vec()).collect(),
+        original: tuple(find(entry, CTA_TUPLE_ORIG)?)?,
+        reply: tuple(find(entry, CTA_TUPLE_REPLY)?)?,
+        name: named.flat_map(|attribute| whole(attribute).to_vec()).collect(),
     })
+}
+
+/// All bytes of the attribute, its padding too.
+fn whole(attribute: NlaBuffer<&[u8]>) -> &[u8] {
+    let length = usize::from(attribute.length()).next_multiple_of(4);
+    let rest = attribute.into_inner();
+    rest.get(..length).unwrap_or(rest)
 }
 
 /// Addresses and ports are in network byte order.
 fn tuple(attributes: &[u8]) -> Option<Tuple> {
-    let ip = attribute(attributes, CTA_TUPLE_IP)?;
-    let protocol = attribute(attributes, CTA_TUPLE_PROTO)?;
-    let address = |end| Some(Ipv4Addr::from(*attribute(ip, end)?.first_chunk::<4>()?));
-    let port = |end| match attribute(protocol, end).or_else(|| attribute(protocol, CTA_PROTO_ICMP_ID)) {
+    let ip = find(attributes, CTA_TUPLE_IP)?;
+    let protocol = find(attributes, CTA_TUPLE_PROTO)?;
+    let address = |end| Some(Ipv4Addr::from(*find(ip, end)?.first_chunk::<4>()?));
+    let port = |end| match find(protocol, end).or_else(|| find(protocol, CTA_PROTO_ICMP_ID)) {
         Some(value) => value.first_chunk().map(|port| u16::from_be_bytes(*port)),
         None => Some(0),
     };
     Some(Tuple {
         source: address(CTA_IP_V4_SRC)?,
         destination: address(CTA_IP_V4_DST)?,
-        protocol: *attribute(protocol, CTA_PROTO_NUM)?.first()?,
+        protocol: *find(protocol, CTA_PROTO_NUM)?.first()?,
         source_port: port(CTA_PROTO_SRC_PORT)?,
         destination_port: port(CTA_PROTO_DST_PORT)?,
     })
@@ -318,14 +243,17 @@ mod tests {
     const UDP: u8 = 17;
 
     fn tuple_of(kind: u16, protocol: u8, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
-        let addresses = [nla(CTA_IP_V4_SRC, &from.0), nla(CTA_IP_V4_DST, &to.0)].concat();
+        let addresses = [attribute(CTA_IP_V4_SRC, &from.0), attribute(CTA_IP_V4_DST, &to.0)].concat();
         let ports = [
-            nla(CTA_PROTO_NUM, &[protocol]),
-            nla(CTA_PROTO_SRC_PORT, &from.1.to_be_bytes()),
-            nla(CTA_PROTO_DST_PORT, &to.1.to_be_bytes()),
+            attribute(CTA_PROTO_NUM, &[protocol]),
+            attribute(CTA_PROTO_SRC_PORT, &from.1.to_be_bytes()),
+            attribute(CTA_PROTO_DST_PORT, &to.1.to_be_bytes()),
         ];
-        let inner = [nla(CTA_TUPLE_IP | NESTED, &addresses), nla(CTA_TUPLE_PROTO | NESTED, &ports.concat())];
-        nla(kind | NESTED, &inner.concat())
+        let inner = [
+            attribute(CTA_TUPLE_IP | NESTED, &addresses),
+            attribute(CTA_TUPLE_PROTO | NESTED, &ports.concat()),
+        ];
+        attribute(kind | NESTED, &inner.concat())
     }
 
     const CLIENT: ([u8; 4], u16) = ([192, 168, 77, 10], 40000);
@@ -336,8 +264,8 @@ mod tests {
         [
             tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST),
             tuple_of(CTA_TUPLE_REPLY, UDP, VM, CLIENT),
-            nla(7, &[0, 0, 0, 30]),
-            nla(CTA_ID, &[1, 2, 3, 4]),
+            attribute(7, &[0, 0, 0, 30]),
+            attribute(CTA_ID, &[1, 2, 3, 4]),
         ]
         .concat()
     }
@@ -350,7 +278,7 @@ mod tests {
             (flow.reply.source, flow.reply.source_port, flow.reply.protocol),
             (VM.0.into(), VM.1, UDP)
         );
-        let name = [tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST), nla(CTA_ID, &[1, 2, 3, 4])].concat();
+        let name = [tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST), attribute(CTA_ID, &[1, 2, 3, 4])].concat();
         assert_eq!(flow.name, name);
         for end in [CLIENT, HOST, VM] {
             assert!(flow.has(end.0.into()));
@@ -361,12 +289,12 @@ mod tests {
     #[test]
     fn an_entry_without_ports_is_read_too() {
         let ends = |from: [u8; 4], to: [u8; 4]| {
-            let addresses = [nla(CTA_IP_V4_SRC, &from), nla(CTA_IP_V4_DST, &to)].concat();
-            let esp = nla(CTA_TUPLE_PROTO | NESTED, &nla(CTA_PROTO_NUM, &[50]));
-            [nla(CTA_TUPLE_IP | NESTED, &addresses), esp].concat()
+            let addresses = [attribute(CTA_IP_V4_SRC, &from), attribute(CTA_IP_V4_DST, &to)].concat();
+            let esp = attribute(CTA_TUPLE_PROTO | NESTED, &attribute(CTA_PROTO_NUM, &[50]));
+            [attribute(CTA_TUPLE_IP | NESTED, &addresses), esp].concat()
         };
-        let original = nla(CTA_TUPLE_ORIG | NESTED, &ends(VM.0, CLIENT.0));
-        let entry = [original, nla(CTA_TUPLE_REPLY | NESTED, &ends(CLIENT.0, HOST.0))].concat();
+        let original = attribute(CTA_TUPLE_ORIG | NESTED, &ends(VM.0, CLIENT.0));
+        let entry = [original, attribute(CTA_TUPLE_REPLY | NESTED, &ends(CLIENT.0, HOST.0))].concat();
         let flow = flow(&entry).unwrap();
         assert_eq!((flow.original.protocol, flow.original.source_port), (50, 0));
     }
@@ -379,12 +307,5 @@ mod tests {
         for length in 0..tuples {
             assert_eq!(flow(&whole[..length]), None, "{length}");
         }
-    }
-
-    #[test]
-    fn an_answer_is_an_acknowledgement_or_an_error() {
-        assert!(result(&0_i32.to_ne_bytes()).is_ok());
-        assert_eq!(result(&(-2_i32).to_ne_bytes()).unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(result(&[]).is_err());
     }
 }

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::Ipv4Net;
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload, Nla,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NetlinkDeserializable, NetlinkHeader,
+    NetlinkSerializable, Nla, Parseable,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -22,16 +22,17 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 use softnet_filter::MacAddr;
+
+use super::Connection;
 
 /// A request that the kernel refused or that could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No netlink socket could be had.
+    /// The netlink socket could not be opened.
     #[error("cannot open a netlink socket: {0}")]
     Open(#[source] io::Error),
-    /// The kernel said no.
+    /// The kernel refused the request.
     #[error("cannot {request}: {source}{}", hint(source))]
     Refused {
         /// What was asked for, with the interface's name or index.
@@ -53,16 +54,6 @@ fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::PermissionDenied => " (this needs CAP_NET_ADMIN: start Softnet as root)",
         _ => "",
-    }
-}
-
-impl Error {
-    /// The kernel's error, if it was the kernel that refused.
-    pub fn os_error(&self) -> Option<&io::Error> {
-        match self {
-            Error::Refused { source, .. } | Error::Open(source) => Some(source),
-            Error::Answer { .. } => None,
-        }
     }
 }
 
@@ -113,8 +104,7 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// The kernel sends what is queued for it. It starts to a moment after the link has got a carrier, and drops everything
-    /// before.
+    /// The queueing discipline is active. The kernel attaches it shortly after carrier-up; earlier frames are dropped.
     pub transmits: bool,
     /// The kernel's `isolated` flag, if the link is a bridge's port.
     pub isolated: Option<bool>,
@@ -131,20 +121,16 @@ pub struct Route {
     pub output: Option<u32>,
 }
 
-/// A netlink socket in the network namespace that it was opened in.
+/// A socket for rtnetlink in the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct Netlink {
-    socket: Socket,
-    sequence: u32,
+    connection: Connection,
 }
 
 impl Netlink {
     /// Opens the socket. Questions need no privilege, changes need `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(Error::Open)?;
-        socket.bind_auto().map_err(Error::Open)?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(Error::Open)?;
-        Ok(Netlink { socket, sequence: 0 })
+        Connection::open(NETLINK_ROUTE).map(|connection| Netlink { connection }).map_err(Error::Open)
     }
 
     /// The link called `name`, or `None` if there is none.
@@ -313,75 +299,42 @@ impl Netlink {
         self.exchange(what, message, flags | NLM_F_ACK).map(drop)
     }
 
-    /// Sends one request and collects the answers up to the acknowledgement, the end of the dump or the single answer.
+    /// Sends one request and collects the answers.
     fn exchange(
         &mut self,
         what: &str,
         message: RouteNetlinkMessage,
         flags: u16,
     ) -> Result<Vec<RouteNetlinkMessage>, Error> {
-        let refused = |source| Error::Refused { request: what.to_owned(), source };
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut request = NetlinkMessage::from(message);
-        request.header.flags = NLM_F_REQUEST | flags;
-        request.header.sequence_number = self.sequence;
-        request.finalize();
-        let mut bytes = vec![0; request.buffer_len()];
-        request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(refused)?;
-
-        let many = flags & NLM_F_DUMP == NLM_F_DUMP;
+        let mut payload = vec![0; message.buffer_len()];
+        message.serialize(&mut payload);
+        let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
         let mut answers = Vec::new();
-        loop {
-            let (received, _) = self.socket.recv_from_full().map_err(refused)?;
-            let mut rest = received.as_slice();
-            while !rest.is_empty() {
-                let (length, sequence) = message_header(rest).ok_or_else(|| Error::Answer {
-                    request: what.to_owned(),
-                    detail: format!("a message of {} bytes is cut short", rest.len()),
-                })?;
-                let answer = rest.get(..length).unwrap_or(rest);
-                rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
-                if sequence != self.sequence {
-                    continue;
-                }
-                match NetlinkMessage::<RouteNetlinkMessage>::deserialize(answer) {
-                    Ok(NetlinkMessage { payload: NetlinkPayload::Done(_), .. }) => return Ok(answers),
-                    Ok(NetlinkMessage { payload: NetlinkPayload::Error(status), .. }) => {
-                        return match status.code {
-                            None => Ok(answers),
-                            Some(_) => Err(refused(status.to_io())),
-                        };
-                    }
-                    Ok(NetlinkMessage { payload: NetlinkPayload::InnerMessage(inner), .. }) => {
-                        answers.push(inner);
-                        if !many && flags & NLM_F_ACK == 0 {
-                            return Ok(answers);
-                        }
-                    }
-                    Ok(_) => {}
-                    // One exotic link or route must not hide all the others.
-                    Err(error) if many => tracing::debug!(%error, "skipped a netlink message"),
-                    Err(error) => {
-                        return Err(Error::Answer { request: what.to_owned(), detail: error.to_string() });
-                    }
-                }
+        let outcome = self.connection.exchange(message.message_type(), flags, &payload, |answer| {
+            match NetlinkHeader::parse(answer)
+                .and_then(|header| RouteNetlinkMessage::deserialize(&header, answer.payload()))
+            {
+                Ok(answer) => answers.push(answer),
+                // One exotic link or route must not hide all the others.
+                Err(error) if is_dump => tracing::debug!(%error, "skipped a netlink message"),
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => Ok(answers),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                Err(Error::Answer { request: what.to_owned(), detail: error.to_string() })
+            }
+            Err(source) => Err(Error::Refused { request: what.to_owned(), source }),
         }
     }
 }
 
 impl AsFd for Netlink {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.connection.as_fd()
     }
-}
-
-/// Length and sequence number of the message that `bytes` begins with (`struct nlmsghdr`).
-fn message_header(bytes: &[u8]) -> Option<(usize, u32)> {
-    let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let length = usize::try_from(word(0)?).ok()?;
-    (length >= 16 && length <= bytes.len()).then_some((length, word(8)?))
 }
 
 fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
@@ -534,17 +487,5 @@ mod tests {
         let text = refused.to_string();
         assert!(text.starts_with("cannot delete interface number 2147483647: "), "{text}");
         assert_eq!(text.matches("cannot").count(), 1, "{text}");
-    }
-
-    #[test]
-    fn a_message_that_claims_more_than_was_received_is_refused() {
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&17_u32.to_ne_bytes());
-        assert_eq!(message_header(&bytes), None);
-        bytes[..4].copy_from_slice(&15_u32.to_ne_bytes());
-        assert_eq!(message_header(&bytes), None);
-        bytes[..4].copy_from_slice(&16_u32.to_ne_bytes());
-        bytes[8..12].copy_from_slice(&7_u32.to_ne_bytes());
-        assert_eq!(message_header(&bytes), Some((16, 7)));
     }
 }

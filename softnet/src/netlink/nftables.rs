@@ -1,0 +1,81 @@
+//! What of nftables is asked and heard without nft: the number of the ruleset's generation, whether a table is there, and which
+//! tables a notification is about (`linux/netfilter/nf_tables.h`).
+
+use std::io;
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::{Connection, Message, attribute, find};
+
+/// `NFNL_SUBSYS_NFTABLES`, in the message type's upper byte.
+pub(crate) const SUBSYSTEM: u16 = 10 << 8;
+/// The end of a transaction's notifications, and the answer to [`generation`]'s question.
+pub(crate) const NEWGEN: u16 = SUBSYSTEM | 15;
+const GETGEN: u16 = SUBSYSTEM | 16;
+const GETTABLE: u16 = SUBSYSTEM | 1;
+
+/// `NFTA_GEN_ID`, a number in network byte order; in all other messages attribute 1 is the table's name.
+const FIRST: u16 = 1;
+
+/// `struct nfgenmsg`.
+const NFGENMSG: usize = 4;
+
+/// The families of tables that Softnet has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Family {
+    /// `NFPROTO_IPV4`.
+    Ipv4 = 2,
+    /// `NFPROTO_BRIDGE`.
+    Bridge = 7,
+}
+
+/// The number of the ruleset's present generation: each transaction that changes a thing makes another.
+///
+/// # Errors
+/// Those of the socket and of the kernel, or if its answer holds no number.
+pub(crate) fn generation() -> io::Result<u32> {
+    let mut generation = None;
+    Connection::open(NETLINK_NETFILTER)?.exchange(GETGEN, 0, &payload(0, &[]), |answer| {
+        generation = first_attribute(answer).and_then(number);
+        Ok(())
+    })?;
+    generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Whether there is a table of this name.
+///
+/// # Errors
+/// Those of the socket and of the kernel.
+pub(crate) fn has_table(family: Family, name: &str) -> io::Result<bool> {
+    let question = payload(family as u8, &[name.as_bytes(), &[0]].concat());
+    match Connection::open(NETLINK_NETFILTER)?.exchange(GETTABLE, 0, &question, |_| Ok(())) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            // A kernel without the family has no table of it.
+            Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Ok(false),
+            _ => Err(error),
+        },
+    }
+}
+
+/// `struct nfgenmsg` for this family, and attribute 1 with this value if it is not empty.
+fn payload(family: u8, value: &[u8]) -> Vec<u8> {
+    let attribute = if value.is_empty() { Vec::new() } else { attribute(FIRST, value) };
+    [&[family, 0, 0, 0], attribute.as_slice()].concat()
+}
+
+/// The value of attribute 1.
+pub(crate) fn first_attribute<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
+    find(message.payload().get(NFGENMSG..)?, FIRST)
+}
+
+/// The number that an attribute is.
+pub(crate) fn number(value: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*value.first_chunk()?))
+}
+
+/// A message whose attribute 1 has this value.
+#[cfg(test)]
+pub(crate) fn message(kind: u16, value: &[u8]) -> Vec<u8> {
+    super::request(kind, 0, 0, &payload(0, value))
+}
