@@ -171,7 +171,7 @@ fn bound_port(rules: usize, now: Timestamp) -> Result<Port> {
         vm_mac: MacAddr(VM.0),
         gateway,
         net_type: NetType::Nat,
-        policy: Policy::from(rules),
+        policy: Policy::new(rules),
         mtu: 1500,
         server_files_by_mac: false,
         host_addresses: Vec::new(),

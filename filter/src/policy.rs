@@ -39,12 +39,6 @@ impl Policy {
     }
 }
 
-impl From<Vec<Rule>> for Policy {
-    fn from(rules: Vec<Rule>) -> Self {
-        Self::new(rules)
-    }
-}
-
 /// One entry of `--allow` or `--block`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Rule {
@@ -187,7 +181,7 @@ mod tests {
     /// D8: exactly `--allow=0.0.0.0/0` ends the isolation on the bridge.
     #[test]
     fn d8_only_allowing_everything_ends_isolation() {
-        let isolated = |rules: &[Rule]| Policy::from(rules.to_vec()).bridge_isolation();
+        let isolated = |rules: &[Rule]| Policy::new(rules.to_vec()).bridge_isolation();
         let all = rule("0.0.0.0/0", Action::Allow);
         assert!(isolated(&[]));
         assert!(isolated(&[rule("0.0.0.0/0", Action::Block)]));

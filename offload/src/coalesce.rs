@@ -445,12 +445,6 @@ pub struct Packet<'a, F: ?Sized> {
 }
 
 impl<'a, F: Frames + ?Sized> Packet<'a, F> {
-    /// How many of the VM's frames are in it.
-    #[must_use]
-    pub fn frame_count(&self) -> usize {
-        usize::from(self.plan.count)
-    }
-
     /// Which of the VM's frames are in it, as indices into the batch, in order.
     pub fn frames(&self) -> impl Iterator<Item = usize> + use<'a, F> {
         let next = self.next;

@@ -164,7 +164,10 @@ fn unreachable_from(host: &Host, to: SocketAddrV4) -> Result<()> {
 
 fn whole(name: &NetworkName) -> Result<network::Status> {
     let status = status(name)?.context("the network has no status")?;
-    ensure!(status.is_whole(), "not whole:\n{status}");
+    let is_whole = status.bridge.as_ref().is_some_and(|bridge| bridge.up)
+        && status.dnsmasq.is_some()
+        && status.table != Some(false);
+    ensure!(is_whole, "not whole:\n{status}");
     Ok(status)
 }
 

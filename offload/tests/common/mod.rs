@@ -219,8 +219,9 @@ pub fn coalesce(features: Features, frames: &[Vec<u8>]) -> Vec<Written> {
             let bytes = packet.parts().collect::<Vec<_>>().concat();
             let (head, frame) = bytes.split_first_chunk::<VNET_HEADER_LEN>().expect("a head");
             let vnet = VnetHeader::parse(head).expect("a header of ours");
-            assert_eq!(packet.parts().count(), packet.frame_count() + 1);
-            Written { vnet, frame: frame.to_vec(), count: packet.frame_count() }
+            let count = packet.frames().count();
+            assert_eq!(packet.parts().count(), count + 1);
+            Written { vnet, frame: frame.to_vec(), count }
         })
         .collect()
 }

@@ -4,6 +4,8 @@
 pub mod addresses;
 #[cfg(target_os = "linux")]
 pub mod bridge;
+#[cfg(target_os = "linux")]
+pub mod files;
 pub mod forwarder;
 #[cfg(target_os = "linux")]
 pub mod network;

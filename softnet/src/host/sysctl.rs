@@ -3,19 +3,11 @@
 //! `/proc/sys/net` shows the network namespace of the process that reads it, unlike sysfs.
 
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use softnet_filter::NetType;
 
-/// A switch that could not be read or set.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {}: {source}", path.display())]
-pub struct Error {
-    action: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
+use super::files::Error;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
@@ -49,8 +41,7 @@ pub fn silence_ipv6(name: &str) {
 /// Whether the host forwards IPv4 packets.
 pub fn forwarding() -> Result<bool, Error> {
     let path = Path::new(FORWARDING);
-    let text =
-        fs::read_to_string(path).map_err(|source| Error { action: "read", path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(Error::new("read", path))?;
     Ok(text.trim() != "0")
 }
 
@@ -65,5 +56,5 @@ fn set(path: &Path, value: &str) -> Result<(), Error> {
     if present.is_ok_and(|present| present.trim() == value) {
         return Ok(());
     }
-    fs::write(path, value).map_err(|source| Error { action: "set", path: path.to_owned(), source })
+    fs::write(path, value).map_err(Error::new("set", path))
 }

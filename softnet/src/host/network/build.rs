@@ -8,13 +8,13 @@ use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
 use super::claim::{self, Claim};
-use super::files;
 use super::lock::Lock;
 use super::record::{self, MemberRecord};
 use super::run_dir::{NetworkDir, RunDir};
 use super::{Error, MTU, NetworkConfig, Plan, dnsmasq, rules, ruleset, service, subnet, type_name};
 use crate::config::NetworkName;
 use crate::host::bridge::{self, Gateway};
+use crate::host::files;
 use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 
-use super::files::{Error, create, list, make_directory, read, remove_file};
+use crate::host::files::{Error, create, list, make_directory, read, remove_file};
 use crate::sys::incarnation::Incarnation;
 
 /// The directory of all that is locked, which only root can enter.

@@ -12,10 +12,10 @@ use softnet_filter::MacAddr;
 use super::Error;
 use super::claim;
 use super::dnsmasq;
-use super::files;
 use super::lock::Lock;
 use super::record::{self, MemberRecord};
 use super::run_dir::NetworkDir;
+use crate::host::files;
 
 /// Whether the server's file gives `address` to `mac`; `None` if it gives it to nobody.
 ///

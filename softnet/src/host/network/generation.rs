@@ -7,8 +7,8 @@
 use std::fs;
 use std::io;
 
-use super::files;
 use super::run_dir::RunDir;
+use crate::host::files;
 use crate::netlink::nftables::generation;
 
 /// What is known of the tables that may be the network's.

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Uid, geteuid, getpriority_process, getuid, setpriority_process};
 use rustix::thread::set_thread_res_uid;
 
-use super::files::{Error, create};
+use crate::host::files::{Error, create};
 use crate::signals::signalfd::HeldStops;
 use crate::sys::incarnation::Incarnation;
 

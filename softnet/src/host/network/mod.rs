@@ -2,9 +2,9 @@
 //!
 //! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
 //! place: a bridge with a MAC and an address of its own ([`build`]), nftables rules ([`ruleset`]), one dnsmasq
-//! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
-//! and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when something breaks.
-//! A network that is whole costs a start a few milliseconds.
+//! ([`dnsmasq`]), the kernel's switches ([`super::sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through
+//! all of them and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when
+//! something breaks. A network that is whole costs a start a few milliseconds.
 //!
 //! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
 //! recognised by the next start and removed. The network itself stays until `softnet network down`.
@@ -14,7 +14,6 @@ mod claim;
 mod dispute;
 pub mod dnsmasq;
 pub mod exposed;
-mod files;
 mod generation;
 pub mod keeper;
 mod lock;
@@ -33,7 +32,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::{bridge, sysctl, tools};
+use super::{bridge, files, tools};
 use crate::config::NetworkName;
 use crate::netlink;
 
@@ -202,9 +201,6 @@ pub enum Error {
     /// The kernel could not be made to forget the flows of an address.
     #[error("connection tracking cannot forget the flows of an address that changes hands: {0}")]
     Conntrack(std::io::Error),
-    /// The kernel's switches.
-    #[error(transparent)]
-    Sysctl(#[from] sysctl::Error),
     /// nft.
     #[error(transparent)]
     Tool(#[from] tools::Error),
@@ -214,7 +210,7 @@ pub enum Error {
     /// The keeper could not do what it was asked for.
     #[error("{0}")]
     Keeper(String),
-    /// The run directory.
+    /// The run directory, or the kernel's switches.
     #[error(transparent)]
     Files(#[from] files::Error),
 }

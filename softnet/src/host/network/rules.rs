@@ -8,7 +8,6 @@ use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
-use super::files;
 use super::lock::Lock;
 use super::record::MemberRecord;
 use super::ruleset::{self, Features, Host, Network, Snapshot};
@@ -16,6 +15,7 @@ use super::run_dir::RunDir;
 use super::{Error, generation, record};
 use crate::config::expose::{Expose, Protocol};
 use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
+use crate::host::files;
 use crate::host::forwarder::Forward;
 use crate::host::tools::Tool;
 use crate::netlink::conntrack::{self, Flow};

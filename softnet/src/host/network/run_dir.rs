@@ -27,8 +27,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::claim::{LOCKS, counterpart};
-use super::files::{Error, list, make_directory};
 use super::lock::{Lock, Wait};
+use crate::host::files::{Error, list, make_directory};
 
 const BASE: &str = "/run/softnet";
 

@@ -19,10 +19,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::Error;
 use super::claim;
 use super::dnsmasq;
-use super::files;
 use super::lock::Lock;
 use super::run_dir::NetworkDir;
 use crate::config::NetworkName;
+use crate::host::files;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 

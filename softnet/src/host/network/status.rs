@@ -4,11 +4,11 @@ use std::fmt;
 
 use super::claim;
 use super::dnsmasq::{self, LeaseEntry};
-use super::files;
 use super::record::{self, MemberRecord};
 use super::run_dir::RunDir;
 use super::{Error, Plan, ruleset, type_name};
 use crate::config::NetworkName;
+use crate::host::files;
 use crate::host::tools::Tool;
 use crate::netlink::{Link, Netlink};
 
@@ -81,15 +81,6 @@ fn obstacles(chains: &str) -> Vec<String> {
         }
     }
     found
-}
-
-impl Status {
-    /// Nothing is missing that the next start would put back.
-    pub fn is_whole(&self) -> bool {
-        self.bridge.as_ref().is_some_and(|bridge| bridge.up)
-            && self.dnsmasq.is_some()
-            && self.table != Some(false)
-    }
 }
 
 impl fmt::Display for Status {

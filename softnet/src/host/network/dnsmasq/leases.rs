@@ -8,7 +8,7 @@ use softnet_filter::MacAddr;
 
 use super::lease_file;
 use super::process::running;
-use crate::host::network::files;
+use crate::host::files;
 use crate::host::network::run_dir::NetworkDir;
 
 /// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.

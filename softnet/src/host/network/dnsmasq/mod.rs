@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use softnet_filter::MacAddr;
 
-use super::files;
 use super::run_dir::NetworkDir;
+use crate::host::files;
 use crate::host::tools;
 
 pub use leases::{LeaseEntry, lease_text, leases, settle};

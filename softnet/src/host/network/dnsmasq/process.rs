@@ -16,7 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Error, arguments, pid_file};
-use crate::host::network::files;
+use crate::host::files;
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::Tool;
 use crate::sys::incarnation::Incarnation;

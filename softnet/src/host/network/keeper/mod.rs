@@ -29,10 +29,10 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use super::claim;
-use super::files;
 use super::run_dir::{NetworkDir, RunDir};
 use super::service::{LONGEST, PREDECESSOR, lock_file, readable};
 use crate::config::NetworkName;
+use crate::host::files;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::process::Fork;

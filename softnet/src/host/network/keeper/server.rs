@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
+use crate::host::files;
 use crate::host::network::Plan;
 use crate::host::network::dnsmasq::arguments::{Options, arguments, user};
 use crate::host::network::dnsmasq::pid_file;
 use crate::host::network::dnsmasq::process::end;
 use crate::host::network::dnsmasq::{self, Error};
-use crate::host::network::files;
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::{self, Tool};
 use crate::sys;
