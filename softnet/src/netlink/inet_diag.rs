@@ -19,7 +19,7 @@ const STATES: u32 = 1 << 10 | 1 << 13;
 ///
 /// # Errors
 /// Those of the socket, and of a kernel without `tcp_diag`.
-pub(crate) fn listening_tcp_ports() -> io::Result<BTreeSet<u16>> {
+pub fn listening_tcp_ports() -> io::Result<BTreeSet<u16>> {
     let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
     let mut ports = BTreeSet::new();
     for family in [libc::AF_INET, libc::AF_INET6] {

@@ -127,12 +127,6 @@ impl Connection {
     }
 }
 
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-}
-
 /// A socket that the kernel sends notifications to.
 #[derive(Debug)]
 pub(crate) struct Subscription(Socket);
@@ -167,7 +161,7 @@ impl AsFd for Subscription {
 }
 
 /// A request with its header.
-pub(crate) fn request(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+fn request(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; HEADER + payload.len()];
     let mut message = NetlinkBuffer::new(&mut bytes);
     message.set_length((HEADER + payload.len()) as u32);

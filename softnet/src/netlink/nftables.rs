@@ -8,9 +8,9 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::{Connection, Message, attribute, find};
 
 /// `NFNL_SUBSYS_NFTABLES`, in the message type's upper byte.
-pub(crate) const SUBSYSTEM: u16 = 10 << 8;
+pub const SUBSYSTEM: u16 = 10 << 8;
 /// The end of a transaction's notifications, and the answer to [`generation`]'s question.
-pub(crate) const NEWGEN: u16 = SUBSYSTEM | 15;
+pub const NEWGEN: u16 = SUBSYSTEM | 15;
 const GETGEN: u16 = SUBSYSTEM | 16;
 const GETTABLE: u16 = SUBSYSTEM | 1;
 
@@ -22,7 +22,7 @@ const NFGENMSG: usize = 4;
 
 /// The families of tables that Softnet has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Family {
+pub enum Family {
     /// `NFPROTO_IPV4`.
     Ipv4 = 2,
     /// `NFPROTO_BRIDGE`.
@@ -33,7 +33,7 @@ pub(crate) enum Family {
 ///
 /// # Errors
 /// Those of the socket and of the kernel, or if its answer holds no number.
-pub(crate) fn generation() -> io::Result<u32> {
+pub fn generation() -> io::Result<u32> {
     let mut generation = None;
     Connection::open(NETLINK_NETFILTER)?.exchange(GETGEN, 0, &payload(0, &[]), |answer| {
         generation = first_attribute(answer).and_then(number);
@@ -46,7 +46,7 @@ pub(crate) fn generation() -> io::Result<u32> {
 ///
 /// # Errors
 /// Those of the socket and of the kernel.
-pub(crate) fn has_table(family: Family, name: &str) -> io::Result<bool> {
+pub fn has_table(family: Family, name: &str) -> io::Result<bool> {
     let question = payload(family as u8, &[name.as_bytes(), &[0]].concat());
     match Connection::open(NETLINK_NETFILTER)?.exchange(GETTABLE, 0, &question, |_| Ok(())) {
         Ok(()) => Ok(true),
@@ -65,17 +65,17 @@ fn payload(family: u8, value: &[u8]) -> Vec<u8> {
 }
 
 /// The value of attribute 1.
-pub(crate) fn first_attribute<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
+pub fn first_attribute<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
     find(message.payload().get(NFGENMSG..)?, FIRST)
 }
 
 /// The number that an attribute is.
-pub(crate) fn number(value: &[u8]) -> Option<u32> {
+pub fn number(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(*value.first_chunk()?))
 }
 
 /// A message whose attribute 1 has this value.
 #[cfg(test)]
-pub(crate) fn message(kind: u16, value: &[u8]) -> Vec<u8> {
+pub fn message(kind: u16, value: &[u8]) -> Vec<u8> {
     super::request(kind, 0, 0, &payload(0, value))
 }

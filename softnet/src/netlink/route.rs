@@ -333,7 +333,7 @@ impl Netlink {
 
 impl AsFd for Netlink {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
+        self.connection.socket.as_fd()
     }
 }
 

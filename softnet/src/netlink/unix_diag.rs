@@ -12,7 +12,7 @@ const UNIX_DIAG_PEER: u16 = 2;
 const MESSAGE: usize = 16;
 
 /// The request for the peer of the socket with this inode: `struct unix_diag_req`.
-pub(crate) fn question(inode: u32) -> Vec<u8> {
+pub fn question(inode: u32) -> Vec<u8> {
     let mut payload = [0; 24];
     let mut put = |at: usize, bytes: &[u8]| payload[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &[libc::AF_UNIX as u8]);
@@ -27,7 +27,7 @@ pub(crate) fn question(inode: u32) -> Vec<u8> {
 ///
 /// # Errors
 /// `InvalidData` if the answer names no peer: it is an error or is cut short.
-pub(crate) fn peer(answer: &[u8]) -> io::Result<u32> {
+pub fn peer(answer: &[u8]) -> io::Result<u32> {
     let message = messages(answer).next().and_then(Result::ok);
     let peer = message
         .filter(|message| message.message_type() == SOCK_DIAG_BY_FAMILY)
