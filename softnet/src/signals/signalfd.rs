@@ -53,7 +53,7 @@ pub struct SignalFd(Descriptor);
 
 impl SignalFd {
     /// From now on the signals arrive here only. Children inherit the mask: see [`SignalFd::release`] and
-    /// [`crate::sys::process::spawn_with`].
+    /// `sys::process::spawn_with`.
     ///
     /// # Errors
     /// Those of `signalfd(2)`.
