@@ -22,6 +22,7 @@ pub mod monitor;
 pub mod needs;
 #[cfg(target_os = "linux")]
 pub mod netlink;
+pub mod observe;
 pub mod parent;
 pub mod privilege;
 pub mod quiet;

@@ -12,6 +12,7 @@ use crate::clock;
 use crate::config::{Config, PortSettings};
 use crate::host::{HostLink, Mode};
 use crate::link::ETHERNET_HEADER;
+use crate::observe::{self, DropLog, Observer};
 use crate::parent::ParentWatch;
 use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
@@ -75,7 +76,8 @@ impl Opened {
             "interface": uplink.interface,
         });
         let max_frame = usize::from(uplink.mtu) + ETHERNET_HEADER;
-        let relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
+        let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
+        relay.set_observer(DropLog::if_wanted().map(|log| Box::new(log) as Box<dyn Observer>));
         tracing::info!(mode = mode.name(), gateway = %uplink.address, interface = %uplink.interface, "opened");
         Ok(Opened {
             relay,
@@ -132,7 +134,7 @@ impl Sealed {
             relay.release_lease();
         }
         if stats {
-            relay.print_statistics();
+            observe::print_counters(relay.counters());
         }
         outcome
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 /// From the ground up; modules on one floor do not use each other. A new module needs a place here.
 const FLOORS: &[&[&str]] = &[
-    &["sys", "needs", "usage", "netlink", "leases", "bootpd", "quiet", "cli"],
+    &["sys", "needs", "usage", "netlink", "leases", "bootpd", "quiet", "observe", "cli"],
     &["logging", "clock", "signals", "parent", "link"],
     &["vm"],
     &["config"],

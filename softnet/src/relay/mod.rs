@@ -1,0 +1,309 @@
+//! The event loop: the one module that knows both sides and the filter between them.
+//!
+//! One thread, one poller. Each turn reads the clock once, gives each direction a budget of one batch, and then looks
+//! at everything else, so that neither direction, nor timers, nor signals starve under a flood (rule R2). Nothing ticks:
+//! the alarm is set to the next deadline that somebody has.
+
+mod lane;
+mod lease;
+#[cfg(test)]
+mod tests;
+mod wake;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use mio::Events;
+use softnet_filter::{Counters, Direction, Port, Timestamp};
+
+use crate::clock;
+use crate::lease_follower::{self, LeaseFollower};
+use crate::link::{Link, LinkError};
+use crate::needs::Needs;
+use crate::observe::{self, Observer};
+use crate::parent::ParentWatch;
+use crate::quiet::{Probe, Silence};
+use lane::{Lane, Side, Way};
+use wake::{Sources, Wake};
+
+/// The ordinary reasons to end.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Ended {
+    /// The VM closed its side.
+    VmClosed,
+    /// SIGINT, SIGTERM or SIGHUP.
+    Signal,
+    /// The process that started Softnet is gone.
+    ParentGone,
+}
+
+/// Why Softnet cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The VM's side broke.
+    #[error("the VM's socket failed")]
+    Vm(#[source] LinkError),
+    /// The host's side broke.
+    #[error("the link to the host's network is gone")]
+    Host(#[source] LinkError),
+    /// The monitor ended or refused.
+    #[error(transparent)]
+    Follower(#[from] lease_follower::Error),
+    /// The poller failed.
+    #[error("the event loop failed")]
+    Poll(#[from] io::Error),
+}
+
+/// What leaves the loop.
+#[derive(Debug)]
+pub enum Stop {
+    Ended(Ended),
+    Failed(RelayError),
+}
+
+impl<E: Into<RelayError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Stop::Failed(error.into())
+    }
+}
+
+/// Both links, the port between them and all that wakes them.
+#[derive(Debug)]
+pub struct Relay {
+    vm: Side,
+    host: Side,
+    from_vm: Lane,
+    from_host: Lane,
+    port: Port,
+    /// Who is shown the judged frames.
+    observer: Option<Box<dyn Observer>>,
+    follower: Box<dyn LeaseFollower>,
+    sources: Sources,
+    probe: Probe,
+    /// The VM's silence, if the follower wants to hear of it.
+    silence: Option<Silence>,
+    /// The VM's new address, which the host is being prepared for, and how long that may take. Meanwhile nothing passes to
+    /// the VM, so that it learns of the address afterwards.
+    settling: Option<(Ipv4Addr, Timestamp)>,
+}
+
+impl Relay {
+    /// Connects `vm` and `host` through `port`. Frames are of up to `max_frame` bytes on the wire.
+    ///
+    /// # Errors
+    /// When the poller or the signal handlers cannot be set up.
+    pub fn new(
+        vm: Box<dyn Link>,
+        host: Box<dyn Link>,
+        mut port: Port,
+        mut follower: Box<dyn LeaseFollower>,
+        parent: ParentWatch,
+        max_frame: usize,
+    ) -> io::Result<Self> {
+        let sources = Sources::new(parent)?;
+        let registry = sources.registry();
+        let vm = Side::new(vm, Wake::Vm, registry)?;
+        let host = Side::new(host, Wake::Host, registry)?;
+        follower.register(registry, Wake::Follower.token())?;
+        if follower.settles() {
+            port.wait_for_host();
+        }
+        let now = clock::now();
+        Ok(Relay {
+            from_vm: Lane::new(Direction::FromVm, vm.link.longest_received(max_frame)),
+            from_host: Lane::new(Direction::FromHost, host.link.longest_received(max_frame)),
+            vm,
+            host,
+            port,
+            observer: None,
+            silence: follower.watches_the_vm().then(|| Silence::new(now)),
+            follower,
+            sources,
+            probe: Probe::new(now),
+            settling: None,
+        })
+    }
+
+    /// Shows all judged frames to `observer`.
+    pub fn set_observer(&mut self, observer: Option<Box<dyn Observer>>) {
+        self.observer = observer;
+    }
+
+    /// What the port has counted.
+    pub fn counters(&self) -> &Counters {
+        self.port.counters()
+    }
+
+    /// What a running relay needs of the system: all that its parts need.
+    pub fn needs(&self) -> Needs {
+        let mut needs = Needs::new();
+        self.sources.needs(&mut needs);
+        self.vm.link.needs(&mut needs);
+        self.host.link.needs(&mut needs);
+        self.follower.needs(&mut needs);
+        needs
+    }
+
+    /// Carries frames until there is a reason to end.
+    ///
+    /// # Errors
+    /// When a link or the loop itself fails. A bad frame never does (rule R3).
+    pub fn run(&mut self) -> Result<Ended, RelayError> {
+        let mut events = wake::events();
+        loop {
+            match self.wait(&mut events).and_then(|()| self.turn(&events)) {
+                Ok(()) => {}
+                Err(Stop::Ended(ended)) => return Ok(ended),
+                Err(Stop::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until something happens or is due, unless there is work already.
+    fn wait(&mut self, events: &mut Events) -> Result<(), Stop> {
+        let timeout = if self.has_work(Direction::FromVm) || self.has_work(Direction::FromHost) {
+            Some(Duration::ZERO)
+        } else {
+            let deadline = self.next_deadline();
+            self.sources.alarm.set(deadline)?;
+            self.sources.alarm.poll_timeout()
+        };
+        Ok(self.sources.wait(events, timeout)?)
+    }
+
+    /// One turn: what woke the loop, a batch a direction, and whatever is due.
+    fn turn(&mut self, events: &Events) -> Result<(), Stop> {
+        let now = clock::now();
+        for woken in wake::woken(events) {
+            match woken.wake {
+                Wake::Vm => {
+                    self.from_vm.readable |= woken.readable;
+                    self.vm_was_heard(now);
+                    if woken.writable {
+                        self.send(Direction::FromHost, now)?;
+                    }
+                }
+                Wake::Host => {
+                    self.from_host.readable |= woken.readable;
+                    if woken.writable {
+                        self.send(Direction::FromVm, now)?;
+                    }
+                }
+                Wake::Alarm => self.sources.alarm.fired(),
+                Wake::Terminate => {
+                    self.sources.terminate.drain();
+                    return Err(Stop::Ended(Ended::Signal));
+                }
+                Wake::Statistics => {
+                    self.sources.statistics.drain();
+                    observe::print_counters(self.port.counters());
+                }
+                Wake::Parent => return Err(Stop::Ended(Ended::ParentGone)),
+                Wake::Follower => self.hear_follower(now)?,
+            }
+        }
+        self.carry(Direction::FromVm, now)?;
+        self.carry(Direction::FromHost, now)?;
+        self.attend(now)
+    }
+
+    fn way(&mut self, direction: Direction) -> Way<'_> {
+        let Relay { vm, host, from_vm, from_host, port, observer, sources, .. } = self;
+        let (lane, from, to) = match direction {
+            Direction::FromVm => (from_vm, vm, host),
+            Direction::FromHost => (from_host, host, vm),
+        };
+        Way { lane, from, to, port, observer: observer.as_deref_mut(), registry: sources.registry() }
+    }
+
+    /// Whether the frames of `direction` wait until the host is ready for the VM.
+    fn is_held(&self, direction: Direction) -> bool {
+        direction == Direction::FromHost && self.settling.is_some()
+    }
+
+    fn has_work(&self, direction: Direction) -> bool {
+        let lane = match direction {
+            Direction::FromVm => &self.from_vm,
+            Direction::FromHost => &self.from_host,
+        };
+        lane.has_work() && !self.is_held(direction)
+    }
+
+    /// Carries one batch, if there may be one.
+    fn carry(&mut self, direction: Direction, now: Timestamp) -> Result<(), Stop> {
+        if !self.has_work(direction) {
+            return Ok(());
+        }
+        self.way(direction).receive(now)?;
+        if direction == Direction::FromHost {
+            // Before the batch is sent: the answer with a new lease may be in it.
+            self.note_events(now);
+        }
+        self.send(direction, now)
+    }
+
+    /// Sends the batch of `direction`, unless it has to wait for the host.
+    fn send(&mut self, direction: Direction, now: Timestamp) -> Result<(), Stop> {
+        if self.is_held(direction) {
+            return Ok(());
+        }
+        self.way(direction).send_or_wait(now)
+    }
+
+    /// The VM has sent something, or takes frames again.
+    fn vm_was_heard(&mut self, now: Timestamp) {
+        self.probe.heard(now);
+        if self.silence.as_mut().is_some_and(|silence| silence.heard(now)) {
+            self.follower.vm_is_quiet(false, now);
+        }
+    }
+
+    /// Whether this process has to ask for the life of a far end.
+    fn asks(&self) -> bool {
+        self.vm.link.needs_probe() || self.sources.parent.needs_probe()
+    }
+
+    /// Expiry, stalled queues, forwards and probes.
+    fn attend(&mut self, now: Timestamp) -> Result<(), Stop> {
+        let is_due = |deadline: Option<Timestamp>| deadline.is_some_and(|at| now >= at);
+        self.port.advance(now);
+        self.note_events(now);
+        self.settle_in_time(now)?;
+        if let Some(release) = self.port.poll_release() {
+            self.send_release(&release);
+        }
+        if is_due(self.from_vm.deadline()) {
+            self.send(Direction::FromVm, now)?;
+        }
+        if is_due(self.from_host.deadline()) {
+            self.send(Direction::FromHost, now)?;
+        }
+        if is_due(self.follower.deadline()) {
+            self.follower.attend(now)?;
+        }
+        if self.silence.as_mut().is_some_and(|silence| silence.has_begun(now)) {
+            self.follower.vm_is_quiet(true, now);
+        }
+        if self.asks() && self.probe.is_due(now) {
+            self.vm.link.probe().map_err(|error| self.vm.failed(error))?;
+            if self.sources.parent.is_gone() {
+                return Err(Stop::Ended(Ended::ParentGone));
+            }
+        }
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Timestamp> {
+        let deadlines = [
+            self.port.next_deadline(),
+            self.from_vm.deadline(),
+            self.from_host.deadline().filter(|_| self.settling.is_none()),
+            self.follower.deadline(),
+            self.settling.map(|(_, until)| until),
+            self.silence.as_ref().and_then(Silence::deadline),
+            self.asks().then(|| self.probe.deadline()),
+        ];
+        deadlines.into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,250 @@
+use super::lease::SETTLE_LIMIT;
+use super::*;
+use crate::lease_follower::{NoFollower, Notice};
+use crate::vm::DatagramLink;
+use mio::Token;
+use softnet_filter::{DropReason, Gateway, Lease, MacAddr, NetType, Policy, PortConfig, Resolvers, Verdict};
+use std::cell::RefCell;
+use std::os::unix::net::UnixDatagram;
+use std::rc::Rc;
+
+const VM: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const HOST: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+const MAX_FRAME: usize = 1514;
+
+/// A relay between two socket pairs, whose far ends are the VM and the host.
+fn relay() -> (UnixDatagram, Relay, UnixDatagram) {
+    relay_with(Box::new(NoFollower))
+}
+
+fn relay_with(follower: Box<dyn LeaseFollower>) -> (UnixDatagram, Relay, UnixDatagram) {
+    let (vm, vm_end) = UnixDatagram::pair().unwrap();
+    let (host, host_end) = UnixDatagram::pair().unwrap();
+    for socket in [&vm, &host] {
+        socket.set_nonblocking(true).unwrap();
+    }
+    let gateway = "192.168.64.1".parse().unwrap();
+    let port = Port::new(PortConfig {
+        vm_mac: MacAddr(VM),
+        gateway: Gateway { mac: MacAddr(HOST), address: gateway, subnet: "192.168.64.0/24".parse().unwrap() },
+        net_type: NetType::Nat,
+        policy: Policy::default(),
+        mtu: 1500,
+        server_files_by_mac: false,
+        host_addresses: Vec::new(),
+    });
+    let relay = Relay::new(
+        Box::new(DatagramLink::new(vm_end.into()).unwrap()),
+        Box::new(DatagramLink::new(host_end.into()).unwrap()),
+        port.unwrap(),
+        follower,
+        ParentWatch::new().unwrap(),
+        MAX_FRAME,
+    );
+    (vm, relay.unwrap(), host)
+}
+
+fn lease_until(relay: &mut Relay, expires: Timestamp) {
+    let address = "192.168.64.7".parse().unwrap();
+    let server = "192.168.64.1".parse().unwrap();
+    let lease = Lease { address, server, expires: Some(expires), resolvers: Resolvers::default() };
+    relay.port.adopt(lease, None, clock::now()).unwrap();
+}
+
+/// An ARP request of the VM for its gateway, which passes while the VM has its lease.
+fn arp_request() -> Vec<u8> {
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &VM, &[192, 168, 64, 7], &[0; 6], &[192, 168, 64, 1]].concat();
+    [&[0xff; 6][..], &VM, &[8, 6], &body].concat()
+}
+
+/// An announcement of the VM's own address, which passes only while the VM has its lease (rule C10).
+fn arp_announcement() -> Vec<u8> {
+    let mut frame = arp_request();
+    if let Some(last) = frame.last_mut() {
+        *last = 7;
+    }
+    frame
+}
+
+/// A frame that the host sends to the VM.
+fn arp_reply() -> Vec<u8> {
+    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &HOST, &[192, 168, 64, 1], &VM, &[192, 168, 64, 7]].concat();
+    [&VM[..], &HOST, &[8, 6], &body].concat()
+}
+
+/// One turn that never sleeps.
+fn turn(relay: &mut Relay) -> Result<(), Stop> {
+    let mut events = wake::events();
+    relay.sources.wait(&mut events, Some(Duration::ZERO))?;
+    relay.turn(&events)
+}
+
+fn received(socket: &UnixDatagram) -> usize {
+    std::iter::from_fn(|| socket.recv(&mut [0; MAX_FRAME]).ok()).count()
+}
+
+#[test]
+fn frames_pass_both_ways_and_bad_ones_are_counted() {
+    let (vm, mut relay, host) = relay();
+    lease_until(&mut relay, Timestamp::MAX);
+    vm.send(&arp_request()).unwrap();
+    vm.send(b"garbage").unwrap();
+    vm.send(&[0; MAX_FRAME + 1]).unwrap();
+    host.send(&arp_reply()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!((received(&vm), received(&host)), (1, 1));
+    let counters = relay.port.counters().to_string();
+    assert!(counters.contains("runt=1") && counters.contains("truncated=1"), "{counters}");
+}
+
+/// Writes down what it is shown.
+#[derive(Debug, Default)]
+struct Notes(Rc<RefCell<Vec<(Direction, usize, Verdict)>>>);
+
+impl Observer for Notes {
+    fn judged(&mut self, direction: Direction, frame: &[u8], verdict: Verdict) {
+        self.0.borrow_mut().push((direction, frame.len(), verdict));
+    }
+}
+
+#[test]
+fn an_observer_is_shown_every_judged_frame_and_changes_none() {
+    let (vm, mut relay, host) = relay();
+    let notes = Notes::default();
+    let seen = Rc::clone(&notes.0);
+    relay.set_observer(Some(Box::new(notes)));
+    lease_until(&mut relay, Timestamp::MAX);
+    vm.send(b"garbage").unwrap();
+    vm.send(&arp_request()).unwrap();
+    host.send(&arp_reply()).unwrap();
+    turn(&mut relay).unwrap();
+    let expected = [
+        (Direction::FromVm, 7, Verdict::Drop(DropReason::Runt)),
+        (Direction::FromVm, 42, Verdict::Forward),
+        (Direction::FromHost, 42, Verdict::Forward),
+    ];
+    assert_eq!(seen.take(), expected);
+    assert_eq!((received(&vm), received(&host)), (1, 1));
+}
+
+#[test]
+fn a_lease_ends_on_time_in_the_middle_of_a_flood() {
+    let (vm, mut relay, host) = relay();
+    let expires = clock::now().saturating_add(Duration::from_millis(20));
+    lease_until(&mut relay, expires);
+    // The VM's queue never runs dry, so no turn ever waits.
+    while clock::now() < expires {
+        while vm.send(&arp_announcement()).is_ok() {}
+        turn(&mut relay).unwrap();
+        received(&host);
+    }
+    while vm.send(&arp_announcement()).is_ok() {}
+    turn(&mut relay).unwrap();
+    assert_eq!(received(&host), 0);
+    assert!(relay.port.lease().is_none());
+}
+
+#[test]
+fn a_flood_one_way_leaves_the_other_its_turn() {
+    let (vm, mut relay, host) = relay();
+    lease_until(&mut relay, Timestamp::MAX);
+    for _ in 0..50 {
+        while vm.send(&arp_request()).is_ok() {}
+        host.send(&arp_reply()).unwrap();
+        turn(&mut relay).unwrap();
+        assert_eq!(received(&vm), 1, "the host's frame did not pass in the same turn");
+        received(&host);
+    }
+}
+
+#[test]
+fn a_vm_that_does_not_read_costs_its_own_frames_only() {
+    let (vm, mut relay, host) = relay();
+    lease_until(&mut relay, Timestamp::MAX);
+    // Past the wait for a full queue, frames are read, judged and dropped at once.
+    let lost = |relay: &Relay| relay.port.counters().from_host.dropped(DropReason::VmQueueFull);
+    while lost(&relay) < 100 {
+        let _ = host.send(&arp_reply());
+        turn(&mut relay).unwrap();
+    }
+    vm.send(&arp_request()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!(received(&host), 1, "the other direction is stuck");
+    // And when it reads again, it gets what comes then.
+    assert!(received(&vm) > 0);
+    while {
+        turn(&mut relay).unwrap();
+        received(&vm) > 0
+    } {}
+    host.send(&arp_reply()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!(received(&vm), 1);
+}
+
+/// Prepares the host for a new address until it is told that it is ready.
+#[derive(Debug, Default)]
+struct Settler(Rc<RefCell<Option<Notice>>>);
+
+impl LeaseFollower for Settler {
+    fn needs(&self, _: &mut Needs) {}
+    fn register(&mut self, _: &mio::Registry, _: Token) -> io::Result<()> {
+        Ok(())
+    }
+    fn lease_changed(&mut self, _: Option<Lease>, _: Timestamp) {}
+    fn attend(&mut self, _: Timestamp) -> Result<(), lease_follower::Error> {
+        Ok(())
+    }
+    fn deadline(&self) -> Option<Timestamp> {
+        None
+    }
+    fn notice(&mut self) -> Result<Option<Notice>, lease_follower::Error> {
+        Ok(self.0.borrow_mut().take())
+    }
+    fn settles(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_new_lease_waits_until_the_host_is_ready() {
+    let settler = Settler::default();
+    let notice = Rc::clone(&settler.0);
+    let (vm, mut relay, host) = relay_with(Box::new(settler));
+    lease_until(&mut relay, Timestamp::MAX);
+    host.send(&arp_reply()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!(received(&vm), 0, "the VM hears of a lease that the host is not ready for");
+    // The VM may go on sending meanwhile, and another address is another's.
+    vm.send(&arp_request()).unwrap();
+    notice.replace(Some(Notice::Settled([192, 168, 64, 8].into())));
+    relay.hear_follower(clock::now()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!((received(&vm), received(&host)), (0, 1));
+    notice.replace(Some(Notice::Settled([192, 168, 64, 7].into())));
+    relay.hear_follower(clock::now()).unwrap();
+    assert_eq!(received(&vm), 1);
+    host.send(&arp_reply()).unwrap();
+    turn(&mut relay).unwrap();
+    assert_eq!(received(&vm), 1);
+}
+
+#[test]
+fn a_host_that_is_never_ready_is_waited_for_some_seconds() {
+    let (vm, mut relay, host) = relay_with(Box::<Settler>::default());
+    lease_until(&mut relay, Timestamp::MAX);
+    host.send(&arp_reply()).unwrap();
+    let now = clock::now();
+    turn(&mut relay).unwrap();
+    let deadline = relay.next_deadline().unwrap();
+    assert!(deadline >= now.saturating_add(SETTLE_LIMIT));
+    relay.attend(deadline).unwrap();
+    assert_eq!(received(&vm), 1);
+}
+
+#[test]
+fn a_vm_that_closes_ends_the_loop_at_the_next_frame() {
+    let (vm, mut relay, host) = relay();
+    drop(vm);
+    host.send(&arp_reply()).unwrap();
+    assert!(matches!(turn(&mut relay), Err(Stop::Ended(Ended::VmClosed))));
+}
