@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use softnet_offload::{Frames, Malformed, Segments, VnetHeader, finish_checksum};
 
+use super::Losses;
+
 /// The most frames in a batch: one turn's work for one direction (rule R2).
 pub const BATCH_FRAMES: usize = 64;
 
@@ -15,9 +17,6 @@ pub(super) const SUPER_FRAME_ARENA: usize = 264 << 10;
 ///
 /// Frames lie in one arena that is allocated once; small frames pack tightly. Removing frames moves indices, never
 /// bytes. A frame may be a super-frame, which counts as one here and leaves as many (see [`super::cut`]).
-///
-/// A stream has no boundaries, so its link reads more bytes than it has frames to make of them: these stay unread behind
-/// the frames, and where they are when the frames go.
 #[derive(Debug)]
 pub struct FrameBatch {
     arena: Box<[u8]>,
@@ -25,45 +24,14 @@ pub struct FrameBatch {
     frames: Vec<Stored>,
     /// Frames before this index have been sent.
     sent: usize,
-    /// Frames of the super-frame at `sent` that have been sent.
-    cut: usize,
     /// First free byte of the arena.
     tail: usize,
-    /// Bytes of a stream that are in the arena and not in a frame yet.
-    unread: Range<usize>,
     /// The longest frame that a link may store.
     max_frame: usize,
     /// Frames that the transport cut, not yet asked for.
     truncated: usize,
     /// Frames that the transport did not take, not yet asked for.
     losses: Losses,
-    /// The super-frame at `sent` has lost a piece, and is counted.
-    is_front_lost: bool,
-}
-
-/// Frames that a transport did not take, by why (rule L6). A super-frame counts as one, as soon as any of it is lost.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Losses {
-    /// Its queue stayed full.
-    pub queue_full: Loss,
-    /// It refused the frame.
-    pub refused: Loss,
-}
-
-/// How much was lost.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Loss {
-    /// How many frames.
-    pub frames: u64,
-    /// How many bytes they have together.
-    pub bytes: u64,
-}
-
-impl Loss {
-    fn add(&mut self, frame: &Stored) {
-        self.frames = self.frames.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(frame.bytes.len() as u64);
-    }
 }
 
 /// One frame of a batch.
@@ -75,6 +43,10 @@ struct Stored {
     vnet: VnetHeader,
     /// How many frames it is on the wire.
     pieces: usize,
+    /// How many of them have been sent.
+    cut: usize,
+    /// It, or a piece of it, is lost and counted.
+    is_lost: bool,
 }
 
 impl FrameBatch {
@@ -86,22 +58,17 @@ impl FrameBatch {
             arena: vec![0; arena].into_boxed_slice(),
             frames: Vec::with_capacity(BATCH_FRAMES),
             sent: 0,
-            cut: 0,
             tail: 0,
-            unread: 0..0,
             max_frame,
             truncated: 0,
             losses: Losses::default(),
-            is_front_lost: false,
         }
     }
 
-    /// Forgets all frames. Unread bytes stay.
+    /// Forgets all frames. The arena's bytes stay.
     pub fn clear(&mut self) {
         self.frames.clear();
         self.sent = 0;
-        self.cut = 0;
-        self.is_front_lost = false;
         self.tail = 0;
     }
 
@@ -122,7 +89,7 @@ impl FrameBatch {
 
     /// Frames left to send as they are on the wire; a super-frame is as many as it is cut into.
     pub fn len_on_wire(&self) -> usize {
-        self.frames[self.sent..].iter().map(|frame| frame.pieces).sum::<usize>() - self.cut
+        self.frames[self.sent..].iter().map(Stored::left).sum()
     }
 
     /// Whether a link can store no further frame.
@@ -137,43 +104,19 @@ impl FrameBatch {
 
     /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame.
     pub fn push(&mut self, len: usize) {
+        self.push_at(self.tail..self.tail + len);
+    }
+
+    /// The whole arena, for a link that keeps account itself of what lies where; follow with [`FrameBatch::push_at`].
+    pub fn arena(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+
+    /// Records those bytes of the arena as the next frame.
+    pub fn push_at(&mut self, bytes: Range<usize>) {
         debug_assert!(self.frames.len() < BATCH_FRAMES);
-        let end = self.tail + len;
-        self.frames.push(Stored::whole(self.tail..end));
-        self.tail = end;
-    }
-
-    /// The bytes of a stream that are in no frame yet.
-    pub fn unread(&self) -> &[u8] {
-        &self.arena[self.unread.clone()]
-    }
-
-    /// Where further bytes of the stream go; follow with [`FrameBatch::fill`]. Empty only while there are frames.
-    pub fn room(&mut self) -> &mut [u8] {
-        // What is left is less than a frame, if there is none to be made of it: the one copy that a stream costs.
-        if self.frames.is_empty() && self.unread.start > 0 {
-            self.arena.copy_within(self.unread.clone(), 0);
-            self.unread = 0..self.unread.len();
-        }
-        &mut self.arena[self.unread.end..]
-    }
-
-    /// Records that the first `len` bytes of [`FrameBatch::room`] have been read from the stream.
-    pub fn fill(&mut self, len: usize) {
-        self.unread.end += len;
-    }
-
-    /// Drops the first `len` of the unread bytes.
-    pub fn skip_unread(&mut self, len: usize) {
-        self.unread.start += len;
-    }
-
-    /// Records the first `len` of the unread bytes as the next frame.
-    pub fn push_unread(&mut self, len: usize) {
-        debug_assert!(self.frames.len() < BATCH_FRAMES && len <= self.unread.len());
-        let end = self.unread.start + len;
-        self.frames.push(Stored::whole(self.unread.start..end));
-        self.unread.start = end;
+        self.tail = bytes.end;
+        self.frames.push(Stored { bytes, vnet: VnetHeader::default(), pieces: 1, cut: 0, is_lost: false });
     }
 
     /// Whether the batch has as many frames as it takes.
@@ -187,8 +130,7 @@ impl FrameBatch {
     /// # Errors
     /// What makes it impossible; the frame is then not in the batch.
     pub fn push_offloaded(&mut self, len: usize, vnet: VnetHeader) -> Result<(), Malformed> {
-        let bytes = self.tail..self.tail + len;
-        let frame = &mut self.arena[bytes.clone()];
+        let frame = &mut self.arena[self.tail..self.tail + len];
         let pieces = if vnet.gso.is_some() {
             Segments::new(frame, &vnet)?.remaining()
         } else {
@@ -197,7 +139,7 @@ impl FrameBatch {
         };
         self.push(len);
         if let Some(stored) = self.frames.last_mut().filter(|_| vnet.gso.is_some()) {
-            *stored = Stored { bytes, vnet, pieces };
+            (stored.vnet, stored.pieces) = (vnet, pieces);
         }
         Ok(())
     }
@@ -211,10 +153,9 @@ impl FrameBatch {
 
     /// Records that slot `index` of [`FrameBatch::slots`] holds a frame of `len` bytes.
     pub fn push_slot(&mut self, index: usize, len: usize) {
-        debug_assert!(len <= self.max_frame && self.frames.len() < BATCH_FRAMES);
+        debug_assert!(len <= self.max_frame);
         let start = index * self.max_frame;
-        self.frames.push(Stored::whole(start..start + len));
-        self.tail = start + self.max_frame;
+        self.push_at(start..start + len);
     }
 
     /// Records a frame that the transport cut, or that cannot be cut by us. Its bytes are not kept (rule L3).
@@ -229,26 +170,28 @@ impl FrameBatch {
 
     /// Drops all frames left to send: the far end's queue stayed full.
     pub fn give_up(&mut self) {
-        let counted = usize::from(self.is_front_lost);
-        for frame in self.frames[self.sent..].iter().skip(counted) {
-            self.losses.queue_full.add(frame);
+        for frame in self.frames[self.sent..].iter().filter(|frame| !frame.is_lost) {
+            self.losses.queue_full.add(frame.bytes.len());
         }
         self.clear();
     }
 
     /// Drops the oldest frame left to send, or the next piece of it: the far end refuses it.
     pub fn give_up_one(&mut self) {
-        if let Some(front) = self.frames.get(self.sent).filter(|_| !self.is_front_lost) {
-            self.losses.refused.add(front);
+        if let Some(front) = self.frames.get_mut(self.sent)
+            && !std::mem::replace(&mut front.is_lost, true)
+        {
+            self.losses.refused.add(front.bytes.len());
         }
-        self.is_front_lost = true;
         self.advance(1);
     }
 
     /// Counts those of the frames left to send as refused for whose index `refused` says so. They stay in the batch.
     pub fn count_refused(&mut self, refused: impl Fn(usize) -> bool) {
-        for (_, frame) in self.frames[self.sent..].iter().enumerate().filter(|(index, _)| refused(*index)) {
-            self.losses.refused.add(frame);
+        for (index, frame) in self.frames[self.sent..].iter().enumerate() {
+            if refused(index) {
+                self.losses.refused.add(frame.bytes.len());
+            }
         }
     }
 
@@ -288,22 +231,19 @@ impl FrameBatch {
 
     /// The frames left to send with what is left to do for each, and how many frames of it have been sent already.
     pub(super) fn uncut(&self) -> impl Iterator<Item = (&[u8], &VnetHeader, usize)> {
-        let cut = std::iter::once(self.cut).chain(std::iter::repeat(0));
-        let frames = self.frames[self.sent..].iter();
-        frames.zip(cut).map(|(frame, cut)| (&self.arena[frame.bytes.clone()], &frame.vnet, cut))
+        self.frames[self.sent..]
+            .iter()
+            .map(|frame| (&self.arena[frame.bytes.clone()], &frame.vnet, frame.cut))
     }
 
     /// Marks the `count` oldest frames as sent, where a super-frame is as many as it is cut into.
     pub fn advance(&mut self, mut count: usize) {
-        while let Some(front) = self.frames.get(self.sent).filter(|_| count > 0) {
-            let left = front.pieces - self.cut;
-            if count < left {
-                self.cut += count;
+        while let Some(front) = self.frames.get_mut(self.sent).filter(|_| count > 0) {
+            if count < front.left() {
+                front.cut += count;
                 return;
             }
-            count -= left;
-            self.cut = 0;
-            self.is_front_lost = false;
+            count -= front.left();
             self.sent += 1;
         }
     }
@@ -320,9 +260,9 @@ impl Frames for FrameBatch {
 }
 
 impl Stored {
-    /// A frame as it is on the wire.
-    fn whole(bytes: Range<usize>) -> Self {
-        Stored { bytes, vnet: VnetHeader::default(), pieces: 1 }
+    /// How many frames on the wire are left to send of it.
+    fn left(&self) -> usize {
+        self.pieces - self.cut
     }
 }
 

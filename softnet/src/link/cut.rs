@@ -134,4 +134,20 @@ pub(crate) mod tests {
         assert!(batch.push_offloaded(frame.len(), vnet).is_err());
         assert!(batch.is_empty());
     }
+
+    #[test]
+    fn a_super_frame_that_loses_pieces_is_lost_once() {
+        let (frame, vnet) = super_frame(&[1; 300], 100);
+        let mut batch = FrameBatch::new(1000);
+        batch.free_space()[..frame.len()].copy_from_slice(&frame);
+        batch.push_offloaded(frame.len(), vnet).unwrap();
+        batch.push(3);
+        batch.give_up_one();
+        batch.give_up_one();
+        assert_eq!((batch.len(), batch.len_on_wire()), (2, 2));
+        batch.give_up();
+        let lost = batch.take_losses();
+        assert_eq!((lost.refused.frames, lost.refused.bytes), (1, frame.len() as u64));
+        assert_eq!((lost.queue_full.frames, lost.queue_full.bytes), (1, 3));
+    }
 }

@@ -5,6 +5,7 @@
 
 mod batch;
 mod cut;
+mod losses;
 mod registration;
 mod stream;
 
@@ -16,8 +17,9 @@ use mio::{Interest, Registry, Token};
 
 use crate::needs::Needs;
 
-pub use batch::{BATCH_FRAMES, FrameBatch, Loss, Losses};
+pub use batch::{BATCH_FRAMES, FrameBatch};
 pub use cut::{Cutter, Pieces};
+pub use losses::{Loss, Losses};
 pub use registration::Registration;
 pub use stream::StreamLink;
 

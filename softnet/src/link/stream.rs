@@ -1,6 +1,7 @@
 //! Frames on a stream socket: a 32-bit big-endian length, then the frame (QEMU `-netdev stream`, passt).
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use mio::{Interest, Registry, Token};
@@ -29,6 +30,9 @@ pub struct StreamLink {
     socket: OwnedFd,
     registration: Registration,
     cutter: Cutter,
+    /// Where in the batch's arena those bytes lie that have been read and are in no frame yet: a stream has no boundaries.
+    /// They stay there when the frames go.
+    unread: Range<usize>,
     /// Bytes of an oversized frame still to be skipped.
     skip: usize,
     /// The unsent rest of a frame of which the socket took only a part.
@@ -43,20 +47,32 @@ impl StreamLink {
             socket,
             registration: Registration::default(),
             cutter: Cutter::new(),
+            unread: 0..0,
             skip: 0,
             // As large as it will ever be: once frames flow, memory can neither grow nor move.
             unsent: Vec::with_capacity(PREFIX + LONGEST_ANNOUNCED),
         })
     }
 
-    /// Makes frames of the batch's unread bytes, as many as there are whole ones and it takes.
+    /// Where in `batch` further bytes of the stream go. Empty only while there are frames.
+    fn room<'a>(&mut self, batch: &'a mut FrameBatch) -> &'a mut [u8] {
+        // What is left is less than a frame, if there is none to be made of it: the one copy that a stream costs.
+        if batch.is_empty() && self.unread.start > 0 {
+            batch.arena().copy_within(self.unread.clone(), 0);
+            self.unread = 0..self.unread.len();
+        }
+        &mut batch.arena()[self.unread.end..]
+    }
+
+    /// Makes frames of the unread bytes, as many as there are whole ones and the batch takes.
     fn split(&mut self, batch: &mut FrameBatch) -> Result<(), LinkError> {
         loop {
-            let skipped = self.skip.min(batch.unread().len());
-            batch.skip_unread(skipped);
+            let skipped = self.skip.min(self.unread.len());
+            self.unread.start += skipped;
             self.skip -= skipped;
-            let Some((prefix, rest)) = batch.unread().split_first_chunk::<PREFIX>() else { return Ok(()) };
-            let len = u32::from_be_bytes(*prefix) as usize;
+            let unread = &batch.arena()[self.unread.clone()];
+            let Some((prefix, rest)) = unread.split_first_chunk::<PREFIX>() else { return Ok(()) };
+            let (len, arrived) = (u32::from_be_bytes(*prefix) as usize, rest.len());
             if len > LONGEST_ANNOUNCED {
                 return Err(LinkError::Framing(len));
             }
@@ -66,11 +82,12 @@ impl StreamLink {
                 self.skip = PREFIX + len;
                 continue;
             }
-            if rest.len() < len || batch.has_all_frames() {
+            if arrived < len || batch.has_all_frames() {
                 return Ok(());
             }
-            batch.skip_unread(PREFIX);
-            batch.push_unread(len);
+            let start = self.unread.start + PREFIX;
+            batch.push_at(start..start + len);
+            self.unread.start = start + len;
         }
     }
 
@@ -97,14 +114,16 @@ impl Link for StreamLink {
         for _ in 0..READS {
             // An earlier call may have left whole frames, of which no wake-up will tell.
             self.split(batch)?;
-            if batch.has_all_frames() || batch.room().is_empty() {
+            let is_full = batch.has_all_frames();
+            let room = self.room(batch);
+            if is_full || room.is_empty() {
                 return Ok(Received::More);
             }
-            match rustix::io::read(&self.socket, batch.room()) {
+            match rustix::io::read(&self.socket, room) {
                 // What came before the end is carried first; it is met again.
                 Ok(0) if !batch.is_empty() => return Ok(Received::More),
                 Ok(0) => return Err(LinkError::Closed),
-                Ok(read) => batch.fill(read),
+                Ok(read) => self.unread.end += read,
                 Err(Errno::AGAIN) => return Ok(Received::Drained),
                 Err(Errno::INTR) => {}
                 Err(_) if !batch.is_empty() => return Ok(Received::More),

@@ -82,7 +82,8 @@ impl Relay {
     }
 
     /// Judges all that has come before the host was ready as what came before: it may be for the former holder of the VM's
-    /// address (rule H3). DHCP and ARP are handed on.
+    /// address (rule H3). DHCP and ARP are handed on. What waits in the lane stays there, so this takes a batch of its own: the
+    /// host's link is a TAP's, which leaves nothing in a batch.
     fn judge_what_waits(&mut self, now: Timestamp) -> Result<(), Stop> {
         let mut waiting = Lane::new(Direction::FromHost, self.from_host.batch.max_frame());
         for _ in 0..LONGEST_QUEUE {
