@@ -13,7 +13,6 @@ use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, pidfd_open};
 use softnet_filter::MacAddr;
@@ -23,6 +22,7 @@ use crate::config::{Config, PortSettings, parse_mac};
 use crate::privilege::{Identity, Start, System};
 use crate::signals::signalfd::{Received, SignalFd};
 use crate::sys::process::{self, Fork};
+use crate::sys::wait;
 use crate::vm::VmSocket;
 
 /// How long the filter may take for a clean end.
@@ -224,14 +224,9 @@ fn wait<const N: usize>(
     fds: [std::os::fd::BorrowedFd<'_>; N],
     limit: Option<Duration>,
 ) -> io::Result<[bool; N]> {
-    let mut polled = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    let limit =
-        limit.map(|limit| Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() });
-    match poll(&mut polled, limit.as_ref()) {
-        Err(rustix::io::Errno::INTR) => Ok([false; N]),
-        Err(error) => Err(error.into()),
-        Ok(_) => Ok(polled.map(|fd| !fd.revents().is_empty())),
-    }
+    let mut polled = fds.map(wait::readable);
+    wait::wait(&mut polled, limit)?;
+    Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
 /// The words in a command that stand for the VM's descriptor and MAC address.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use softnet_filter::Timestamp;
 
 use crate::netlink::{Error, Netlink};
 
@@ -31,7 +32,7 @@ pub struct AddressWatch {
     gateway: Ipv4Addr,
     known: Vec<Ipv4Addr>,
     /// A change is not looked at before.
-    not_before: Duration,
+    not_before: Timestamp,
     /// A look failed or was put off, and is due again at `not_before`.
     stale: bool,
 }
@@ -48,7 +49,7 @@ impl AddressWatch {
             netlink: Netlink::open()?,
             gateway,
             known: Vec::new(),
-            not_before: Duration::ZERO,
+            not_before: Timestamp::default(),
             stale: false,
         };
         watch.known = watch.look()?;
@@ -71,18 +72,18 @@ impl AddressWatch {
     }
 
     /// Whether to wait for a change; if not, [`AddressWatch::deadline`] says when to look.
-    pub fn listens(&self, now: Duration) -> bool {
+    pub fn listens(&self, now: Timestamp) -> bool {
         now >= self.not_before
     }
 
     /// When to look or to listen again.
-    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+    pub fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         (self.stale || now < self.not_before).then_some(self.not_before)
     }
 
     /// The addresses, if they differ from those known. Call it when [`AddressWatch::changes`] is readable, and when the
     /// deadline has come.
-    pub fn changed(&mut self, now: Duration) -> Option<&[Ipv4Addr]> {
+    pub fn changed(&mut self, now: Timestamp) -> Option<&[Ipv4Addr]> {
         // An overflown queue (ENOBUFS) is a change too.
         let mut told = self.stale;
         loop {

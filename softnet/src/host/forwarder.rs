@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use softnet_filter::Timestamp;
+
 use crate::config::expose::Expose;
 
 /// An exposed port and the VM's address that it leads to.
@@ -50,7 +52,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Holds what should be forwarded and what is, and paces the attempts to make them equal.
 ///
-/// Time is a parameter, counted from any fixed point. The owner calls [`Forwarder::due`] whenever something changed or the
+/// Time is a parameter. The owner calls [`Forwarder::due`] whenever something changed or the
 /// deadline has come, executes the steps and reports each by [`Forwarder::done`] or [`Forwarder::failed`]. A failed step is
 /// tried again with doubling pauses; a new address is tried at once.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ pub struct Forwarder {
     desired: Vec<Forward>,
     installed: Vec<Forward>,
     pause: Duration,
-    not_before: Option<Duration>,
+    not_before: Option<Timestamp>,
 }
 
 impl Forwarder {
@@ -88,7 +90,7 @@ impl Forwarder {
     }
 
     /// The steps to take now; none while a pause lasts or when all is in place.
-    pub fn due(&self, now: Duration) -> Vec<Op> {
+    pub fn due(&self, now: Timestamp) -> Vec<Op> {
         match self.not_before {
             Some(not_before) if now < not_before => Vec::new(),
             _ => reconcile(&self.desired, &self.installed),
@@ -96,9 +98,9 @@ impl Forwarder {
     }
 
     /// When to ask again; `None` if nothing is left to do.
-    pub fn next_deadline(&self) -> Option<Duration> {
+    pub fn next_deadline(&self) -> Option<Timestamp> {
         let open = !reconcile(&self.desired, &self.installed).is_empty();
-        open.then(|| self.not_before.unwrap_or(Duration::ZERO))
+        open.then(|| self.not_before.unwrap_or_default())
     }
 
     /// `op` was carried out.
@@ -113,7 +115,7 @@ impl Forwarder {
     }
 
     /// A step failed at `now`; nothing is tried before the pause is over.
-    pub fn failed(&mut self, now: Duration) {
+    pub fn failed(&mut self, now: Timestamp) {
         self.not_before = Some(now.saturating_add(self.pause));
         self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
@@ -138,18 +140,18 @@ mod tests {
     #[test]
     fn a_moved_address_removes_before_it_installs() {
         let mut forwarder = Forwarder::new(vec![expose("80:80")]);
-        assert_eq!(forwarder.due(Duration::ZERO), []);
+        assert_eq!(forwarder.due(Timestamp::default()), []);
         forwarder.set_address(Some(FIRST));
         let old = Forward { expose: expose("80:80"), to: FIRST };
         let new = Forward { expose: expose("80:80"), to: SECOND };
-        assert_eq!(forwarder.due(Duration::ZERO), [Op::Install(old)]);
+        assert_eq!(forwarder.due(Timestamp::default()), [Op::Install(old)]);
         forwarder.done(Op::Install(old));
         assert_eq!(forwarder.next_deadline(), None);
         forwarder.set_address(Some(SECOND));
-        assert_eq!(forwarder.due(Duration::ZERO), [Op::Remove(old), Op::Install(new)]);
+        assert_eq!(forwarder.due(Timestamp::default()), [Op::Remove(old), Op::Install(new)]);
         forwarder.done(Op::Remove(old));
         forwarder.set_address(None);
-        assert_eq!(forwarder.due(Duration::ZERO), []);
+        assert_eq!(forwarder.due(Timestamp::default()), []);
         assert_eq!(forwarder.installed(), []);
     }
 
@@ -157,14 +159,14 @@ mod tests {
     fn a_failed_step_is_tried_again_ever_later_and_a_new_address_at_once() {
         let mut forwarder = Forwarder::new(vec![expose("80:80")]);
         forwarder.set_address(Some(FIRST));
-        let mut now = Duration::ZERO;
+        let mut now = Timestamp::default();
         let mut pauses = Vec::new();
         for _ in 0..10 {
             assert_eq!(forwarder.due(now).len(), 1);
             forwarder.failed(now);
             let deadline = forwarder.next_deadline().unwrap();
-            assert_eq!(forwarder.due(deadline - Duration::from_nanos(1)), []);
-            pauses.push(deadline - now);
+            assert_eq!(forwarder.due(Timestamp::from_nanos(deadline.as_nanos() - 1)), []);
+            pauses.push(deadline.saturating_since(now));
             now = deadline;
         }
         assert_eq!(pauses.first(), Some(&FIRST_PAUSE));

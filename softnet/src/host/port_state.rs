@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 
 use crate::netlink::{Error, Netlink};
+use crate::sys::wait::{self, readable};
 
 /// The multicast group of changes to links (`RTNLGRP_LINK`, `linux/rtnetlink.h`).
 const LINK_CHANGES: u32 = 1;
@@ -60,11 +59,7 @@ fn listen() -> io::Result<Socket> {
 
 /// Waits for a change to any link, and forgets what it was: the link is asked for anew.
 fn wait(changes: &Socket, left: Duration) -> io::Result<()> {
-    let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-    match poll(&mut [PollFd::from_borrowed_fd(changes.as_fd(), PollFlags::IN)], Some(&timeout)) {
-        Ok(_) | Err(Errno::INTR) => {}
-        Err(error) => return Err(error.into()),
-    }
+    wait::wait(&mut [readable(changes.as_fd())], Some(left))?;
     // An overflown queue (ENOBUFS) is a change too.
     while changes.recv_from_full().is_ok() {}
     Ok(())

@@ -5,18 +5,20 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
-use rustix::time::{ClockId, clock_gettime};
+use softnet_filter::Timestamp;
 
 use super::channel::Channel;
 use super::place::{Outcome, Place};
+use crate::clock::now;
 use crate::host::addresses::AddressWatch;
 use crate::host::network::exposed::ExposedWatch;
 use crate::lease_follower::Notice;
 use crate::quiet::{PROBE_INTERVAL, QUIET_PROBE_INTERVAL};
 use crate::signals::signalfd::SignalFd;
+use crate::sys::wait::{readable, wait};
 use crate::vm::PeerWatch;
 
 /// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
@@ -55,15 +57,15 @@ pub struct Guard {
     watches: Watches,
     channel: Option<Channel>,
     /// No report is read before.
-    quiet_until: Duration,
+    quiet_until: Timestamp,
     /// When the worker said something last.
-    heard: Duration,
+    heard: Timestamp,
     /// The worker says that the VM is silent.
     vm_is_quiet: bool,
     /// When to ask for the VM's life.
-    ask_at: Duration,
+    ask_at: Timestamp,
     /// The worker was told to end, and is killed if it still lives then.
-    farewell: Option<Duration>,
+    farewell: Option<Timestamp>,
     /// The worker was told to end for a reason that is the monitor's.
     refused: bool,
 }
@@ -85,8 +87,8 @@ impl Guard {
             place,
             watches,
             channel: Some(channel),
-            quiet_until: Duration::ZERO,
-            heard: Duration::ZERO,
+            quiet_until: Timestamp::default(),
+            heard: Timestamp::default(),
             vm_is_quiet: false,
             ask_at: now().saturating_add(PROBE_INTERVAL),
             farewell: None,
@@ -140,8 +142,7 @@ impl Guard {
     }
 
     /// Waits until something happens or is due, and says what has happened.
-    fn wait(&self, [process, signals]: [BorrowedFd<'_>; 2], now: Duration) -> Result<Vec<Wake>, Errno> {
-        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+    fn wait(&self, [process, signals]: [BorrowedFd<'_>; 2], now: Timestamp) -> Result<Vec<Wake>, Errno> {
         let mut waiting = vec![(Wake::Ended, readable(process)), (Wake::Signal, readable(signals))];
         if let Some(channel) = &self.channel {
             let mut wanted = PollFlags::empty();
@@ -159,17 +160,13 @@ impl Guard {
             waiting.push((Wake::Exposed, readable(changes)));
         }
         let (wakes, mut fds): (Vec<Wake>, Vec<PollFd<'_>>) = waiting.into_iter().unzip();
-        let timeout = self.deadline(now).map(|deadline| timespec(deadline.saturating_sub(now)));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
+        wait(&mut fds, self.deadline(now).map(|deadline| deadline.saturating_since(now)))?;
         let happened = |(wake, fd): (Wake, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(wake);
         Ok(wakes.into_iter().zip(&fds).filter_map(happened).collect())
     }
 
     /// When something is due, if nothing happens before.
-    fn deadline(&self, now: Duration) -> Option<Duration> {
+    fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         let contested = self.place.as_ref().is_some_and(|place| place.contested().is_some());
         let waits = self.channel.is_some() || contested;
         let deadlines = [
@@ -217,7 +214,7 @@ impl Guard {
     }
 
     /// Asks what nothing tells of.
-    fn ask(&mut self, now: Duration) {
+    fn ask(&mut self, now: Timestamp) {
         if self.watches.peer.as_ref().is_some_and(|peer| !peer.is_alive()) {
             self.watches.peer = None;
             self.farewell = Some(now.saturating_add(FAREWELL));
@@ -267,7 +264,7 @@ impl Guard {
             return self.refuse(worker, Signal::KILL);
         }
         // A word about the VM's silence must not delay the lease that follows it.
-        if heard.address.is_some() || now.saturating_sub(self.heard) < AT_EASE {
+        if heard.address.is_some() || now.saturating_since(self.heard) < AT_EASE {
             self.quiet_until = now.saturating_add(PACE);
         }
         self.heard = now;
@@ -326,13 +323,4 @@ fn reap(worker: Pid) -> i32 {
             Err(_) => return 1,
         }
     }
-}
-
-fn now() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }

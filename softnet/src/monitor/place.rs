@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use softnet_filter::Timestamp;
 
 use crate::config::expose::Expose;
 use crate::host::forwarder::Forwarder;
@@ -45,7 +46,7 @@ pub struct Place {
 #[derive(Clone, Copy, Debug)]
 struct Contest {
     address: Ipv4Addr,
-    since: Duration,
+    since: Timestamp,
     /// The other one was told to end.
     evicting: bool,
 }
@@ -76,7 +77,7 @@ impl Place {
     }
 
     /// Notes the VM's address, to which the forwards lead from now on.
-    pub fn note(&mut self, address: Option<Ipv4Addr>, now: Duration) -> Outcome {
+    pub fn note(&mut self, address: Option<Ipv4Addr>, now: Timestamp) -> Outcome {
         let contested = self.contested.take();
         match self.membership.set_address(address) {
             Ok(()) => {
@@ -116,8 +117,8 @@ impl Place {
     }
 
     /// Decides between this VM and another that holds the address. `None` says to try again.
-    fn dispute(&mut self, mut contest: Contest, error: &Error, now: Duration) -> Option<Outcome> {
-        let waited = now.saturating_sub(contest.since);
+    fn dispute(&mut self, mut contest: Contest, error: &Error, now: Timestamp) -> Option<Outcome> {
+        let waited = now.saturating_since(contest.since);
         let address = contest.address;
         let verdict = self.membership.server_gives(address);
         // Who has just given the address back is about to say so; that takes a moment.
@@ -162,12 +163,12 @@ impl Place {
     }
 
     /// When [`Place::forward`] has something to do.
-    pub fn deadline(&self) -> Option<Duration> {
+    pub fn deadline(&self) -> Option<Timestamp> {
         self.forwarder.next_deadline()
     }
 
     /// Brings the forwards where they belong, if something is due.
-    pub fn forward(&mut self, now: Duration) {
+    pub fn forward(&mut self, now: Timestamp) {
         let ops = self.forwarder.due(now);
         if ops.is_empty() {
             return;

@@ -10,6 +10,8 @@ pub mod process;
 pub mod secure;
 #[cfg(target_os = "linux")]
 pub mod tun;
+#[cfg(target_os = "linux")]
+pub mod wait;
 
 /// How datagrams and bytes are sent: a peer that is gone is an error, not a signal.
 #[cfg(target_os = "linux")]

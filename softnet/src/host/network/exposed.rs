@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
-use softnet_filter::MacAddr;
+use softnet_filter::{MacAddr, Timestamp};
 
 use super::run_dir::RunDir;
 use crate::config::NetworkName;
@@ -60,7 +60,7 @@ pub struct ExposedWatch {
     ports: BTreeMap<i32, String>,
     files: BTreeMap<Member, Vec<Exposed>>,
     known: Vec<Exposed>,
-    not_before: Duration,
+    not_before: Timestamp,
     /// The times of the directories, where nothing tells of a change.
     times: Vec<Option<SystemTime>>,
 }
@@ -83,7 +83,7 @@ impl ExposedWatch {
             ports: BTreeMap::new(),
             files: BTreeMap::new(),
             known: Vec::new(),
-            not_before: Duration::ZERO,
+            not_before: Timestamp::default(),
             times: Vec::new(),
         };
         watch.scan();
@@ -102,17 +102,17 @@ impl ExposedWatch {
     }
 
     /// Whether to wait for a change.
-    pub fn listens(&self, now: Duration) -> bool {
+    pub fn listens(&self, now: Timestamp) -> bool {
         now >= self.not_before
     }
 
     /// When to listen again.
-    pub fn deadline(&self, now: Duration) -> Option<Duration> {
+    pub fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         (now < self.not_before).then_some(self.not_before)
     }
 
     /// The exposed ports, if they differ from those known. Call it when [`ExposedWatch::changes`] is readable.
-    pub fn changed(&mut self, now: Duration) -> Option<&[Exposed]> {
+    pub fn changed(&mut self, now: Timestamp) -> Option<&[Exposed]> {
         self.not_before = now.saturating_add(PACE);
         let (touched, rescan) = self.read_changes();
         if rescan {
@@ -341,7 +341,7 @@ mod tests {
             let timeout = Duration::from_secs(10).try_into().unwrap();
             let told = poll(&mut [PollFd::from_borrowed_fd(changes, PollFlags::IN)], Some(&timeout)).unwrap();
             assert!(told > 0, "nothing told of {expected:?}; known are {:?}", watch.known());
-            watch.changed(Duration::ZERO);
+            watch.changed(Timestamp::default());
         }
     }
 

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
 
 use mio::{Registry, Token};
 use softnet_filter::{Lease, Timestamp};
@@ -29,7 +28,6 @@ impl<I: Interface> VmnetForwards<I> {
 
     /// Takes every step that is due. One that fails holds up no other, and is tried again later.
     fn apply(&mut self, now: Timestamp) {
-        let now = since_start(now);
         let mut interface = self.interface.borrow_mut();
         let mut failed = false;
         for op in self.forwarder.due(now) {
@@ -72,8 +70,7 @@ impl<I: Interface> LeaseFollower for VmnetForwards<I> {
     }
 
     fn deadline(&self) -> Option<Timestamp> {
-        let at = self.forwarder.next_deadline()?;
-        Some(Timestamp::from_nanos(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)))
+        self.forwarder.next_deadline()
     }
 }
 
@@ -86,8 +83,4 @@ impl<I: Interface> Drop for VmnetForwards<I> {
             }
         }
     }
-}
-
-fn since_start(now: Timestamp) -> Duration {
-    Duration::from_nanos(now.as_nanos())
 }

@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFd;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
@@ -31,6 +31,7 @@ use crate::host::tools;
 use crate::netlink::Netlink;
 use crate::signals::signalfd::SignalFd;
 use crate::sys::incarnation::Incarnation;
+use crate::sys::wait::{self, readable};
 
 /// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
 /// not read, and the network is whole within 5 s (rule H8).
@@ -179,21 +180,14 @@ impl Keeper {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Never early, or the loop would turn until it is late.
         let left = left.map(|left| left + Duration::from_millis(1));
-        let timeout = left.map(TryInto::try_into).transpose().map_err(|_| Errno::INVAL)?;
         let room = self.clients.len() < CLIENTS;
         let mut descriptors = vec![warden.as_fd(), self.signals.as_fd()];
         descriptors.extend(self.events.descriptors());
         descriptors.extend(room.then(|| self.listener.as_fd()));
         descriptors.extend(self.clients.iter().map(OwnedFd::as_fd));
-        let mut waiting: Vec<PollFd<'_>> = descriptors
-            .into_iter()
-            .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
-        match poll(&mut waiting, timeout.as_ref()) {
-            Ok(_) => Ok(waiting.iter().map(|fd| !fd.revents().is_empty()).collect()),
-            Err(Errno::INTR) => Ok(Vec::new()),
-            Err(error) => Err(error.into()),
-        }
+        let mut waiting: Vec<PollFd<'_>> = descriptors.into_iter().map(readable).collect();
+        wait::wait(&mut waiting, left)?;
+        Ok(waiting.iter().map(|fd| !fd.revents().is_empty()).collect())
     }
 
     /// Checks `after` a while, or earlier if that was planned.
