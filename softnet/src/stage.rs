@@ -12,7 +12,7 @@ use crate::clock;
 use crate::config::{Config, PortSettings};
 use crate::host::{HostLink, Mode};
 use crate::link::ETHERNET_HEADER;
-use crate::observe::{self, DropLog, Observer};
+use crate::observe::{self, DropLog};
 use crate::parent::ParentWatch;
 use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
@@ -77,7 +77,9 @@ impl Opened {
         });
         let max_frame = usize::from(uplink.mtu) + ETHERNET_HEADER;
         let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
-        relay.set_observer(DropLog::if_wanted().map(|log| Box::new(log) as Box<dyn Observer>));
+        if let Some(log) = DropLog::if_wanted() {
+            relay.set_observer(log);
+        }
         tracing::info!(mode = mode.name(), gateway = %uplink.address, interface = %uplink.interface, "opened");
         Ok(Opened {
             relay,

@@ -33,3 +33,34 @@ impl Observer for DropLog {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Arc;
+
+    use softnet_filter::DropReason;
+
+    use super::*;
+
+    #[test]
+    fn a_dropped_frame_is_logged_by_its_reason_and_a_forwarded_one_is_not() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(Level::TRACE)
+            .with_ansi(false)
+            .with_writer(Arc::new(writer))
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let mut log = DropLog::if_wanted().unwrap();
+            log.judged(Direction::FromVm, &[0xab; 60], Verdict::Forward);
+            log.judged(Direction::FromHost, &[0xcd; 2], Verdict::Drop(DropReason::Runt));
+        });
+        let mut told = String::new();
+        reader.read_to_string(&mut told).unwrap();
+        assert_eq!(told.lines().count(), 1, "{told}");
+        for part in ["dropped a frame", "FromHost", "runt", "length=2", "headers=[cd, cd]"] {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
+    }
+}

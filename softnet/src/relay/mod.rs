@@ -126,8 +126,8 @@ impl Relay {
     }
 
     /// Shows all judged frames to `observer`.
-    pub fn set_observer(&mut self, observer: Option<Box<dyn Observer>>) {
-        self.observer = observer;
+    pub fn set_observer(&mut self, observer: impl Observer + 'static) {
+        self.observer = Some(Box::new(observer));
     }
 
     /// What the port has counted.

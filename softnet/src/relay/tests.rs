@@ -112,7 +112,7 @@ fn an_observer_is_shown_every_judged_frame_and_changes_none() {
     let (vm, mut relay, host) = relay();
     let notes = Notes::default();
     let seen = Rc::clone(&notes.0);
-    relay.set_observer(Some(Box::new(notes)));
+    relay.set_observer(notes);
     lease_until(&mut relay, Timestamp::MAX);
     vm.send(b"garbage").unwrap();
     vm.send(&arp_request()).unwrap();
