@@ -1,63 +1,33 @@
 //! Address resolution (RFC 826), the rules A and I3.
 
-use core::net::Ipv4Addr;
+pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 
 use crate::dhcp::{Believed, Dhcp};
 use crate::frame::Frame;
-use crate::mac::MacAddr;
 use crate::port::Identity;
 use crate::table::{Class, Table};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;
+/// The rules that depend on who the VM is, what it has and what it may reach.
+pub(crate) trait JudgeArp {
+    /// Judges ARP of the VM, whose lease in `dhcp` is valid now.
+    fn judge_from_vm(
+        self,
+        frame: Frame<'_>,
+        identity: &Identity,
+        table: &Table,
+        dhcp: &Dhcp,
+        now: Timestamp,
+    ) -> Result<(), DropReason>;
 
-/// Bytes of ARP for IPv4 over Ethernet.
-pub(crate) const LEN: usize = 28;
-
-/// ARP for IPv4 over Ethernet, of full length.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arp<'a> {
-    packet: &'a [u8; LEN],
+    /// Judges ARP on its way to the VM: nobody but the gateway claims the gateway's address (I3).
+    fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason>;
 }
 
-impl<'a> Arp<'a> {
-    /// `None` if the packet is truncated, or for other hardware, another protocol or other address lengths (A1).
+impl JudgeArp for Arp<'_> {
     #[inline(always)]
-    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // Hardware type 1, protocol type 0x0800, address lengths 6 and 4.
-        const FIXED: u64 = u64::from_be_bytes([0, 1, 8, 0, 6, 4, 0, 0]);
-        let packet = bytes.first_chunk::<LEN>()?;
-        let [a, b, c, d, e, f, ..] = *packet;
-        (u64::from_be_bytes([a, b, c, d, e, f, 0, 0]) == FIXED).then_some(Self { packet })
-    }
-
-    #[inline(always)]
-    fn operation(&self) -> u16 {
-        u16::from_be_bytes([self.packet[6], self.packet[7]])
-    }
-
-    #[inline(always)]
-    fn sender_mac(&self) -> MacAddr {
-        let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.packet;
-        MacAddr([a, b, c, d, e, f])
-    }
-
-    #[inline(always)]
-    fn sender(&self) -> Ipv4Addr {
-        Ipv4Addr::new(self.packet[14], self.packet[15], self.packet[16], self.packet[17])
-    }
-
-    #[inline(always)]
-    fn target(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = *self.packet;
-        Ipv4Addr::new(a, b, c, d)
-    }
-
-    /// Judges ARP of the VM, whose lease in `dhcp` is valid now.
-    #[inline(always)]
-    pub(crate) fn judge_from_vm(
+    fn judge_from_vm(
         self,
         frame: Frame<'_>,
         identity: &Identity,
@@ -84,57 +54,11 @@ impl<'a> Arp<'a> {
         // A3, A5: what a VM asks all the time.
         match dhcp.lease() {
             Some(lease) if self.sender() == lease.address && self.target() == identity.gateway => Ok(()),
-            _ => self.judge_closely(frame, identity, table, dhcp, now),
+            _ => judge_closely(self, frame, identity, table, dhcp, now),
         }
     }
 
-    /// All but the VM's asking for the gateway.
-    fn judge_closely(
-        self,
-        frame: Frame<'_>,
-        identity: &Identity,
-        table: &Table,
-        dhcp: &Dhcp,
-        now: Timestamp,
-    ) -> Result<(), DropReason> {
-        let target = self.target();
-        let is_request = self.operation() == REQUEST;
-        // A3, A4: whether somebody else has the address that the VM is about to use (RFC 5227, section 2.1.1).
-        let is_probe = is_request && self.sender().is_unspecified();
-        if is_probe && Some(target) == dhcp.offered(now) {
-            return Ok(());
-        }
-        let Some(lease) = dhcp.lease() else {
-            // C10: it takes the gateway's MAC address, and the gateway the VM's, to renew a lease that has just expired.
-            let is_last = dhcp.believed() == Believed::Expired(self.sender());
-            let is_for_gateway = is_request || frame.destination() == identity.gateway_mac;
-            return if is_last && is_for_gateway && target == identity.gateway {
-                Ok(())
-            } else {
-                Err(DropReason::ArpNoLease)
-            };
-        };
-        if is_probe {
-            return if target == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) };
-        }
-        if self.sender() != lease.address {
-            return Err(DropReason::ArpSenderAddress);
-        }
-        // A5. A reply tells nothing but the truth about the VM's own address, whoever asked.
-        if !is_request
-            || target == identity.gateway
-            || target == lease.address
-            || lease.resolvers.contains(target)
-            || (identity.is_on_link(target) && table.classify(target) == Class::Allowed)
-        {
-            Ok(())
-        } else {
-            Err(DropReason::ArpTarget)
-        }
-    }
-
-    /// Judges ARP on its way to the VM: nobody but the gateway claims the gateway's address (I3).
-    pub(crate) fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
+    fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
         let from_gateway =
             self.sender_mac() == identity.gateway_mac && frame.source() == identity.gateway_mac;
         if self.sender() == identity.gateway && !from_gateway {
@@ -144,9 +68,57 @@ impl<'a> Arp<'a> {
     }
 }
 
+/// All but the VM's asking for the gateway.
+fn judge_closely(
+    arp: Arp<'_>,
+    frame: Frame<'_>,
+    identity: &Identity,
+    table: &Table,
+    dhcp: &Dhcp,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    let target = arp.target();
+    let is_request = arp.operation() == REQUEST;
+    // A3, A4: whether somebody else has the address that the VM is about to use (RFC 5227, section 2.1.1).
+    let is_probe = is_request && arp.sender().is_unspecified();
+    if is_probe && Some(target) == dhcp.offered(now) {
+        return Ok(());
+    }
+    let Some(lease) = dhcp.lease() else {
+        // C10: it takes the gateway's MAC address, and the gateway the VM's, to renew a lease that has just expired.
+        let is_last = dhcp.believed() == Believed::Expired(arp.sender());
+        let is_for_gateway = is_request || frame.destination() == identity.gateway_mac;
+        return if is_last && is_for_gateway && target == identity.gateway {
+            Ok(())
+        } else {
+            Err(DropReason::ArpNoLease)
+        };
+    };
+    if is_probe {
+        return if target == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) };
+    }
+    if arp.sender() != lease.address {
+        return Err(DropReason::ArpSenderAddress);
+    }
+    // A5. A reply tells nothing but the truth about the VM's own address, whoever asked.
+    if !is_request
+        || target == identity.gateway
+        || target == lease.address
+        || lease.resolvers.contains(target)
+        || (identity.is_on_link(target) && table.classify(target) == Class::Allowed)
+    {
+        Ok(())
+    } else {
+        Err(DropReason::ArpTarget)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use core::net::Ipv4Addr;
+
     use super::*;
+    use crate::mac::MacAddr;
     use crate::testing::*;
     use crate::verdict::Verdict;
 

@@ -6,21 +6,18 @@
 
 mod client;
 mod client_ids;
-mod message;
-mod name;
 mod rate;
 mod release;
 mod reply;
 mod state;
 mod transactions;
 
-pub(crate) use client::{Datagram, judge_from_vm};
+use softnet_wire::dhcpv4::{self as message, name};
+
+pub(crate) use client::{Datagram, DhcpPorts, judge_from_vm};
 pub(crate) use client_ids::ClientId;
 pub use release::{ReleaseFrame, release_message};
 pub(crate) use reply::judge_from_host;
 pub(crate) use state::{Believed, Dhcp, Terms};
 
-/// The port of a DHCP server.
-pub(crate) const SERVER_PORT: u16 = 67;
-/// The port of a DHCP client.
-pub(crate) const CLIENT_PORT: u16 = 68;
+pub(crate) use message::{CLIENT_PORT, SERVER_PORT};

@@ -49,7 +49,6 @@
 )]
 
 mod arp;
-mod checksum;
 mod counters;
 mod destination;
 mod dhcp;
@@ -58,7 +57,6 @@ mod host;
 mod icmp;
 mod ipv4;
 mod lease;
-mod mac;
 mod policy;
 mod port;
 mod table;
@@ -67,13 +65,15 @@ mod testing;
 mod time;
 mod verdict;
 
+use softnet_wire::{checksum, ethernet as mac};
+
 pub use counters::{Counters, Direction, DirectionCounters};
 pub use dhcp::{ReleaseFrame, release_message};
 pub use host::ExposedPort;
 pub use lease::{Lease, Resolvers};
-pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
 pub use port::{AdoptError, ConfigError, Gateway, NetType, Port, PortConfig, PortEvent, UnboundCause};
+pub use softnet_wire::{MacAddr, ParseMacError};
 pub use time::Timestamp;
 pub use verdict::{DropReason, Verdict};
 

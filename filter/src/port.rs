@@ -4,14 +4,14 @@ use core::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use crate::arp::{self, Arp};
+use crate::arp::{self, Arp, JudgeArp};
 use crate::counters::{Counters, Direction};
 use crate::destination::{self, Destination};
-use crate::dhcp::{self, ClientId, Datagram, Dhcp, ReleaseFrame, Terms};
+use crate::dhcp::{self, ClientId, Datagram, Dhcp, DhcpPorts, ReleaseFrame, Terms};
 use crate::frame::{self, EtherType, Frame};
 use crate::host::{ExposedPort, Host};
 use crate::icmp;
-use crate::ipv4::{self, Packet, Part, Transport, Udp};
+use crate::ipv4::{self, JudgeHeader, Packet, Part, Transport, Udp};
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::policy::Policy;

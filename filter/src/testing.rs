@@ -142,7 +142,7 @@ impl IpFrame {
 pub(crate) fn fix_header(packet: &mut [u8]) {
     let len = (usize::from(packet[0] & 0x0f) * 4).min(packet.len());
     packet[10..12].fill(0);
-    let checksum = Sum::default().add(&packet[..len]).checksum();
+    let checksum = Sum::of(&packet[..len]).finish();
     packet[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
@@ -342,7 +342,7 @@ impl DhcpFrame {
 
     pub(crate) fn packet(&self) -> IpFrame {
         let mut datagram = udp(self.ports.0, self.ports.1, &self.message());
-        let checksum = checksum::udp(self.from.octets(), self.to.octets(), &datagram).checksum();
+        let checksum = checksum::udp(self.from.octets(), self.to.octets(), &datagram).finish();
         datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
         IpFrame {
             to_mac: self.to_mac,

@@ -12,7 +12,7 @@ const GROUPS: [(char, usize); 9] =
     [('L', 6), ('A', 5), ('S', 5), ('D', 9), ('C', 10), ('B', 8), ('H', 2), ('I', 4), ('R', 4)];
 
 /// Where tests of the rules lie.
-const FOLDERS: [&str; 4] = ["filter/src", "filter/tests", "softnet/src", "softnet/tests"];
+const FOLDERS: [&str; 5] = ["filter/src", "filter/tests", "softnet/src", "softnet/tests", "wire/src"];
 
 /// A line of a table: what is counted, and what proves it.
 struct Line {

@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: whether the filter's unit tests notice a change of the filter.
+//! `cargo xtask mutants`: whether the unit tests of the filter, and of the formats that it reads, notice a change.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::cargo::cargo;
 
-/// Change the filter in every way that cargo-mutants knows, and list what no test notices
+/// Change the filter and the formats in every way that cargo-mutants knows, and list what no test notices
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Further words for cargo-mutants, such as --file filter/src/arp.rs
@@ -16,10 +16,11 @@ pub struct Args {
 
 /// Runs cargo-mutants on the unit tests alone, which are quick to build and to run; a change may make a loop endless.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let status = cargo("mutants --package softnet-filter --timeout 20 --cargo-arg=--lib")
-        .args(&args.arguments)
-        .status()
-        .context("start cargo")?;
+    let status =
+        cargo("mutants --package softnet-filter --package softnet-wire --timeout 20 --cargo-arg=--lib")
+            .args(&args.arguments)
+            .status()
+            .context("start cargo")?;
     if !status.success() {
         eprintln!("If there is no cargo-mutants, `cargo install cargo-mutants` brings it.");
     }

@@ -14,11 +14,16 @@ use crate::port::{Identity, PortEvent, UnboundCause};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-impl Udp {
+/// The DHCP ports as a datagram's own.
+pub(crate) trait DhcpPorts {
     /// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a
     /// client's. One from port 68 to elsewhere is like any other; its answer is not (B6).
+    fn is_dhcp_from_vm(&self) -> bool;
+}
+
+impl DhcpPorts for Udp {
     #[inline(always)]
-    pub(crate) fn is_dhcp_from_vm(self) -> bool {
+    fn is_dhcp_from_vm(&self) -> bool {
         self.source_port == SERVER_PORT || matches!(self.destination_port, SERVER_PORT | CLIENT_PORT)
     }
 }

@@ -1,24 +1,16 @@
-//! The one message that the filter makes itself: a DHCPRELEASE that gives the VM's address back (RFC 2131, section
-//! 4.4.6), alone or as a frame of the VM's.
+//! The one message that the filter sends itself: a DHCPRELEASE that gives the VM's address back, alone or as a frame of
+//! the VM's.
 
 use core::fmt;
 use core::net::Ipv4Addr;
 use core::ops::Deref;
 
-use crate::checksum;
+use softnet_wire::build::{Builder, MAX_RELEASE_LEN, MIN_MESSAGE_LEN, Release};
+
 use crate::dhcp::ClientId;
-use crate::dhcp::message::{BOOT_REQUEST, COOKIE, ETHERNET, FIXED_LEN, code, kind};
 use crate::dhcp::state::Former;
-use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
-use crate::frame;
-use crate::ipv4;
 use crate::mac::MacAddr;
 use crate::port::Identity;
-
-/// BOOTP's messages are of 300 bytes at least, and some servers insist.
-const MIN_MESSAGE_LEN: usize = 300;
-/// The fixed part, the message's type and the server's identifier.
-const BARE_LEN: usize = FIXED_LEN + 3 + 6;
 
 /// The DHCPRELEASE by which the VM `vm_mac` gives `address` back to `server`, without a client identifier (RFC 2131,
 /// section 4.4.6): the content of a UDP datagram for the server's port 67. Nothing answers it, so `transaction` is any
@@ -29,75 +21,24 @@ pub fn release_message(
     server: Ipv4Addr,
     transaction: u32,
 ) -> [u8; MIN_MESSAGE_LEN] {
-    let mut message = [0; MIN_MESSAGE_LEN];
-    // `op`, `htype`, `hlen`, `xid`, `ciaddr`, `chaddr`; a client leaves the rest 0.
-    message[..3].copy_from_slice(&[BOOT_REQUEST, ETHERNET, 6]);
-    message[4..8].copy_from_slice(&transaction.to_be_bytes());
-    message[12..16].copy_from_slice(&address.octets());
-    message[28..34].copy_from_slice(&vm_mac.octets());
-    message[236..240].copy_from_slice(&COOKIE);
-    message[240..245].copy_from_slice(&[code::MESSAGE_TYPE, 1, kind::RELEASE, code::SERVER, 4]);
-    message[245..249].copy_from_slice(&server.octets());
-    message[BARE_LEN] = code::END;
-    message
+    Release { client: vm_mac, address, server, client_id: None, transaction }.message()
 }
 
 /// A DHCPRELEASE as a whole Ethernet frame, for the host side. Dereferences to its bytes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ReleaseFrame {
-    bytes: [u8; Self::CAPACITY],
-    len: usize,
-}
+pub struct ReleaseFrame(Builder<MAX_RELEASE_LEN>);
 
 impl ReleaseFrame {
-    const HEADERS_LEN: usize = frame::HEADER_LEN + ipv4::HEADER_LEN + ipv4::UDP_HEADER_LEN;
-    /// Headers, the message, the longest client identifier and the end option.
-    const CAPACITY: usize = Self::HEADERS_LEN + BARE_LEN + 257 + 1;
-
     /// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
     pub(crate) fn new(lease: &Former, identity: &Identity, transaction: u32) -> Option<Self> {
-        let mac = identity.vm_mac.octets();
-        let own = lease.address.octets();
-        let server = lease.server.octets();
-        let client_id = lease.client_id.as_ref().map_or(&[][..], ClientId::as_bytes);
-
-        let mut message_len = BARE_LEN.saturating_add(1);
-        if !client_id.is_empty() {
-            message_len = message_len.saturating_add(client_id.len()).saturating_add(2);
-        }
-        let message_len = message_len.max(MIN_MESSAGE_LEN);
-        let udp_len = message_len.saturating_add(ipv4::UDP_HEADER_LEN);
-        let ip_len = udp_len.saturating_add(ipv4::HEADER_LEN);
-
-        let mut writer = Writer { bytes: [0; Self::CAPACITY], at: 0 };
-        writer.put(&identity.gateway_mac.octets())?.put(&mac)?.put(&[0x08, 0x00])?;
-
-        // Don't fragment, TTL 64.
-        let ip_start = writer.at;
-        writer.put(&[0x45, 0])?.put_u16(ip_len)?.put(&[0, 0, 0x40, 0, 64, ipv4::UDP, 0, 0])?;
-        writer.put(&own)?.put(&server)?;
-        let sum = checksum::Sum::default().add(writer.bytes.get(ip_start..writer.at)?);
-        writer.set_u16(ip_start.saturating_add(10), sum.checksum())?;
-
-        let udp_start = writer.at;
-        writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
-        writer.put_u16(udp_len)?.put(&[0, 0])?;
-        let bare = release_message(identity.vm_mac, lease.address, lease.server, transaction);
-        writer.put(&bare[..BARE_LEN])?;
-        if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
-            writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;
-        }
-        writer.put(&[code::END])?;
-
-        let end = udp_start.saturating_add(udp_len);
-        let sum = checksum::udp(own, server, writer.bytes.get(udp_start..end)?);
-        // A checksum that comes out as 0 is sent as its other zero, since 0 means none (RFC 768).
-        let checksum = match sum.checksum() {
-            0 => 0xffff,
-            checksum => checksum,
+        let release = Release {
+            client: identity.vm_mac,
+            address: lease.address,
+            server: lease.server,
+            client_id: lease.client_id.as_ref().map(ClientId::as_bytes),
+            transaction,
         };
-        writer.set_u16(udp_start.saturating_add(6), checksum)?;
-        Some(Self { bytes: writer.bytes, len: end })
+        release.frame(identity.gateway_mac).map(Self)
     }
 }
 
@@ -105,43 +46,20 @@ impl Deref for ReleaseFrame {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
+        self.0.as_bytes()
     }
 }
 
 impl fmt::Debug for ReleaseFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReleaseFrame").field("len", &self.len).finish_non_exhaustive()
-    }
-}
-
-/// Writes into a fixed buffer; `None` where it ends.
-struct Writer {
-    bytes: [u8; ReleaseFrame::CAPACITY],
-    at: usize,
-}
-
-impl Writer {
-    fn put(&mut self, bytes: &[u8]) -> Option<&mut Self> {
-        let end = self.at.checked_add(bytes.len())?;
-        self.bytes.get_mut(self.at..end)?.copy_from_slice(bytes);
-        self.at = end;
-        Some(self)
-    }
-
-    fn put_u16(&mut self, number: usize) -> Option<&mut Self> {
-        self.put(&u16::try_from(number).ok()?.to_be_bytes())
-    }
-
-    fn set_u16(&mut self, at: usize, number: u16) -> Option<()> {
-        self.bytes.get_mut(at..at.checked_add(2)?)?.copy_from_slice(&number.to_be_bytes());
-        Some(())
+        f.debug_struct("ReleaseFrame").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum;
     use crate::testing::*;
     use crate::{PortEvent, UnboundCause, Verdict};
 

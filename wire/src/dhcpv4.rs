@@ -2,63 +2,87 @@
 
 use core::net::Ipv4Addr;
 
-/// Bytes before the options, the magic cookie included.
-pub(crate) const FIXED_LEN: usize = 240;
-pub(crate) const COOKIE: [u8; 4] = [99, 130, 83, 99];
+pub mod name;
 
-pub(crate) const BOOT_REQUEST: u8 = 1;
-pub(crate) const BOOT_REPLY: u8 = 2;
-pub(crate) const ETHERNET: u8 = 1;
+/// The port of a DHCP server.
+pub const SERVER_PORT: u16 = 67;
+/// The port of a DHCP client.
+pub const CLIENT_PORT: u16 = 68;
+
+/// Bytes before the options, the magic cookie included.
+pub const FIXED_LEN: usize = 240;
+/// What tells a DHCP message from one of BOOTP (RFC 2131, section 3).
+pub const COOKIE: [u8; 4] = [99, 130, 83, 99];
+
+/// The operation of a client's message.
+pub const BOOT_REQUEST: u8 = 1;
+/// The operation of a server's message.
+pub const BOOT_REPLY: u8 = 2;
+/// The hardware type of Ethernet.
+pub const ETHERNET: u8 = 1;
 
 /// Option codes.
-pub(crate) mod code {
-    pub(crate) const PAD: u8 = 0;
-    pub(crate) const RESOLVERS: u8 = 6;
-    pub(crate) const HOST_NAME: u8 = 12;
-    pub(crate) const REQUESTED_ADDRESS: u8 = 50;
-    pub(crate) const LEASE_TIME: u8 = 51;
-    pub(crate) const OVERLOAD: u8 = 52;
-    pub(crate) const MESSAGE_TYPE: u8 = 53;
-    pub(crate) const SERVER: u8 = 54;
-    pub(crate) const CLIENT_ID: u8 = 61;
-    pub(crate) const RAPID_COMMIT: u8 = 80;
-    pub(crate) const FQDN: u8 = 81;
-    pub(crate) const RELAY_AGENT: u8 = 82;
-    pub(crate) const END: u8 = 255;
+pub mod code {
+    #![expect(missing_docs, reason = "the names are the protocol's")]
+    pub const PAD: u8 = 0;
+    pub const RESOLVERS: u8 = 6;
+    pub const HOST_NAME: u8 = 12;
+    pub const REQUESTED_ADDRESS: u8 = 50;
+    pub const LEASE_TIME: u8 = 51;
+    pub const OVERLOAD: u8 = 52;
+    pub const MESSAGE_TYPE: u8 = 53;
+    pub const SERVER: u8 = 54;
+    pub const CLIENT_ID: u8 = 61;
+    pub const RAPID_COMMIT: u8 = 80;
+    pub const FQDN: u8 = 81;
+    pub const RELAY_AGENT: u8 = 82;
+    pub const END: u8 = 255;
 }
 
 /// The values of option 53.
-pub(crate) mod kind {
-    pub(crate) const DISCOVER: u8 = 1;
-    pub(crate) const OFFER: u8 = 2;
-    pub(crate) const REQUEST: u8 = 3;
-    pub(crate) const DECLINE: u8 = 4;
-    pub(crate) const ACK: u8 = 5;
-    pub(crate) const NAK: u8 = 6;
-    pub(crate) const RELEASE: u8 = 7;
-    pub(crate) const INFORM: u8 = 8;
+pub mod kind {
+    #![expect(missing_docs, reason = "the names are the protocol's")]
+    pub const DISCOVER: u8 = 1;
+    pub const OFFER: u8 = 2;
+    pub const REQUEST: u8 = 3;
+    pub const DECLINE: u8 = 4;
+    pub const ACK: u8 = 5;
+    pub const NAK: u8 = 6;
+    pub const RELEASE: u8 = 7;
+    pub const INFORM: u8 = 8;
 }
 
 /// A message whose fixed part is whole.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Message<'a> {
-    pub(crate) operation: u8,
-    pub(crate) hardware_type: u8,
-    pub(crate) hardware_len: u8,
-    pub(crate) hops: u8,
-    pub(crate) transaction: u32,
-    pub(crate) client_address: Ipv4Addr,
-    pub(crate) your_address: Ipv4Addr,
-    pub(crate) relay_address: Ipv4Addr,
-    pub(crate) hardware_address: [u8; 6],
-    pub(crate) is_hardware_padding_zero: bool,
-    pub(crate) has_cookie: bool,
+pub struct Message<'a> {
+    /// [`BOOT_REQUEST`] or [`BOOT_REPLY`].
+    pub operation: u8,
+    /// [`ETHERNET`].
+    pub hardware_type: u8,
+    /// Bytes of a hardware address.
+    pub hardware_len: u8,
+    /// How many relay agents the message has passed.
+    pub hops: u8,
+    /// What an answer has in common with its question (`xid`).
+    pub transaction: u32,
+    /// The address that the client has (`ciaddr`).
+    pub client_address: Ipv4Addr,
+    /// The address that the server gives to the client (`yiaddr`).
+    pub your_address: Ipv4Addr,
+    /// The address of the relay agent (`giaddr`).
+    pub relay_address: Ipv4Addr,
+    /// The MAC address of the client (`chaddr`).
+    pub hardware_address: [u8; 6],
+    /// Whether the rest of `chaddr` is 0.
+    pub is_hardware_padding_zero: bool,
+    /// Whether [`COOKIE`] stands before the options.
+    pub has_cookie: bool,
     options: &'a [u8],
 }
 
 impl<'a> Message<'a> {
     /// `None` if the message is truncated.
-    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (fixed, options) = bytes.split_first_chunk::<FIXED_LEN>()?;
         let word = |at: usize| fixed.get(at..).and_then(|rest| rest.first_chunk::<4>()).copied();
         let [operation, hardware_type, hardware_len, hops] = word(0)?;
@@ -79,33 +103,41 @@ impl<'a> Message<'a> {
     }
 
     /// The options in the option field. What option 52 would add from other fields is not looked at.
-    pub(crate) fn options(&self) -> Result<Options<'a>, OptionsError> {
+    pub fn options(&self) -> Result<Options<'a>, OptionsError> {
         Options::parse(self.options)
     }
 }
 
 /// The options that matter here. None of them may occur twice, which would split it (RFC 3396).
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Options<'a> {
-    pub(crate) message_type: u8,
-    pub(crate) requested_address: Option<Ipv4Addr>,
-    /// Seconds.
-    pub(crate) lease_time: Option<u32>,
-    pub(crate) server: Option<Ipv4Addr>,
-    pub(crate) client_id: Option<&'a [u8]>,
-    /// A multiple of 4 bytes.
-    pub(crate) resolvers: &'a [u8],
-    /// The host's name, by itself and as the domain name that the client wants (C9).
-    pub(crate) host_name: Option<&'a [u8]>,
-    pub(crate) fqdn: Option<&'a [u8]>,
-    pub(crate) has_rapid_commit: bool,
-    pub(crate) has_overload: bool,
-    pub(crate) has_relay_agent: bool,
+pub struct Options<'a> {
+    /// One of [`kind`].
+    pub message_type: u8,
+    /// The address that the client asks for.
+    pub requested_address: Option<Ipv4Addr>,
+    /// Seconds for which the client has the address.
+    pub lease_time: Option<u32>,
+    /// The address by which the client knows the server.
+    pub server: Option<Ipv4Addr>,
+    /// The type and the value of the client identifier.
+    pub client_id: Option<&'a [u8]>,
+    /// The addresses of DNS resolvers, 4 bytes each.
+    pub resolvers: &'a [u8],
+    /// The name of the client (see [`name::is_host_name`]).
+    pub host_name: Option<&'a [u8]>,
+    /// The value of option 81: flags, two codes and a name (see [`name::is_fqdn_option`]).
+    pub fqdn: Option<&'a [u8]>,
+    /// Whether the client would do without an offer (RFC 4039).
+    pub has_rapid_commit: bool,
+    /// Whether further options stand in other fields.
+    pub has_overload: bool,
+    /// Whether a relay agent added its option (RFC 3046).
+    pub has_relay_agent: bool,
 }
 
 /// Why options cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OptionsError {
+pub enum OptionsError {
     /// An option reaches beyond the field, the end is missing, something other than padding follows it, an option
     /// has a length that it cannot have, or there is not one message type.
     Malformed,
