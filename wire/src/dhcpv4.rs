@@ -25,6 +25,8 @@ pub const ETHERNET: u8 = 1;
 pub mod code {
     #![expect(missing_docs, reason = "the names are the protocol's")]
     pub const PAD: u8 = 0;
+    pub const SUBNET_MASK: u8 = 1;
+    pub const ROUTER: u8 = 3;
     pub const RESOLVERS: u8 = 6;
     pub const HOST_NAME: u8 = 12;
     pub const REQUESTED_ADDRESS: u8 = 50;

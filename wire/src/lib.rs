@@ -15,7 +15,7 @@
 //! | IANA's registry of special-purpose addresses | [`special`] |
 //! | the frames that Softnet sends itself | [`build`] |
 //!
-//! The feature `make` adds frames for tests, which are valid by default and can be made wrong field by field.
+//! The feature `make` adds `make`, frames for tests, which are valid by default and can be made wrong field by field.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 // A frame must never be able to end the process, so what can panic does not compile.
@@ -39,6 +39,8 @@ pub mod dhcpv4;
 pub mod ethernet;
 pub mod icmpv4;
 pub mod ipv4;
+#[cfg(any(test, feature = "make"))]
+pub mod make;
 pub mod special;
 pub mod transport;
 

@@ -1,8 +1,12 @@
 //! IPv4 (RFC 791) and what it carries (RFC 768, 9293, 792) as bytes.
 
-use std::net::Ipv4Addr;
+use core::net::Ipv4Addr;
 
-use super::{IPV4, Mac, ethernet};
+use super::ethernet;
+use crate::checksum::{self, Sum};
+use crate::ethernet::{HEADER_LEN, IPV4, MacAddr};
+use crate::ipv4::{self, DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET};
+use crate::transport::{ICMP, TCP, UDP, UDP_HEADER_LEN};
 
 /// An IPv4 packet; [`Ipv4::new`] is right, each field can be made wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +50,7 @@ impl Ipv4 {
             protocol,
             ttl: 64,
             id: 0x1234,
-            fragment: 0x4000,
+            fragment: DONT_FRAGMENT,
             options: Vec::new(),
             payload,
             version: 4,
@@ -59,7 +63,7 @@ impl Ipv4 {
     /// The packet without a frame around it.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
-        let header_len = 20 + self.options.len();
+        let header_len = ipv4::HEADER_LEN + self.options.len();
         let words = self.ihl.unwrap_or((header_len / 4) as u8);
         let total = self.total_len.unwrap_or((header_len + self.payload.len()) as u16);
         let mut bytes = vec![self.version << 4 | words & 0x0f, 0];
@@ -78,22 +82,17 @@ impl Ipv4 {
 
     /// In a frame between these two.
     #[must_use]
-    pub fn frame(&self, to: Mac, from: Mac) -> Vec<u8> {
+    pub fn frame(&self, to: impl Into<MacAddr>, from: impl Into<MacAddr>) -> Vec<u8> {
         ethernet(to, from, IPV4, &self.bytes())
     }
 }
 
-/// The internet checksum (RFC 1071) over pieces of even length, the last may be odd.
+/// The checksum over pieces one after another.
 #[must_use]
 pub fn checksum(pieces: &[&[u8]]) -> u16 {
-    let mut sum = 0u32;
-    for pair in pieces.iter().flat_map(|piece| piece.chunks(2)) {
-        sum += u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default());
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+    let add =
+        |(at, sum): (usize, Sum), piece: &&[u8]| (at + piece.len(), sum.followed_by(at, Sum::of(piece)));
+    pieces.iter().fold((0, Sum::ZERO), add).1.finish()
 }
 
 fn with_pseudo_header(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, segment: &[u8]) -> u16 {
@@ -101,22 +100,25 @@ fn with_pseudo_header(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, segment: &[u8]
     checksum(&[&from.octets(), &to.octets(), &[0, protocol], &len, segment])
 }
 
+/// A UDP datagram with the right length and without a checksum.
+#[must_use]
+pub fn datagram(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(UDP_HEADER_LEN + payload.len());
+    bytes.extend(from.to_be_bytes());
+    bytes.extend(to.to_be_bytes());
+    bytes.extend(((UDP_HEADER_LEN + payload.len()) as u16).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(payload);
+    bytes
+}
+
 /// A UDP datagram with the right length and checksum; the pairs are address and port.
 #[must_use]
 pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Transport {
-    let mut bytes = Vec::with_capacity(8 + payload.len());
-    bytes.extend(from.1.to_be_bytes());
-    bytes.extend(to.1.to_be_bytes());
-    bytes.extend((8 + payload.len() as u16).to_be_bytes());
-    bytes.extend([0, 0]);
-    bytes.extend(payload);
-    // RFC 768: a computed zero is sent as all ones, for zero means that there is none.
-    let sum = match with_pseudo_header(from.0, to.0, 17, &bytes) {
-        0 => 0xffff,
-        sum => sum,
-    };
+    let mut bytes = datagram(from.1, to.1, payload);
+    let sum = checksum::udp(from.0.octets(), to.0.octets(), &bytes).finish_udp();
     bytes[6..8].copy_from_slice(&sum.to_be_bytes());
-    (17, bytes)
+    (UDP, bytes)
 }
 
 /// A TCP segment without options: `flags` as on the wire (0x02 SYN, 0x10 ACK, 0x08 PSH).
@@ -137,9 +139,9 @@ pub fn tcp(
     bytes.extend(4096u16.to_be_bytes());
     bytes.extend([0, 0, 0, 0]);
     bytes.extend(payload);
-    let sum = with_pseudo_header(from.0, to.0, 6, &bytes);
+    let sum = with_pseudo_header(from.0, to.0, TCP, &bytes);
     bytes[16..18].copy_from_slice(&sum.to_be_bytes());
-    (6, bytes)
+    (TCP, bytes)
 }
 
 /// An ICMP message with the right checksum: type, code, and everything behind the checksum.
@@ -149,7 +151,53 @@ pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Transport {
     bytes.extend(rest);
     let sum = checksum(&[&bytes]);
     bytes[2..4].copy_from_slice(&sum.to_be_bytes());
-    (1, bytes)
+    (ICMP, bytes)
+}
+
+/// Makes the checksums of a frame right again as far as its lengths allow: the IPv4 header's, and UDP's or ICMP's.
+pub fn fix(frame: &mut [u8]) {
+    if frame.get(12..HEADER_LEN) == Some(&IPV4.to_be_bytes()) {
+        fix_packet(&mut frame[HEADER_LEN..]);
+    }
+}
+
+/// Makes the header checksum of a packet right, whose header has as many words as it says.
+pub fn fix_header(packet: &mut [u8]) {
+    let len = (usize::from(packet[0] & 0x0f) * 4).min(packet.len());
+    packet[10..12].fill(0);
+    let sum = Sum::of(&packet[..len]).finish();
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn fix_packet(packet: &mut [u8]) {
+    if packet.len() < ipv4::HEADER_LEN {
+        return;
+    }
+    let header = usize::from(packet[0] & 0x0f) * 4;
+    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    if header < ipv4::HEADER_LEN || header > total || total > packet.len() {
+        return;
+    }
+    fix_header(packet);
+    let fragment = u16::from_be_bytes([packet[6], packet[7]]);
+    if fragment & (MORE_FRAGMENTS | OFFSET) != 0 || total - header < UDP_HEADER_LEN {
+        return;
+    }
+    let (head, payload) = packet[..total].split_at_mut(header);
+    let [.., a, b, c, d, e, f, g, h] = head[..ipv4::HEADER_LEN] else { return };
+    match head[9] {
+        UDP => {
+            payload[6..8].fill(0);
+            let sum = checksum::udp([a, b, c, d], [e, f, g, h], payload).finish_udp();
+            payload[6..8].copy_from_slice(&sum.to_be_bytes());
+        }
+        ICMP => {
+            payload[2..4].fill(0);
+            let sum = Sum::of(payload).finish();
+            payload[2..4].copy_from_slice(&sum.to_be_bytes());
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +220,23 @@ mod tests {
         assert_eq!(with_pseudo_header(A, B, 6, &segment), 0);
         let (_, message) = icmp(8, 0, &[0, 1, 0, 2, 9]);
         assert_eq!(checksum(&[&message]), 0);
+    }
+
+    #[test]
+    fn checksums_are_fixed() {
+        for transport in [udp((A, 1), (B, 2), b"odd"), icmp(8, 0, &[0, 1, 0, 2, 9])] {
+            let right = Ipv4::new(A, B, transport).frame(MacAddr::BROADCAST, MacAddr::ZERO);
+            let mut frame = right.clone();
+            let at = if frame[23] == UDP { 40 } else { 36 };
+            frame[24] ^= 1;
+            frame[at] ^= 1;
+            assert_ne!(frame, right);
+            fix(&mut frame);
+            assert_eq!(frame, right);
+            for len in 0..right.len() {
+                fix(&mut frame[..len]);
+            }
+        }
     }
 
     #[test]
