@@ -32,14 +32,14 @@ pub struct Arp {
 impl Arp {
     /// Who has `target`? Tell `sender`.
     #[must_use]
-    pub fn request(sender_mac: MacAddr, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
+    pub fn request(sender_mac: impl Into<MacAddr>, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
         Self {
             hardware: 1,
             protocol: 0x0800,
             hardware_len: 6,
             protocol_len: 4,
             operation: REQUEST,
-            sender_mac,
+            sender_mac: sender_mac.into(),
             sender,
             target_mac: MacAddr::ZERO,
             target,

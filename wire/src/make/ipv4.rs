@@ -6,7 +6,7 @@ use super::ethernet;
 use crate::checksum::{self, Sum};
 use crate::ethernet::{HEADER_LEN, IPV4, MacAddr};
 use crate::ipv4::{self, DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET};
-use crate::transport::{ICMP, TCP, UDP, UDP_HEADER_LEN};
+use crate::transport::{ICMP, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN};
 
 /// An IPv4 packet; [`Ipv4::new`] is right, each field can be made wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +58,15 @@ impl Ipv4 {
             total_len: None,
             checksum: None,
         }
+    }
+
+    /// With the checksum of the UDP or ICMP that it carries, which is not cut into fragments, made right.
+    #[must_use]
+    pub fn with_checksum(mut self) -> Self {
+        if self.fragment & (MORE_FRAGMENTS | OFFSET) == 0 {
+            fix_transport(self.from, self.to, self.protocol, &mut self.payload);
+        }
+        self
     }
 
     /// The packet without a frame around it.
@@ -112,6 +121,21 @@ pub fn datagram(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A TCP segment without options and without a checksum.
+#[must_use]
+pub fn segment(from: u16, to: u16, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(TCP_HEADER_LEN + payload.len());
+    bytes.extend(from.to_be_bytes());
+    bytes.extend(to.to_be_bytes());
+    bytes.extend(sequence.to_be_bytes());
+    bytes.extend(0x0102_0304u32.to_be_bytes());
+    bytes.extend([5 << 4, flags]);
+    bytes.extend(4096u16.to_be_bytes());
+    bytes.extend([0, 0, 0, 0]);
+    bytes.extend(payload);
+    bytes
+}
+
 /// A UDP datagram with the right length and checksum; the pairs are address and port.
 #[must_use]
 pub fn udp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), payload: &[u8]) -> Transport {
@@ -130,15 +154,7 @@ pub fn tcp(
     flags: u8,
     payload: &[u8],
 ) -> Transport {
-    let mut bytes = Vec::with_capacity(20 + payload.len());
-    bytes.extend(from.1.to_be_bytes());
-    bytes.extend(to.1.to_be_bytes());
-    bytes.extend(sequence.to_be_bytes());
-    bytes.extend(0x0102_0304u32.to_be_bytes());
-    bytes.extend([5 << 4, flags]);
-    bytes.extend(4096u16.to_be_bytes());
-    bytes.extend([0, 0, 0, 0]);
-    bytes.extend(payload);
+    let mut bytes = segment(from.1, to.1, sequence, flags, payload);
     let sum = with_pseudo_header(from.0, to.0, TCP, &bytes);
     bytes[16..18].copy_from_slice(&sum.to_be_bytes());
     (TCP, bytes)
@@ -180,24 +196,29 @@ fn fix_packet(packet: &mut [u8]) {
     }
     fix_header(packet);
     let fragment = u16::from_be_bytes([packet[6], packet[7]]);
-    if fragment & (MORE_FRAGMENTS | OFFSET) != 0 || total - header < UDP_HEADER_LEN {
+    if fragment & (MORE_FRAGMENTS | OFFSET) != 0 {
         return;
     }
     let (head, payload) = packet[..total].split_at_mut(header);
     let [.., a, b, c, d, e, f, g, h] = head[..ipv4::HEADER_LEN] else { return };
-    match head[9] {
-        UDP => {
-            payload[6..8].fill(0);
-            let sum = checksum::udp([a, b, c, d], [e, f, g, h], payload).finish_udp();
-            payload[6..8].copy_from_slice(&sum.to_be_bytes());
-        }
-        ICMP => {
-            payload[2..4].fill(0);
-            let sum = Sum::of(payload).finish();
-            payload[2..4].copy_from_slice(&sum.to_be_bytes());
-        }
-        _ => {}
+    fix_transport([a, b, c, d].into(), [e, f, g, h].into(), head[9], payload);
+}
+
+fn fix_transport(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &mut [u8]) {
+    let at = match protocol {
+        UDP => 6,
+        ICMP => 2,
+        _ => return,
+    };
+    if payload.len() < UDP_HEADER_LEN {
+        return;
     }
+    payload[at..at + 2].fill(0);
+    let sum = match protocol {
+        UDP => checksum::udp(from.octets(), to.octets(), payload).finish_udp(),
+        _ => Sum::of(payload).finish(),
+    };
+    payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 #[cfg(test)]
