@@ -208,3 +208,98 @@ fn set_once<T>(slot: &mut Option<T>, value: T) -> Result<(), OptionsError> {
         Some(_) => Err(OptionsError::Malformed),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ACK for 192.168.64.2 from 192.168.64.1.
+    #[rustfmt::skip]
+    const HEAD: [u8; 34] = [
+        2, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0, 0, 0, 0, 0, 192, 168, 64, 2, 0, 0, 0, 0, 10, 0, 0, 9,
+        2, 0, 0, 0, 0, 1,
+    ];
+    #[rustfmt::skip]
+    const OPTIONS: [u8; 42] = [
+        53, 1, 5, 0, 54, 4, 192, 168, 64, 1, 51, 4, 0, 0, 2, 88, 6, 8, 10, 0, 0, 53, 10, 0, 0, 54,
+        61, 3, 1, 2, 3, 12, 2, b'v', b'm', 81, 3, 1, 0, 0, 255, 0,
+    ];
+
+    fn message(options: &[u8]) -> Vec<u8> {
+        [&HEAD[..], &[0; 202], &COOKIE, options].concat()
+    }
+
+    #[test]
+    fn reads_the_fixed_part() {
+        let bytes = message(&OPTIONS);
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(
+            (message.operation, message.hardware_type, message.hardware_len),
+            (BOOT_REPLY, ETHERNET, 6)
+        );
+        assert_eq!((message.hops, message.transaction), (0, 0x1234_5678));
+        assert_eq!(message.client_address, Ipv4Addr::UNSPECIFIED);
+        assert_eq!(message.your_address, Ipv4Addr::new(192, 168, 64, 2));
+        assert_eq!(message.relay_address, Ipv4Addr::new(10, 0, 0, 9));
+        assert_eq!(message.hardware_address, [2, 0, 0, 0, 0, 1]);
+        assert!(message.is_hardware_padding_zero && message.has_cookie);
+        for (at, padding_zero, cookie) in
+            [(34, false, true), (43, false, true), (44, true, true), (239, true, false)]
+        {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            let message = Message::parse(&bytes).unwrap();
+            assert_eq!(
+                (message.is_hardware_padding_zero, message.has_cookie),
+                (padding_zero, cookie),
+                "{at}"
+            );
+        }
+        for len in 0..FIXED_LEN {
+            assert!(Message::parse(&bytes[..len]).is_none(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn reads_the_options() {
+        let options = Options::parse(&OPTIONS).unwrap();
+        assert_eq!(options.message_type, kind::ACK);
+        assert_eq!(options.server, Some(Ipv4Addr::new(192, 168, 64, 1)));
+        assert_eq!((options.lease_time, options.requested_address), (Some(600), None));
+        assert_eq!(options.resolvers, [10, 0, 0, 53, 10, 0, 0, 54]);
+        assert_eq!(options.client_id, Some(&[1, 2, 3][..]));
+        assert_eq!((options.host_name, options.fqdn), (Some(&b"vm"[..]), Some(&[1, 0, 0][..])));
+        assert!(!options.has_rapid_commit && !options.has_overload && !options.has_relay_agent);
+        let options = Options::parse(&[53, 1, 1, 50, 4, 10, 0, 0, 7, 80, 0, 52, 1, 1, 82, 0, 255]).unwrap();
+        assert_eq!(options.requested_address, Some(Ipv4Addr::new(10, 0, 0, 7)));
+        assert!(options.has_rapid_commit && options.has_overload && options.has_relay_agent);
+    }
+
+    #[test]
+    fn refuses_options_that_do_not_fit() {
+        let error = |options: &[u8]| Options::parse(options).unwrap_err();
+        // Up to the end mark each byte is needed.
+        for len in 0..OPTIONS.len() - 1 {
+            assert_eq!(error(&OPTIONS[..len]), OptionsError::Malformed, "{len} bytes");
+        }
+        for (malformed, why) in [
+            (&[255][..], "no type"),
+            (&[53, 1, 1, 53, 1, 1, 255], "two types"),
+            (&[53, 2, 1, 1, 255], "a type of two bytes"),
+            (&[53, 1, 1, 54, 3, 10, 0, 0, 255], "an address of three bytes"),
+            (&[53, 1, 1, 51, 2, 0, 9, 255], "a time of two bytes"),
+            (&[53, 1, 1, 6, 0, 255], "no resolver"),
+            (&[53, 1, 1, 6, 3, 10, 0, 0, 255], "a resolver of three bytes"),
+            (&[53, 1, 1, 12, 1, b'a', 12, 1, b'b', 255], "two names"),
+            (&[53, 1, 1, 255, 1], "something behind the end"),
+        ] {
+            assert_eq!(error(malformed), OptionsError::Malformed, "{why}");
+        }
+        for (malformed, why) in [
+            (&[53, 1, 1, 61, 1, 1, 255][..], "an identifier of one byte"),
+            (&[53, 1, 1, 61, 2, 1, 2, 61, 2, 1, 2, 255], "two identifiers"),
+        ] {
+            assert_eq!(error(malformed), OptionsError::ClientId, "{why}");
+        }
+    }
+}
