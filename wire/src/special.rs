@@ -102,16 +102,16 @@ pub const AZURE_PLATFORM: Block<Ipv4Addr> = Block::new([168, 63, 129, 16], 32, "
 
 /// The largest blocks that are not globally reachable.
 pub fn not_global() -> impl Iterator<Item = Block<Ipv4Addr>> {
-    let is_inside =
-        |block: &Block<Ipv4Addr>| IPV4.iter().any(|other| !other.is_global && other.encloses(block));
-    IPV4.into_iter().filter(move |block| !block.is_global && !is_inside(block))
+    IPV4.into_iter().filter(|block| !block.is_global && !is_inside_not_global(block))
 }
 
 /// The blocks inside those that are globally reachable after all.
 pub fn global_inside() -> impl Iterator<Item = Block<Ipv4Addr>> {
-    let is_inside =
-        |block: &Block<Ipv4Addr>| IPV4.iter().any(|other| !other.is_global && other.encloses(block));
-    IPV4.into_iter().filter(move |block| block.is_global && is_inside(block))
+    IPV4.into_iter().filter(|block| block.is_global && is_inside_not_global(block))
+}
+
+fn is_inside_not_global(block: &Block<Ipv4Addr>) -> bool {
+    IPV4.iter().any(|other| !other.is_global && other.encloses(block))
 }
 
 #[cfg(test)]

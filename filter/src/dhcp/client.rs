@@ -14,7 +14,7 @@ use crate::port::{Identity, PortEvent, UnboundCause};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-/// The DHCP ports as a datagram's own.
+/// DHCP, told by the ports of a datagram.
 pub(crate) trait DhcpPorts {
     /// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a
     /// client's. One from port 68 to elsewhere is like any other; its answer is not (B6).
