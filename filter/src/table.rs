@@ -50,8 +50,7 @@ impl Class {
 }
 
 /// Destinations that no flag opens (D1), besides those that depend on the network.
-const NEVER: [(Ipv4Addr, u8); 3] =
-    [(Ipv4Addr::new(0, 0, 0, 0), 8), (Ipv4Addr::new(127, 0, 0, 0), 8), (Ipv4Addr::new(240, 0, 0, 0), 4)];
+const NEVER: [special::Block<Ipv4Addr>; 3] = [special::THIS_NETWORK, special::LOOPBACK, special::RESERVED];
 
 /// Entries below this are a [`Class`]; the others, less this, the number of a block.
 const FIRST_BLOCK: u16 = 16;
@@ -155,8 +154,8 @@ impl Table {
             table.paint(address, prefix, class)?;
         }
 
-        for (address, prefix) in NEVER {
-            table.paint(address, prefix, Class::Never)?;
+        for block in NEVER {
+            table.paint(block.address, block.prefix_len, Class::Never)?;
         }
         table.paint(gateway.subnet.network(), 32, Class::Never)?;
         table.paint(gateway.subnet.broadcast(), 32, Class::Never)?;

@@ -144,6 +144,8 @@ mod tests {
         assert_eq!(text(global_inside().collect()), ["192.0.0.9/32", "192.0.0.10/32"]);
         assert_eq!(text(PRIVATE_USE.to_vec()), ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"]);
         assert_eq!(SHARED_ADDRESS_SPACE.to_string(), "100.64.0.0/10");
+        assert_eq!(text(vec![THIS_NETWORK, LOOPBACK, RESERVED]), ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"]);
+        assert_eq!(AZURE_PLATFORM.to_string(), "168.63.129.16/32");
     }
 
     #[test]
