@@ -4,8 +4,9 @@ use core::net::Ipv4Addr;
 
 use crate::dhcp::{Believed, Dhcp};
 use crate::frame::Frame;
+use crate::l2;
 use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::segment::{Segment, Station};
 use crate::table::{Class, Table};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
@@ -60,7 +61,7 @@ impl<'a> Arp<'a> {
     pub(crate) fn judge_from_vm(
         self,
         frame: Frame<'_>,
-        identity: &Identity,
+        segment: &Segment,
         table: &Table,
         dhcp: &Dhcp,
         now: Timestamp,
@@ -69,22 +70,17 @@ impl<'a> Arp<'a> {
         if self.operation() != REQUEST && self.operation() != REPLY {
             return Err(DropReason::ArpMalformed);
         }
-        // L5: ARP goes to one station or to all, never to the groups of bridges and switches.
-        if !frame.destination().is_broadcast() && !identity.may_be_peer(frame.destination()) {
-            return Err(if frame.destination().is_group() {
-                DropReason::GroupMac
-            } else {
-                DropReason::DestinationMac
-            });
-        }
+        l2::judge_arp_destination(frame, segment)?;
         // A2
-        if self.sender_mac() != identity.vm_mac {
+        if self.sender_mac() != segment.vm_mac {
             return Err(DropReason::ArpSenderMac);
         }
         // A3, A5: what a VM asks all the time.
         match dhcp.lease() {
-            Some(lease) if self.sender() == lease.address && self.target() == identity.gateway => Ok(()),
-            _ => self.judge_closely(frame, identity, table, dhcp, now),
+            Some(lease) if self.sender() == lease.address && self.target() == segment.router.address => {
+                Ok(())
+            }
+            _ => self.judge_closely(frame, segment, table, dhcp, now),
         }
     }
 
@@ -92,7 +88,7 @@ impl<'a> Arp<'a> {
     fn judge_closely(
         self,
         frame: Frame<'_>,
-        identity: &Identity,
+        segment: &Segment,
         table: &Table,
         dhcp: &Dhcp,
         now: Timestamp,
@@ -107,8 +103,8 @@ impl<'a> Arp<'a> {
         let Some(lease) = dhcp.lease() else {
             // C10: it takes the gateway's MAC address, and the gateway the VM's, to renew a lease that has just expired.
             let is_last = dhcp.believed() == Believed::Expired(self.sender());
-            let is_for_gateway = is_request || frame.destination() == identity.gateway_mac;
-            return if is_last && is_for_gateway && target == identity.gateway {
+            let is_for_gateway = is_request || frame.destination() == segment.dhcp_server.mac;
+            return if is_last && is_for_gateway && target == segment.dhcp_server.address {
                 Ok(())
             } else {
                 Err(DropReason::ArpNoLease)
@@ -122,10 +118,10 @@ impl<'a> Arp<'a> {
         }
         // A5. A reply tells nothing but the truth about the VM's own address, whoever asked.
         if !is_request
-            || target == identity.gateway
+            || segment.is_served_from(target)
             || target == lease.address
             || lease.resolvers.contains(target)
-            || (identity.is_on_link(target) && table.classify(target) == Class::Allowed)
+            || (segment.is_on_link(target) && table.classify(target) == Class::Allowed)
         {
             Ok(())
         } else {
@@ -133,15 +129,23 @@ impl<'a> Arp<'a> {
         }
     }
 
-    /// Judges ARP on its way to the VM: nobody but the gateway claims the gateway's address (I3).
-    pub(crate) fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
-        let from_gateway =
-            self.sender_mac() == identity.gateway_mac && frame.source() == identity.gateway_mac;
-        if self.sender() == identity.gateway && !from_gateway {
+    /// Judges ARP on its way to the VM: only the gateway claims the gateway's address (I3).
+    pub(crate) fn judge_from_host(self, frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
+        let claims = |station: Station| {
+            self.sender() == station.address
+                && (self.sender_mac() != station.mac || frame.source() != station.mac)
+        };
+        if claims(segment.router) || claims(segment.dhcp_server) {
             return Err(DropReason::ArpGateway);
         }
         Ok(())
     }
+}
+
+/// A1: ARP for IPv4 over Ethernet, and the whole of it.
+#[inline(always)]
+pub(crate) fn judge_format(bytes: &[u8]) -> Result<Arp<'_>, DropReason> {
+    Arp::parse(bytes).ok_or(DropReason::ArpMalformed)
 }
 
 #[cfg(test)]

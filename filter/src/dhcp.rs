@@ -14,11 +14,10 @@ mod reply;
 mod state;
 mod transactions;
 
-pub(crate) use client::{Datagram, judge_from_vm};
-pub(crate) use client_ids::ClientId;
+pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
 pub use release::{ReleaseFrame, release_message};
 pub(crate) use reply::judge_from_host;
-pub(crate) use state::{Believed, Dhcp, Terms};
+pub(crate) use state::{Believed, Dhcp};
 
 /// The port of a DHCP server.
 pub(crate) const SERVER_PORT: u16 = 67;

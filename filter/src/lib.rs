@@ -50,30 +50,37 @@
 
 mod arp;
 mod checksum;
+mod config;
 mod counters;
 mod destination;
 mod dhcp;
+mod event;
 mod frame;
 mod host;
 mod icmp;
+mod inbound;
 mod ipv4;
+mod l2;
 mod lease;
 mod mac;
 mod policy;
 mod port;
+mod segment;
 mod table;
 #[cfg(test)]
 mod testing;
 mod time;
 mod verdict;
 
+pub use config::{ConfigError, Gateway, NetType, PortConfig};
 pub use counters::{Counters, Direction, DirectionCounters};
 pub use dhcp::{ReleaseFrame, release_message};
+pub use event::{PortEvent, UnboundCause};
 pub use host::ExposedPort;
-pub use lease::{Lease, Resolvers};
+pub use lease::{AdoptError, Lease, Resolvers};
 pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
-pub use port::{AdoptError, ConfigError, Gateway, NetType, Port, PortConfig, PortEvent, UnboundCause};
+pub use port::Port;
 pub use time::Timestamp;
 pub use verdict::{DropReason, Verdict};
 

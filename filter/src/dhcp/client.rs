@@ -7,20 +7,19 @@ use crate::dhcp::name;
 use crate::dhcp::state::{Believed, Dhcp};
 use crate::dhcp::transactions::{Asked, Kind};
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
+use crate::event::{PortEvent, UnboundCause};
 use crate::frame::Frame;
 use crate::ipv4::{Part, UDP_HEADER_LEN, Udp};
 use crate::mac::MacAddr;
-use crate::port::{Identity, PortEvent, UnboundCause};
+use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-impl Udp {
-    /// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a
-    /// client's. One from port 68 to elsewhere is like any other; its answer is not (B6).
-    #[inline(always)]
-    pub(crate) fn is_dhcp_from_vm(self) -> bool {
-        self.source_port == SERVER_PORT || matches!(self.destination_port, SERVER_PORT | CLIENT_PORT)
-    }
+/// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a client's.
+/// One from port 68 to elsewhere is like any other; its answer is not (B6).
+#[inline(always)]
+pub(crate) fn is_dhcp_from_vm(udp: Udp) -> bool {
+    udp.source_port == SERVER_PORT || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
 }
 
 /// A datagram of the VM on the DHCP ports.
@@ -37,13 +36,13 @@ pub(crate) struct Datagram<'a> {
 #[cold]
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     frame: Frame<'_>,
     datagram: Datagram<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let payload = judge_addressing(dhcp, identity, frame, datagram)?;
-    let message = judge_header(identity, payload)?;
+    let payload = judge_addressing(dhcp, segment, frame, datagram)?;
+    let message = judge_header(segment, payload)?;
     let options = message.options().map_err(|error| match error {
         OptionsError::Malformed => DropReason::DhcpOptions,
         OptionsError::ClientId => DropReason::DhcpClientId,
@@ -61,11 +60,11 @@ pub(crate) fn judge_from_vm(
         _ => return Err(DropReason::DhcpMessageType),
     };
 
-    judge_client_address(dhcp, identity, datagram.source, &message, options.message_type)?;
-    judge_identity(dhcp, identity, &options)?;
+    judge_client_address(dhcp, segment, datagram.source, &message, options.message_type)?;
+    judge_identity(dhcp, segment, &options)?;
     judge_giving_up(dhcp, &message, &options, now)?;
     // C8. A server that sees another one selected may go silent for everybody.
-    if options.server.is_some_and(|server| server != identity.gateway) {
+    if options.server.is_some_and(|server| server != segment.dhcp_server.address) {
         return Err(DropReason::DhcpServer);
     }
     // C9
@@ -105,7 +104,7 @@ pub(crate) fn judge_from_vm(
 /// C1: who sends it, and where it goes. Gives the message.
 fn judge_addressing<'a>(
     dhcp: &Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     frame: Frame<'_>,
     datagram: Datagram<'a>,
 ) -> Result<&'a [u8], DropReason> {
@@ -118,9 +117,10 @@ fn judge_addressing<'a>(
     };
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
     // C10: a VM that believes in its last lease renews it from there.
-    let has_address = dhcp.lease().is_some() || may_believe(dhcp, identity, source);
-    let is_to_server =
-        destination == identity.gateway && frame.destination() == identity.gateway_mac && has_address;
+    let has_address = dhcp.lease().is_some() || may_believe(dhcp, segment, source);
+    let is_to_server = destination == segment.dhcp_server.address
+        && frame.destination() == segment.dhcp_server.mac
+        && has_address;
     if !is_broadcast && !is_to_server {
         return Err(DropReason::DhcpDestination);
     }
@@ -128,7 +128,7 @@ fn judge_addressing<'a>(
 }
 
 /// C2: the fixed part of the message.
-fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a>, DropReason> {
+fn judge_header<'a>(segment: &Segment, payload: &'a [u8]) -> Result<Message<'a>, DropReason> {
     let message = Message::parse(payload).ok_or(DropReason::DhcpHeader)?;
     if message.operation != BOOT_REQUEST
         || message.hardware_type != ETHERNET
@@ -139,7 +139,7 @@ fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a
     {
         return Err(DropReason::DhcpHeader);
     }
-    if MacAddr(message.hardware_address) != identity.vm_mac || !message.is_hardware_padding_zero {
+    if MacAddr(message.hardware_address) != segment.vm_mac || !message.is_hardware_padding_zero {
         return Err(DropReason::DhcpHardwareAddress);
     }
     Ok(message)
@@ -148,7 +148,7 @@ fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a
 /// C4, C10: the addresses that the message says are the VM's.
 fn judge_client_address(
     dhcp: &Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     source: Ipv4Addr,
     message: &Message<'_>,
     message_type: u8,
@@ -156,7 +156,7 @@ fn judge_client_address(
     let own = dhcp.lease().map(|lease| lease.address);
     let client_address = message.client_address;
     // C10: nothing but a REQUEST, and one that says the same of its sender twice.
-    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, identity, address);
+    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, segment, address);
     let renews_the_last =
         is_believed(client_address) && (source.is_unspecified() || source == client_address);
     let names_source_only =
@@ -179,17 +179,17 @@ fn judge_client_address(
 }
 
 /// C10: whether a VM without a lease may believe that it has this one.
-fn may_believe(dhcp: &Dhcp, identity: &Identity, address: Ipv4Addr) -> bool {
+fn may_believe(dhcp: &Dhcp, segment: &Segment, address: Ipv4Addr) -> bool {
     dhcp.lease().is_none()
         && match dhcp.believed() {
             Believed::Expired(last) => address == last,
-            Believed::Anything => identity.may_be_leased(address),
+            Believed::Anything => segment.may_be_leased(address),
             Believed::Nothing => false,
         }
 }
 
 /// C5: judges what a message says about who sends it.
-fn judge_identity(dhcp: &mut Dhcp, identity: &Identity, options: &Options<'_>) -> Result<(), DropReason> {
+fn judge_identity(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
     if options.has_relay_agent {
         return Err(DropReason::DhcpRelayOption);
     }
@@ -198,14 +198,14 @@ fn judge_identity(dhcp: &mut Dhcp, identity: &Identity, options: &Options<'_>) -
     }
     // Where the server files leases by MAC address, an identifier takes nothing from anybody, and cloned images have
     // that of their template.
-    let Some(id) = options.client_id.filter(|id| !is_own_or_opaque(id, identity.vm_mac)) else {
+    let Some(id) = options.client_id.filter(|id| !is_own_or_opaque(id, segment.vm_mac)) else {
         return Ok(());
     };
-    if identity.server_files_by_mac {
+    if segment.server_files_by_mac {
         return Ok(());
     }
     if !core::mem::replace(&mut dhcp.has_foreign_client_id, true) {
-        dhcp.push_event(PortEvent::ForeignClientId { named: named_mac(id) });
+        dhcp.events.push(PortEvent::ForeignClientId { named: named_mac(id) });
     }
     Err(DropReason::DhcpClientIdForeign)
 }

@@ -6,14 +6,14 @@ use core::net::Ipv4Addr;
 use core::ops::Deref;
 
 use crate::checksum;
-use crate::dhcp::ClientId;
+use crate::dhcp::client_ids::ClientId;
 use crate::dhcp::message::{BOOT_REQUEST, COOKIE, ETHERNET, FIXED_LEN, code, kind};
 use crate::dhcp::state::Former;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame;
 use crate::ipv4;
 use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::segment::Segment;
 
 /// BOOTP's messages are of 300 bytes at least, and some servers insist.
 const MIN_MESSAGE_LEN: usize = 300;
@@ -55,8 +55,8 @@ impl ReleaseFrame {
     const CAPACITY: usize = Self::HEADERS_LEN + BARE_LEN + 257 + 1;
 
     /// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
-    pub(crate) fn new(lease: &Former, identity: &Identity, transaction: u32) -> Option<Self> {
-        let mac = identity.vm_mac.octets();
+    pub(crate) fn new(lease: &Former, segment: &Segment, transaction: u32) -> Option<Self> {
+        let mac = segment.vm_mac.octets();
         let own = lease.address.octets();
         let server = lease.server.octets();
         let client_id = lease.client_id.as_ref().map_or(&[][..], ClientId::as_bytes);
@@ -70,7 +70,7 @@ impl ReleaseFrame {
         let ip_len = udp_len.saturating_add(ipv4::HEADER_LEN);
 
         let mut writer = Writer { bytes: [0; Self::CAPACITY], at: 0 };
-        writer.put(&identity.gateway_mac.octets())?.put(&mac)?.put(&[0x08, 0x00])?;
+        writer.put(&segment.dhcp_server.mac.octets())?.put(&mac)?.put(&[0x08, 0x00])?;
 
         // Don't fragment, TTL 64.
         let ip_start = writer.at;
@@ -82,7 +82,7 @@ impl ReleaseFrame {
         let udp_start = writer.at;
         writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
         writer.put_u16(udp_len)?.put(&[0, 0])?;
-        let bare = release_message(identity.vm_mac, lease.address, lease.server, transaction);
+        let bare = release_message(segment.vm_mac, lease.address, lease.server, transaction);
         writer.put(&bare[..BARE_LEN])?;
         if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
             writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;

@@ -11,7 +11,7 @@ use crate::frame::Frame;
 use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
 use crate::lease::{Lease, Resolvers};
 use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
@@ -20,15 +20,15 @@ use crate::verdict::DropReason;
 #[cold]
 pub(crate) fn judge_from_host(
     dhcp: &mut Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     frame: Frame<'_>,
     packet: Packet<'_>,
     udp: Udp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     // B1
-    if frame.source() != identity.gateway_mac
-        || packet.source() != identity.gateway
+    if frame.source() != segment.dhcp_server.mac
+        || packet.source() != segment.dhcp_server.address
         || udp.source_port != SERVER_PORT
     {
         return Err(DropReason::ReplyServer);
@@ -37,19 +37,19 @@ pub(crate) fn judge_from_host(
         return Err(DropReason::ReplyFragment);
     };
     let message = verified_payload(packet, payload)?;
-    if frame.destination() != identity.vm_mac && !frame.destination().is_broadcast() {
+    if frame.destination() != segment.vm_mac && !frame.destination().is_broadcast() {
         return Err(DropReason::ReplyDestination);
     }
     let message = Message::parse(message).ok_or(DropReason::ReplyHeader)?;
     if message.operation != BOOT_REPLY || message.hardware_len != 6 || !message.has_cookie {
         return Err(DropReason::ReplyHeader);
     }
-    if MacAddr(message.hardware_address) != identity.vm_mac {
+    if MacAddr(message.hardware_address) != segment.vm_mac {
         return Err(DropReason::ReplyHardwareAddress);
     }
     // B3
     let options = message.options().map_err(|_| DropReason::ReplyOptions)?;
-    if options.server != Some(identity.gateway) {
+    if options.server != Some(segment.dhcp_server.address) {
         return Err(DropReason::ReplyServer);
     }
     let is_to = |address: Ipv4Addr| packet.destination() == address || packet.destination().is_broadcast();
@@ -68,7 +68,7 @@ pub(crate) fn judge_from_host(
     }
     match options.message_type {
         kind::OFFER => {
-            judge_address(identity, message.your_address)?;
+            judge_address(segment, message.your_address)?;
             dhcp.offer(message.your_address, now);
             dhcp.transactions.note_offer(message.transaction);
             Ok(())
@@ -80,7 +80,7 @@ pub(crate) fn judge_from_host(
             learn_unasked(dhcp, &message, &options, now);
             Err(DropReason::ReplyTransaction)
         }
-        kind::ACK => learn(dhcp, identity, &message, &options, transaction, now),
+        kind::ACK => learn(dhcp, segment, &message, &options, transaction, now),
         kind::NAK => {
             dhcp.refuse();
             dhcp.transactions.close(message.transaction);
@@ -128,13 +128,13 @@ fn learn_unasked(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, 
 /// B5: an ACK that passes replaces the binding.
 fn learn(
     dhcp: &mut Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     message: &Message<'_>,
     options: &Options<'_>,
     transaction: Transaction,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    judge_address(identity, message.your_address)?;
+    judge_address(segment, message.your_address)?;
     // B3, B4
     let lasts = match options.lease_time {
         None | Some(0) => return Err(DropReason::ReplyLeaseTime),
@@ -144,10 +144,10 @@ fn learn(
     let resolvers = resolvers
         .iter()
         .map(|octets| Ipv4Addr::from(*octets))
-        .filter(|resolver| identity.is_sane_resolver(*resolver) && *resolver != message.your_address);
+        .filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != message.your_address);
     let lease = Lease {
         address: message.your_address,
-        server: identity.gateway,
+        server: segment.dhcp_server.address,
         // A client counts from when it asked (RFC 2131, section 4.4.1), and the server began no earlier (B7).
         expires: lasts.map(|lasts| transaction.since.saturating_add(lasts)),
         resolvers: Resolvers::from_iter(resolvers),
@@ -173,14 +173,14 @@ fn verified_payload<'a>(packet: Packet<'a>, payload: &'a [u8]) -> Result<&'a [u8
 }
 
 /// B2
-fn judge_address(identity: &Identity, address: Ipv4Addr) -> Result<(), DropReason> {
-    if identity.may_be_leased(address) { Ok(()) } else { Err(DropReason::ReplyAddress) }
+fn judge_address(segment: &Segment, address: Ipv4Addr) -> Result<(), DropReason> {
+    if segment.may_be_leased(address) { Ok(()) } else { Err(DropReason::ReplyAddress) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::UnboundCause;
+    use crate::event::UnboundCause;
     use crate::testing::*;
     use crate::{AdoptError, Port, PortEvent, Verdict};
     use core::time::Duration;
