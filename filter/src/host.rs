@@ -95,11 +95,12 @@ impl Readiness {
     }
 
     /// H3: whether anything but DHCP and ARP may reach the VM at the address that it has now.
+    #[inline(always)]
     pub(crate) fn judge(self, address: Option<Ipv4Addr>) -> Result<(), DropReason> {
-        match (self, address) {
-            (Self::NotAwaited, _) => Ok(()),
-            (Self::At(ready), Some(address)) if ready == address => Ok(()),
-            _ => Err(DropReason::NotReady),
+        if self == Self::NotAwaited || address.is_some_and(|address| self == Self::At(address)) {
+            Ok(())
+        } else {
+            Err(DropReason::NotReady)
         }
     }
 }

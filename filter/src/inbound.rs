@@ -1,56 +1,65 @@
 //! What reaches the VM: the rules I.
 
-use crate::arp::Arp;
 use crate::frame::{EtherType, Frame};
 use crate::ipv4::{self, Packet, Part, Udp};
 use crate::segment::Segment;
 use crate::verdict::DropReason;
 
-/// What a frame carries that is for the VM.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Content<'a> {
-    Arp(Arp<'a>),
-    Ipv4(Packet<'a>),
+/// For which stations a frame is, the VM among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stations {
+    /// For the VM alone, or for all.
+    Vm,
+    /// For those of an IPv4 multicast group.
+    Group,
 }
 
-/// I2: whether the frame is for the VM, and carries what the VM may get.
+/// I2: nothing but IPv4 and ARP, and no tags.
 #[inline(always)]
-pub(crate) fn judge_station<'a>(frame: Frame<'a>, segment: &Segment) -> Result<Content<'a>, DropReason> {
+pub(crate) fn judge_type(frame: Frame<'_>) -> Result<(), DropReason> {
     match frame.ether_type() {
-        EtherType::Ipv4 | EtherType::Arp => {}
-        EtherType::Vlan => return Err(DropReason::HostVlanTag),
-        EtherType::Ipv6 | EtherType::Other => return Err(DropReason::HostEtherType),
+        EtherType::Ipv4 | EtherType::Arp => Ok(()),
+        EtherType::Vlan => Err(DropReason::HostVlanTag),
+        EtherType::Ipv6 | EtherType::Other => Err(DropReason::HostEtherType),
     }
+}
+
+/// I2: nothing for other stations.
+#[inline(always)]
+pub(crate) fn judge_station(frame: Frame<'_>, segment: &Segment) -> Result<Stations, DropReason> {
     let is_for_vm = frame.destination() == segment.vm_mac || frame.destination().is_broadcast();
     if !is_for_vm && !is_multicast_ipv4(frame) {
         return Err(DropReason::OtherStation);
     }
-    // I4
-    if frame.ether_type() == EtherType::Arp {
-        return Arp::parse(frame.payload()).map(Content::Arp).ok_or(DropReason::HostMalformed);
-    }
-    let packet = Packet::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
-    if !is_for_vm && !packet.destination().is_multicast() {
-        return Err(DropReason::OtherStation);
-    }
-    Ok(Content::Ipv4(packet))
+    Ok(if is_for_vm { Stations::Vm } else { Stations::Group })
 }
 
-/// The ports of UDP. What hides its ports, or is a later fragment of what had others, has none (I1).
+/// I2, I4: a packet that can be read, and that is for a group if its frame is.
 #[inline(always)]
-pub(crate) fn udp_ports(packet: Packet<'_>) -> Result<Option<Udp>, DropReason> {
-    if packet.protocol() == ipv4::UDP
-        && let Part::Whole(payload) | Part::First(payload) = packet.part()
-    {
-        // I4
-        let &[s0, s1, d0, d1, ..] =
-            payload.first_chunk::<{ ipv4::UDP_HEADER_LEN }>().ok_or(DropReason::HostMalformed)?;
-        return Ok(Some(Udp {
-            source_port: u16::from_be_bytes([s0, s1]),
-            destination_port: u16::from_be_bytes([d0, d1]),
-        }));
+pub(crate) fn judge_packet(frame: Frame<'_>, stations: Stations) -> Result<Packet<'_>, DropReason> {
+    let packet = Packet::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
+    if stations == Stations::Group && !packet.destination().is_multicast() {
+        return Err(DropReason::OtherStation);
     }
-    Ok(None)
+    Ok(packet)
+}
+
+/// What begins with a UDP header. A packet that hides its ports, or is a later fragment of one that had others, shows
+/// none (I1).
+#[inline(always)]
+pub(crate) fn datagram(packet: Packet<'_>) -> Option<&[u8]> {
+    match packet.part() {
+        Part::Whole(payload) | Part::First(payload) if packet.protocol() == ipv4::UDP => Some(payload),
+        _ => None,
+    }
+}
+
+/// I4: a whole UDP header.
+#[inline(always)]
+pub(crate) fn judge_udp(datagram: &[u8]) -> Result<Udp, DropReason> {
+    let &[s0, s1, d0, d1, ..] =
+        datagram.first_chunk::<{ ipv4::UDP_HEADER_LEN }>().ok_or(DropReason::HostMalformed)?;
+    Ok(Udp { source_port: u16::from_be_bytes([s0, s1]), destination_port: u16::from_be_bytes([d0, d1]) })
 }
 
 /// Whether a frame is for the stations of an IPv4 multicast group (RFC 1112, section 6.4).

@@ -8,7 +8,7 @@ use crate::counters::{Counters, Direction};
 use crate::destination::{self, Destination};
 use crate::dhcp::{self, Datagram, Dhcp, ReleaseFrame};
 use crate::event::PortEvent;
-use crate::frame::Frame;
+use crate::frame::{EtherType, Frame};
 use crate::host::{ExposedPort, Host, Readiness};
 use crate::icmp;
 use crate::inbound;
@@ -229,7 +229,7 @@ impl Port {
     fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        arp.judge_from_vm(frame, &self.segment, &self.table, &self.dhcp, now)
+        arp::judge_from_vm(arp, frame, &self.segment, &self.table, &self.dhcp, now)
     }
 
     #[inline(always)]
@@ -301,15 +301,18 @@ impl Port {
     fn judge_from_host(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
         // I4
         let frame = Frame::parse(bytes).ok_or(DropReason::HostMalformed)?;
-        let packet = match inbound::judge_station(frame, &self.segment)? {
-            inbound::Content::Arp(arp) => return arp.judge_from_host(frame, &self.segment),
-            inbound::Content::Ipv4(packet) => packet,
-        };
+        inbound::judge_type(frame)?;
+        let stations = inbound::judge_station(frame, &self.segment)?;
+        if frame.ether_type() == EtherType::Arp {
+            return arp::judge_from_host(frame, &self.segment);
+        }
+        let packet = inbound::judge_packet(frame, stations)?;
         // B6
-        if let Some(udp) = inbound::udp_ports(packet)?
-            && udp.destination_port == dhcp::CLIENT_PORT
-        {
-            return dhcp::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
+        if let Some(datagram) = inbound::datagram(packet) {
+            let udp = inbound::judge_udp(datagram)?;
+            if udp.destination_port == dhcp::CLIENT_PORT {
+                return dhcp::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
+            }
         }
         self.readiness.judge(self.dhcp.lease().map(|lease| lease.address))
     }
