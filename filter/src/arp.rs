@@ -2,7 +2,7 @@
 
 use core::net::Ipv4Addr;
 
-use crate::dhcp::{Believed, Dhcp};
+use crate::binding::dhcpv4::{Believed, Dhcp};
 use crate::frame::Frame;
 use crate::l2;
 use crate::lease::Lease;

@@ -49,6 +49,7 @@
 )]
 
 mod arp;
+mod binding;
 mod checksum;
 mod config;
 mod counters;
@@ -72,9 +73,9 @@ mod testing;
 mod time;
 mod verdict;
 
+pub use binding::dhcpv4::{ReleaseFrame, release_message};
 pub use config::{ConfigError, Gateway, NetType, PortConfig};
 pub use counters::{Counters, Direction, DirectionCounters};
-pub use dhcp::{ReleaseFrame, release_message};
 pub use event::{PortEvent, UnboundCause};
 pub use host::ExposedPort;
 pub use lease::{AdoptError, Lease, Resolvers};

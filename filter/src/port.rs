@@ -3,10 +3,11 @@
 use core::net::Ipv4Addr;
 
 use crate::arp;
+use crate::binding::dhcpv4::{self, Datagram, Dhcp, ReleaseFrame};
 use crate::config::{ConfigError, Gateway, NetType, PortConfig};
 use crate::counters::{Counters, Direction};
 use crate::destination::{self, Destination};
-use crate::dhcp::{self, Datagram, Dhcp, ReleaseFrame};
+use crate::dhcp::CLIENT_PORT;
 use crate::event::PortEvent;
 use crate::frame::{EtherType, Frame};
 use crate::host::{ExposedPort, Host, Readiness};
@@ -264,10 +265,10 @@ impl Port {
         // S5
         let transport = Transport::parse(packet.protocol(), part)?;
         if let Transport::Udp(udp) = transport
-            && dhcp::is_dhcp_from_vm(udp)
+            && dhcpv4::is_dhcp_from_vm(udp)
         {
             let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
-            return dhcp::judge_from_vm(&mut self.dhcp, &self.segment, frame, datagram, now);
+            return dhcpv4::judge_from_vm(&mut self.dhcp, &self.segment, frame, datagram, now);
         }
         // S1. A lease that has run out was ended before.
         let Some(lease) = self.dhcp.lease() else {
@@ -310,8 +311,8 @@ impl Port {
         // B6
         if let Some(datagram) = inbound::datagram(packet) {
             let udp = inbound::judge_udp(datagram)?;
-            if udp.destination_port == dhcp::CLIENT_PORT {
-                return dhcp::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
+            if udp.destination_port == CLIENT_PORT {
+                return dhcpv4::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
             }
         }
         self.readiness.judge(self.dhcp.lease().map(|lease| lease.address))

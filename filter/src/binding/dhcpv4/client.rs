@@ -2,10 +2,10 @@
 
 use core::net::Ipv4Addr;
 
+use crate::binding::dhcpv4::state::{Believed, Dhcp};
+use crate::binding::dhcpv4::transactions::{Asked, Kind};
 use crate::dhcp::message::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
 use crate::dhcp::name;
-use crate::dhcp::state::{Believed, Dhcp};
-use crate::dhcp::transactions::{Asked, Kind};
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::event::{PortEvent, UnboundCause};
 use crate::frame::Frame;

@@ -3,9 +3,9 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use crate::dhcp::client_ids::{ClientId, ClientIds, IdNumber};
-use crate::dhcp::rate::{ClientIdRate, DeclineRate, MessageRate};
-use crate::dhcp::transactions::{Asked, Transaction, Transactions};
+use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
+use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
+use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
 use crate::event::{Events, PortEvent, UnboundCause};
 use crate::lease::{AdoptError, Lease};
 use crate::segment::Segment;

@@ -5,10 +5,10 @@ use core::fmt;
 use core::net::Ipv4Addr;
 use core::ops::Deref;
 
+use crate::binding::dhcpv4::client_ids::ClientId;
+use crate::binding::dhcpv4::state::Former;
 use crate::checksum;
-use crate::dhcp::client_ids::ClientId;
 use crate::dhcp::message::{BOOT_REQUEST, COOKIE, ETHERNET, FIXED_LEN, code, kind};
-use crate::dhcp::state::Former;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::frame;
 use crate::ipv4;

@@ -2,11 +2,11 @@
 
 use core::net::Ipv4Addr;
 
+use crate::binding::dhcpv4::state::{Dhcp, lease_time};
+use crate::binding::dhcpv4::transactions::{Kind, Transaction};
 use crate::checksum;
 use crate::dhcp::SERVER_PORT;
 use crate::dhcp::message::{BOOT_REPLY, Message, Options, kind};
-use crate::dhcp::state::{Dhcp, lease_time};
-use crate::dhcp::transactions::{Kind, Transaction};
 use crate::frame::Frame;
 use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
 use crate::lease::{Lease, Resolvers};

@@ -1,0 +1,18 @@
+//! DHCP (RFC 2131) as seen from between the client and the server: the messages that a VM may send (rules C), the
+//! replies that may reach it, and the lease that is learnt from them (rules B).
+//!
+//! All state is a few fixed fields; a VM that floods makes none of them grow. What is remembered beyond the lease:
+//! the address last offered, the open transactions, the client identifiers used last, the lease before, and the rates.
+
+mod client;
+mod client_ids;
+mod rate;
+mod release;
+mod reply;
+mod state;
+mod transactions;
+
+pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
+pub use release::{ReleaseFrame, release_message};
+pub(crate) use reply::judge_from_host;
+pub(crate) use state::{Believed, Dhcp};
