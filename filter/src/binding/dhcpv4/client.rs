@@ -2,7 +2,9 @@
 
 use core::net::Ipv4Addr;
 
-use crate::binding::dhcpv4::state::{Believed, Dhcp};
+use crate::binding::dhcpv4::hardware_ids;
+use crate::binding::dhcpv4::state::Dhcp;
+use crate::binding::dhcpv4::terms::Believed;
 use crate::binding::dhcpv4::transactions::{Asked, Kind};
 use crate::dhcp::message::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
 use crate::dhcp::name;
@@ -32,7 +34,7 @@ pub(crate) struct Datagram<'a> {
     pub(crate) part: Part<'a>,
 }
 
-/// Judges a message, and takes note of it if it passes. The lease in `dhcp` is valid now.
+/// Judges a message by the rules C in their order, and takes note of it if it passes. The lease in `dhcp` is valid now.
 #[cold]
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
@@ -41,94 +43,65 @@ pub(crate) fn judge_from_vm(
     datagram: Datagram<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let payload = judge_addressing(dhcp, segment, frame, datagram)?;
-    let message = judge_header(segment, payload)?;
-    let options = message.options().map_err(|error| match error {
-        OptionsError::Malformed => DropReason::DhcpOptions,
-        OptionsError::ClientId => DropReason::DhcpClientId,
-    })?;
-
-    // C3
-    use kind::{DECLINE, DISCOVER, INFORM, RELEASE, REQUEST};
-    let asks_for = match options.message_type {
-        // With rapid commit the server may answer by an ACK at once (RFC 4039).
-        DISCOVER if options.has_rapid_commit => Some(Kind::RapidDiscover),
-        DISCOVER => Some(Kind::Discover),
-        REQUEST => Some(Kind::Request),
-        INFORM => Some(Kind::Inform),
-        DECLINE | RELEASE => None,
-        _ => return Err(DropReason::DhcpMessageType),
-    };
-
-    judge_client_address(dhcp, segment, datagram.source, &message, options.message_type)?;
-    judge_identity(dhcp, segment, &options)?;
-    judge_giving_up(dhcp, &message, &options, now)?;
-    // C8. A server that sees another one selected may go silent for everybody.
-    if options.server.is_some_and(|server| server != segment.dhcp_server.address) {
-        return Err(DropReason::DhcpServer);
-    }
-    // C9
-    if !options.host_name.is_none_or(name::is_host_name) || !options.fqdn.is_none_or(name::is_fqdn_option) {
-        return Err(DropReason::DhcpName);
-    }
-    // B7
-    let known_id = options.client_id.and_then(|id| dhcp.client_ids.find(id));
-    let is_new_id = options.client_id.is_some() && known_id.is_none();
-    let asked = asks_for.map(|kind| Asked {
-        kind,
-        requested: options.requested_address,
-        client_address: Some(message.client_address).filter(|address| !address.is_unspecified()),
-        lease_time: options.lease_time,
-        client_id: known_id,
-    });
-    if let Some(asked) = asked
-        && !dhcp.transactions.admits(message.transaction, asked, is_new_id, now)
-    {
-        return Err(DropReason::DhcpTransaction);
-    }
-    if is_new_id && !dhcp.new_client_ids.has_room(now) {
-        return Err(DropReason::DhcpClientIdLimit);
-    }
+    let source = datagram.source;
+    judge_ports(datagram.udp)?;
+    let payload = judge_wholeness(datagram.part)?;
+    judge_destination(dhcp, segment, frame, datagram)?;
+    let message = judge_header(payload.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)?)?;
+    judge_hardware_address(segment, &message)?;
+    let options = judge_options(&message)?;
+    let kind = judge_message_type(&options)?;
+    judge_client_address(dhcp, segment, source, &message, options.message_type)?;
+    judge_relaying(&options)?;
+    judge_overload(&options)?;
+    judge_client_id(dhcp, segment, &options)?;
+    judge_release(dhcp, &message, &options)?;
+    judge_decline(dhcp, &options, now)?;
+    judge_server(segment, &options)?;
+    judge_names(&options)?;
+    let asked = kind.map(|kind| asked(dhcp, kind, &message, &options));
+    judge_transaction(dhcp, &message, &options, asked, now)?;
+    judge_new_client_id(dhcp, &options, now)?;
     judge_rate(dhcp, options.message_type, now)?;
-
-    // The message passes. What does it change?
-    let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
-    match (asked, options.message_type) {
-        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
-        (None, RELEASE) => dhcp.give_up(UnboundCause::Released),
-        (None, _) => dhcp.give_up(UnboundCause::Declined),
-    }
+    note(dhcp, &message, &options, asked, now);
     Ok(())
 }
 
-/// C1: who sends it, and where it goes. Gives the message.
-fn judge_addressing<'a>(
+/// C1: from a client's port to a server's.
+fn judge_ports(udp: Udp) -> Result<(), DropReason> {
+    if (udp.source_port, udp.destination_port) == (CLIENT_PORT, SERVER_PORT) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpPorts)
+    }
+}
+
+/// C1: no fragment. Gives the datagram.
+fn judge_wholeness(part: Part<'_>) -> Result<&[u8], DropReason> {
+    match part {
+        Part::Whole(datagram) => Ok(datagram),
+        Part::First(_) | Part::Later => Err(DropReason::DhcpFragment),
+    }
+}
+
+/// C1: broadcast, or from a VM with an address to the server.
+fn judge_destination(
     dhcp: &Dhcp,
     segment: &Segment,
     frame: Frame<'_>,
-    datagram: Datagram<'a>,
-) -> Result<&'a [u8], DropReason> {
-    let Datagram { source, destination, udp, part } = datagram;
-    if udp.source_port != CLIENT_PORT || udp.destination_port != SERVER_PORT {
-        return Err(DropReason::DhcpPorts);
-    }
-    let Part::Whole(datagram) = part else {
-        return Err(DropReason::DhcpFragment);
-    };
+    datagram: Datagram<'_>,
+) -> Result<(), DropReason> {
+    let Datagram { source, destination, .. } = datagram;
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
     // C10: a VM that believes in its last lease renews it from there.
     let has_address = dhcp.lease().is_some() || may_believe(dhcp, segment, source);
-    let is_to_server = destination == segment.dhcp_server.address
-        && frame.destination() == segment.dhcp_server.mac
-        && has_address;
-    if !is_broadcast && !is_to_server {
-        return Err(DropReason::DhcpDestination);
-    }
-    datagram.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)
+    let server = segment.dhcp_server;
+    let is_to_server = destination == server.address && frame.destination() == server.mac && has_address;
+    if is_broadcast || is_to_server { Ok(()) } else { Err(DropReason::DhcpDestination) }
 }
 
 /// C2: the fixed part of the message.
-fn judge_header<'a>(segment: &Segment, payload: &'a [u8]) -> Result<Message<'a>, DropReason> {
+fn judge_header(payload: &[u8]) -> Result<Message<'_>, DropReason> {
     let message = Message::parse(payload).ok_or(DropReason::DhcpHeader)?;
     if message.operation != BOOT_REQUEST
         || message.hardware_type != ETHERNET
@@ -139,10 +112,37 @@ fn judge_header<'a>(segment: &Segment, payload: &'a [u8]) -> Result<Message<'a>,
     {
         return Err(DropReason::DhcpHeader);
     }
-    if MacAddr(message.hardware_address) != segment.vm_mac || !message.is_hardware_padding_zero {
-        return Err(DropReason::DhcpHardwareAddress);
-    }
     Ok(message)
+}
+
+/// C2: the message is about the VM.
+fn judge_hardware_address(segment: &Segment, message: &Message<'_>) -> Result<(), DropReason> {
+    if MacAddr(message.hardware_address) == segment.vm_mac && message.is_hardware_padding_zero {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpHardwareAddress)
+    }
+}
+
+/// C2, C5: well-formed options, and a client identifier in one piece.
+fn judge_options<'a>(message: &Message<'a>) -> Result<Options<'a>, DropReason> {
+    message.options().map_err(|error| match error {
+        OptionsError::Malformed => DropReason::DhcpOptions,
+        OptionsError::ClientId => DropReason::DhcpClientId,
+    })
+}
+
+/// C3: a type that clients send. Gives what the message asks for; DECLINE and RELEASE ask for nothing.
+fn judge_message_type(options: &Options<'_>) -> Result<Option<Kind>, DropReason> {
+    match options.message_type {
+        // With rapid commit the server may answer by an ACK at once (RFC 4039).
+        kind::DISCOVER if options.has_rapid_commit => Ok(Some(Kind::RapidDiscover)),
+        kind::DISCOVER => Ok(Some(Kind::Discover)),
+        kind::REQUEST => Ok(Some(Kind::Request)),
+        kind::INFORM => Ok(Some(Kind::Inform)),
+        kind::DECLINE | kind::RELEASE => Ok(None),
+        _ => Err(DropReason::DhcpMessageType),
+    }
 }
 
 /// C4, C10: the addresses that the message says are the VM's.
@@ -188,48 +188,109 @@ fn may_believe(dhcp: &Dhcp, segment: &Segment, address: Ipv4Addr) -> bool {
         }
 }
 
-/// C5: judges what a message says about who sends it.
-fn judge_identity(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
-    if options.has_relay_agent {
-        return Err(DropReason::DhcpRelayOption);
-    }
-    if options.has_overload {
-        return Err(DropReason::DhcpOverload);
-    }
-    // Where the server files leases by MAC address, an identifier takes nothing from anybody, and cloned images have
-    // that of their template.
-    let Some(id) = options.client_id.filter(|id| !is_own_or_opaque(id, segment.vm_mac)) else {
-        return Ok(());
-    };
+/// C5: no relay's information.
+fn judge_relaying(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.has_relay_agent { Err(DropReason::DhcpRelayOption) } else { Ok(()) }
+}
+
+/// C5: no options in other fields.
+fn judge_overload(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.has_overload { Err(DropReason::DhcpOverload) } else { Ok(()) }
+}
+
+/// C5: a client identifier names no other hardware address than the VM's.
+///
+/// Where the server files leases by MAC address, an identifier takes nothing from other VMs, and cloned images have that
+/// of their template.
+fn judge_client_id(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
+    let is_foreign = |id: &&[u8]| !hardware_ids::is_own_or_opaque(id, segment.vm_mac);
+    let Some(id) = options.client_id.filter(is_foreign) else { return Ok(()) };
     if segment.server_files_by_mac {
         return Ok(());
     }
     if !core::mem::replace(&mut dhcp.has_foreign_client_id, true) {
-        dhcp.events.push(PortEvent::ForeignClientId { named: named_mac(id) });
+        dhcp.events.push(PortEvent::ForeignClientId { named: hardware_ids::named_mac(id) });
     }
     Err(DropReason::DhcpClientIdForeign)
 }
 
-/// C6: the VM gives up what it has or was offered, and nothing else.
-fn judge_giving_up(
+/// C6: the VM gives up the address that it has, and no other. With no lease, `ciaddr` is 0 here (C4).
+fn judge_release(dhcp: &Dhcp, message: &Message<'_>, options: &Options<'_>) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    if options.message_type == kind::RELEASE && own != Some(message.client_address) {
+        return Err(DropReason::DhcpRelease);
+    }
+    Ok(())
+}
+
+/// C6: the VM declines the address that it has or was offered, and no other.
+fn judge_decline(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    let declined = options.requested_address;
+    if options.message_type == kind::DECLINE
+        && (declined.is_none() || (declined != own && declined != dhcp.offered(now)))
+    {
+        return Err(DropReason::DhcpDecline);
+    }
+    Ok(())
+}
+
+/// C8: no other server is named. One that sees another server selected may stop answering everyone.
+fn judge_server(segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
+    if options.server.is_none_or(|server| server == segment.dhcp_server.address) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpServer)
+    }
+}
+
+/// C9: the names are host names.
+fn judge_names(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.host_name.is_none_or(name::is_host_name) && options.fqdn.is_none_or(name::is_fqdn_option) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpName)
+    }
+}
+
+/// What the message asks for.
+fn asked(dhcp: &Dhcp, kind: Kind, message: &Message<'_>, options: &Options<'_>) -> Asked {
+    Asked {
+        kind,
+        requested: options.requested_address,
+        client_address: Some(message.client_address).filter(|address| !address.is_unspecified()),
+        lease_time: options.lease_time,
+        client_id: options.client_id.and_then(|id| dhcp.client_ids.find(id)),
+    }
+}
+
+/// Whether the message has a client identifier that is not remembered.
+fn has_new_client_id(dhcp: &Dhcp, options: &Options<'_>) -> bool {
+    options.client_id.is_some_and(|id| dhcp.client_ids.find(id).is_none())
+}
+
+/// B7: the replies to the message can be told from those to earlier ones.
+fn judge_transaction(
     dhcp: &Dhcp,
     message: &Message<'_>,
     options: &Options<'_>,
+    asked: Option<Asked>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let own = dhcp.lease().map(|lease| lease.address);
-    match options.message_type {
-        // With no lease, `ciaddr` is 0 here.
-        kind::RELEASE if own != Some(message.client_address) => Err(DropReason::DhcpRelease),
-        kind::DECLINE => {
-            let declined = options.requested_address;
-            if declined.is_none() || (declined != own && declined != dhcp.offered(now)) {
-                return Err(DropReason::DhcpDecline);
-            }
-            Ok(())
-        }
-        _ => Ok(()),
+    let is_new_id = has_new_client_id(dhcp, options);
+    if asked.is_none_or(|asked| dhcp.transactions.admits(message.transaction, asked, is_new_id, now)) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpTransaction)
     }
+}
+
+/// C5: how often the VM comes with another client identifier.
+fn judge_new_client_id(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(), DropReason> {
+    if has_new_client_id(dhcp, options) && !dhcp.new_client_ids.has_room(now) {
+        return Err(DropReason::DhcpClientIdLimit);
+    }
+    Ok(())
 }
 
 /// C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
@@ -245,51 +306,13 @@ fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), D
     Ok(())
 }
 
-/// The last hardware type that IANA has assigned below the letters and digits of ASCII. RFC 2132 makes any type from
-/// 1 to 254 a hardware type, but clients that a person configured send a bare text, which begins above these.
-const LAST_HARDWARE_TYPE: u8 = 38;
-
-/// Whether a client identifier names the MAC address `own`, or none at all (C5).
-///
-/// A server files a lease under the identifier, so whoever names another VM's MAC address in it wins that VM's
-/// address.
-fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
-    let own = own.octets();
-    match id {
-        // A hardware type and address (RFC 2132, section 9.14).
-        [1..=LAST_HARDWARE_TYPE, address @ ..] => address == own,
-        [255, rest @ ..] => match (duid_address(rest), rest) {
-            // Some clients send the DUID alone,
-            (Some(address), _) => address == own,
-            // but it belongs behind an identity association (RFC 4361, section 6.1).
-            (None, [_, _, _, _, duid @ ..]) => match (duid_address(duid), duid) {
-                (Some(address), _) => address == own,
-                // Based on a link-layer address, but not on one of Ethernet.
-                (None, [0, 1 | 3, ..]) => false,
-                (None, _) => true,
-            },
-            (None, _) => true,
-        },
-        // A bare DUID begins with a zero, and so does a name.
-        _ => duid_address(id).is_none_or(|address| address == own),
-    }
-}
-
-/// The Ethernet address that an identifier names, if it names one.
-fn named_mac(id: &[u8]) -> Option<MacAddr> {
-    let address = match id {
-        [1, address @ ..] => address.try_into().ok(),
-        [255, rest @ ..] => duid_address(rest).or_else(|| duid_address(rest.get(4..)?)),
-        _ => duid_address(id),
-    };
-    address.map(MacAddr)
-}
-
-/// The Ethernet address on which a DUID is based: with (1) or without (3) a time (RFC 8415, sections 11.2 and 11.4).
-fn duid_address(duid: &[u8]) -> Option<[u8; 6]> {
-    match duid {
-        [0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..] => address.try_into().ok(),
-        _ => None,
+/// The message passes: what does it change?
+fn note(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, asked: Option<Asked>, now: Timestamp) {
+    let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
+    match (asked, options.message_type) {
+        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
+        (None, kind::RELEASE) => dhcp.give_up(UnboundCause::Released),
+        (None, _) => dhcp.give_up(UnboundCause::Declined),
     }
 }
 

@@ -6,13 +6,17 @@
 
 mod client;
 mod client_ids;
+mod hardware_ids;
+mod offer;
 mod rate;
 mod release;
 mod reply;
 mod state;
+mod terms;
 mod transactions;
 
 pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
 pub use release::{ReleaseFrame, release_message};
 pub(crate) use reply::judge_from_host;
-pub(crate) use state::{Believed, Dhcp};
+pub(crate) use state::Dhcp;
+pub(crate) use terms::Believed;

@@ -6,7 +6,7 @@ use core::net::Ipv4Addr;
 use core::ops::Deref;
 
 use crate::binding::dhcpv4::client_ids::ClientId;
-use crate::binding::dhcpv4::state::Former;
+use crate::binding::dhcpv4::terms::Former;
 use crate::checksum;
 use crate::dhcp::message::{BOOT_REQUEST, COOKIE, ETHERNET, FIXED_LEN, code, kind};
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};

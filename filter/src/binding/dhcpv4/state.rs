@@ -4,15 +4,14 @@ use core::net::Ipv4Addr;
 use core::time::Duration;
 
 use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
+use crate::binding::dhcpv4::offer::Offer;
 use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
+use crate::binding::dhcpv4::terms::{Believed, Former, Terms, lease_time};
 use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
 use crate::event::{Events, PortEvent, UnboundCause};
 use crate::lease::{AdoptError, Lease};
 use crate::segment::Segment;
 use crate::time::Timestamp;
-
-/// How long an offer stands: the time in which a client asks for the address or declines it (A3, C6).
-const OFFER_LIFETIME: Duration = Duration::from_secs(60);
 
 /// What is left of a lease at most, if the VM asks for it again in a way of which the filter cannot tell how long the
 /// server's new lease is: longer than an answer takes, shorter than any server's lease (B7).
@@ -30,8 +29,7 @@ pub(crate) struct Dhcp {
     former: Option<Former>,
     /// A lease to give back now (C5).
     surplus: Option<Former>,
-    /// The address last offered, and when the offer ends.
-    offer: Option<(Ipv4Addr, Timestamp)>,
+    offer: Option<Offer>,
     /// How long the server's leases last if the VM does not say how long it wants one.
     default_lease_time: Option<Duration>,
     pub(crate) transactions: Transactions,
@@ -42,51 +40,6 @@ pub(crate) struct Dhcp {
     /// The VM has used an identifier that names another hardware address.
     pub(crate) has_foreign_client_id: bool,
     pub(crate) events: Events,
-}
-
-/// How a lease was asked for.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Terms {
-    /// The identifier under which the server files it.
-    pub(crate) client_id: Option<ClientId>,
-    /// Whether the request said how long it should last (option 51).
-    pub(crate) has_asked_time: bool,
-}
-
-/// What a VM may believe its address to be while it has no lease (C10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Believed {
-    /// Nothing was ever known of a lease: this port may be younger than the VM's.
-    #[default]
-    Anything,
-    /// The last lease, of this address, has merely expired.
-    Expired(Ipv4Addr),
-    /// The VM knows that it has none.
-    Nothing,
-}
-
-/// A lease that the VM has no more, and the server may still have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Former {
-    pub(crate) address: Ipv4Addr,
-    pub(crate) server: Ipv4Addr,
-    pub(crate) client_id: Option<ClientId>,
-    expires: Option<Timestamp>,
-}
-
-impl Former {
-    fn of(lease: &Lease, terms: Terms) -> Self {
-        Self {
-            address: lease.address,
-            server: lease.server,
-            client_id: terms.client_id,
-            expires: lease.expires,
-        }
-    }
-
-    fn is_over(&self, now: Timestamp) -> bool {
-        self.expires.is_some_and(|expires| now >= expires)
-    }
 }
 
 impl Dhcp {
@@ -103,12 +56,12 @@ impl Dhcp {
 
     /// The address that the server has offered and that still stands.
     pub(crate) fn offered(&self, now: Timestamp) -> Option<Ipv4Addr> {
-        self.offer.and_then(|(address, until)| (now < until).then_some(address))
+        self.offer.filter(|offer| offer.stands(now)).map(|offer| offer.address)
     }
 
     /// The server offered an address.
     pub(crate) fn offer(&mut self, address: Ipv4Addr, now: Timestamp) {
-        self.offer = Some((address, now.saturating_add(OFFER_LIFETIME)));
+        self.offer = Some(Offer::new(address, now));
     }
 
     /// Ends the lease if it has run out.
@@ -253,7 +206,7 @@ impl Dhcp {
     /// The VM gave up the address that it has or was offered (C6).
     pub(crate) fn give_up(&mut self, cause: UnboundCause) {
         // C5: what the VM declines is not given back a second time; the server may have given it to another since.
-        let offered = self.offer.map(|(address, _)| address);
+        let offered = self.offer.map(|offer| offer.address);
         self.former = self.former.take().filter(|former| Some(former.address) != offered);
         self.unbind(cause);
         self.believed = Believed::Nothing;
@@ -300,12 +253,4 @@ impl Dhcp {
         }
         Some(added.number)
     }
-}
-
-/// A lease time that never ends (RFC 2131, section 3.3).
-const INFINITE: u32 = 0xffff_ffff;
-
-/// How long a lease lasts of which option 51 says this; `None` for one that never ends (B4).
-pub(crate) fn lease_time(seconds: u32) -> Option<Duration> {
-    (seconds != INFINITE).then(|| Duration::from_secs(u64::from(seconds)))
 }
