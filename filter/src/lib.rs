@@ -26,7 +26,8 @@
 //!
 //! The crate is pure on purpose. It has no clock, no socket and no log, judges a frame without allocating, keeps a
 //! fixed amount of state whatever the VM sends, and does not panic for any bytes. What it learns (a lease, its end)
-//! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`].
+//! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`]; what it sends
+//! itself it gives out by [`Port::poll_transmit`].
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
 //! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host).
@@ -88,6 +89,7 @@
 //! | I3 | `arp.rs` | `judge_from_host` |
 //! | I4 | `inbound.rs` | `judge_packet`, `judge_udp` |
 //! | R1 | `event.rs` | `push` |
+//! | R1 | `transmit.rs` | `push` |
 //! | R4 | `segment.rs` | `new` |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -128,9 +130,10 @@ mod table;
 #[cfg(test)]
 mod testing;
 mod time;
+mod transmit;
 mod verdict;
 
-pub use binding::dhcpv4::{ReleaseFrame, release_message};
+pub use binding::dhcpv4::release_message;
 pub use config::{ConfigError, Gateway, NetType, PortConfig};
 pub use counters::{Counters, Direction, DirectionCounters};
 pub use event::{PortEvent, UnboundCause};
@@ -140,6 +143,7 @@ pub use mac::{MacAddr, ParseMacError};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
 pub use port::Port;
 pub use time::Timestamp;
+pub use transmit::OwnFrame;
 pub use verdict::{DropReason, Verdict};
 
 /// Re-exported because [`Gateway::subnet`] and [`Target::Net`] are made of it.

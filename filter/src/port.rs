@@ -3,7 +3,7 @@
 use core::net::Ipv4Addr;
 
 use crate::arp;
-use crate::binding::dhcpv4::{self, Datagram, Dhcp, ReleaseFrame};
+use crate::binding::dhcpv4::{self, Datagram, Dhcp};
 use crate::config::{ConfigError, Gateway, NetType, PortConfig};
 use crate::counters::{Counters, Direction};
 use crate::destination::{self, Destination};
@@ -20,6 +20,7 @@ use crate::policy::Policy;
 use crate::segment::Segment;
 use crate::table::Table;
 use crate::time::Timestamp;
+use crate::transmit::{Outbox, OwnFrame};
 use crate::verdict::{DropReason, Verdict};
 
 /// What the destinations are compiled from, besides the host's addresses.
@@ -48,6 +49,7 @@ pub struct Port {
     readiness: Readiness,
     /// What the table was compiled from, for when the host's addresses change.
     rules: Rules,
+    outbox: Outbox,
     counters: Counters,
 }
 
@@ -71,6 +73,7 @@ impl Port {
             host,
             readiness: Readiness::default(),
             rules,
+            outbox: Outbox::default(),
             counters: Counters::default(),
         })
     }
@@ -194,21 +197,36 @@ impl Port {
         self.dhcp.adopt(&self.segment, lease, client_id, now)
     }
 
-    /// Gives the VM's address back at a clean end: the binding is gone at once, and the DHCPRELEASE that tells the
-    /// server (RFC 2131, section 4.4.6) is returned for the host side. `None` if the server can have no lease for it.
-    pub fn release(&mut self, now: Timestamp) -> Option<ReleaseFrame> {
+    /// Gives the VM's address back at a clean end: the binding is gone at once, and [`Port::poll_transmit`] gives the
+    /// DHCPRELEASE that tells the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
+    pub fn release(&mut self, now: Timestamp) -> bool {
         self.advance(now);
         let transaction = self.dhcp.transactions.fresh_id();
-        let lease = self.dhcp.take_for_release(self.segment.server_files_by_mac, now)?;
-        ReleaseFrame::new(&lease, &self.segment, transaction)
+        let lease = self.dhcp.take_for_release(self.segment.server_files_by_mac, now);
+        let frame = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction));
+        frame.is_some_and(|frame| self.outbox.push(Direction::FromVm, frame))
     }
 
-    /// The DHCPRELEASE of an earlier lease, if there is one to send to the host side: the server has given the VM
-    /// another address since, and a VM has one at a time (rule C5). It carries the identifier of that lease.
-    pub fn poll_release(&mut self) -> Option<ReleaseFrame> {
+    /// The oldest frame that Softnet itself has to send, and the direction in which it goes. Such frames are not judged
+    /// and not counted.
+    ///
+    /// There is one after [`Port::release`], and one when the server has given the VM another address: then the earlier
+    /// lease goes back, since a VM has one at a time (rule C5), with the identifier of that lease.
+    pub fn poll_transmit(&mut self) -> Option<(Direction, OwnFrame)> {
+        self.give_back_surplus();
+        self.outbox.poll()
+    }
+
+    /// C5. What goes back is decided as late as this, because the VM may get the address again before it is sent.
+    fn give_back_surplus(&mut self) {
         // A server that files by MAC address has one lease of the VM, and has moved it itself.
-        let lease = self.dhcp.take_surplus().filter(|_| !self.segment.server_files_by_mac)?;
-        ReleaseFrame::new(&lease, &self.segment, self.dhcp.transactions.fresh_id())
+        let lease = self.dhcp.take_surplus().filter(|_| !self.segment.server_files_by_mac);
+        let transaction = self.dhcp.transactions.fresh_id();
+        if let Some(frame) = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction))
+        {
+            // There is room: the only other frame is the last release.
+            self.outbox.push(Direction::FromVm, frame);
+        }
     }
 
     /// What was forwarded and dropped so far.
@@ -438,7 +456,9 @@ mod tests {
         assert_eq!(port.next_deadline(), None);
         // The identifier is the one under which the lease is given back, and a known one (C5).
         let end = Timestamp::from_secs(1_600);
-        assert!(port.release(end).is_some_and(|frame| frame.windows(255).any(|window| window == longest)));
+        assert!(port.release(end));
+        let (_, frame) = port.poll_transmit().unwrap();
+        assert!(frame.windows(255).any(|window| window == longest));
         for n in 1..=4 {
             let discover = DhcpFrame::discover().option(61, &longest[..255 - usize::from(n == 1)]).xid(n);
             assert_eq!(port.from_vm(&discover.frame(), end), Verdict::Forward);

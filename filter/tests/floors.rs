@@ -19,7 +19,7 @@ const FLOORS: &[&[&str]] = &[
         "event",
         "host",
     ],
-    &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "segment", "table"],
+    &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "segment", "table", "transmit"],
     &["binding::dhcpv4::state", "inbound", "l2"],
     &["binding::dhcpv4::client", "binding::dhcpv4::release", "binding::dhcpv4::reply", "destination"],
     &["binding::dhcpv4"],

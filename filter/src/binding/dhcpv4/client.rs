@@ -675,18 +675,18 @@ mod tests {
         let mut port = fresh();
         let _ = judge(&mut port, &DhcpFrame::request().option(61, b"\0first"));
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let other = DhcpFrame::request().xid(7).address_option(50, OTHER_IP).option(61, b"\0second");
         assert_eq!(judge(&mut port, &other), Verdict::Forward);
-        assert_eq!(port.poll_release(), None, "the server may say no");
+        assert_eq!(port.poll_transmit(), None, "the server may say no");
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(7).yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
-        let frame = port.poll_release().unwrap();
+        let (_, frame) = port.poll_transmit().unwrap();
         let expected = DhcpFrame::release().xid(8).option(61, b"\0first");
         let expected = DhcpFrame { tail: vec![255], ..expected };
         let message = expected.message();
         assert_eq!(frame[42..][..message.len()], message);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
 
         // None that is the same, has ended by itself, or was given up.
@@ -699,24 +699,25 @@ mod tests {
         };
         let mut port = bound();
         takes(&mut port, 7, OWN_IP, NOW);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let request = DhcpFrame::request().xid(8).address_option(50, NEIGHBOUR_IP);
         assert_eq!(judge(&mut port, &request), Verdict::Forward);
         takes(&mut port, 9, OWN_IP, NOW);
-        assert_eq!(port.poll_release(), None, "the server has kept it for the VM");
+        assert_eq!(port.poll_transmit(), None, "the server has kept it for the VM");
         takes(&mut port, 10, OTHER_IP, at(601));
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let release = DhcpFrame { from: OTHER_IP, ..DhcpFrame::release().ciaddr(OTHER_IP) };
         assert_eq!(port.from_vm(&release.frame(), at(602)), Verdict::Forward);
         takes(&mut port, 11, OWN_IP, at(603));
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         // At the end, what the server may still have for the VM goes back.
         let request = DhcpFrame::request().xid(12).address_option(50, OTHER_IP);
         assert_eq!(port.from_vm(&request.frame(), at(604)), Verdict::Forward);
         assert_eq!(port.lease(), None);
-        let frame = port.release(at(604)).unwrap();
+        assert!(port.release(at(604)));
+        let (_, frame) = port.poll_transmit().unwrap();
         assert_eq!(frame[26..30], OWN_IP.octets());
-        assert_eq!(port.release(at(604)), None);
+        assert!(!port.release(at(604)));
     }
 
     /// C5: an identifier that does not pass for another reason is not counted.

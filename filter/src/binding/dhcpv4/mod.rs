@@ -16,7 +16,8 @@ mod terms;
 mod transactions;
 
 pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
-pub use release::{ReleaseFrame, release_message};
+pub(crate) use release::release_frame;
+pub use release::release_message;
 pub(crate) use reply::judge_from_host;
 pub(crate) use state::Dhcp;
 pub(crate) use terms::Believed;

@@ -1,9 +1,7 @@
 //! The one message that the filter makes itself: a DHCPRELEASE that gives the VM's address back (RFC 2131, section
 //! 4.4.6), alone or as a frame of the VM's.
 
-use core::fmt;
 use core::net::Ipv4Addr;
-use core::ops::Deref;
 
 use crate::binding::dhcpv4::client_ids::ClientId;
 use crate::binding::dhcpv4::terms::Former;
@@ -14,6 +12,7 @@ use crate::frame;
 use crate::ipv4;
 use crate::mac::MacAddr;
 use crate::segment::Segment;
+use crate::transmit::OwnFrame;
 
 /// BOOTP's messages are of 300 bytes at least, and some servers insist.
 const MIN_MESSAGE_LEN: usize = 300;
@@ -42,82 +41,59 @@ pub fn release_message(
     message
 }
 
-/// A DHCPRELEASE as a whole Ethernet frame, for the host side. Dereferences to its bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ReleaseFrame {
-    bytes: [u8; Self::CAPACITY],
-    len: usize,
-}
+/// Headers, the message, the longest client identifier and the end option.
+const LONGEST_LEN: usize = frame::HEADER_LEN + ipv4::HEADER_LEN + ipv4::UDP_HEADER_LEN + BARE_LEN + 257 + 1;
+const _: () = assert!(LONGEST_LEN <= OwnFrame::CAPACITY, "the longest release must fit into a frame");
 
-impl ReleaseFrame {
-    const HEADERS_LEN: usize = frame::HEADER_LEN + ipv4::HEADER_LEN + ipv4::UDP_HEADER_LEN;
-    /// Headers, the message, the longest client identifier and the end option.
-    const CAPACITY: usize = Self::HEADERS_LEN + BARE_LEN + 257 + 1;
+/// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
+pub(crate) fn release_frame(lease: &Former, segment: &Segment, transaction: u32) -> Option<OwnFrame> {
+    let mac = segment.vm_mac.octets();
+    let own = lease.address.octets();
+    let server = lease.server.octets();
+    let client_id = lease.client_id.as_ref().map_or(&[][..], ClientId::as_bytes);
 
-    /// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
-    pub(crate) fn new(lease: &Former, segment: &Segment, transaction: u32) -> Option<Self> {
-        let mac = segment.vm_mac.octets();
-        let own = lease.address.octets();
-        let server = lease.server.octets();
-        let client_id = lease.client_id.as_ref().map_or(&[][..], ClientId::as_bytes);
-
-        let mut message_len = BARE_LEN.saturating_add(1);
-        if !client_id.is_empty() {
-            message_len = message_len.saturating_add(client_id.len()).saturating_add(2);
-        }
-        let message_len = message_len.max(MIN_MESSAGE_LEN);
-        let udp_len = message_len.saturating_add(ipv4::UDP_HEADER_LEN);
-        let ip_len = udp_len.saturating_add(ipv4::HEADER_LEN);
-
-        let mut writer = Writer { bytes: [0; Self::CAPACITY], at: 0 };
-        writer.put(&segment.dhcp_server.mac.octets())?.put(&mac)?.put(&[0x08, 0x00])?;
-
-        // Don't fragment, TTL 64.
-        let ip_start = writer.at;
-        writer.put(&[0x45, 0])?.put_u16(ip_len)?.put(&[0, 0, 0x40, 0, 64, ipv4::UDP, 0, 0])?;
-        writer.put(&own)?.put(&server)?;
-        let sum = checksum::Sum::default().add(writer.bytes.get(ip_start..writer.at)?);
-        writer.set_u16(ip_start.saturating_add(10), sum.checksum())?;
-
-        let udp_start = writer.at;
-        writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
-        writer.put_u16(udp_len)?.put(&[0, 0])?;
-        let bare = release_message(segment.vm_mac, lease.address, lease.server, transaction);
-        writer.put(&bare[..BARE_LEN])?;
-        if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
-            writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;
-        }
-        writer.put(&[code::END])?;
-
-        let end = udp_start.saturating_add(udp_len);
-        let sum = checksum::udp(own, server, writer.bytes.get(udp_start..end)?);
-        // A checksum that comes out as 0 is sent as its other zero, since 0 means none (RFC 768).
-        let checksum = match sum.checksum() {
-            0 => 0xffff,
-            checksum => checksum,
-        };
-        writer.set_u16(udp_start.saturating_add(6), checksum)?;
-        Some(Self { bytes: writer.bytes, len: end })
+    let mut message_len = BARE_LEN.saturating_add(1);
+    if !client_id.is_empty() {
+        message_len = message_len.saturating_add(client_id.len()).saturating_add(2);
     }
-}
+    let message_len = message_len.max(MIN_MESSAGE_LEN);
+    let udp_len = message_len.saturating_add(ipv4::UDP_HEADER_LEN);
+    let ip_len = udp_len.saturating_add(ipv4::HEADER_LEN);
 
-impl Deref for ReleaseFrame {
-    type Target = [u8];
+    let mut writer = Writer { bytes: [0; OwnFrame::CAPACITY], at: 0 };
+    writer.put(&segment.dhcp_server.mac.octets())?.put(&mac)?.put(&[0x08, 0x00])?;
 
-    fn deref(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&[])
+    // Don't fragment, TTL 64.
+    let ip_start = writer.at;
+    writer.put(&[0x45, 0])?.put_u16(ip_len)?.put(&[0, 0, 0x40, 0, 64, ipv4::UDP, 0, 0])?;
+    writer.put(&own)?.put(&server)?;
+    let sum = checksum::Sum::default().add(writer.bytes.get(ip_start..writer.at)?);
+    writer.set_u16(ip_start.saturating_add(10), sum.checksum())?;
+
+    let udp_start = writer.at;
+    writer.put_u16(usize::from(CLIENT_PORT))?.put_u16(usize::from(SERVER_PORT))?;
+    writer.put_u16(udp_len)?.put(&[0, 0])?;
+    let bare = release_message(segment.vm_mac, lease.address, lease.server, transaction);
+    writer.put(&bare[..BARE_LEN])?;
+    if let Ok(len @ 1..) = u8::try_from(client_id.len()) {
+        writer.put(&[code::CLIENT_ID, len])?.put(client_id)?;
     }
-}
+    writer.put(&[code::END])?;
 
-impl fmt::Debug for ReleaseFrame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReleaseFrame").field("len", &self.len).finish_non_exhaustive()
-    }
+    let end = udp_start.saturating_add(udp_len);
+    let sum = checksum::udp(own, server, writer.bytes.get(udp_start..end)?);
+    // A checksum that comes out as 0 is sent as its other zero, since 0 means none (RFC 768).
+    let checksum = match sum.checksum() {
+        0 => 0xffff,
+        checksum => checksum,
+    };
+    writer.set_u16(udp_start.saturating_add(6), checksum)?;
+    Some(OwnFrame::new(writer.bytes, end))
 }
 
 /// Writes into a fixed buffer; `None` where it ends.
 struct Writer {
-    bytes: [u8; ReleaseFrame::CAPACITY],
+    bytes: [u8; OwnFrame::CAPACITY],
     at: usize,
 }
 
@@ -143,7 +119,15 @@ impl Writer {
 mod tests {
     use super::*;
     use crate::testing::*;
-    use crate::{PortEvent, UnboundCause, Verdict};
+    use crate::{Direction, Port, PortEvent, UnboundCause, Verdict};
+
+    /// The frame by which the port gives the VM's lease back.
+    fn release(port: &mut Port) -> OwnFrame {
+        assert!(port.release(NOW));
+        let (direction, frame) = port.poll_transmit().unwrap();
+        assert_eq!((direction, port.poll_transmit()), (Direction::FromVm, None));
+        frame
+    }
 
     /// Without a frame, byte by byte.
     #[test]
@@ -160,7 +144,7 @@ mod tests {
     fn release_is_a_dhcprelease() {
         let mut port = bound();
         let lease = port.lease().unwrap();
-        let frame = port.release(NOW).unwrap();
+        let frame = release(&mut port);
         let expected = DhcpFrame::release().xid(XID + 1);
         let expected = DhcpFrame { tail: [&[255][..], &[0; 50]].concat(), ..expected };
         let mut packet = expected.packet();
@@ -170,11 +154,11 @@ mod tests {
         fix_header(&mut expected);
         assert_eq!(frame[..], ethernet(GATEWAY, VM, 0x0800, &expected)[..]);
         assert_eq!(frame.len(), 14 + 20 + 8 + 300);
-        assert_eq!(format!("{frame:?}"), "ReleaseFrame { len: 342, .. }");
 
         assert_eq!(port.lease(), None);
         assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Released }));
-        assert_eq!(port.release(NOW), None);
+        assert!(!port.release(NOW));
+        assert_eq!(port.poll_transmit(), None);
         assert_eq!(port.poll_event(), None);
     }
 
@@ -189,7 +173,7 @@ mod tests {
             let _ = port.from_vm(&DhcpFrame::request().option(61, id).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
             let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").xid(99).frame(), NOW);
-            let frame = port.release(NOW).unwrap();
+            let frame = release(&mut port);
             let options = &frame[14 + 20 + 8 + 240..];
             let expected =
                 [&[53, 1, 7, 54, 4][..], &GATEWAY_IP.octets(), &[61, id.len() as u8], id, &[255]].concat();
@@ -211,18 +195,18 @@ mod tests {
     /// A checksum that comes out as 0 is written as its other zero.
     #[test]
     fn release_has_a_checksum() {
-        let release = |xid: u32| {
+        let of_transaction = |xid: u32| {
             let mut port = fresh();
             let _ = port.from_vm(&DhcpFrame::request().xid(xid).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().xid(xid).frame(), NOW), Verdict::Forward);
-            port.release(NOW).unwrap()
+            release(&mut port)
         };
         // The lower half of the transaction number is one word of the sum. Adding the checksum to it leaves 0.
-        let frame = release(0);
+        let frame = of_transaction(0);
         let checksum = u16::from_be_bytes([frame[40], frame[41]]);
-        let frame = release(u32::from(checksum));
+        let frame = of_transaction(u32::from(checksum));
         assert_eq!(frame[48..50], (checksum + 1).to_be_bytes());
-        let frame = release(u32::from(checksum));
+        let frame = of_transaction(u32::from(checksum));
         assert_ne!(frame[40..42], [0, 0]);
         assert_eq!(frame[40..42], [0xff, 0xff]);
     }

@@ -858,7 +858,7 @@ mod tests {
         assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(9).yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
     }
 
     /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.
