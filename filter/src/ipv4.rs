@@ -3,79 +3,65 @@
 pub(crate) use softnet_wire::ipv4::*;
 pub(crate) use softnet_wire::transport::*;
 
-use crate::checksum;
 use crate::verdict::DropReason;
+use softnet_wire::checksum;
 
-impl From<NotPlain> for DropReason {
-    #[inline(always)]
-    fn from(error: NotPlain) -> Self {
-        match error {
-            // S2
-            NotPlain::Malformed => Self::Ipv4Malformed,
-            // S3
-            NotPlain::Options => Self::Ipv4Options,
-        }
-    }
+/// S2, S3: a header of version 4 without options, and lengths that fit.
+#[inline(always)]
+pub(crate) fn judge_format(bytes: &[u8]) -> Result<Packet<'_>, DropReason> {
+    Packet::parse_plain(bytes).map_err(|error| match error {
+        NotPlain::Malformed => DropReason::Ipv4Malformed,
+        NotPlain::Options => DropReason::Ipv4Options,
+    })
 }
 
-/// S4, S5
-impl From<Malformed> for DropReason {
-    #[inline(always)]
-    fn from(error: Malformed) -> Self {
-        match error {
-            Malformed::UdpHeader => Self::UdpHeader,
-            Malformed::TcpHeader => Self::TcpHeader,
-            Malformed::IcmpHeader => Self::IcmpHeader,
-            Malformed::FragmentHeader => Self::FragmentHeader,
-            Malformed::UdpLength => Self::UdpLength,
-        }
+/// The rest of S2: what can be judged of a packet of the VM from its header alone.
+#[inline(always)]
+pub(crate) fn judge_header(packet: Packet<'_>) -> Result<(), DropReason> {
+    if !checksum::is_header_valid(packet.header()) {
+        return Err(DropReason::Ipv4Checksum);
     }
+    if packet.time_to_live() == 0 {
+        return Err(DropReason::TtlZero);
+    }
+    if packet.fragment() & RESERVED != 0 {
+        return Err(DropReason::ReservedFlag);
+    }
+    Ok(())
 }
 
-/// What can be judged of a packet of the VM from its header alone.
-pub(crate) trait JudgeHeader {
-    /// The rest of S2.
-    fn judge_header(&self) -> Result<(), DropReason>;
-
-    /// What of S4 can be told from the header of a fragment.
-    fn judge_fragment(&self) -> Result<(), DropReason>;
+/// What of S4 can be told from the header of a fragment.
+pub(crate) fn judge_fragment(packet: Packet<'_>) -> Result<(), DropReason> {
+    let payload_len = packet.payload_len();
+    let offset = usize::from(packet.fragment() & OFFSET);
+    let more = packet.fragment() & MORE_FRAGMENTS != 0;
+    // The reassembled packet would be longer than a packet can be (the "ping of death"). Its header counts too.
+    if offset.saturating_mul(8).saturating_add(packet.len()) > usize::from(u16::MAX) {
+        return Err(DropReason::FragmentBeyondEnd);
+    }
+    if more && packet.fragment() & DONT_FRAGMENT != 0 {
+        return Err(DropReason::FragmentDontFragment);
+    }
+    if payload_len == 0 || (more && !payload_len.is_multiple_of(8)) {
+        return Err(DropReason::FragmentLength);
+    }
+    // RFC 3128: it would overwrite the flags behind the ports of the first fragment.
+    if packet.protocol() == TCP && offset == 1 {
+        return Err(DropReason::FragmentOffset);
+    }
+    Ok(())
 }
 
-impl JudgeHeader for Packet<'_> {
-    #[inline(always)]
-    fn judge_header(&self) -> Result<(), DropReason> {
-        if !checksum::is_header_valid(self.header()) {
-            return Err(DropReason::Ipv4Checksum);
-        }
-        if self.time_to_live() == 0 {
-            return Err(DropReason::TtlZero);
-        }
-        if self.fragment() & RESERVED != 0 {
-            return Err(DropReason::ReservedFlag);
-        }
-        Ok(())
-    }
-
-    fn judge_fragment(&self) -> Result<(), DropReason> {
-        let payload_len = self.payload_len();
-        let offset = usize::from(self.fragment() & OFFSET);
-        let more = self.fragment() & MORE_FRAGMENTS != 0;
-        // The reassembled packet would be longer than a packet can be (the "ping of death"). Its header counts too.
-        if offset.saturating_mul(8).saturating_add(self.len()) > usize::from(u16::MAX) {
-            return Err(DropReason::FragmentBeyondEnd);
-        }
-        if more && self.fragment() & DONT_FRAGMENT != 0 {
-            return Err(DropReason::FragmentDontFragment);
-        }
-        if payload_len == 0 || (more && !payload_len.is_multiple_of(8)) {
-            return Err(DropReason::FragmentLength);
-        }
-        // RFC 3128: it would overwrite the flags behind the ports of the first fragment.
-        if self.protocol() == TCP && offset == 1 {
-            return Err(DropReason::FragmentOffset);
-        }
-        Ok(())
-    }
+/// S5, and S4 for a first fragment: the transport header is whole.
+#[inline(always)]
+pub(crate) fn judge_transport(protocol: u8, part: Part<'_>) -> Result<Transport<'_>, DropReason> {
+    Transport::parse(protocol, part).map_err(|error| match error {
+        Malformed::UdpHeader => DropReason::UdpHeader,
+        Malformed::TcpHeader => DropReason::TcpHeader,
+        Malformed::IcmpHeader => DropReason::IcmpHeader,
+        Malformed::FragmentHeader => DropReason::FragmentHeader,
+        Malformed::UdpLength => DropReason::UdpLength,
+    })
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use core::net::Ipv4Addr;
 
 use softnet_wire::special;
 
+use crate::config::{ConfigError, Gateway, NetType};
 use crate::policy::{Action, Policy, Target};
-use crate::port::{ConfigError, Gateway, NetType};
 
 /// What the rules D1 to D4 and D9 say about a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

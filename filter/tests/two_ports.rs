@@ -367,7 +367,7 @@ impl World {
             self.note("answered");
         }
         self.remember(vm, had.map(|lease| lease.address));
-        if let Some(release) = self.vms[vm].port.poll_release() {
+        if let Some((_, release)) = self.vms[vm].port.poll_transmit() {
             self.note("given back");
             self.serve(vm, &release);
         }

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
-use softnet_filter::{Direction, DropReason, Port, PortEvent, ReleaseFrame, Timestamp, Verdict};
+use softnet_filter::{Direction, DropReason, OwnFrame, Port, PortEvent, Timestamp, Verdict};
 
 use crate::clock::{self, Alarm};
 use crate::lease_follower::{LeaseFollower, Notice};
@@ -483,9 +483,7 @@ impl Relay {
             tracing::warn!(%address, "the host is not ready for the VM's address yet; going on without");
             self.settled(now)?;
         }
-        if let Some(release) = self.port.poll_release() {
-            self.send_release(&release);
-        }
+        self.transmit();
         if self.from_vm.deadline().is_some_and(|at| now >= at) {
             self.resume_to_host(now)?;
         }
@@ -570,27 +568,23 @@ impl Relay {
     /// Gives the VM's lease back to the DHCP server, so that short-lived VMs do not exhaust its addresses.
     pub fn release_lease(&mut self) {
         let now = clock::now();
-        let Some(release) = self.port.release(now) else { return };
-        if self.send_release(&release) {
+        if self.port.release(now) && self.transmit() {
             // Nobody else has to.
             self.follower.lease_changed(None, now);
         }
     }
 
-    /// Sends a message of our own in the VM's name; says whether the host's link took it.
-    fn send_release(&mut self, release: &ReleaseFrame) -> bool {
-        let mut batch = FrameBatch::new(release.len());
-        batch.free_space()[..release.len()].copy_from_slice(release);
-        batch.push(release.len());
-        match self.host.send(&mut batch) {
-            Ok(Sent::All) if batch.take_losses() == Losses::default() => {
-                tracing::info!("gave a lease back");
-                return true;
-            }
-            Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
-            Err(error) => tracing::warn!(%error, "a lease was not given back"),
+    /// Sends what the port sends itself; says whether the links took all of it.
+    fn transmit(&mut self) -> bool {
+        let mut all = true;
+        while let Some((direction, frame)) = self.port.poll_transmit() {
+            let link = match direction {
+                Direction::FromVm => &mut self.host,
+                Direction::FromHost => &mut self.vm,
+            };
+            all &= transmit(&mut **link, &frame);
         }
-        false
+        all
     }
 
     /// Prints the counters as one line on standard error.
@@ -598,6 +592,22 @@ impl Relay {
         // Nobody reading is no reason to end.
         let _ = writeln!(io::stderr(), "softnet: {}", self.port.counters());
     }
+}
+
+/// Sends one frame of Softnet's own; says whether the link took it. The only ones are DHCPRELEASEs.
+fn transmit(link: &mut dyn Link, frame: &OwnFrame) -> bool {
+    let mut batch = FrameBatch::new(frame.len());
+    batch.free_space()[..frame.len()].copy_from_slice(frame);
+    batch.push(frame.len());
+    match link.send(&mut batch) {
+        Ok(Sent::All) if batch.take_losses() == Losses::default() => {
+            tracing::info!("gave a lease back");
+            return true;
+        }
+        Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
+        Err(error) => tracing::warn!(%error, "a lease was not given back"),
+    }
+    false
 }
 
 fn interest(writable: bool) -> Interest {

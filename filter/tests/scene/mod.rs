@@ -243,7 +243,7 @@ impl Scene {
                 self.now = self.now.saturating_add(*duration);
                 self.watched.advance(self.now)?;
                 // What the VM gives back now is no part of its own dialogue.
-                let _ = self.watched.port.poll_release();
+                let _ = self.watched.port.poll_transmit();
                 self.listen()
             }
             Step::Vm(shot) => {

@@ -6,18 +6,18 @@
 
 mod client;
 mod client_ids;
+mod hardware_ids;
+mod offer;
 mod rate;
 mod release;
 mod reply;
 mod state;
+mod terms;
 mod transactions;
 
-use softnet_wire::dhcpv4::{self as message, name};
-
-pub(crate) use client::{Datagram, DhcpPorts, judge_from_vm};
-pub(crate) use client_ids::ClientId;
-pub use release::{ReleaseFrame, release_message};
+pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
+pub(crate) use release::release_frame;
+pub use release::release_message;
 pub(crate) use reply::judge_from_host;
-pub(crate) use state::{Believed, Dhcp, Terms};
-
-pub(crate) use message::{CLIENT_PORT, SERVER_PORT};
+pub(crate) use state::Dhcp;
+pub(crate) use terms::Believed;

@@ -1,16 +1,15 @@
 //! The one message that the filter sends itself: a DHCPRELEASE that gives the VM's address back, alone or as a frame of
 //! the VM's.
 
-use core::fmt;
 use core::net::Ipv4Addr;
-use core::ops::Deref;
 
-use softnet_wire::build::{Builder, MAX_RELEASE_LEN, MIN_MESSAGE_LEN, Release};
+use softnet_wire::MacAddr;
+use softnet_wire::build::{MIN_MESSAGE_LEN, Release};
 
-use crate::dhcp::ClientId;
-use crate::dhcp::state::Former;
-use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::binding::dhcpv4::client_ids::ClientId;
+use crate::binding::dhcpv4::terms::Former;
+use crate::segment::Segment;
+use crate::transmit::OwnFrame;
 
 /// The DHCPRELEASE by which the VM `vm_mac` gives `address` back to `server`, without a client identifier (RFC 2131,
 /// section 4.4.6): the content of a UDP datagram for the server's port 67. Nothing answers it, so `transaction` is any
@@ -24,44 +23,33 @@ pub fn release_message(
     Release { client: vm_mac, address, server, client_id: None, transaction }.message()
 }
 
-/// A DHCPRELEASE as a whole Ethernet frame, for the host side. Dereferences to its bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ReleaseFrame(Builder<MAX_RELEASE_LEN>);
-
-impl ReleaseFrame {
-    /// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
-    pub(crate) fn new(lease: &Former, identity: &Identity, transaction: u32) -> Option<Self> {
-        let release = Release {
-            client: identity.vm_mac,
-            address: lease.address,
-            server: lease.server,
-            client_id: lease.client_id.as_ref().map(ClientId::as_bytes),
-            transaction,
-        };
-        release.frame(identity.gateway_mac).map(Self)
-    }
-}
-
-impl Deref for ReleaseFrame {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl fmt::Debug for ReleaseFrame {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReleaseFrame").field("len", &self.len()).finish_non_exhaustive()
-    }
+/// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
+pub(crate) fn release_frame(lease: &Former, segment: &Segment, transaction: u32) -> Option<OwnFrame> {
+    let release = Release {
+        client: segment.vm_mac,
+        address: lease.address,
+        server: lease.server,
+        client_id: lease.client_id.as_ref().map(ClientId::as_bytes),
+        transaction,
+    };
+    release.frame(segment.dhcp_server.mac).map(OwnFrame::new)
 }
 
 #[cfg(test)]
 mod tests {
+    use softnet_wire::checksum;
+
     use super::*;
-    use crate::checksum;
     use crate::testing::*;
-    use crate::{PortEvent, UnboundCause, Verdict};
+    use crate::{Direction, Port, PortEvent, UnboundCause, Verdict};
+
+    /// The frame by which the port gives the VM's lease back.
+    fn release(port: &mut Port) -> OwnFrame {
+        assert!(port.release(NOW));
+        let (direction, frame) = port.poll_transmit().unwrap();
+        assert_eq!((direction, port.poll_transmit()), (Direction::FromVm, None));
+        frame
+    }
 
     /// Without a frame, byte by byte.
     #[test]
@@ -78,7 +66,7 @@ mod tests {
     fn release_is_a_dhcprelease() {
         let mut port = bound();
         let lease = port.lease().unwrap();
-        let frame = port.release(NOW).unwrap();
+        let frame = release(&mut port);
         let expected = DhcpFrame::release().xid(XID + 1);
         let expected = DhcpFrame { tail: [&[255][..], &[0; 50]].concat(), ..expected };
         let mut packet = expected.packet();
@@ -88,11 +76,11 @@ mod tests {
         fix_header(&mut expected);
         assert_eq!(frame[..], ethernet(GATEWAY, VM, 0x0800, &expected)[..]);
         assert_eq!(frame.len(), 14 + 20 + 8 + 300);
-        assert_eq!(format!("{frame:?}"), "ReleaseFrame { len: 342, .. }");
 
         assert_eq!(port.lease(), None);
         assert_eq!(port.poll_event(), Some(PortEvent::Unbound { lease, cause: UnboundCause::Released }));
-        assert_eq!(port.release(NOW), None);
+        assert!(!port.release(NOW));
+        assert_eq!(port.poll_transmit(), None);
         assert_eq!(port.poll_event(), None);
     }
 
@@ -107,7 +95,7 @@ mod tests {
             let _ = port.from_vm(&DhcpFrame::request().option(61, id).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
             let _ = port.from_vm(&DhcpFrame::discover().option(61, b"\0firmware").xid(99).frame(), NOW);
-            let frame = port.release(NOW).unwrap();
+            let frame = release(&mut port);
             let options = &frame[14 + 20 + 8 + 240..];
             let expected =
                 [&[53, 1, 7, 54, 4][..], &GATEWAY_IP.octets(), &[61, id.len() as u8], id, &[255]].concat();
@@ -129,18 +117,18 @@ mod tests {
     /// A checksum that comes out as 0 is written as its other zero.
     #[test]
     fn release_has_a_checksum() {
-        let release = |xid: u32| {
+        let of_transaction = |xid: u32| {
             let mut port = fresh();
             let _ = port.from_vm(&DhcpFrame::request().xid(xid).frame(), NOW);
             assert_eq!(port.from_host(&DhcpFrame::ack().xid(xid).frame(), NOW), Verdict::Forward);
-            port.release(NOW).unwrap()
+            release(&mut port)
         };
         // The lower half of the transaction number is one word of the sum. Adding the checksum to it leaves 0.
-        let frame = release(0);
+        let frame = of_transaction(0);
         let checksum = u16::from_be_bytes([frame[40], frame[41]]);
-        let frame = release(u32::from(checksum));
+        let frame = of_transaction(u32::from(checksum));
         assert_eq!(frame[48..50], (checksum + 1).to_be_bytes());
-        let frame = release(u32::from(checksum));
+        let frame = of_transaction(u32::from(checksum));
         assert_ne!(frame[40..42], [0, 0]);
         assert_eq!(frame[40..42], [0xff, 0xff]);
     }
