@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use lab::VmPort;
 use lab::deadline::{Deadline, until};
-use lab::wire::{Dhcp, Mac, dhcp_kind};
+use lab::wire::{Dhcp, Mac, dhcp_kind, parse_dhcp};
 
 use crate::peers::{Kind, Site, TAP, command, program_path, softnet_arguments};
 use crate::report::{Figures, Report};
@@ -67,7 +67,7 @@ fn first_offer(vm: &VmPort, discover: &[u8]) -> Result<()> {
         vm.try_send(discover)?;
         let retry = Deadline::after(Duration::from_millis(1));
         while let Some(frame) = vm.recv(retry)? {
-            if Dhcp::parse(&frame).is_some_and(|message| message.message_type() == dhcp_kind::OFFER) {
+            if parse_dhcp(&frame).is_some_and(|message| message.message_type() == dhcp_kind::OFFER) {
                 return Ok(());
             }
         }

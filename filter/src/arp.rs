@@ -1,151 +1,140 @@
 //! Address resolution (RFC 826), the rules A and I3.
 
-use core::net::Ipv4Addr;
+pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 
-use crate::dhcp::{Believed, Dhcp};
+use crate::binding::dhcpv4::{Believed, Dhcp};
 use crate::frame::Frame;
-use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::l2;
+use crate::lease::Lease;
+use crate::segment::{Segment, Station};
 use crate::table::{Class, Table};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;
-
-/// Bytes of ARP for IPv4 over Ethernet.
-pub(crate) const LEN: usize = 28;
-
-/// ARP for IPv4 over Ethernet, of full length.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Arp<'a> {
-    packet: &'a [u8; LEN],
+/// A1: ARP for IPv4 over Ethernet, and the whole of it.
+#[inline(always)]
+pub(crate) fn judge_format(bytes: &[u8]) -> Result<Arp<'_>, DropReason> {
+    Arp::parse(bytes).ok_or(DropReason::ArpMalformed)
 }
 
-impl<'a> Arp<'a> {
-    /// `None` if the packet is truncated, or for other hardware, another protocol or other address lengths (A1).
-    #[inline(always)]
-    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // Hardware type 1, protocol type 0x0800, address lengths 6 and 4.
-        const FIXED: u64 = u64::from_be_bytes([0, 1, 8, 0, 6, 4, 0, 0]);
-        let packet = bytes.first_chunk::<LEN>()?;
-        let [a, b, c, d, e, f, ..] = *packet;
-        (u64::from_be_bytes([a, b, c, d, e, f, 0, 0]) == FIXED).then_some(Self { packet })
+/// Judges ARP of the VM, whose lease in `dhcp` is valid now.
+#[inline(always)]
+pub(crate) fn judge_from_vm(
+    arp: Arp<'_>,
+    frame: Frame<'_>,
+    segment: &Segment,
+    table: &Table,
+    dhcp: &Dhcp,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    judge_operation(arp)?;
+    l2::judge_arp_destination(frame, segment)?;
+    judge_sender_mac(arp, segment)?;
+    // A3, A5: what a VM asks all the time.
+    match dhcp.lease() {
+        Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
+        _ => judge_addresses(arp, frame, segment, table, dhcp, now),
     }
+}
 
-    #[inline(always)]
-    fn operation(&self) -> u16 {
-        u16::from_be_bytes([self.packet[6], self.packet[7]])
+/// A1: a request or a reply.
+#[inline(always)]
+fn judge_operation(arp: Arp<'_>) -> Result<(), DropReason> {
+    if matches!(arp.operation(), REQUEST | REPLY) { Ok(()) } else { Err(DropReason::ArpMalformed) }
+}
+
+/// A2: the sender is the VM.
+#[inline(always)]
+fn judge_sender_mac(arp: Arp<'_>, segment: &Segment) -> Result<(), DropReason> {
+    if arp.sender_mac() == segment.vm_mac { Ok(()) } else { Err(DropReason::ArpSenderMac) }
+}
+
+/// A3 to A5: all but the VM's asking for the router.
+fn judge_addresses(
+    arp: Arp<'_>,
+    frame: Frame<'_>,
+    segment: &Segment,
+    table: &Table,
+    dhcp: &Dhcp,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    // A3, A4: whether another host has the address that the VM is about to use (RFC 5227, section 2.1.1).
+    let is_probe = arp.operation() == REQUEST && arp.sender().is_unspecified();
+    if is_probe && Some(arp.target()) == dhcp.offered(now) {
+        return Ok(());
     }
-
-    #[inline(always)]
-    fn sender_mac(&self) -> MacAddr {
-        let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, ..] = *self.packet;
-        MacAddr([a, b, c, d, e, f])
+    let Some(lease) = dhcp.lease() else {
+        return judge_without_lease(arp, frame, segment, dhcp);
+    };
+    if is_probe {
+        return judge_probe(arp, lease);
     }
+    judge_sender(arp, lease)?;
+    judge_target(arp, segment, table, lease)
+}
 
-    #[inline(always)]
-    fn sender(&self) -> Ipv4Addr {
-        Ipv4Addr::new(self.packet[14], self.packet[15], self.packet[16], self.packet[17])
-    }
-
-    #[inline(always)]
-    fn target(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = *self.packet;
-        Ipv4Addr::new(a, b, c, d)
-    }
-
-    /// Judges ARP of the VM, whose lease in `dhcp` is valid now.
-    #[inline(always)]
-    pub(crate) fn judge_from_vm(
-        self,
-        frame: Frame<'_>,
-        identity: &Identity,
-        table: &Table,
-        dhcp: &Dhcp,
-        now: Timestamp,
-    ) -> Result<(), DropReason> {
-        // A1
-        if self.operation() != REQUEST && self.operation() != REPLY {
-            return Err(DropReason::ArpMalformed);
-        }
-        // L5: ARP goes to one station or to all, never to the groups of bridges and switches.
-        if !frame.destination().is_broadcast() && !identity.may_be_peer(frame.destination()) {
-            return Err(if frame.destination().is_group() {
-                DropReason::GroupMac
-            } else {
-                DropReason::DestinationMac
-            });
-        }
-        // A2
-        if self.sender_mac() != identity.vm_mac {
-            return Err(DropReason::ArpSenderMac);
-        }
-        // A3, A5: what a VM asks all the time.
-        match dhcp.lease() {
-            Some(lease) if self.sender() == lease.address && self.target() == identity.gateway => Ok(()),
-            _ => self.judge_closely(frame, identity, table, dhcp, now),
-        }
-    }
-
-    /// All but the VM's asking for the gateway.
-    fn judge_closely(
-        self,
-        frame: Frame<'_>,
-        identity: &Identity,
-        table: &Table,
-        dhcp: &Dhcp,
-        now: Timestamp,
-    ) -> Result<(), DropReason> {
-        let target = self.target();
-        let is_request = self.operation() == REQUEST;
-        // A3, A4: whether somebody else has the address that the VM is about to use (RFC 5227, section 2.1.1).
-        let is_probe = is_request && self.sender().is_unspecified();
-        if is_probe && Some(target) == dhcp.offered(now) {
-            return Ok(());
-        }
-        let Some(lease) = dhcp.lease() else {
-            // C10: it takes the gateway's MAC address, and the gateway the VM's, to renew a lease that has just expired.
-            let is_last = dhcp.believed() == Believed::Expired(self.sender());
-            let is_for_gateway = is_request || frame.destination() == identity.gateway_mac;
-            return if is_last && is_for_gateway && target == identity.gateway {
-                Ok(())
-            } else {
-                Err(DropReason::ArpNoLease)
-            };
-        };
-        if is_probe {
-            return if target == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) };
-        }
-        if self.sender() != lease.address {
-            return Err(DropReason::ArpSenderAddress);
-        }
-        // A5. A reply tells nothing but the truth about the VM's own address, whoever asked.
-        if !is_request
-            || target == identity.gateway
-            || target == lease.address
-            || lease.resolvers.contains(target)
-            || (identity.is_on_link(target) && table.classify(target) == Class::Allowed)
-        {
-            Ok(())
-        } else {
-            Err(DropReason::ArpTarget)
-        }
-    }
-
-    /// Judges ARP on its way to the VM: nobody but the gateway claims the gateway's address (I3).
-    pub(crate) fn judge_from_host(self, frame: Frame<'_>, identity: &Identity) -> Result<(), DropReason> {
-        let from_gateway =
-            self.sender_mac() == identity.gateway_mac && frame.source() == identity.gateway_mac;
-        if self.sender() == identity.gateway && !from_gateway {
-            return Err(DropReason::ArpGateway);
-        }
+/// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just expired.
+fn judge_without_lease(
+    arp: Arp<'_>,
+    frame: Frame<'_>,
+    segment: &Segment,
+    dhcp: &Dhcp,
+) -> Result<(), DropReason> {
+    let server = segment.dhcp_server;
+    let is_last = dhcp.believed() == Believed::Expired(arp.sender());
+    let is_to_server = arp.operation() == REQUEST || frame.destination() == server.mac;
+    if is_last && is_to_server && arp.target() == server.address {
         Ok(())
+    } else {
+        Err(DropReason::ArpNoLease)
     }
+}
+
+/// A3: a probe is for the VM's own address.
+fn judge_probe(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
+    if arp.target() == lease.address { Ok(()) } else { Err(DropReason::ArpTarget) }
+}
+
+/// A3: the sender's address is the VM's.
+fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
+    if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
+}
+
+/// A5: a request is for a host that the VM needs or may reach. A reply only tells the truth about the VM's own address,
+/// whoever asked.
+fn judge_target(arp: Arp<'_>, segment: &Segment, table: &Table, lease: &Lease) -> Result<(), DropReason> {
+    let target = arp.target();
+    if arp.operation() == REPLY
+        || segment.is_served_from(target)
+        || target == lease.address
+        || lease.resolvers.contains(target)
+        || (segment.is_on_link(target) && table.classify(target) == Class::Allowed)
+    {
+        Ok(())
+    } else {
+        Err(DropReason::ArpTarget)
+    }
+}
+
+/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses.
+pub(crate) fn judge_from_host(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
+    // I4
+    let arp = Arp::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
+    let is_claimed = |station: Station| {
+        arp.sender() == station.address && (arp.sender_mac() != station.mac || frame.source() != station.mac)
+    };
+    if is_claimed(segment.router) || is_claimed(segment.dhcp_server) {
+        return Err(DropReason::ArpGateway);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use core::net::Ipv4Addr;
+
+    use softnet_wire::MacAddr;
+
     use super::*;
     use crate::testing::*;
     use crate::verdict::Verdict;

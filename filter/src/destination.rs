@@ -1,14 +1,15 @@
-//! Where a VM may send: the rules D, and L5, which binds the frame's destination to the packet's.
+//! Where a VM may send: the rules D.
 
 use core::net::Ipv4Addr;
 
 use crate::host::Host;
 use crate::ipv4;
+use crate::l2;
 use crate::lease::Lease;
-use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::segment::Segment;
 use crate::table::{Class, Table};
 use crate::verdict::DropReason;
+use softnet_wire::MacAddr;
 
 const DNS_PORT: u16 = 53;
 
@@ -26,13 +27,13 @@ pub(crate) struct Destination {
 pub(crate) fn judge(
     table: &Table,
     host: &Host,
-    identity: &Identity,
+    segment: &Segment,
     lease: &Lease,
     mac: MacAddr,
     to: Destination,
 ) -> Result<(), DropReason> {
     let destination = to.address;
-    let is_host = destination == identity.gateway || host.has(destination);
+    let is_host = destination == segment.router.address || host.has(destination);
     let is_resolver = lease.resolvers.contains(destination);
     let is_dns = to.port == Some(DNS_PORT);
 
@@ -54,7 +55,7 @@ pub(crate) fn judge(
         Class::Multicast => Some(DropReason::Multicast),
         Class::Neighbour => Some(DropReason::Neighbour),
     };
-    let is_on_link = identity.is_on_link(destination);
+    let is_on_link = segment.is_on_link(destination);
 
     // S4: nobody can say for what port a later fragment is, and neighbours have been crashed by worse. The host takes
     // them while it is open as a whole.
@@ -76,29 +77,13 @@ pub(crate) fn judge(
         return Err(DropReason::ExposedPort);
     }
 
-    // L5
-    if destination.is_multicast() {
-        return if mac == multicast_mac(destination) { Ok(()) } else { Err(DropReason::MulticastMac) };
-    }
-    let is_neighbour = is_on_link && destination != identity.gateway;
-    if mac == identity.gateway_mac || (is_neighbour && identity.may_be_peer(mac)) {
-        Ok(())
-    } else if mac.is_group() {
-        Err(DropReason::GroupMac)
-    } else {
-        Err(DropReason::DestinationMac)
-    }
-}
-
-/// The MAC address of an IPv4 multicast group (RFC 1112, section 6.4).
-fn multicast_mac(group: Ipv4Addr) -> MacAddr {
-    let [_, b, c, d] = group.octets();
-    MacAddr([0x01, 0x00, 0x5e, b & 0x7f, c, d])
+    l2::judge_ipv4_destination(mac, destination, segment)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::l2::multicast_mac;
     use crate::testing::*;
     use crate::{NetType, Port, PortConfig, Verdict};
 
@@ -110,74 +95,6 @@ mod tests {
     /// The frame's destination that would be right if the destination were allowed.
     fn right_mac(to: Ipv4Addr) -> MacAddr {
         if to.is_multicast() { multicast_mac(to) } else { GATEWAY }
-    }
-
-    /// L5: packets for the world and the gateway go to the gateway's MAC address.
-    #[test]
-    fn l5_unicast_goes_to_the_gateway() {
-        let mut port = bound();
-        for to in [WORLD_IP, GATEWAY_IP] {
-            let frame = IpFrame::udp(to, 80);
-            for (mac, expected) in [
-                (GATEWAY, Verdict::Forward),
-                (STRANGER, drop_for(DropReason::DestinationMac)),
-                (VM, drop_for(DropReason::DestinationMac)),
-                (MacAddr::ZERO, drop_for(DropReason::DestinationMac)),
-                (MacAddr::BROADCAST, drop_for(DropReason::GroupMac)),
-                (MacAddr([0x01, 0x80, 0xc2, 0, 0, 0]), drop_for(DropReason::GroupMac)),
-                (MacAddr([0x01, 0x80, 0xc2, 0, 0, 0x0e]), drop_for(DropReason::GroupMac)),
-                (MacAddr([0x01, 0x00, 0x5e, 9, 9, 9]), drop_for(DropReason::GroupMac)),
-                (MacAddr([0x33, 0x33, 0, 0, 0, 1]), drop_for(DropReason::GroupMac)),
-            ] {
-                assert_eq!(sent(&mut port, &frame.clone().in_frame_to(mac)), expected, "{to} in {mac}");
-            }
-        }
-        // That the gateway is allowed by name makes no other station the gateway.
-        let mut port = bound_with(&["@host", "9.9.9.9"], &[]);
-        for to in [WORLD_IP, GATEWAY_IP] {
-            let frame = IpFrame::udp(to, 80).in_frame_to(STRANGER);
-            assert_eq!(sent(&mut port, &frame), drop_for(DropReason::DestinationMac));
-        }
-    }
-
-    /// L5: a neighbour that is allowed by name is reached at its own MAC address, or through the gateway.
-    #[test]
-    fn l5_allowed_neighbour_is_reached_directly() {
-        let mut port = bound_with(&["192.168.64.0/24"], &[]);
-        let frame = IpFrame::udp(NEIGHBOUR_IP, 80);
-        for (mac, expected) in [
-            (STRANGER, Verdict::Forward),
-            (GATEWAY, Verdict::Forward),
-            (VM, drop_for(DropReason::DestinationMac)),
-            (MacAddr::ZERO, drop_for(DropReason::DestinationMac)),
-            (MacAddr::BROADCAST, drop_for(DropReason::GroupMac)),
-            (MacAddr([0x01, 0x00, 0x5e, 40, 64, 77]), drop_for(DropReason::GroupMac)),
-        ] {
-            assert_eq!(sent(&mut port, &frame.clone().in_frame_to(mac)), expected, "{mac}");
-        }
-    }
-
-    /// L5: multicast goes in its own MAC address, of which the upper bit of 23 is not the group's.
-    #[test]
-    fn l5_multicast_goes_in_its_own_mac() {
-        let group = Ipv4Addr::new(239, 129, 2, 3);
-        let mut port = bound_with(&["224.0.0.0/4"], &[]);
-        let frame = IpFrame::udp(group, 5353);
-        let own = MacAddr([0x01, 0x00, 0x5e, 1, 2, 3]);
-        assert_eq!(sent(&mut port, &frame.clone().in_frame_to(own)), Verdict::Forward);
-        let others = [
-            MacAddr([0x01, 0x00, 0x5e, 129, 2, 3]),
-            MacAddr([0x01, 0x00, 0x5e, 1, 2, 4]),
-            MacAddr::BROADCAST,
-            GATEWAY,
-        ];
-        for mac in others {
-            assert_eq!(
-                sent(&mut port, &frame.clone().in_frame_to(mac)),
-                drop_for(DropReason::MulticastMac),
-                "{mac}"
-            );
-        }
     }
 
     /// D1: nothing opens these, in whatever frame.

@@ -1,8 +1,9 @@
-//! The host's own addresses and ports, as they come and go (rules H1 and H2).
+//! The host's own addresses and ports, as they come and go (rules H1 to H3).
 
 use core::net::Ipv4Addr;
 
 use crate::ipv4;
+use crate::verdict::DropReason;
 
 /// A port of the host that leads to another VM (`--expose` of that VM).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,6 +59,49 @@ impl Host {
         let Some(port) = port.filter(|_| matches!(protocol, ipv4::TCP | ipv4::UDP)) else { return false };
         let exposes = |at| self.exposed.binary_search(&ExposedPort { protocol, port, address: at }).is_ok();
         exposes(None) || exposes(Some(address))
+    }
+}
+
+/// Whether the host is ready for the VM at its address (H3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Readiness {
+    /// The VM does not wait for the host.
+    #[default]
+    NotAwaited,
+    /// Not yet, whatever the address.
+    No,
+    /// At this address.
+    At(Ipv4Addr),
+}
+
+impl Readiness {
+    /// From now on the VM waits for the host.
+    pub(crate) fn await_host(&mut self) {
+        *self = Self::No;
+    }
+
+    /// The host is ready at `address`, where the VM waits for that.
+    pub(crate) fn set(&mut self, address: Ipv4Addr) {
+        if *self != Self::NotAwaited {
+            *self = Self::At(address);
+        }
+    }
+
+    /// The host is no longer ready, where the VM waits for that.
+    pub(crate) fn clear(&mut self) {
+        if *self != Self::NotAwaited {
+            *self = Self::No;
+        }
+    }
+
+    /// H3: whether anything but DHCP and ARP may reach the VM at the address that it has now.
+    #[inline(always)]
+    pub(crate) fn judge(self, address: Option<Ipv4Addr>) -> Result<(), DropReason> {
+        if self == Self::NotAwaited || address.is_some_and(|address| self == Self::At(address)) {
+            Ok(())
+        } else {
+            Err(DropReason::NotReady)
+        }
     }
 }
 
@@ -195,5 +239,38 @@ mod tests {
         let mut port = on_a_real_host(&[], &["@host"]);
         port.set_exposed(vec![ExposedPort { protocol: 6, port: 2222, address: None }]);
         assert_eq!(port.from_vm(&IpFrame::tcp(PUBLIC, 2222).frame(), NOW), drop_for(DropReason::Blocked));
+    }
+
+    /// H3: what may be for a former holder of the VM's address does not reach it; ARP and DHCP do.
+    #[test]
+    fn h3_nothing_of_a_former_holder_reaches_the_vm() {
+        let data = IpFrame::udp(WORLD_IP, 80).reversed().frame();
+        let arp = ArpFrame {
+            from_mac: GATEWAY,
+            sender_mac: GATEWAY,
+            sender: GATEWAY_IP,
+            ..ArpFrame::request(OWN_IP)
+        };
+        let not_ready = drop_for(DropReason::NotReady);
+        let mut port = fresh();
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "where nobody waits for the host");
+        port.wait_for_host();
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        assert_eq!(port.from_host(&arp.frame(), NOW), Verdict::Forward);
+        port.host_is_ready(OTHER_IP);
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        port.host_is_ready(OWN_IP);
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward);
+        port.host_is_not_ready();
+        assert_eq!(port.from_host(&data, NOW), not_ready);
+        port.host_is_ready(OWN_IP);
+        let end = NOW.saturating_add(core::time::Duration::from_secs(600));
+        assert_eq!(port.from_host(&data, end), not_ready, "the lease is over");
+        let mut port = bound();
+        port.host_is_ready(OTHER_IP);
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "who does not wait is not made to");
     }
 }

@@ -1,244 +1,67 @@
-//! The Internet protocol (RFC 791) and the headers behind it as far as they are judged: the rules S.
+//! The headers of IPv4 and of what it carries, judged by themselves: the rules S2 to S5.
 
-use core::net::Ipv4Addr;
+pub(crate) use softnet_wire::ipv4::*;
+pub(crate) use softnet_wire::transport::*;
 
-use crate::checksum;
 use crate::verdict::DropReason;
+use softnet_wire::checksum;
 
-/// Protocol numbers (IANA).
-pub(crate) const ICMP: u8 = 1;
-pub(crate) const TCP: u8 = 6;
-pub(crate) const UDP: u8 = 17;
-
-/// Bytes of a header without options.
-pub(crate) const HEADER_LEN: usize = 20;
-
-const RESERVED: u16 = 0x8000;
-const DONT_FRAGMENT: u16 = 0x4000;
-const MORE_FRAGMENTS: u16 = 0x2000;
-const OFFSET: u16 = 0x1fff;
-
-/// An IPv4 packet whose lengths fit into each other.
-///
-/// The fields stay where they are until they are asked for: most packets pass after a look at each of them.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Packet<'a> {
-    header: &'a [u8; HEADER_LEN],
-    options: &'a [u8],
-    payload: &'a [u8],
+/// S2, S3: a header of version 4 without options, and lengths that fit.
+#[inline(always)]
+pub(crate) fn judge_format(bytes: &[u8]) -> Result<Packet<'_>, DropReason> {
+    Packet::parse_plain(bytes).map_err(|error| match error {
+        NotPlain::Malformed => DropReason::Ipv4Malformed,
+        NotPlain::Options => DropReason::Ipv4Options,
+    })
 }
 
-/// How much of a transport header the packet's payload may be expected to hold.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Part<'a> {
-    /// Not a fragment: the whole of what the protocol sent.
-    Whole(&'a [u8]),
-    /// The first fragment: begins with a transport header.
-    First(&'a [u8]),
-    /// A later fragment. It holds no transport header, and nothing of it is to be read as one.
-    Later,
+/// The rest of S2: what can be judged of a packet of the VM from its header alone.
+#[inline(always)]
+pub(crate) fn judge_header(packet: Packet<'_>) -> Result<(), DropReason> {
+    if !checksum::is_header_valid(packet.header()) {
+        return Err(DropReason::Ipv4Checksum);
+    }
+    if packet.time_to_live() == 0 {
+        return Err(DropReason::TtlZero);
+    }
+    if packet.fragment() & RESERVED != 0 {
+        return Err(DropReason::ReservedFlag);
+    }
+    Ok(())
 }
 
-impl<'a> Packet<'a> {
-    /// `None` if this is not version 4 or the lengths do not fit (S2).
-    #[inline(always)]
-    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
-        let [version_ihl, _, l0, l1, ..] = *header;
-        let rest = rest.get(..usize::from(u16::from_be_bytes([l0, l1])).checked_sub(HEADER_LEN)?)?;
-        if version_ihl == 0x45 {
-            return Some(Self { header, options: &[], payload: rest });
-        }
-        let (options, payload) = rest.split_at_checked(Self::options_len(version_ihl)?)?;
-        Some(Self { header, options, payload })
+/// What of S4 can be told from the header of a fragment.
+pub(crate) fn judge_fragment(packet: Packet<'_>) -> Result<(), DropReason> {
+    let payload_len = packet.payload_len();
+    let offset = usize::from(packet.fragment() & OFFSET);
+    let more = packet.fragment() & MORE_FRAGMENTS != 0;
+    // The reassembled packet would be longer than a packet can be (the "ping of death"). Its header counts too.
+    if offset.saturating_mul(8).saturating_add(packet.len()) > usize::from(u16::MAX) {
+        return Err(DropReason::FragmentBeyondEnd);
     }
-
-    /// The same for a packet that may have no options (S3).
-    #[inline(always)]
-    pub(crate) fn parse_plain(bytes: &'a [u8]) -> Result<Self, DropReason> {
-        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
-            return Err(DropReason::Ipv4Malformed);
-        };
-        let [version_ihl, _, l0, l1, ..] = *header;
-        let payload_len = usize::from(u16::from_be_bytes([l0, l1])).wrapping_sub(HEADER_LEN);
-        match rest.get(..payload_len) {
-            Some(payload) if version_ihl == 0x45 => Ok(Self { header, options: &[], payload }),
-            _ if Self::parse(bytes).is_some() => Err(DropReason::Ipv4Options),
-            _ => Err(DropReason::Ipv4Malformed),
-        }
+    if more && packet.fragment() & DONT_FRAGMENT != 0 {
+        return Err(DropReason::FragmentDontFragment);
     }
-
-    fn options_len(version_ihl: u8) -> Option<usize> {
-        match version_ihl {
-            0x45..=0x4f => Some(usize::from(version_ihl).saturating_sub(0x45).saturating_mul(4)),
-            _ => None,
-        }
+    if payload_len == 0 || (more && !payload_len.is_multiple_of(8)) {
+        return Err(DropReason::FragmentLength);
     }
-
-    #[inline(always)]
-    pub(crate) fn source(&self) -> Ipv4Addr {
-        let [.., a, b, c, d, _, _, _, _] = *self.header;
-        Ipv4Addr::new(a, b, c, d)
+    // RFC 3128: it would overwrite the flags behind the ports of the first fragment.
+    if packet.protocol() == TCP && offset == 1 {
+        return Err(DropReason::FragmentOffset);
     }
-
-    #[inline(always)]
-    pub(crate) fn destination(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = *self.header;
-        Ipv4Addr::new(a, b, c, d)
-    }
-
-    #[inline(always)]
-    pub(crate) fn protocol(&self) -> u8 {
-        self.header[9]
-    }
-
-    /// Bytes of header and payload.
-    #[inline(always)]
-    pub(crate) fn len(&self) -> usize {
-        HEADER_LEN.wrapping_add(self.options.len()).wrapping_add(self.payload.len())
-    }
-
-    /// The flags and the fragment offset as they are in the header.
-    #[inline(always)]
-    fn fragment(&self) -> u16 {
-        u16::from_be_bytes([self.header[6], self.header[7]])
-    }
-
-    /// Whether this is a fragment, first or later.
-    #[inline(always)]
-    pub(crate) fn is_fragment(&self) -> bool {
-        self.fragment() & (MORE_FRAGMENTS | OFFSET) != 0
-    }
-
-    /// The payload, as what it may be read.
-    #[inline(always)]
-    pub(crate) fn part(&self) -> Part<'a> {
-        if !self.is_fragment() {
-            Part::Whole(self.payload)
-        } else if self.fragment() & OFFSET == 0 {
-            Part::First(self.payload)
-        } else {
-            Part::Later
-        }
-    }
-
-    /// Whether the header checksum is right.
-    pub(crate) fn is_checksum_valid(&self) -> bool {
-        checksum::Sum::default().add(self.header).add(self.options).is_valid()
-    }
-
-    /// Judges the header of a packet of the VM by itself: the rest of S2.
-    #[inline(always)]
-    pub(crate) fn judge_header(&self) -> Result<(), DropReason> {
-        if !checksum::is_header_valid(self.header) {
-            return Err(DropReason::Ipv4Checksum);
-        }
-        if self.header[8] == 0 {
-            return Err(DropReason::TtlZero);
-        }
-        if self.fragment() & RESERVED != 0 {
-            return Err(DropReason::ReservedFlag);
-        }
-        Ok(())
-    }
-
-    /// Judges the header of a fragment: what of S4 can be told from it.
-    pub(crate) fn judge_fragment(&self) -> Result<(), DropReason> {
-        let payload_len = self.payload.len();
-        let offset = usize::from(self.fragment() & OFFSET);
-        let more = self.fragment() & MORE_FRAGMENTS != 0;
-        // The reassembled packet would be longer than a packet can be (the "ping of death"). Its header counts too.
-        if offset.saturating_mul(8).saturating_add(self.len()) > usize::from(u16::MAX) {
-            return Err(DropReason::FragmentBeyondEnd);
-        }
-        if more && self.fragment() & DONT_FRAGMENT != 0 {
-            return Err(DropReason::FragmentDontFragment);
-        }
-        if payload_len == 0 || (more && !payload_len.is_multiple_of(8)) {
-            return Err(DropReason::FragmentLength);
-        }
-        // RFC 3128: it would overwrite the flags behind the ports of the first fragment.
-        if self.protocol() == TCP && offset == 1 {
-            return Err(DropReason::FragmentOffset);
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
-/// The ports of a UDP datagram or of its first fragment, whose header is whole and whose length fits.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Udp {
-    pub(crate) source_port: u16,
-    pub(crate) destination_port: u16,
-}
-
-/// The transport header of a packet of the VM, judged by rule S5 (or S4 for a first fragment).
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Transport<'a> {
-    Tcp {
-        destination_port: u16,
-    },
-    Udp(Udp),
-    /// The whole ICMP message, or what of it the first fragment holds.
-    Icmp(&'a [u8]),
-    /// Another protocol, or a later fragment of any.
-    Opaque,
-}
-
-/// Bytes of a UDP header (RFC 768).
-pub(crate) const UDP_HEADER_LEN: usize = 8;
-
-impl<'a> Transport<'a> {
-    /// The destination port, of what has ports.
-    pub(crate) fn destination_port(&self) -> Option<u16> {
-        match *self {
-            Self::Tcp { destination_port } | Self::Udp(Udp { destination_port, .. }) => {
-                Some(destination_port)
-            }
-            Self::Icmp(_) | Self::Opaque => None,
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn parse(protocol: u8, part: Part<'a>) -> Result<Self, DropReason> {
-        let (payload, whole) = match part {
-            Part::Whole(payload) => (payload, true),
-            Part::First(payload) => (payload, false),
-            Part::Later => return Ok(Self::Opaque),
-        };
-        let truncated = |reason| if whole { reason } else { DropReason::FragmentHeader };
-        match protocol {
-            UDP => {
-                let Some(&[s0, s1, d0, d1, l0, l1, _, _]) = payload.first_chunk::<UDP_HEADER_LEN>() else {
-                    return Err(truncated(DropReason::UdpHeader));
-                };
-                // The first fragment holds less than the whole datagram.
-                let len = usize::from(u16::from_be_bytes([l0, l1]));
-                if (whole && len != payload.len()) || (!whole && len <= payload.len()) {
-                    return Err(DropReason::UdpLength);
-                }
-                Ok(Self::Udp(Udp {
-                    source_port: u16::from_be_bytes([s0, s1]),
-                    destination_port: u16::from_be_bytes([d0, d1]),
-                }))
-            }
-            TCP => {
-                // RFC 1858: the first fragment must hold the flags, and here the whole header.
-                let Some(&[_, _, d0, d1, _, _, _, _, _, _, _, _, offset, ..]) = payload.first_chunk::<20>()
-                else {
-                    return Err(truncated(DropReason::TcpHeader));
-                };
-                let header_len = usize::from(offset >> 4).wrapping_mul(4);
-                if header_len < 20 || header_len > payload.len() {
-                    return Err(truncated(DropReason::TcpHeader));
-                }
-                Ok(Self::Tcp { destination_port: u16::from_be_bytes([d0, d1]) })
-            }
-            ICMP if payload.len() < 8 => Err(truncated(DropReason::IcmpHeader)),
-            ICMP => Ok(Self::Icmp(payload)),
-            _ => Ok(Self::Opaque),
-        }
-    }
+/// S5, and S4 for a first fragment: the transport header is whole.
+#[inline(always)]
+pub(crate) fn judge_transport(protocol: u8, part: Part<'_>) -> Result<Transport<'_>, DropReason> {
+    Transport::parse(protocol, part).map_err(|error| match error {
+        Malformed::UdpHeader => DropReason::UdpHeader,
+        Malformed::TcpHeader => DropReason::TcpHeader,
+        Malformed::IcmpHeader => DropReason::IcmpHeader,
+        Malformed::FragmentHeader => DropReason::FragmentHeader,
+        Malformed::UdpLength => DropReason::UdpLength,
+    })
 }
 
 #[cfg(test)]

@@ -64,6 +64,27 @@ impl FromIterator<Ipv4Addr> for Resolvers {
     }
 }
 
+/// Why a lease cannot be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdoptError {
+    /// The port has a lease already.
+    #[error("the VM has a lease already")]
+    Bound,
+    /// The address cannot be the VM's (rule B2).
+    #[error("{0} cannot be the address of a VM on this network")]
+    Address(Ipv4Addr),
+    /// The server is not the gateway.
+    #[error("{0} is not the DHCP server of this network")]
+    Server(Ipv4Addr),
+    /// The lease has run out.
+    #[error("the lease has expired")]
+    Expired,
+    /// The client identifier is shorter than 2 bytes or longer than 255 (RFC 2132, section 9.14).
+    #[error("a client identifier has 2 to 255 bytes")]
+    ClientId,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

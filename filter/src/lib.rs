@@ -26,12 +26,71 @@
 //!
 //! The crate is pure on purpose. It has no clock, no socket and no log, judges a frame without allocating, keeps a
 //! fixed amount of state whatever the VM sends, and does not panic for any bytes. What it learns (a lease, its end)
-//! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`].
+//! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`]; what it sends
+//! itself it gives out by [`Port::poll_transmit`].
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
-//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `SECURITY.md`
-//! states each of them with the tests that prove it; the code cites them at the branch that they force, and every
-//! dropped frame is counted under one [`DropReason`] that names its rule.
+//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host).
+//! `SECURITY.md` states each of them with the tests that prove it; every dropped frame is counted under one
+//! [`DropReason`] that names its rule. `port.rs` holds the order of the rules, and the rules themselves are here:
+//!
+//! | rule | file | function |
+//! | --- | --- | --- |
+//! | L1, L2 | `l2.rs` | `judge_source_and_type` |
+//! | L3 | `l2.rs` | `judge_length` |
+//! | L4 | `l2.rs` | `judge_trailer` |
+//! | L5 | `l2.rs` | `judge_arp_destination`, `judge_ipv4_destination` |
+//! | L6 | `counters.rs` | `lose` |
+//! | A1 | `arp.rs` | `judge_format`, `judge_operation` |
+//! | A2 | `arp.rs` | `judge_sender_mac` |
+//! | A3 | `arp.rs` | `judge_probe`, `judge_sender` |
+//! | A4 | `arp.rs` | `judge_without_lease` |
+//! | A5 | `arp.rs` | `judge_target` |
+//! | S1 | `port.rs` | `judge_part_from_vm` |
+//! | S2 | `ipv4.rs` | `judge_format`, `judge_header` |
+//! | S3 | `ipv4.rs` | `judge_format` |
+//! | S4 | `ipv4.rs` | `judge_fragment` |
+//! | S4 | `destination.rs` | `judge` |
+//! | S5 | `ipv4.rs` | `judge_transport` |
+//! | D1 | `destination.rs` | `judge` |
+//! | D1, D2, D3 | `table.rs` | `compile` |
+//! | D4, D5 | `destination.rs` | `judge` |
+//! | D6 | `icmp.rs` | `judge` |
+//! | D7 | `port.rs` | `judge_part_from_vm` |
+//! | D8 | `policy.rs` | `bridge_isolation` |
+//! | D9 | `table.rs` | `classify` |
+//! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_destination` |
+//! | C2 | `binding/dhcpv4/client.rs` | `judge_header`, `judge_hardware_address`, `judge_options` |
+//! | C3 | `binding/dhcpv4/client.rs` | `judge_message_type` |
+//! | C4 | `binding/dhcpv4/client.rs` | `judge_client_address` |
+//! | C5 | `binding/dhcpv4/client.rs` | `judge_relaying`, `judge_overload`, `judge_client_id`, `judge_new_client_id` |
+//! | C5 | `binding/dhcpv4/hardware_ids.rs` | `is_own_or_opaque` |
+//! | C6 | `binding/dhcpv4/client.rs` | `judge_release`, `judge_decline` |
+//! | C7 | `binding/dhcpv4/client.rs` | `judge_rate` |
+//! | C8 | `binding/dhcpv4/client.rs` | `judge_server` |
+//! | C9 | `binding/dhcpv4/client.rs` | `judge_names` |
+//! | C10 | `binding/dhcpv4/client.rs` | `may_believe` |
+//! | B1 | `binding/dhcpv4/reply.rs` | `judge_source`, `judge_wholeness`, `judge_length`, `judge_checksums`, `judge_station`, `judge_header`, `judge_hardware_address`, `judge_server`, `judge_transaction`, `judge_destination` |
+//! | B2 | `binding/dhcpv4/reply.rs` | `judge_address` |
+//! | B3 | `binding/dhcpv4/reply.rs` | `judge_options`, `judge_lease_time`, `judge_information` |
+//! | B4 | `binding/dhcpv4/terms.rs` | `lease_time` |
+//! | B5 | `binding/dhcpv4/reply.rs` | `judge_acknowledgement`, `judge_refusal` |
+//! | B6 | `port.rs` | `judge_from_host` |
+//! | B7 | `binding/dhcpv4/client.rs` | `judge_transaction` |
+//! | B7 | `binding/dhcpv4/reply.rs` | `learn_unasked` |
+//! | B7 | `binding/dhcpv4/state.rs` | `ask`, `contradict` |
+//! | B8 | `binding/dhcpv4/reply.rs` | `judge_information` |
+//! | H1 | `host.rs` | `set_addresses` |
+//! | H1 | `table.rs` | `compile` |
+//! | H2 | `host.rs` | `leads_to_another_vm` |
+//! | H3 | `host.rs` | `judge` |
+//! | I1 | `inbound.rs` | `datagram` |
+//! | I2 | `inbound.rs` | `judge_type`, `judge_station`, `judge_packet` |
+//! | I3 | `arp.rs` | `judge_from_host` |
+//! | I4 | `inbound.rs` | `judge_packet`, `judge_udp` |
+//! | R1 | `event.rs` | `push` |
+//! | R1 | `transmit.rs` | `push` |
+//! | R4 | `segment.rs` | `new` |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 // A frame must never be able to end the process (rules R3 and I4), so what can panic does not compile.
@@ -49,32 +108,39 @@
 )]
 
 mod arp;
-mod checksum;
+mod binding;
+mod config;
 mod counters;
 mod destination;
-mod dhcp;
+mod event;
 mod frame;
 mod host;
 mod icmp;
+mod inbound;
 mod ipv4;
+mod l2;
 mod lease;
-mod mac;
 mod policy;
 mod port;
+mod segment;
 mod table;
 #[cfg(test)]
 mod testing;
 mod time;
+mod transmit;
 mod verdict;
 
+pub use binding::dhcpv4::release_message;
+pub use config::{ConfigError, Gateway, NetType, PortConfig};
 pub use counters::{Counters, Direction, DirectionCounters};
-pub use dhcp::{ReleaseFrame, release_message};
+pub use event::{PortEvent, UnboundCause};
 pub use host::ExposedPort;
-pub use lease::{Lease, Resolvers};
-pub use mac::{MacAddr, ParseMacError};
+pub use lease::{AdoptError, Lease, Resolvers};
 pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
-pub use port::{AdoptError, ConfigError, Gateway, NetType, Port, PortConfig, PortEvent, UnboundCause};
+pub use port::Port;
+pub use softnet_wire::{MacAddr, ParseMacError};
 pub use time::Timestamp;
+pub use transmit::OwnFrame;
 pub use verdict::{DropReason, Verdict};
 
 /// Re-exported because [`Gateway::subnet`] and [`Target::Net`] are made of it.

@@ -6,8 +6,10 @@
 
 use core::net::Ipv4Addr;
 
+use softnet_wire::special;
+
+use crate::config::{ConfigError, Gateway, NetType};
 use crate::policy::{Action, Policy, Target};
-use crate::port::{ConfigError, Gateway, NetType};
 
 /// What the rules D1 to D4 and D9 say about a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,28 +50,7 @@ impl Class {
 }
 
 /// Destinations that no flag opens (D1), besides those that depend on the network.
-const NEVER: [(Ipv4Addr, u8); 3] =
-    [(Ipv4Addr::new(0, 0, 0, 0), 8), (Ipv4Addr::new(127, 0, 0, 0), 8), (Ipv4Addr::new(240, 0, 0, 0), 4)];
-
-/// Destinations that are closed unless a rule opens them (D3): what the IANA IPv4 Special-Purpose Address Registry
-/// calls not globally reachable, and 168.63.129.16, where Azure answers its guests.
-const NOT_GLOBAL: [(Ipv4Addr, u8); 12] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-    (Ipv4Addr::new(169, 254, 0, 0), 16),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(192, 0, 0, 0), 24),
-    (Ipv4Addr::new(192, 0, 2, 0), 24),
-    (Ipv4Addr::new(192, 88, 99, 0), 24),
-    (Ipv4Addr::new(198, 51, 100, 0), 24),
-    (Ipv4Addr::new(203, 0, 113, 0), 24),
-    (Ipv4Addr::new(168, 63, 129, 16), 32),
-];
-
-/// The exceptions in 192.0.0.0/24: the anycast addresses of PCP (RFC 7723) and TURN (RFC 8155).
-const GLOBAL_AFTER_ALL: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 0, 9), Ipv4Addr::new(192, 0, 0, 10)];
+const NEVER: [special::Block<Ipv4Addr>; 3] = [special::THIS_NETWORK, special::LOOPBACK, special::RESERVED];
 
 /// Entries below this are a [`Class`]; the others, less this, the number of a block.
 const FIRST_BLOCK: u16 = 16;
@@ -127,11 +108,12 @@ impl Table {
     ) -> Result<Self, ConfigError> {
         let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new(), worldless: None };
 
-        for (address, prefix) in NOT_GLOBAL {
-            table.paint(address, prefix, Class::NotGlobal)?;
+        // D3. Those that no flag opens are painted over below.
+        for block in special::not_global().chain([special::AZURE_PLATFORM]) {
+            table.paint(block.address, block.prefix_len, Class::NotGlobal)?;
         }
-        for address in GLOBAL_AFTER_ALL {
-            table.paint(address, 32, world)?;
+        for block in special::global_inside() {
+            table.paint(block.address, block.prefix_len, world)?;
         }
         table.paint(Ipv4Addr::new(224, 0, 0, 0), 4, Class::Multicast)?;
         table.paint(gateway.subnet.network(), gateway.subnet.prefix_len(), Class::Neighbour)?;
@@ -172,8 +154,8 @@ impl Table {
             table.paint(address, prefix, class)?;
         }
 
-        for (address, prefix) in NEVER {
-            table.paint(address, prefix, Class::Never)?;
+        for block in NEVER {
+            table.paint(block.address, block.prefix_len, Class::Never)?;
         }
         table.paint(gateway.subnet.network(), 32, Class::Never)?;
         table.paint(gateway.subnet.broadcast(), 32, Class::Never)?;

@@ -1,8 +1,12 @@
-//! Frames and ports for the tests of this crate: valid by default, broken field by field.
+//! Ports for the tests of this crate, and the frames of their VM and its gateway: valid by default, broken field by field.
 
 use core::net::Ipv4Addr;
 
-use crate::checksum::{self, Sum};
+use softnet_wire::dhcpv4::{BOOT_REPLY, BOOT_REQUEST, CLIENT_PORT, SERVER_PORT};
+use softnet_wire::make::{self, Arp, Dhcp, Ipv4};
+pub(crate) use softnet_wire::make::{datagram as udp, ethernet, fix_header};
+
+use crate::frame;
 use crate::verdict::{DropReason, Verdict};
 use crate::{Action, Gateway, MacAddr, NetType, Policy, Port, PortConfig, Rule, Timestamp};
 
@@ -62,11 +66,6 @@ pub(crate) fn bound_by(config: PortConfig) -> Port {
     port
 }
 
-/// An Ethernet frame.
-pub(crate) fn ethernet(destination: MacAddr, source: MacAddr, ether_type: u16, payload: &[u8]) -> Vec<u8> {
-    [&destination.octets()[..], &source.octets(), &ether_type.to_be_bytes(), payload].concat()
-}
-
 /// An IPv4 packet in its frame. From the VM into the world by default.
 #[derive(Clone)]
 pub(crate) struct IpFrame {
@@ -121,45 +120,18 @@ impl IpFrame {
     }
 
     pub(crate) fn packet(&self) -> Vec<u8> {
-        let mut packet = vec![0x45, 0];
-        packet.extend((20 + self.payload.len() as u16).to_be_bytes());
-        packet.extend([0x12, 0x34]);
-        packet.extend(self.fragment.to_be_bytes());
-        packet.extend([self.ttl, self.protocol, 0, 0]);
-        packet.extend(self.from.octets());
-        packet.extend(self.to.octets());
-        fix_header(&mut packet);
-        packet.extend(&self.payload);
-        packet
+        let (from, to, ttl, fragment) = (self.from, self.to, self.ttl, self.fragment);
+        Ipv4 { ttl, fragment, ..Ipv4::new(from, to, (self.protocol, self.payload.clone())) }.bytes()
     }
 
     pub(crate) fn frame(&self) -> Vec<u8> {
-        ethernet(self.to_mac, self.from_mac, 0x0800, &self.packet())
+        ethernet(self.to_mac, self.from_mac, frame::IPV4, &self.packet())
     }
 }
 
-/// Makes the header checksum of a packet right, whose header has as many words as it says.
-pub(crate) fn fix_header(packet: &mut [u8]) {
-    let len = (usize::from(packet[0] & 0x0f) * 4).min(packet.len());
-    packet[10..12].fill(0);
-    let checksum = Sum::default().add(&packet[..len]).checksum();
-    packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-}
-
-/// A UDP datagram without a checksum.
-pub(crate) fn udp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
-    let len = (8 + data.len() as u16).to_be_bytes();
-    [&from.to_be_bytes()[..], &to.to_be_bytes(), &len, &[0, 0], data].concat()
-}
-
-/// A TCP SYN without a checksum.
+/// A TCP SYN.
 pub(crate) fn tcp(from: u16, to: u16) -> Vec<u8> {
-    let mut segment = vec![0; 20];
-    segment[0..2].copy_from_slice(&from.to_be_bytes());
-    segment[2..4].copy_from_slice(&to.to_be_bytes());
-    segment[12] = 5 << 4;
-    segment[13] = 2;
-    segment
+    make::tcp((OWN_IP, from), (WORLD_IP, to), 0, 2, b"").1
 }
 
 /// ARP of the VM, a request by default.
@@ -190,13 +162,9 @@ impl ArpFrame {
     }
 
     pub(crate) fn frame(&self) -> Vec<u8> {
-        let mut body = vec![0, 1, 8, 0, 6, 4];
-        body.extend(self.operation.to_be_bytes());
-        body.extend(self.sender_mac.octets());
-        body.extend(self.sender.octets());
-        body.extend([0; 6]);
-        body.extend(self.target.octets());
-        ethernet(self.to_mac, self.from_mac, 0x0806, &body)
+        let operation = self.operation;
+        let arp = Arp { operation, ..Arp::request(self.sender_mac, self.sender, self.target) };
+        ethernet(self.to_mac, self.from_mac, frame::ARP, &arp.bytes())
     }
 }
 
@@ -218,26 +186,22 @@ pub(crate) struct DhcpFrame {
 pub(crate) const XID: u32 = 0x1234_5678;
 
 impl DhcpFrame {
-    fn new(operation: u8, kind: u8) -> Self {
-        let mut fixed = vec![0; 240];
-        fixed[..4].copy_from_slice(&[operation, 1, 6, 0]);
-        fixed[28..34].copy_from_slice(&VM.octets());
-        fixed[236..].copy_from_slice(&[99, 130, 83, 99]);
-        let message = Self {
+    fn new(op: u8, kind: u8) -> Self {
+        let bare = Dhcp { op, options: vec![], tail: vec![], ..Dhcp::client(kind, XID, VM) };
+        Self {
             to_mac: MacAddr::BROADCAST,
             from_mac: VM,
             from: Ipv4Addr::UNSPECIFIED,
             to: Ipv4Addr::BROADCAST,
-            ports: (68, 67),
-            fixed,
+            ports: (CLIENT_PORT, SERVER_PORT),
+            fixed: bare.bytes(),
             options: vec![(53, vec![kind])],
             tail: vec![255],
-        };
-        message.xid(XID)
+        }
     }
 
     pub(crate) fn client(kind: u8) -> Self {
-        Self::new(1, kind)
+        Self::new(BOOT_REQUEST, kind)
     }
 
     pub(crate) fn discover() -> Self {
@@ -271,8 +235,8 @@ impl DhcpFrame {
             from_mac: GATEWAY,
             from: GATEWAY_IP,
             to: OWN_IP,
-            ports: (67, 68),
-            ..Self::new(2, kind)
+            ports: (SERVER_PORT, CLIENT_PORT),
+            ..Self::new(BOOT_REPLY, kind)
         };
         message.address_option(54, GATEWAY_IP)
     }
@@ -341,14 +305,13 @@ impl DhcpFrame {
     }
 
     pub(crate) fn packet(&self) -> IpFrame {
-        let mut datagram = udp(self.ports.0, self.ports.1, &self.message());
-        let checksum = checksum::udp(self.from.octets(), self.to.octets(), &datagram).checksum();
-        datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+        let (from, to) = ((self.from, self.ports.0), (self.to, self.ports.1));
+        let (protocol, datagram) = make::udp(from, to, &self.message());
         IpFrame {
             to_mac: self.to_mac,
             from_mac: self.from_mac,
             from: self.from,
-            ..IpFrame::new(self.to, 17, datagram)
+            ..IpFrame::new(self.to, protocol, datagram)
         }
     }
 

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use oracle::dhcp;
-use scene::wire::{self, Bootp, Header};
+use scene::wire::{self, Arp, Dhcp, Ipv4};
 use scene::{FIRST_LEASE, GATEWAY, GATEWAY_MAC, NEIGHBOUR, VM_MAC, plain_config};
 use softnet_filter::{Port, Timestamp};
 
@@ -47,16 +47,16 @@ fn allocations_of(work: impl FnOnce()) -> usize {
 }
 
 fn from_vm(source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
-    let header = Header { source, destination, protocol, time_to_live: 64, fragment };
+    let packet = Ipv4::new(source, destination, (protocol, payload.to_vec()));
     let to = if destination.is_broadcast() { [0xff; 6] } else { GATEWAY_MAC };
-    wire::ethernet(to, VM_MAC, wire::IPV4, &wire::ipv4(&header, payload))
+    Ipv4 { fragment, ..packet }.with_checksum().frame(to, VM_MAC)
 }
 
 fn message(op: u8, xid: u32, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
-    let yours = if op == 2 { FIRST_LEASE } else { Ipv4Addr::UNSPECIFIED };
+    let yiaddr = if op == 2 { FIRST_LEASE } else { Ipv4Addr::UNSPECIFIED };
     let mut all = vec![(dhcp::OPTION_TYPE, vec![kind])];
     all.extend(options.iter().map(|(code, value)| (*code, value.to_vec())));
-    Bootp { op, xid, client: Ipv4Addr::UNSPECIFIED, yours, mac: VM_MAC, options: all }.bytes()
+    Dhcp { yiaddr, ..wire::bootp(op, xid, VM_MAC, all) }.bytes()
 }
 
 fn question(xid: u32, kind: u8, options: &[(u8, &[u8])]) -> Vec<u8> {
@@ -71,12 +71,11 @@ fn answer(xid: u32, kind: u8) -> Vec<u8> {
         (dhcp::OPTION_RESOLVERS, &[10, 9, 8, 7]),
     ];
     let destination = if kind == dhcp::NAK { Ipv4Addr::BROADCAST } else { FIRST_LEASE };
-    let header = Header { source: GATEWAY, destination, protocol: 17, time_to_live: 64, fragment: 0 };
     let mut message = message(2, xid, kind, &options);
     if kind == dhcp::NAK {
         message[16..20].fill(0);
     }
-    let packet = wire::ipv4(&header, &wire::udp(67, 68, &message));
+    let packet = wire::ipv4(GATEWAY, destination, 17, &wire::udp(67, 68, &message));
     wire::ethernet([0xff; 6], GATEWAY_MAC, wire::IPV4, &packet)
 }
 
@@ -96,7 +95,7 @@ fn r1_judging_allocates_nothing() {
         (true, from_vm(own, world, 17, 0x2000, &wire::udp(4000, 4000, &[0; 64])[..32])),
         (true, from_vm(own, world, 17, 9, &[0; 32])),
         (true, from_vm(own, Ipv4Addr::new(10, 9, 8, 7), 17, 0, &wire::udp(4000, 53, b"query"))),
-        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &wire::arp(1, VM_MAC, own, GATEWAY))),
+        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &Arp::request(VM_MAC, own, GATEWAY).bytes())),
         // Dropped, each for another reason.
         (true, from_vm(NEIGHBOUR, world, 17, 0, &wire::udp(4000, 53, b"query"))),
         (true, from_vm(own, NEIGHBOUR, 17, 0, &wire::udp(4000, 53, b"query"))),
@@ -107,7 +106,7 @@ fn r1_judging_allocates_nothing() {
         (true, question(7, dhcp::RELEASE, &[])),
         (true, question(7, dhcp::REQUEST, &[(dhcp::OPTION_RELAY, &[1, 1, 0])])),
         (true, wire::ethernet(GATEWAY_MAC, VM_MAC, 0x86dd, &[0; 64])),
-        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &wire::arp(1, VM_MAC, own, NEIGHBOUR))),
+        (true, wire::ethernet([0xff; 6], VM_MAC, wire::ARP, &Arp::request(VM_MAC, own, NEIGHBOUR).bytes())),
         (true, vec![0; 9]),
         (true, vec![0xff; 65_600]),
         (false, answer(7, dhcp::ACK)),
@@ -141,6 +140,7 @@ fn r1_judging_allocates_nothing() {
         let _ = port.next_deadline();
         let _ = port.truncated_from_vm();
         let _ = port.release(now);
+        while port.poll_transmit().is_some() {}
         write!(Nowhere, "{}", port.counters()).expect("nowhere has room");
     });
     assert_eq!(rest, 0);

@@ -12,7 +12,7 @@ const GROUPS: [(char, usize); 9] =
     [('L', 6), ('A', 5), ('S', 5), ('D', 9), ('C', 10), ('B', 8), ('H', 2), ('I', 4), ('R', 4)];
 
 /// Where tests of the rules lie.
-const FOLDERS: [&str; 4] = ["filter/src", "filter/tests", "softnet/src", "softnet/tests"];
+const FOLDERS: [&str; 5] = ["filter/src", "filter/tests", "softnet/src", "softnet/tests", "wire/src"];
 
 /// A line of a table: what is counted, and what proves it.
 struct Line {
@@ -152,4 +152,45 @@ fn every_reason_is_counted_under_its_rule() {
     }
     let named: usize = lines.values().map(|line| line.reasons.len()).sum();
     assert_eq!(named, DropReason::ALL.len());
+}
+
+/// The lines of the table at the top of the crate: rules, file, functions.
+fn places() -> Vec<(Vec<String>, String, BTreeSet<String>)> {
+    let root = fs::read_to_string(repository().join("filter/src/lib.rs")).expect("the crate's root");
+    let mut places = Vec::new();
+    for line in root.lines().filter_map(|line| line.strip_prefix("//! ")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let ["", rules, file, functions, ""] = cells[..] else { continue };
+        let rules: Vec<String> = rules.split(", ").map(str::to_owned).collect();
+        if rules.iter().all(|rule| is_rule(rule)) {
+            places.push((rules, file.trim_matches('`').to_owned(), words(functions)));
+        }
+    }
+    places
+}
+
+#[test]
+fn the_crate_says_where_each_rule_is() {
+    let mut placed = BTreeSet::new();
+    for (rules, file, functions) in places() {
+        let text = fs::read_to_string(repository().join("filter/src").join(&file));
+        let text = text.unwrap_or_else(|error| panic!("{rules:?}: {file}: {error}"));
+        let code = text.split("\n#[cfg(test)]").next().unwrap_or(&text);
+        assert!(!functions.is_empty(), "{rules:?}: no function");
+        for function in functions {
+            let found =
+                [format!("fn {function}("), format!("fn {function}<")].iter().any(|f| code.contains(f));
+            assert!(found, "{rules:?}: {file} has no function {function}");
+        }
+        placed.extend(rules);
+    }
+    // Most of R is the work of the program around the filter.
+    let groups = GROUPS.iter().filter(|(group, _)| *group != 'R');
+    let expected = groups.flat_map(|(group, count)| (1..=*count).map(move |n| format!("{group}{n}")));
+    let counted = DropReason::ALL.iter().map(|reason| reason.rule().to_owned());
+    for rule in expected.chain(counted) {
+        assert!(placed.contains(&rule), "{rule} is at no place");
+    }
+    let lines = lines(&document());
+    assert!(placed.iter().all(|rule| lines.contains_key(rule)), "a rule that does not exist: {placed:?}");
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use softnet_filter::{ExposedPort, Ipv4Net, NetType, PortConfig, Rule, Timestamp, Verdict};
 
 use oracle::{Opinion, dhcp};
-use scene::wire::{self, Header};
+use scene::wire::{self, Arp, Ipv4};
 use scene::{
     Address, Answer, Content, Damage, FAR_RESOLVER, FIRST_LEASE, GATEWAY, GATEWAY_MAC, HOST_ON_LINK,
     HOST_PRIVATE, HOST_PUBLIC, NEIGHBOUR, NEIGHBOUR_MAC, Question, Scene, Shot, Station, Step, Symbol,
@@ -154,15 +154,15 @@ fn every_destination_under_every_policy() {
                         let stations = if fragment == 0 { &stations[..] } else { &stations[..2] };
                         for &station in stations {
                             let source = FIRST_LEASE;
-                            let header = Header { source, destination, protocol, time_to_live: 64, fragment };
                             let mut payload = payload.clone();
                             if fragment & 0x2fff != 0 {
                                 // A TCP header grows to whole units of 8 bytes, all else shrinks to them.
                                 let units = payload.len() / 8 + usize::from(protocol == 6);
                                 payload.resize(8 * units, 0);
                             }
-                            let packet = wire::ipv4(&header, &payload);
-                            let frame = wire::ethernet(station, VM_MAC, wire::IPV4, &packet);
+                            let packet = Ipv4::new(source, destination, (protocol, payload));
+                            let packet = Ipv4 { fragment, ..packet }.with_checksum();
+                            let frame = packet.frame(station, VM_MAC);
                             judged[match scene.watched.oracle.on_leaving(&frame, scene.now) {
                                 Opinion::MustPass => 0,
                                 Opinion::MustDrop(_) => 1,
@@ -200,7 +200,8 @@ fn every_arp_under_every_policy() {
                         (0..4).flat_map(|op| [[0xff; 6], GATEWAY_MAC].map(|mac| (op, mac)))
                     {
                         for sender_mac in [VM_MAC, GATEWAY_MAC] {
-                            let body = wire::arp(operation, sender_mac, sender, target);
+                            let request = Arp::request(sender_mac, sender, target);
+                            let body = Arp { operation, ..request }.bytes();
                             let frame = wire::ethernet(station, VM_MAC, wire::ARP, &body);
                             agreed(scene.vm(frame), &rules);
                             let frame = wire::ethernet(station, sender_mac, wire::ARP, &body);

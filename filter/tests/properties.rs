@@ -143,15 +143,10 @@ fn expected_verdict(config: &softnet_filter::PortConfig, destination: Ipv4Addr) 
 }
 
 fn datagram_to(destination: Ipv4Addr) -> Vec<u8> {
-    let header = wire::Header {
-        source: scene::FIRST_LEASE,
-        destination,
-        protocol: oracle::packet::UDP,
-        time_to_live: 64,
-        fragment: 0,
-    };
+    let datagram = wire::udp(4_000, 4_000, b"hello");
+    let packet = wire::ipv4(scene::FIRST_LEASE, destination, oracle::packet::UDP, &datagram);
     let mac = if world::is_multicast(destination) { world::multicast_mac(destination) } else { GATEWAY_MAC };
-    wire::ethernet(mac, VM_MAC, wire::IPV4, &wire::ipv4(&header, &wire::udp(4_000, 4_000, b"hello")))
+    wire::ethernet(mac, VM_MAC, wire::IPV4, &packet)
 }
 
 /// The properties above are worth what their sequences reach: every rule is broken, every way into and out of a lease

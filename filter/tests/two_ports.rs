@@ -24,7 +24,7 @@ use softnet_filter::{MacAddr, Port, PortConfig, Timestamp};
 
 use oracle::dhcp::{self, Message};
 use oracle::packet::{Ethernet, Ipv4, UDP};
-use scene::wire::{self, Bootp, Header};
+use scene::wire::{self, Dhcp};
 use scene::{GATEWAY, GATEWAY_MAC, plain_config};
 
 /// What the server may give: so few that the two VMs meet at once.
@@ -166,7 +166,7 @@ impl Server {
     }
 
     /// Hears a message of a VM: what it answers.
-    fn hears(&mut self, vm: usize, message: &Message, now: Timestamp) -> Option<Bootp> {
+    fn hears(&mut self, vm: usize, message: &Message, now: Timestamp) -> Option<Dhcp> {
         self.expire(now);
         let id = message.once(dhcp::OPTION_CLIENT_ID).and_then(|id| id.last().copied()).unwrap_or(0);
         let requested = message.address_once(dhcp::OPTION_REQUESTED);
@@ -218,7 +218,7 @@ impl Server {
     }
 
     /// The client has this address from now on, and no other.
-    fn gives(&mut self, address: Ipv4Addr, vm: usize, id: u8, message: &Message, now: Timestamp) -> Bootp {
+    fn gives(&mut self, address: Ipv4Addr, vm: usize, id: u8, message: &Message, now: Timestamp) -> Dhcp {
         let files_by_mac = self.files_by_mac;
         self.records.retain(|_, record| record.vm != vm || (!files_by_mac && record.id != id));
         let asked = message.number_once(dhcp::OPTION_LEASE_TIME);
@@ -229,13 +229,13 @@ impl Server {
     }
 }
 
-fn reply(kind: u8, to: &Message, yours: Ipv4Addr, seconds: u32) -> Bootp {
+fn reply(kind: u8, to: &Message, yiaddr: Ipv4Addr, seconds: u32) -> Dhcp {
     let mut options = vec![(dhcp::OPTION_TYPE, vec![kind]), (dhcp::OPTION_SERVER, GATEWAY.octets().to_vec())];
     if seconds > 0 {
         options.push((dhcp::OPTION_LEASE_TIME, seconds.to_be_bytes().to_vec()));
     }
     let mac = to.hardware_address[..6].try_into().expect("six bytes");
-    Bootp { op: 2, xid: to.xid, client: Ipv4Addr::UNSPECIFIED, yours, mac, options }
+    Dhcp { yiaddr, ..wire::bootp(2, to.xid, mac, options) }
 }
 
 /// A VM: its port, what it last had and said, and the answers that are on their way to it.
@@ -329,14 +329,12 @@ impl World {
         if says.rapid && says.kind == dhcp::DISCOVER {
             options.push((dhcp::OPTION_RAPID_COMMIT, vec![]));
         }
-        let client = resolve(says.client);
-        let message =
-            Bootp { op: 1, xid: says.xid, client, yours: Ipv4Addr::UNSPECIFIED, mac: MACS[vm], options };
+        let ciaddr = resolve(says.client);
+        let message = Dhcp { ciaddr, ..wire::bootp(1, says.xid, MACS[vm], options) };
         let (to, destination) =
             if says.unicast { (GATEWAY_MAC, GATEWAY) } else { ([0xff; 6], Ipv4Addr::BROADCAST) };
         let source = resolve(says.source);
-        let header = Header { source, destination, protocol: UDP, time_to_live: 64, fragment: 0 };
-        let packet = wire::ipv4(&header, &wire::udp(68, 67, &message.bytes()));
+        let packet = wire::ipv4(source, destination, UDP, &wire::udp(68, 67, &message.bytes()));
         wire::ethernet(to, MACS[vm], wire::IPV4, &packet)
     }
 
@@ -355,11 +353,10 @@ impl World {
     fn serve(&mut self, vm: usize, frame: &[u8]) {
         let message = message_of(frame).expect("a message of DHCP");
         let Some(reply) = self.server.hears(vm, &message, self.now) else { return };
-        let is_nak = reply.yours.is_unspecified() && reply.options.len() == 2;
-        let destination = if is_nak { Ipv4Addr::BROADCAST } else { reply.yours };
+        let is_nak = reply.yiaddr.is_unspecified() && reply.options.len() == 2;
+        let destination = if is_nak { Ipv4Addr::BROADCAST } else { reply.yiaddr };
         let destination = if destination.is_unspecified() { Ipv4Addr::BROADCAST } else { destination };
-        let header = Header { source: GATEWAY, destination, protocol: UDP, time_to_live: 64, fragment: 0 };
-        let packet = wire::ipv4(&header, &wire::udp(67, 68, &reply.bytes()));
+        let packet = wire::ipv4(GATEWAY, destination, UDP, &wire::udp(67, 68, &reply.bytes()));
         let to = if destination.is_broadcast() { [0xff; 6] } else { MACS[vm] };
         self.vms[vm].answers.push((self.now, wire::ethernet(to, GATEWAY_MAC, wire::IPV4, &packet)));
     }
@@ -370,7 +367,7 @@ impl World {
             self.note("answered");
         }
         self.remember(vm, had.map(|lease| lease.address));
-        if let Some(release) = self.vms[vm].port.poll_release() {
+        if let Some((_, release)) = self.vms[vm].port.poll_transmit() {
             self.note("given back");
             self.serve(vm, &release);
         }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use anyhow::Result;
 
-use crate::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option};
+use crate::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option, parse_dhcp};
 use crate::{Segment, VmPort};
 
 /// Plays the server of a [`Segment`]: the bridge's own addresses, one lease, no state but what a test gives it.
@@ -52,7 +52,7 @@ impl<'a> DhcpServer<'a> {
                 .with(option::SUBNET_MASK, &self.mask.octets())
                 .with(option::ROUTER, &server.octets());
             if !dns.is_empty() {
-                answer = answer.with(option::DNS, &dns);
+                answer = answer.with(option::RESOLVERS, &dns);
             }
         }
         answer
@@ -79,10 +79,10 @@ impl<'a> DhcpServer<'a> {
     /// Fails if none comes.
     pub fn heard(&self, kind: u8, xid: u32) -> Result<Dhcp> {
         let is_it = |frame: &[u8]| {
-            Dhcp::parse(frame).is_some_and(|it| it.op == 1 && it.xid == xid && it.message_type() == kind)
+            parse_dhcp(frame).is_some_and(|it| it.op == 1 && it.xid == xid && it.message_type() == kind)
         };
         let (_, frame) = self.segment.expect(&format!("DHCP message {kind} with xid {xid:#x}"), is_it)?;
-        Dhcp::parse(&frame).ok_or_else(|| anyhow::anyhow!("just parsed"))
+        parse_dhcp(&frame).ok_or_else(|| anyhow::anyhow!("just parsed"))
     }
 
     /// The whole exchange: the VM at `vm` asks, gets `address`, and has it when this returns.
@@ -118,9 +118,9 @@ impl<'a> DhcpServer<'a> {
     /// Fails if it does not come.
     pub fn told(vm: &VmPort, kind: u8, xid: u32) -> Result<Dhcp> {
         let is_it = |frame: &[u8]| {
-            Dhcp::parse(frame).is_some_and(|it| it.op == 2 && it.xid == xid && it.message_type() == kind)
+            parse_dhcp(frame).is_some_and(|it| it.op == 2 && it.xid == xid && it.message_type() == kind)
         };
         let (_, frame) = vm.expect(&format!("DHCP message {kind} with xid {xid:#x}"), is_it)?;
-        Dhcp::parse(&frame).ok_or_else(|| anyhow::anyhow!("just parsed"))
+        parse_dhcp(&frame).ok_or_else(|| anyhow::anyhow!("just parsed"))
     }
 }

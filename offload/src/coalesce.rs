@@ -10,9 +10,9 @@
 //! Within a flow nothing is reordered: a frame that cannot join ends its flow's packet first. Nothing is held back
 //! beyond the batch either, so there is no timer and no added latency.
 
-use crate::checksum::Sum;
 use crate::vnet::{Checksum, Gso, GsoKind, VNET_HEADER_LEN, VnetHeader};
 use crate::wire::{ETHERNET, IPV4, MAX_DATAGRAM, Transport, UDP, double_word, ipv4, put, tcp, udp, word};
+use softnet_wire::checksum::Sum;
 
 /// The most frames in one batch.
 pub const MAX_FRAMES: usize = 64;
@@ -225,7 +225,7 @@ impl Segment {
             // The frame is no longer than its IP total length says.
             transport.len() as u16,
         );
-        Sum::of(ip).is_whole() && (pseudo + Sum::of(transport)).is_whole()
+        Sum::of(ip).is_valid() && (pseudo + Sum::of(transport)).is_valid()
     }
 }
 

@@ -8,7 +8,7 @@
 //!   virtio-net header, which a TAP takes with one write (what the kernel calls GRO);
 //! * [`Segments`] cuts such super-frames into frames that any guest understands (GSO), and
 //!   [`finish_checksum`] completes a checksum that the kernel left to the device;
-//! * [`checksum`] is the Internet checksum that both need, and [`vnet`] the virtio-net header.
+//! * [`vnet`] is the virtio-net header.
 //!
 //! The code is pure: it sees bytes and gives back bytes or ranges, holds no file descriptor, reads no clock,
 //! knows nothing of policy, and allocates nothing after construction. Only IPv4 is merged and cut; everything
@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-pub mod checksum;
 mod coalesce;
 mod segment;
 pub mod vnet;

@@ -10,9 +10,9 @@
 
 use thiserror::Error;
 
-use crate::checksum::Sum;
 use crate::vnet::{Checksum, GsoKind, VnetHeader};
 use crate::wire::{ETHERNET, IPV4, Transport, ipv4, put, tcp, udp, word};
+use softnet_wire::checksum::Sum;
 
 /// The longest headers of a frame in bytes: Ethernet, and IPv4 and TCP with all options.
 pub const MAX_HEADER_LEN: usize = ETHERNET + 60 + 60;

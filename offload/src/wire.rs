@@ -4,13 +4,14 @@
 //! makes sure that every offset it hands out lies within the frame.
 
 /// Length in bytes of the Ethernet header; no VLAN tag is ever expected.
-pub(crate) const ETHERNET: usize = 14;
+pub(crate) use softnet_wire::ethernet::HEADER_LEN as ETHERNET;
 /// Length in bytes of an IPv4 header without options.
-pub(crate) const IPV4: usize = 20;
-/// Length in bytes of a TCP header without options.
-pub(crate) const TCP: usize = 20;
-/// Length in bytes of a UDP header.
-pub(crate) const UDP: usize = 8;
+pub(crate) use softnet_wire::ipv4::HEADER_LEN as IPV4;
+/// Lengths in bytes of a TCP header without options and of a UDP header.
+pub(crate) use softnet_wire::transport::{TCP_HEADER_LEN as TCP, UDP_HEADER_LEN as UDP};
+
+use softnet_wire::transport;
+
 /// The largest value of IPv4's total length, in bytes.
 pub(crate) const MAX_DATAGRAM: usize = 65_535;
 
@@ -23,9 +24,10 @@ pub(crate) mod ipv4 {
     pub(crate) const CHECKSUM: usize = 10;
     pub(crate) const ADDRESSES: usize = 12;
     /// "Don't fragment", in the word at [`FRAGMENT`].
-    pub(crate) const DF: u16 = 0x4000;
+    pub(crate) use softnet_wire::ipv4::DONT_FRAGMENT as DF;
+    use softnet_wire::ipv4::{MORE_FRAGMENTS, OFFSET};
     /// "More fragments" and the offset, in the same word: any of them set makes a fragment.
-    pub(crate) const FRAGMENT_MASK: u16 = 0x3fff;
+    pub(crate) const FRAGMENT_MASK: u16 = MORE_FRAGMENTS | OFFSET;
 }
 
 /// Offsets from the start of the TCP header.
@@ -59,16 +61,16 @@ pub(crate) enum Transport {
 impl Transport {
     pub(crate) fn from_protocol(protocol: u8) -> Option<Transport> {
         match protocol {
-            6 => Some(Transport::Tcp),
-            17 => Some(Transport::Udp),
+            transport::TCP => Some(Transport::Tcp),
+            transport::UDP => Some(Transport::Udp),
             _ => None,
         }
     }
 
     pub(crate) fn protocol(self) -> u8 {
         match self {
-            Transport::Tcp => 6,
-            Transport::Udp => 17,
+            Transport::Tcp => transport::TCP,
+            Transport::Udp => transport::UDP,
         }
     }
 

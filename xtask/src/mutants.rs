@@ -1,4 +1,4 @@
-//! `cargo xtask mutants`: whether the filter's unit tests notice a change of the filter.
+//! `cargo xtask mutants`: whether the unit tests of the filter, and of the formats that it reads, notice a change.
 
 use std::process::ExitCode;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::cargo::cargo;
 
-/// Change the filter in every way that cargo-mutants knows, and list what no test notices
+/// Change the filter and the formats in every way that cargo-mutants knows, and list what no test notices
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Further words for cargo-mutants, such as --file filter/src/arp.rs
@@ -14,9 +14,15 @@ pub struct Args {
     arguments: Vec<String>,
 }
 
+/// What is changed. The unit tests of both run on each change, since the filter's show what a format is for.
+const CRATES: [&str; 2] = ["softnet-filter", "softnet-wire"];
+
 /// Runs cargo-mutants on the unit tests alone, which are quick to build and to run; a change may make a loop endless.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let status = cargo("mutants --package softnet-filter --timeout 20 --cargo-arg=--lib")
+    let status = cargo("mutants --timeout 20 --cargo-arg=--lib")
+        // The frames for tests are no part of what is tested.
+        .args(["--exclude", "wire/src/make/**"])
+        .args(CRATES.iter().flat_map(|name| ["--package", name, "--test-package", name]))
         .args(&args.arguments)
         .status()
         .context("start cargo")?;

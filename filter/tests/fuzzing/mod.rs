@@ -12,7 +12,7 @@ use softnet_filter::Timestamp;
 
 use crate::oracle::dhcp;
 use crate::oracle::packet::UDP;
-use crate::scene::wire::{self, Bootp, Header};
+use crate::scene::wire::{self, Dhcp};
 use crate::scene::{
     Address, FIRST_LEASE, GATEWAY, GATEWAY_MAC, Question, Scene, Step, VM_MAC, Xid, allow, plain_config,
 };
@@ -43,7 +43,7 @@ pub fn frame(data: &[u8]) {
         frame[6..12].copy_from_slice(&from);
     }
     if switch(&mut switches) {
-        wire::repair(&mut frame);
+        wire::fix(&mut frame);
     }
     let mut scene = Scene::new(plain_config(rules), NOW);
     if has_lease {
@@ -67,18 +67,8 @@ pub fn dhcp_message(data: &[u8]) {
     }
     agree(scene.ask(Question { xid: Xid::Numbered(9), ..Question::new(dhcp::REQUEST) }).map(drop));
     let message = if is_fixed_right {
-        let fixed = Bootp {
-            op: if of_vm { 1 } else { 2 },
-            xid: 0x5eed_0009,
-            client: Ipv4Addr::UNSPECIFIED,
-            yours: if of_vm { Ipv4Addr::UNSPECIFIED } else { FIRST_LEASE },
-            mac: VM_MAC,
-            options: vec![],
-        };
-        let mut message = fixed.bytes();
-        message.pop();
-        message.extend(bytes);
-        message
+        let (op, yiaddr) = if of_vm { (1, Ipv4Addr::UNSPECIFIED) } else { (2, FIRST_LEASE) };
+        Dhcp { yiaddr, tail: bytes.to_vec(), ..wire::bootp(op, 0x5eed_0009, VM_MAC, vec![]) }.bytes()
     } else {
         bytes.to_vec()
     };
@@ -87,8 +77,7 @@ pub fn dhcp_message(data: &[u8]) {
     } else {
         (GATEWAY, FIRST_LEASE, 67, 68)
     };
-    let header = Header { source, destination, protocol: UDP, time_to_live: 64, fragment: 0 };
-    let packet = wire::ipv4(&header, &wire::udp(from, to, &message));
+    let packet = wire::ipv4(source, destination, UDP, &wire::udp(from, to, &message));
     agree(if of_vm {
         scene.vm(wire::ethernet([0xff; 6], VM_MAC, wire::IPV4, &packet)).map(drop)
     } else {

@@ -20,9 +20,9 @@ use softnet_filter::{
 
 pub use symbols::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, Xid};
 
-use crate::oracle::packet::{Arp, Ethernet, ICMP, Ipv4, TCP, UDP};
+use crate::oracle::packet::{self, Ethernet, ICMP, TCP, UDP};
 use crate::oracle::{Watched, dhcp, hex, world};
-use wire::{Bootp, Header};
+use wire::{Arp, Dhcp, Ipv4};
 
 pub const VM_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
@@ -161,20 +161,14 @@ impl Scene {
         match symbol {
             Symbol::Arp { operation, mac, sender, target } => {
                 let mac = self.station(*mac, None);
-                let body = wire::arp(*operation, mac, self.resolve(*sender), self.resolve(*target));
-                (wire::ARP, body, None)
+                let request = Arp::request(mac, self.resolve(*sender), self.resolve(*target));
+                (wire::ARP, Arp { operation: *operation, ..request }.bytes(), None)
             }
             Symbol::Ipv4 { source, destination, fragment, time_to_live, content } => {
-                let (protocol, payload) = self.content(content);
                 let destination = self.resolve(*destination);
-                let header = Header {
-                    source: self.resolve(*source),
-                    destination,
-                    protocol,
-                    time_to_live: *time_to_live,
-                    fragment: *fragment,
-                };
-                (wire::IPV4, wire::ipv4(&header, &payload), Some(destination))
+                let packet = Ipv4::new(self.resolve(*source), destination, self.content(content));
+                let packet = Ipv4 { ttl: *time_to_live, fragment: *fragment, ..packet }.with_checksum();
+                (wire::IPV4, packet.bytes(), Some(destination))
             }
             Symbol::Question(question) => {
                 let destination =
@@ -206,7 +200,7 @@ impl Scene {
         }
     }
 
-    fn question(&self, question: &Question) -> Bootp {
+    fn question(&self, question: &Question) -> Dhcp {
         let mut options = vec![(dhcp::OPTION_TYPE, vec![question.kind])];
         if let Some(id) = &question.client_id {
             options.push((dhcp::OPTION_CLIENT_ID, id.clone()));
@@ -218,17 +212,11 @@ impl Scene {
             options.push((dhcp::OPTION_SERVER, self.resolve(server).octets().to_vec()));
         }
         options.extend(question.extra.iter().cloned());
-        Bootp {
-            op: 1,
-            xid: self.xid(question.xid),
-            client: self.resolve(question.client),
-            yours: Ipv4Addr::UNSPECIFIED,
-            mac: self.config.vm_mac.octets(),
-            options,
-        }
+        let message = wire::bootp(1, self.xid(question.xid), self.config.vm_mac.octets(), options);
+        Dhcp { ciaddr: self.resolve(question.client), ..message }
     }
 
-    fn answer(&self, answer: &Answer) -> Bootp {
+    fn answer(&self, answer: &Answer) -> Dhcp {
         let mut options = vec![(dhcp::OPTION_TYPE, vec![answer.kind])];
         if let Some(server) = answer.server {
             options.push((dhcp::OPTION_SERVER, self.resolve(server).octets().to_vec()));
@@ -241,14 +229,8 @@ impl Scene {
             options.push((dhcp::OPTION_RESOLVERS, all.collect()));
         }
         options.extend(answer.extra.iter().cloned());
-        Bootp {
-            op: 2,
-            xid: self.xid(answer.xid),
-            client: Ipv4Addr::UNSPECIFIED,
-            yours: self.resolve(answer.yours),
-            mac: self.station(answer.mac, None),
-            options,
-        }
+        let message = wire::bootp(2, self.xid(answer.xid), self.station(answer.mac, None), options);
+        Dhcp { yiaddr: self.resolve(answer.yours), ..message }
     }
 
     /// Plays one step.
@@ -261,7 +243,7 @@ impl Scene {
                 self.now = self.now.saturating_add(*duration);
                 self.watched.advance(self.now)?;
                 // What the VM gives back now is no part of its own dialogue.
-                let _ = self.watched.port.poll_release();
+                let _ = self.watched.port.poll_transmit();
                 self.listen()
             }
             Step::Vm(shot) => {
@@ -384,9 +366,9 @@ impl Scene {
     fn comes_from_the_last_lease(&self, frame: &[u8]) -> bool {
         let sender = match Ethernet::read(frame) {
             Some(ethernet) if ethernet.ether_type == wire::ARP => {
-                Arp::read(ethernet.body).map(|arp| arp.sender)
+                packet::Arp::read(ethernet.body).map(|arp| arp.sender)
             }
-            Some(ethernet) => Ipv4::read(ethernet.body).map(|ip| ip.source),
+            Some(ethernet) => packet::Ipv4::read(ethernet.body).map(|ip| ip.source),
             None => None,
         };
         self.own().is_none() && sender.is_some() && self.expired == sender
@@ -403,7 +385,7 @@ impl Scene {
             return foreign("a foreign MAC address");
         }
         if ethernet.ether_type == wire::ARP {
-            return match Arp::read(ethernet.body) {
+            return match packet::Arp::read(ethernet.body) {
                 Some(arp) if arp.sender_mac != ethernet.source => foreign("a foreign ARP hardware address"),
                 Some(arp) if is_last(arp.sender) && arp.target == self.config.gateway.address => Ok(()),
                 Some(arp) if !arp.sender.is_unspecified() && !is_own(arp.sender) => {
@@ -413,7 +395,7 @@ impl Scene {
                 None => foreign("cut ARP"),
             };
         }
-        let Some(ip) = Ipv4::read(ethernet.body) else { return foreign("no IPv4") };
+        let Some(ip) = packet::Ipv4::read(ethernet.body) else { return foreign("no IPv4") };
         let may_renew =
             is_last(ip.source) || (self.is_new && self.config.gateway.subnet.contains(&ip.source));
         let is_dhcp = (ip.source.is_unspecified() || may_renew)
@@ -454,7 +436,6 @@ impl Scene {
     }
 }
 
-fn dhcp_packet(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, message: &Bootp) -> Vec<u8> {
-    let header = Header { source, destination, protocol: UDP, time_to_live: 64, fragment: 0 };
-    wire::ipv4(&header, &wire::udp(from, to, &message.bytes()))
+fn dhcp_packet(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, message: &Dhcp) -> Vec<u8> {
+    wire::ipv4(source, destination, UDP, &wire::udp(from, to, &message.bytes()))
 }

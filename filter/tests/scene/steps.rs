@@ -492,7 +492,7 @@ pub fn any_frame_of_any_length() -> BoxedStrategy<Vec<u8>> {
                     let total = u16::try_from(frame.len() - 14).unwrap_or(u16::MAX);
                     frame[16..18].copy_from_slice(&total.to_be_bytes());
                 }
-                super::wire::repair(&mut frame);
+                super::wire::fix(&mut frame);
             }
             frame
         })

@@ -259,7 +259,7 @@ impl Damage {
             Self::Append { count, byte } => frame.resize(frame.len() + count, byte),
             Self::Options { words } => wire::insert_options(frame, words),
             Self::Pad => frame.resize(frame.len().max(60), 0),
-            Self::Repair => wire::repair(frame),
+            Self::Repair => wire::fix(frame),
         }
     }
 }

@@ -296,17 +296,12 @@ fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, UsageError> {
     if subnet.trunc() != subnet {
         return Err(error(&format!("has host bits set; write {}", subnet.trunc())));
     }
-    if !subnet.network().is_private() && !is_shared(subnet.network()) {
+    if !subnet.network().is_private()
+        && !softnet_wire::special::SHARED_ADDRESS_SPACE.contains(subnet.network())
+    {
         return Err(error("is not private; use a network within 10/8, 172.16/12, 192.168/16 or 100.64/10"));
     }
     Ok(subnet)
-}
-
-/// Carrier-grade NAT space, RFC 6598.
-#[cfg(target_os = "linux")]
-fn is_shared(address: std::net::Ipv4Addr) -> bool {
-    let [a, b, ..] = address.octets();
-    a == 100 && b & 0xc0 == 64
 }
 
 fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {

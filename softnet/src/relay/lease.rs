@@ -8,7 +8,7 @@ use super::lane::{Lane, Way};
 use super::{Ended, Relay, Stop};
 use crate::clock;
 use crate::lease_follower::Notice;
-use crate::link::{FrameBatch, Losses, Sent};
+use crate::link::{FrameBatch, Link, Losses, Sent};
 use crate::observe;
 use crate::surroundings;
 
@@ -101,26 +101,38 @@ impl Relay {
     /// Gives the VM's lease back to the DHCP server, so that short-lived VMs do not exhaust its addresses.
     pub fn release_lease(&mut self) {
         let now = clock::now();
-        let Some(release) = self.port.release(now) else { return };
-        if self.send_release(&release) {
+        if self.port.release(now) && self.transmit() {
             // Nobody else has to.
             self.follower.lease_changed(None, now);
         }
     }
 
-    /// Sends a message of our own in the VM's name; says whether the host's link took it.
-    pub(super) fn send_release(&mut self, release: &[u8]) -> bool {
-        let mut batch = FrameBatch::new(release.len());
-        batch.free_space()[..release.len()].copy_from_slice(release);
-        batch.push(release.len());
-        match self.host.link.send(&mut batch) {
-            Ok(Sent::All) if batch.take_losses() == Losses::default() => {
-                tracing::info!("gave a lease back");
-                return true;
-            }
-            Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
-            Err(error) => tracing::warn!(%error, "a lease was not given back"),
+    /// Sends what the port sends itself; says whether the links took all of it.
+    pub(super) fn transmit(&mut self) -> bool {
+        let mut all = true;
+        while let Some((direction, frame)) = self.port.poll_transmit() {
+            let side = match direction {
+                Direction::FromVm => &mut self.host,
+                Direction::FromHost => &mut self.vm,
+            };
+            all &= transmit(&mut *side.link, &frame);
         }
-        false
+        all
     }
+}
+
+/// Sends one frame of Softnet's own; says whether the link took it. The only ones are DHCPRELEASEs.
+fn transmit(link: &mut dyn Link, frame: &[u8]) -> bool {
+    let mut batch = FrameBatch::new(frame.len());
+    batch.free_space()[..frame.len()].copy_from_slice(frame);
+    batch.push(frame.len());
+    match link.send(&mut batch) {
+        Ok(Sent::All) if batch.take_losses() == Losses::default() => {
+            tracing::info!("gave a lease back");
+            return true;
+        }
+        Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
+        Err(error) => tracing::warn!(%error, "a lease was not given back"),
+    }
+    false
 }

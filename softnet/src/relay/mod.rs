@@ -270,9 +270,7 @@ impl Relay {
         self.port.advance(now);
         self.note_events(now);
         self.settle_in_time(now)?;
-        if let Some(release) = self.port.poll_release() {
-            self.send_release(&release);
-        }
+        self.transmit();
         if is_due(self.from_vm.deadline()) {
             self.send(Direction::FromVm, now)?;
         }

@@ -4,12 +4,13 @@ use crate::lease_follower::{NoFollower, Notice};
 use crate::vm::DatagramLink;
 use mio::Token;
 use softnet_filter::{DropReason, Gateway, Lease, MacAddr, NetType, Policy, PortConfig, Resolvers, Verdict};
+use softnet_wire::make::Arp;
 use std::cell::RefCell;
 use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
 
-const VM: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const HOST: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
 const MAX_FRAME: usize = 1514;
 
 /// A relay between two socket pairs, whose far ends are the VM and the host.
@@ -25,8 +26,8 @@ fn relay_with(follower: Box<dyn LeaseFollower>) -> (UnixDatagram, Relay, UnixDat
     }
     let gateway = "192.168.64.1".parse().unwrap();
     let port = Port::new(PortConfig {
-        vm_mac: MacAddr(VM),
-        gateway: Gateway { mac: MacAddr(HOST), address: gateway, subnet: "192.168.64.0/24".parse().unwrap() },
+        vm_mac: VM,
+        gateway: Gateway { mac: HOST, address: gateway, subnet: "192.168.64.0/24".parse().unwrap() },
         net_type: NetType::Nat,
         policy: Policy::default(),
         mtu: 1500,
@@ -51,25 +52,23 @@ fn lease_until(relay: &mut Relay, expires: Timestamp) {
     relay.port.adopt(lease, None, clock::now()).unwrap();
 }
 
+fn address(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 64, last)
+}
+
 /// An ARP request of the VM for its gateway, which passes while the VM has its lease.
 fn arp_request() -> Vec<u8> {
-    let body = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &VM, &[192, 168, 64, 7], &[0; 6], &[192, 168, 64, 1]].concat();
-    [&[0xff; 6][..], &VM, &[8, 6], &body].concat()
+    Arp::request(VM, address(7), address(1)).frame()
 }
 
 /// An announcement of the VM's own address, which passes only while the VM has its lease (rule C10).
 fn arp_announcement() -> Vec<u8> {
-    let mut frame = arp_request();
-    if let Some(last) = frame.last_mut() {
-        *last = 7;
-    }
-    frame
+    Arp::request(VM, address(7), address(7)).frame()
 }
 
 /// A frame that the host sends to the VM.
 fn arp_reply() -> Vec<u8> {
-    let body = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &HOST, &[192, 168, 64, 1], &VM, &[192, 168, 64, 7]].concat();
-    [&VM[..], &HOST, &[8, 6], &body].concat()
+    Arp::reply(HOST, address(1), VM, address(7)).frame()
 }
 
 /// One turn that never sleeps.

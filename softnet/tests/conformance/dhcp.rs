@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lab::DhcpServer;
 use lab::deadline::until;
-use lab::wire::{Dhcp, IPV4, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ethernet, udp};
+use lab::wire::{Dhcp, IPV4, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ethernet, parse_dhcp, udp};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named};
 
@@ -170,7 +170,7 @@ pub fn c5_options() -> Result<()> {
     let duid_ll = |mac: Mac| [&[255, 0, 0, 0, 1, 0, 3, 0, 1][..], &mac.0].concat();
     let duid_llt = |mac: Mac| [&[255, 0, 0, 0, 1, 0, 1, 0, 1, 9, 9, 9, 9][..], &mac.0].concat();
     let frames: Vec<_> = [
-        ("relay information", discover(9).with(option::RELAY_INFO, &[1, 2, 3, 4])),
+        ("relay information", discover(9).with(option::RELAY_AGENT, &[1, 2, 3, 4])),
         ("overload of file", discover(9).with(option::OVERLOAD, &[1])),
         ("overload of sname", discover(9).with(option::OVERLOAD, &[2])),
         ("overload of both", discover(9).with(option::OVERLOAD, &[3])),
@@ -265,10 +265,10 @@ pub fn c5_the_earlier_lease_is_given_back() -> Result<()> {
         DhcpServer::told(&wire.vm, kind::ACK, xid)?;
     }
     let given_back = |frame: &[u8]| {
-        Dhcp::parse(frame).is_some_and(|it| it.message_type() == kind::RELEASE && it.ciaddr == VM)
+        parse_dhcp(frame).is_some_and(|it| it.message_type() == kind::RELEASE && it.ciaddr == VM)
     };
     let (_, release) = wire.segment.expect("the RELEASE of the earlier lease", given_back)?;
-    let id = Dhcp::parse(&release).and_then(|it| it.option(option::CLIENT_ID).map(<[u8]>::to_vec));
+    let id = parse_dhcp(&release).and_then(|it| it.option(option::CLIENT_ID).map(<[u8]>::to_vec));
     ensure!(id.as_deref() == Some(&b"\0firmware"[..]), "it is given back under {id:?}");
     wire.has_lease(new)
 }

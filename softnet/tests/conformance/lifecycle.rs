@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::Host;
-use lab::wire::{Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, udp};
+use lab::wire::{Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, parse_dhcp, udp};
 use lab::{PacketSocket, Segment, Softnet, VmPort};
 use nix::sys::signal::Signal;
 use softnet::host::port_state;
@@ -24,7 +24,7 @@ pub fn int_and_term_end_it_and_give_the_lease_back() -> Result<()> {
         wire.softnet.signal(signal)?;
         ensure!(wire.softnet.wait()?.success(), "{signal} is no clean end: {}", wire.softnet.log());
         let release = |seen: &[u8]| {
-            Dhcp::parse(seen).is_some_and(|it| it.message_type() == kind::RELEASE && it.ciaddr == VM)
+            parse_dhcp(seen).is_some_and(|it| it.message_type() == kind::RELEASE && it.ciaddr == VM)
         };
         wire.segment.expect("a RELEASE of the lease", release)?;
         let log = wire.softnet.log();

@@ -14,7 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::stage::run;
-use lab::wire::{Arp, Dhcp, Ipv4, Mac, address_at, dhcp_kind as kind, dhcp_option as option, ether_type};
+use lab::wire::{
+    Arp, Dhcp, Ipv4, Mac, address_at, dhcp_kind as kind, dhcp_option as option, ether_type, parse_dhcp,
+};
 use lab::{Service, Softnet, VmPort, hello};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -180,7 +182,7 @@ impl Vm {
         let deadline = Deadline::after(patience);
         while let Some(frame) = self.port.recv(deadline)? {
             let answer =
-                Dhcp::parse(&frame).filter(|it| it.op == 2 && it.xid == xid && it.message_type() == kind);
+                parse_dhcp(&frame).filter(|it| it.op == 2 && it.xid == xid && it.message_type() == kind);
             if answer.is_some() {
                 return Ok(answer);
             }

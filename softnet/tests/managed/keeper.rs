@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::stage::run;
-use lab::wire::{Arp, Dhcp, Mac, dhcp_kind as kind};
+use lab::wire::{Arp, Dhcp, Mac, dhcp_kind as kind, parse_dhcp};
 use lab::{Softnet, VmPort};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill, killpg};
@@ -48,7 +48,7 @@ fn renews(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
         vm.port.send(&frame)?;
         let soon = Deadline::after(Duration::from_millis(100));
         while let Some(frame) = vm.port.recv(soon)? {
-            if let Some(answer) = Dhcp::parse(&frame)
+            if let Some(answer) = parse_dhcp(&frame)
                 && answer.xid == xid
             {
                 ensure!(answer.message_type() == kind::ACK, "refused: {answer:?}");

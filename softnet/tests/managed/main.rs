@@ -481,7 +481,7 @@ fn a_host_only_vm() -> Result<()> {
     ensure!(vm.ready["gateway"] != nat.ready["gateway"], "NAT and host-only VMs share a network");
     vm.port.send(&Dhcp::client(kind::DISCOVER, 7, FIRST).broadcast())?;
     let offer = DhcpServer::told(&vm.port, kind::OFFER, 7)?;
-    ensure!(offer.option(option::ROUTER).is_none() && offer.option(option::DNS).is_none(), "{offer:?}");
+    ensure!(offer.option(option::ROUTER).is_none() && offer.option(option::RESOLVERS).is_none(), "{offer:?}");
     let address = vm.lease()?;
     vm.is_reached(&Host::main()?, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5000), address)?;
     let mac = hex(&run("ip", &["-oneline", "link", "show", "softnet_host0"])?).context("no MAC")?;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use ipnet::Ipv4Net;
 use lab::wire::{
     ARP, Arp, Dhcp, Mac, address_at, carries, destination, dhcp_kind as kind, dhcp_option as option,
-    ether_type, source, u16_at,
+    ether_type, parse_dhcp, source, u16_at,
 };
 
 use crate::attack::{Attack, SHORTEST_LEASE, Scene as Attacks};
@@ -219,7 +219,7 @@ impl Vm {
         if matches!(self.sleep, Sleep::Until(_)) {
             return None;
         }
-        if let Some(answer) = Dhcp::parse(frame) {
+        if let Some(answer) = parse_dhcp(frame) {
             return self.hear_server(&answer, station, now);
         }
         if let Some(event) = self.astray(frame) {

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use lab::deadline::Deadline;
 use lab::wire::{
-    ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, dhcp_option as option, ether_type, source,
-    u16_at,
+    ARP, Dhcp, IPV4, Mac, address_at, carries, dhcp_kind as kind, dhcp_option as option, ether_type,
+    parse_dhcp, source, u16_at,
 };
 use lab::{PacketSocket, Sighting};
 
@@ -171,7 +171,7 @@ impl Wire {
             let owner = self.owners.get(&address_at(frame, 26)).copied().unwrap_or(Mac::ZERO);
             format!("the VM {speaker} on port {port} sent, under an address of {owner}: {}", hex(frame))
         });
-        let message = Dhcp::parse(frame).filter(|message| message.message_type() == kind::REQUEST);
+        let message = parse_dhcp(frame).filter(|message| message.message_type() == kind::REQUEST);
         if let Some(message) = message {
             self.open.entry((client(&message), message.xid)).or_default().0 += 1;
             // It gives up what it has, whether or not it gets what it wants (rule B7); so does the server.
@@ -191,7 +191,7 @@ impl Wire {
             _ => return,
         };
         // One that slept may ask for what it had.
-        if address.is_unspecified() || Dhcp::parse(frame).is_some() {
+        if address.is_unspecified() || parse_dhcp(frame).is_some() {
             return;
         }
         let station = source(frame);
@@ -223,10 +223,10 @@ impl Wire {
             }
             IPV4 => {
                 let sender = address_at(frame, 26);
-                let asks = Dhcp::parse(frame)
+                let asks = parse_dhcp(frame)
                     .is_some_and(|message| message.op == 1 && message.chaddr.get(..6) == Some(&station.0));
                 // An address that was asked for and never given may be given back, if nobody else has it.
-                let gives_back = Dhcp::parse(frame).is_some_and(|message| {
+                let gives_back = parse_dhcp(frame).is_some_and(|message| {
                     message.message_type() == kind::RELEASE && !self.owners.contains_key(&sender)
                 });
                 let renews = asks && last(sender);
@@ -238,7 +238,7 @@ impl Wire {
 
     /// An ACK makes its client the owner of the address, and of no other.
     fn heed_server(&mut self, frame: &[u8]) {
-        let Some(answer) = Dhcp::parse(frame).filter(|answer| answer.op == 2) else { return };
+        let Some(answer) = parse_dhcp(frame).filter(|answer| answer.op == 2) else { return };
         if !matches!(answer.message_type(), kind::ACK | kind::NAK) {
             return;
         }
@@ -280,7 +280,7 @@ impl Wire {
         // The parent and the next start send from any port, and a client's is what can be read.
         let mut frame = frame.to_vec();
         frame.splice(34..36, 68u16.to_be_bytes());
-        let Some(message) = Dhcp::parse(&frame) else { return };
+        let Some(message) = parse_dhcp(&frame) else { return };
         if !matches!(message.message_type(), kind::RELEASE | kind::DECLINE) {
             return;
         }

@@ -36,7 +36,7 @@ const X86_64: &str = "x86_64-apple-darwin";
 /// The oldest macOS that Tart runs on.
 const MINIMUM_VERSION: (u32, u32) = (13, 0);
 /// What runs on a Mac; the lab, the tests with real guests and these commands are Linux's.
-const CRATES: [&str; 3] = ["softnet-filter", "softnet-offload", "softnet"];
+const CRATES: [&str; 4] = ["softnet-filter", "softnet-offload", "softnet-wire", "softnet"];
 
 /// Builds, inspects, and says what came out.
 pub fn run(args: &Args) -> Result<ExitCode> {

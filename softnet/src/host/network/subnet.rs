@@ -3,18 +3,14 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use softnet_wire::special::{Block, PRIVATE_USE, SHARED_ADDRESS_SPACE};
 
 /// A default route cut in pieces (0.0.0.0/1 and 128.0.0.0/1, as VPNs install it) takes no address away from anybody.
 const SHORTEST_SPECIFIC_PREFIX: u8 = 8;
 
 /// The ranges that a subnet may lie in: private or shared addresses, which the filter's rule D3 holds for not global. In a
 /// public subnet a VM's neighbours would count as the internet.
-const ALLOWED: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-];
+const ALLOWED: [Block<Ipv4Addr>; 4] = [PRIVATE_USE[0], PRIVATE_USE[1], PRIVATE_USE[2], SHARED_ADDRESS_SPACE];
 
 /// Why a subnet cannot be used.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -44,7 +40,8 @@ pub fn validate(subnet: Ipv4Net) -> Result<Ipv4Net, Error> {
         return Err(Error::Size(subnet.prefix_len(), subnet.network()));
     }
     let subnet = subnet.trunc();
-    let private = ALLOWED.iter().any(|&(base, bits)| Ipv4Net::new_assert(base, bits).contains(&subnet));
+    let private =
+        ALLOWED.iter().any(|block| Ipv4Net::new_assert(block.address, block.prefix_len).contains(&subnet));
     if private { Ok(subnet) } else { Err(Error::NotPrivate(subnet)) }
 }
 

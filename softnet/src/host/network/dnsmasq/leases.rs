@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use softnet_filter::MacAddr;
+use softnet_wire::dhcpv4::SERVER_PORT;
 
 use super::lease_file;
 use super::process::running;
@@ -13,9 +14,6 @@ use crate::host::network::run_dir::NetworkDir;
 
 /// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// The port of a DHCP server.
-pub(super) const SERVER_PORT: u16 = 67;
 
 /// The kernel's list of UDP sockets over IPv4 in this network namespace.
 const UDP_SOCKETS: &str = "/proc/net/udp";

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
 
 use softnet_filter::{MacAddr, release_message};
+use softnet_wire::dhcpv4::SERVER_PORT;
 
 use super::Error;
-use super::leases::{SERVER_PORT, leases};
+use super::leases::leases;
 use crate::host::network::Plan;
 use crate::host::network::run_dir::NetworkDir;
 

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Network, Snapshot, block, interfaces};
 use crate::host::forwarder::Forward;
 use softnet_filter::NetType;
+use softnet_wire::special::{self, Block};
 
 /// The whole table.
 pub fn table(network: &Network, snapshot: &Snapshot) -> String {
@@ -38,6 +39,7 @@ pub fn table(network: &Network, snapshot: &Snapshot) -> String {
         NetType::Host => (String::new(), String::new(), format!("\t\tiifname \"{name}\" drop\n")),
     };
     let from_the_host = translation_of_exposed("");
+    let not_answered = not_answered();
     let table = super::table(name);
     format!(
         "table ip {table} {{
@@ -54,7 +56,7 @@ pub fn table(network: &Network, snapshot: &Snapshot) -> String {
 {from_the_host}	}}
 	chain postrouting {{
 		type nat hook postrouting priority srcnat; policy accept;
-		oifname \"{name}\" ct status dnat ip saddr {{ {NOT_ANSWERED} }} masquerade
+		oifname \"{name}\" ct status dnat ip saddr {{ {not_answered} }} masquerade
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
@@ -76,8 +78,17 @@ const TO_EXPOSED: &str = "ip daddr . meta l4proto . th dport @exposed";
 
 /// Whom a VM's port filter would not let it answer: what is not globally reachable (rule D3), loopback among it. A VM
 /// sees the gateway in their place, which it may answer; visitors from the world keep their own address.
-const NOT_ANSWERED: &str = "10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, \
-    192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24";
+///
+/// No visitor comes from "this network" or from the reserved addresses, since no host has one of these. The two anycast
+/// addresses that are globally reachable although their block is not need no exception, since no host sends from them.
+fn not_answered() -> String {
+    let mut blocks: Vec<_> = special::not_global()
+        .filter(|block| ![special::THIS_NETWORK, special::RESERVED].contains(block))
+        .chain([special::AZURE_PLATFORM])
+        .collect();
+    blocks.sort_by_key(|block| block.address);
+    blocks.iter().map(Block::to_string).collect::<Vec<_>>().join(", ")
+}
 
 /// The rules that lead exposed ports to the VMs, for packets that `which` describes. `fib` keeps the ports of other hosts
 /// out of it.
@@ -145,6 +156,15 @@ mod tests {
     fn a_port_that_two_claim_does_not_spoil_the_whole_table() {
         let text = text(NetType::Nat, &["8080:80", "8080:81"]);
         assert_eq!(text.matches("tcp . 8080").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn visitors_that_cannot_be_answered_are_seen_as_the_gateway() {
+        let text = text(NetType::Nat, &["8080:80"]);
+        let expected = "oifname \"softnet0\" ct status dnat ip saddr { 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, \
+            168.63.129.16/32, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.0.2.0/24, 192.88.99.0/24, \
+            192.168.0.0/16, 198.18.0.0/15, 198.51.100.0/24, 203.0.113.0/24 } masquerade\n";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use crate::dhcp::client_ids::IdNumber;
+use crate::binding::dhcpv4::client_ids::IdNumber;
 use crate::time::Timestamp;
 
 /// How long an unanswered number binds the VM to what it asked for with it (B7). Clients that use one number for ever

@@ -3,18 +3,15 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
-use crate::dhcp::client_ids::{ClientId, ClientIds, IdNumber};
-use crate::dhcp::rate::{ClientIdRate, DeclineRate, MessageRate};
-use crate::dhcp::transactions::{Asked, Transaction, Transactions};
-use crate::lease::Lease;
-use crate::port::{PortEvent, UnboundCause};
+use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
+use crate::binding::dhcpv4::offer::Offer;
+use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
+use crate::binding::dhcpv4::terms::{Believed, Former, Terms, lease_time};
+use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
+use crate::event::{Events, PortEvent, UnboundCause};
+use crate::lease::{AdoptError, Lease};
+use crate::segment::Segment;
 use crate::time::Timestamp;
-
-/// How many events wait for the shell at most.
-const EVENTS: usize = 8;
-
-/// How long an offer stands: the time in which a client asks for the address or declines it (A3, C6).
-const OFFER_LIFETIME: Duration = Duration::from_secs(60);
 
 /// What is left of a lease at most, if the VM asks for it again in a way of which the filter cannot tell how long the
 /// server's new lease is: longer than an answer takes, shorter than any server's lease (B7).
@@ -32,8 +29,7 @@ pub(crate) struct Dhcp {
     former: Option<Former>,
     /// A lease to give back now (C5).
     surplus: Option<Former>,
-    /// The address last offered, and when the offer ends.
-    offer: Option<(Ipv4Addr, Timestamp)>,
+    offer: Option<Offer>,
     /// How long the server's leases last if the VM does not say how long it wants one.
     default_lease_time: Option<Duration>,
     pub(crate) transactions: Transactions,
@@ -43,52 +39,7 @@ pub(crate) struct Dhcp {
     pub(crate) new_client_ids: ClientIdRate,
     /// The VM has used an identifier that names another hardware address.
     pub(crate) has_foreign_client_id: bool,
-    events: [Option<PortEvent>; EVENTS],
-}
-
-/// How a lease was asked for.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Terms {
-    /// The identifier under which the server files it.
-    pub(crate) client_id: Option<ClientId>,
-    /// Whether the request said how long it should last (option 51).
-    pub(crate) has_asked_time: bool,
-}
-
-/// What a VM may believe its address to be while it has no lease (C10).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Believed {
-    /// Nothing was ever known of a lease: this port may be younger than the VM's.
-    #[default]
-    Anything,
-    /// The last lease, of this address, has merely expired.
-    Expired(Ipv4Addr),
-    /// The VM knows that it has none.
-    Nothing,
-}
-
-/// A lease that the VM has no more, and the server may still have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Former {
-    pub(crate) address: Ipv4Addr,
-    pub(crate) server: Ipv4Addr,
-    pub(crate) client_id: Option<ClientId>,
-    expires: Option<Timestamp>,
-}
-
-impl Former {
-    fn of(lease: &Lease, terms: Terms) -> Self {
-        Self {
-            address: lease.address,
-            server: lease.server,
-            client_id: terms.client_id,
-            expires: lease.expires,
-        }
-    }
-
-    fn is_over(&self, now: Timestamp) -> bool {
-        self.expires.is_some_and(|expires| now >= expires)
-    }
+    pub(crate) events: Events,
 }
 
 impl Dhcp {
@@ -105,12 +56,12 @@ impl Dhcp {
 
     /// The address that the server has offered and that still stands.
     pub(crate) fn offered(&self, now: Timestamp) -> Option<Ipv4Addr> {
-        self.offer.and_then(|(address, until)| (now < until).then_some(address))
+        self.offer.filter(|offer| offer.stands(now)).map(|offer| offer.address)
     }
 
     /// The server offered an address.
     pub(crate) fn offer(&mut self, address: Ipv4Addr, now: Timestamp) {
-        self.offer = Some((address, now.saturating_add(OFFER_LIFETIME)));
+        self.offer = Some(Offer::new(address, now));
     }
 
     /// Ends the lease if it has run out.
@@ -184,6 +135,46 @@ impl Dhcp {
         self.advance(now);
     }
 
+    /// Takes over a lease that the VM got before, with the identifier under which the server files it.
+    pub(crate) fn adopt(
+        &mut self,
+        segment: &Segment,
+        lease: Lease,
+        client_id: Option<&[u8]>,
+        now: Timestamp,
+    ) -> Result<(), AdoptError> {
+        if self.lease().is_some() {
+            return Err(AdoptError::Bound);
+        }
+        if lease.server != segment.dhcp_server.address {
+            return Err(AdoptError::Server(lease.server));
+        }
+        if !segment.may_be_leased(lease.address) {
+            return Err(AdoptError::Address(lease.address));
+        }
+        if !lease.is_valid_at(now) {
+            return Err(AdoptError::Expired);
+        }
+        let client_id = match client_id {
+            None => None,
+            Some(id) if !(2..=255).contains(&id.len()) => return Err(AdoptError::ClientId),
+            Some(id) => {
+                if self.client_ids.find(id).is_none() {
+                    let _ = self.client_ids.add(id);
+                }
+                ClientId::new(id)
+            }
+        };
+        let resolvers = lease
+            .resolvers
+            .iter()
+            .filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != lease.address);
+        // Nobody knows whether it lasts as long as the server's leases usually do (B7).
+        let terms = Terms { client_id, has_asked_time: true };
+        self.bind(Lease { resolvers: resolvers.collect(), ..lease }, terms, now);
+        Ok(())
+    }
+
     /// A lease takes the place of the one before.
     pub(crate) fn bind(&mut self, lease: Lease, terms: Terms, now: Timestamp) {
         let renewed = self.lease.is_some_and(|old| old.address == lease.address);
@@ -201,21 +192,21 @@ impl Dhcp {
         self.believed = Believed::Nothing;
         self.lease = Some(lease);
         self.terms = terms;
-        self.push_event(if renewed { PortEvent::Renewed(lease) } else { PortEvent::Bound(lease) });
+        self.events.push(if renewed { PortEvent::Renewed(lease) } else { PortEvent::Bound(lease) });
     }
 
     /// The lease is gone, if there was one.
     fn unbind(&mut self, cause: UnboundCause) {
         if let Some(lease) = self.lease.take() {
             self.believed = Believed::Nothing;
-            self.push_event(PortEvent::Unbound { lease, cause });
+            self.events.push(PortEvent::Unbound { lease, cause });
         }
     }
 
     /// The VM gave up the address that it has or was offered (C6).
     pub(crate) fn give_up(&mut self, cause: UnboundCause) {
         // C5: what the VM declines is not given back a second time; the server may have given it to another since.
-        let offered = self.offer.map(|(address, _)| address);
+        let offered = self.offer.map(|offer| offer.address);
         self.former = self.former.take().filter(|former| Some(former.address) != offered);
         self.unbind(cause);
         self.believed = Believed::Nothing;
@@ -258,66 +249,8 @@ impl Dhcp {
         }
         let used = self.client_ids.added();
         if used > 1 {
-            self.push_event(PortEvent::ClientIdChanged { used });
+            self.events.push(PortEvent::ClientIdChanged { used });
         }
         Some(added.number)
-    }
-
-    /// Notes an event; the oldest is lost if the shell has not fetched any for long.
-    pub(crate) fn push_event(&mut self, event: PortEvent) {
-        if self.events.iter().all(Option::is_some) {
-            let _ = self.poll_event();
-        }
-        if let Some(free) = self.events.iter_mut().find(|slot| slot.is_none()) {
-            *free = Some(event);
-        }
-    }
-
-    /// The oldest event.
-    pub(crate) fn poll_event(&mut self) -> Option<PortEvent> {
-        self.events.rotate_left(1);
-        match self.events.last_mut().and_then(Option::take) {
-            Some(event) => Some(event),
-            None => {
-                self.events.rotate_right(1);
-                None
-            }
-        }
-    }
-}
-
-/// A lease time that never ends (RFC 2131, section 3.3).
-const INFINITE: u32 = 0xffff_ffff;
-
-/// How long a lease lasts of which option 51 says this; `None` for one that never ends (B4).
-pub(crate) fn lease_time(seconds: u32) -> Option<Duration> {
-    (seconds != INFINITE).then(|| Duration::from_secs(u64::from(seconds)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn event(used: usize) -> PortEvent {
-        PortEvent::ClientIdChanged { used }
-    }
-
-    /// R1: events that nobody fetches make nothing grow.
-    #[test]
-    fn r1_events_are_bounded() {
-        let mut dhcp = Dhcp::default();
-        assert_eq!(dhcp.poll_event(), None);
-        for round in 0..5 {
-            dhcp.push_event(event(round));
-            dhcp.push_event(event(round + 1));
-            assert_eq!(dhcp.poll_event(), Some(event(round)));
-            assert_eq!(dhcp.poll_event(), Some(event(round + 1)));
-            assert_eq!(dhcp.poll_event(), None);
-        }
-        (0..20).for_each(|used| dhcp.push_event(event(used)));
-        for used in 12..20 {
-            assert_eq!(dhcp.poll_event(), Some(event(used)));
-        }
-        assert_eq!(dhcp.poll_event(), None);
     }
 }

@@ -1,8 +1,10 @@
 //! ARP (RFC 826) as bytes.
 
-use std::net::Ipv4Addr;
+use core::net::Ipv4Addr;
 
-use super::{ARP, Mac, ethernet};
+use super::ethernet;
+use crate::arp::{REPLY, REQUEST};
+use crate::ethernet::{ARP, MacAddr};
 
 /// An ARP packet; the defaults of [`Arp::request`] and [`Arp::reply`] are right, each field can be made wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,11 +20,11 @@ pub struct Arp {
     /// 1 is a request, 2 a reply.
     pub operation: u16,
     /// Sender's hardware address.
-    pub sender_mac: Mac,
+    pub sender_mac: MacAddr,
     /// Sender's address.
     pub sender: Ipv4Addr,
     /// Target's hardware address.
-    pub target_mac: Mac,
+    pub target_mac: MacAddr,
     /// Target's address.
     pub target: Ipv4Addr,
 }
@@ -30,24 +32,24 @@ pub struct Arp {
 impl Arp {
     /// Who has `target`? Tell `sender`.
     #[must_use]
-    pub fn request(sender_mac: Mac, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
+    pub fn request(sender_mac: impl Into<MacAddr>, sender: Ipv4Addr, target: Ipv4Addr) -> Self {
         Self {
             hardware: 1,
             protocol: 0x0800,
             hardware_len: 6,
             protocol_len: 4,
-            operation: 1,
-            sender_mac,
+            operation: REQUEST,
+            sender_mac: sender_mac.into(),
             sender,
-            target_mac: Mac::ZERO,
+            target_mac: MacAddr::ZERO,
             target,
         }
     }
 
     /// `sender` is at `sender_mac`.
     #[must_use]
-    pub fn reply(sender_mac: Mac, sender: Ipv4Addr, target_mac: Mac, target: Ipv4Addr) -> Self {
-        Self { operation: 2, target_mac, ..Self::request(sender_mac, sender, target) }
+    pub fn reply(sender_mac: MacAddr, sender: Ipv4Addr, target_mac: MacAddr, target: Ipv4Addr) -> Self {
+        Self { operation: REPLY, target_mac, ..Self::request(sender_mac, sender, target) }
     }
 
     /// The packet without a frame around it: 28 bytes whatever the length fields say.
@@ -68,7 +70,7 @@ impl Arp {
     /// In a frame from the sender: a request is broadcast, a reply goes to its target.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
-        let to = if self.operation == 1 { Mac::BROADCAST } else { self.target_mac };
+        let to = if self.operation == REQUEST { MacAddr::BROADCAST } else { self.target_mac };
         ethernet(to, self.sender_mac, ARP, &self.bytes())
     }
 }
@@ -79,7 +81,7 @@ mod tests {
 
     #[test]
     fn a_request_has_the_bytes_of_the_rfc() {
-        let mac = Mac([2, 0, 0, 0, 0, 1]);
+        let mac = MacAddr([2, 0, 0, 0, 0, 1]);
         let frame = Arp::request(mac, [10, 0, 0, 2].into(), [10, 0, 0, 1].into()).frame();
         #[rustfmt::skip]
         assert_eq!(frame, [

@@ -3,8 +3,11 @@
 //! One's complement sums may be added in any order and any word size, and do not depend on byte order
 //! (RFC 1071 §2), so the bulk is summed as native 32-bit words in independent lanes, which compilers turn into vector
 //! instructions, and folded to 16 bits once at the end.
+#![allow(clippy::arithmetic_side_effects, reason = "adding sums cannot overflow: the carry comes around")]
 
-use std::ops::{Add, AddAssign};
+use core::ops::{Add, AddAssign};
+
+use crate::transport;
 
 /// Bytes that one step of the inner loop takes: eight 32-bit lanes.
 const STEP: usize = 32;
@@ -15,7 +18,7 @@ const LONGEST_RUN: usize = 1 << 16;
 /// A one's complement sum of 16-bit big-endian words, folded to 16 bits and not yet inverted.
 ///
 /// Zero has two representations here (`0x0000` and `0xffff`), which is why the type has no `PartialEq`: ask
-/// [`is_whole`](Sum::is_whole) or compare [`finish`](Sum::finish)ed values of the same derivation.
+/// [`is_valid`](Sum::is_valid) or compare [`finish`](Sum::finish)ed values of the same derivation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u16);
 
@@ -34,7 +37,9 @@ impl Sum {
             total = add_with_carry(total, u64::from(u32::from_ne_bytes(*word)));
         }
         let mut last = [0_u8; 4];
-        last[..tail.len()].copy_from_slice(tail);
+        for (to, from) in last.iter_mut().zip(tail) {
+            *to = *from;
+        }
         total = add_with_carry(total, u64::from(u32::from_ne_bytes(last)));
         Sum(u16::from_be(fold(total)))
     }
@@ -60,7 +65,7 @@ impl Sum {
     /// Whether the summed bytes included their own right checksum: the sum is then all ones (RFC 1071 §1 (3)).
     #[inline]
     #[must_use]
-    pub fn is_whole(self) -> bool {
+    pub fn is_valid(self) -> bool {
         self.0 == 0xffff
     }
 
@@ -93,6 +98,7 @@ impl Sum {
 
 impl From<u16> for Sum {
     /// The sum of one word, given as its value (not its bytes).
+    #[inline]
     fn from(word: u16) -> Sum {
         Sum(word)
     }
@@ -110,9 +116,35 @@ impl Add for Sum {
 }
 
 impl AddAssign for Sum {
+    #[inline]
     fn add_assign(&mut self, other: Sum) {
         *self = *self + other;
     }
+}
+
+/// The sum of the pseudo-header and the datagram that the UDP checksum covers (RFC 768). Valid with its checksum; without
+/// it, [`Sum::finish_udp`] gives that.
+#[inline]
+#[must_use]
+pub fn udp(source: [u8; 4], destination: [u8; 4], datagram: &[u8]) -> Sum {
+    let [[a, b, c, d], [e, f, g, h]] = [source, destination];
+    Sum::pseudo_header([a, b, c, d, e, f, g, h], transport::UDP, datagram.len() as u16) + Sum::of(datagram)
+}
+
+/// Whether the checksum of an IPv4 header without options is right. The sum does not depend on the order of bytes, so
+/// the header is read in the largest words of the machine.
+#[inline(always)]
+#[must_use]
+pub fn is_header_valid(header: &[u8; 20]) -> bool {
+    let mut sum: u64 = 0;
+    let (words, _) = header.as_chunks::<4>();
+    for word in words {
+        sum = sum.wrapping_add(u64::from(u32::from_ne_bytes(*word)));
+    }
+    let sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    sum == 0xffff
 }
 
 /// The sum of at most [`LONGEST_RUN`] steps.
@@ -132,7 +164,7 @@ fn bulk(steps: &[[u8; STEP]]) -> u64 {
     }
     whole.iter().zip(upper).fold(0, |total, (whole, upper)| {
         let lower = whole.wrapping_sub(upper << 16);
-        total + u64::from(lower) + (u64::from(upper) << 16)
+        total.wrapping_add(u64::from(lower)).wrapping_add(u64::from(upper) << 16)
     })
 }
 
@@ -145,11 +177,11 @@ fn add_with_carry(a: u64, b: u64) -> u64 {
 /// Folds to 16 bits; each line halves the width and leaves at most one bit above it.
 #[inline]
 fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
     // The mask makes the conversion lossless.
     (sum & 0xffff) as u16
 }
@@ -179,15 +211,58 @@ mod tests {
         assert_eq!(Sum::of(&data).finish(), 0x220d);
     }
 
+    /// The header of RFC 1071's descendants: the well-known example with checksum 0xb861.
+    const HEADER: [u8; 20] = [
+        0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0xb8, 0x61, 0xc0, 0xa8, 0x00, 0x01, 0xc0,
+        0xa8, 0x00, 0xc7,
+    ];
+
     #[test]
-    fn a_real_ip_header() {
-        let mut header = [
-            0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0x00, 0x00, 0xc0, 0xa8, 0x00, 0x01,
-            0xc0, 0xa8, 0x00, 0xc7,
-        ];
+    fn verifies_and_computes() {
+        assert!(is_header_valid(&HEADER));
+        assert!(Sum::of(&HEADER).is_valid());
+        let mut header = HEADER;
+        header[10..12].fill(0);
+        assert!(!is_header_valid(&header));
         assert_eq!(Sum::of(&header).finish(), 0xb861);
-        header[10..12].copy_from_slice(&[0xb8, 0x61]);
-        assert!(Sum::of(&header).is_whole());
+        for bit in 0..160 {
+            let mut header = HEADER;
+            header[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_header_valid(&header), "bit {bit}");
+            assert!(!Sum::of(&header).is_valid(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn folds_every_carry() {
+        // The sums of these need the second fold.
+        assert!(is_header_valid(&[0xff; 20]) && Sum::of(&[0xff; 20]).is_valid());
+        for seed in 0_u32..20_000 {
+            let mut header = [0_u8; 20];
+            let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+            for byte in &mut header {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                *byte = if state & 3 == 0 { 0xff } else { (state >> 8) as u8 };
+            }
+            header[10..12].fill(0);
+            let checksum = Sum::of(&header).finish();
+            header[10..12].copy_from_slice(&checksum.to_be_bytes());
+            assert!(is_header_valid(&header) && Sum::of(&header).is_valid());
+            header[19] = header[19].wrapping_add(1);
+            assert_eq!(is_header_valid(&header), Sum::of(&header).is_valid());
+        }
+    }
+
+    #[test]
+    fn sums_an_odd_length() {
+        assert_eq!(Sum::of(&[1, 2, 3]).finish(), !0x0402);
+        assert_eq!((Sum::from(0xffff) + Sum::from(1)).finish(), !1);
+        // 10.0.0.1 to 10.0.0.2, port 1 to 2, the byte 'x'.
+        let datagram = [0, 1, 0, 2, 0, 9, 0, 0, b'x'];
+        let sum = 0x0a00 + 1 + 0x0a00 + 2 + 17 + 9 + 1 + 2 + 9 + 0x7800;
+        assert_eq!(udp([10, 0, 0, 1], [10, 0, 0, 2], &datagram).finish(), !(sum as u16));
     }
 
     #[test]
@@ -219,12 +294,12 @@ mod tests {
         }
 
         #[test]
-        fn a_finished_message_is_whole(mut data in proptest::collection::vec(any::<u8>(), 2..300)) {
+        fn a_finished_message_is_valid(mut data in proptest::collection::vec(any::<u8>(), 2..300)) {
             data[..2].fill(0);
             let checksum = Sum::of(&data).finish();
             data[..2].copy_from_slice(&checksum.to_be_bytes());
             // A message of zeros alone has the sum 0 with checksum 0xffff, which is whole too.
-            prop_assert!(Sum::of(&data).is_whole());
+            prop_assert!(Sum::of(&data).is_valid());
         }
 
         #[test]
@@ -236,7 +311,7 @@ mod tests {
             data[..2].copy_from_slice(&checksum.to_be_bytes());
             let bit = bit.index(data.len() * 8);
             data[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!Sum::of(&data).is_whole());
+            prop_assert!(!Sum::of(&data).is_valid());
         }
 
         #[test]

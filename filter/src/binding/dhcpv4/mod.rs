@@ -6,21 +6,18 @@
 
 mod client;
 mod client_ids;
-mod message;
-mod name;
+mod hardware_ids;
+mod offer;
 mod rate;
 mod release;
 mod reply;
 mod state;
+mod terms;
 mod transactions;
 
-pub(crate) use client::{Datagram, judge_from_vm};
-pub(crate) use client_ids::ClientId;
-pub use release::{ReleaseFrame, release_message};
+pub(crate) use client::{Datagram, is_dhcp_from_vm, judge_from_vm};
+pub(crate) use release::release_frame;
+pub use release::release_message;
 pub(crate) use reply::judge_from_host;
-pub(crate) use state::{Believed, Dhcp, Terms};
-
-/// The port of a DHCP server.
-pub(crate) const SERVER_PORT: u16 = 67;
-/// The port of a DHCP client.
-pub(crate) const CLIENT_PORT: u16 = 68;
+pub(crate) use state::Dhcp;
+pub(crate) use terms::Believed;

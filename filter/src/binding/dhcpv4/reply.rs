@@ -1,186 +1,276 @@
 //! What a DHCP server may say to the VM, and what is believed of it: the rules B.
 
 use core::net::Ipv4Addr;
+use core::time::Duration;
 
-use crate::checksum;
-use crate::dhcp::SERVER_PORT;
-use crate::dhcp::message::{BOOT_REPLY, Message, Options, kind};
-use crate::dhcp::state::{Dhcp, lease_time};
-use crate::dhcp::transactions::{Kind, Transaction};
+use crate::binding::dhcpv4::state::Dhcp;
+use crate::binding::dhcpv4::terms::lease_time;
+use crate::binding::dhcpv4::transactions::{Kind, Transaction};
 use crate::frame::Frame;
 use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
 use crate::lease::{Lease, Resolvers};
-use crate::mac::MacAddr;
-use crate::port::Identity;
+use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
+use softnet_wire::MacAddr;
+use softnet_wire::checksum;
+use softnet_wire::dhcpv4::SERVER_PORT;
+use softnet_wire::dhcpv4::{BOOT_REPLY, Message, Options, kind};
 
-/// Judges a datagram for the port of a DHCP client, whatever is in it, and learns from it if it passes. A client may
-/// read such a datagram as DHCP, wherever it comes from, so none passes that fails B1 (B6).
+/// A reply that is the server's and about the VM, as far as B1 can tell without the state.
+#[derive(Debug, Clone, Copy)]
+struct Reply<'a> {
+    /// The destination of its packet.
+    destination: Ipv4Addr,
+    message: Message<'a>,
+    options: Options<'a>,
+}
+
+impl Reply<'_> {
+    /// Whether it goes to `address`, or to all.
+    fn is_to(&self, address: Ipv4Addr) -> bool {
+        self.destination == address || self.destination.is_broadcast()
+    }
+
+    /// The address that it gives.
+    fn gives(&self) -> Ipv4Addr {
+        self.message.your_address
+    }
+}
+
+/// Judges a datagram for the port of a DHCP client by the rules B in their order, whatever is in it, and learns from it
+/// if it passes. A client may read such a datagram as DHCP, wherever it comes from, so none passes that fails B1 (B6).
 #[cold]
 pub(crate) fn judge_from_host(
     dhcp: &mut Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     frame: Frame<'_>,
     packet: Packet<'_>,
     udp: Udp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    // B1
-    if frame.source() != identity.gateway_mac
-        || packet.source() != identity.gateway
-        || udp.source_port != SERVER_PORT
-    {
-        return Err(DropReason::ReplyServer);
+    judge_source(segment, frame, packet, udp)?;
+    let datagram = judge_wholeness(packet)?;
+    judge_length(datagram)?;
+    judge_checksums(packet, datagram)?;
+    judge_station(segment, frame)?;
+    let message = judge_header(datagram.get(UDP_HEADER_LEN..).ok_or(DropReason::ReplyHeader)?)?;
+    judge_hardware_address(segment, &message)?;
+    let options = judge_options(&message)?;
+    judge_server(segment, &options)?;
+    let reply = Reply { destination: packet.destination(), message, options };
+    let transaction = judge_transaction(dhcp, &reply, now)?;
+    if transaction.asked.kind == Kind::Inform {
+        return judge_information(dhcp, &reply, now);
     }
-    let Part::Whole(payload) = packet.part() else {
-        return Err(DropReason::ReplyFragment);
-    };
-    let message = verified_payload(packet, payload)?;
-    if frame.destination() != identity.vm_mac && !frame.destination().is_broadcast() {
-        return Err(DropReason::ReplyDestination);
+    judge_destination(&reply)?;
+    match options.message_type {
+        kind::OFFER => judge_offer(dhcp, segment, &reply, now),
+        kind::ACK => judge_acknowledgement(dhcp, segment, &reply, transaction, now),
+        kind::NAK => judge_refusal(dhcp, &reply, transaction),
+        _ => Err(DropReason::ReplyType),
     }
-    let message = Message::parse(message).ok_or(DropReason::ReplyHeader)?;
+}
+
+/// B1: from the server's addresses and port.
+fn judge_source(segment: &Segment, frame: Frame<'_>, packet: Packet<'_>, udp: Udp) -> Result<(), DropReason> {
+    let server = segment.dhcp_server;
+    if frame.source() == server.mac && packet.source() == server.address && udp.source_port == SERVER_PORT {
+        Ok(())
+    } else {
+        Err(DropReason::ReplyServer)
+    }
+}
+
+/// B1: no fragment. Gives the datagram.
+fn judge_wholeness(packet: Packet<'_>) -> Result<&[u8], DropReason> {
+    match packet.part() {
+        Part::Whole(datagram) => Ok(datagram),
+        Part::First(_) | Part::Later => Err(DropReason::ReplyFragment),
+    }
+}
+
+/// B1: the datagram is as long as its header says.
+fn judge_length(datagram: &[u8]) -> Result<(), DropReason> {
+    match datagram {
+        &[_, _, _, _, l0, l1, _, _, ..] if usize::from(u16::from_be_bytes([l0, l1])) == datagram.len() => {
+            Ok(())
+        }
+        _ => Err(DropReason::ReplyHeader),
+    }
+}
+
+/// B1: the checksums are right. A UDP checksum of 0, which says that there is none, is not: the servers that are known
+/// always send one.
+fn judge_checksums(packet: Packet<'_>, datagram: &[u8]) -> Result<(), DropReason> {
+    let has_checksum = !matches!(datagram, &[_, _, _, _, _, _, 0, 0, ..]);
+    let sum = checksum::udp(packet.source().octets(), packet.destination().octets(), datagram);
+    if has_checksum && sum.is_valid() && packet.is_checksum_valid() {
+        Ok(())
+    } else {
+        Err(DropReason::ReplyChecksum)
+    }
+}
+
+/// B1: for the VM's station, or for all.
+fn judge_station(segment: &Segment, frame: Frame<'_>) -> Result<(), DropReason> {
+    if frame.destination() == segment.vm_mac || frame.destination().is_broadcast() {
+        Ok(())
+    } else {
+        Err(DropReason::ReplyDestination)
+    }
+}
+
+/// B1: the fixed part of the message.
+fn judge_header(payload: &[u8]) -> Result<Message<'_>, DropReason> {
+    let message = Message::parse(payload).ok_or(DropReason::ReplyHeader)?;
     if message.operation != BOOT_REPLY || message.hardware_len != 6 || !message.has_cookie {
         return Err(DropReason::ReplyHeader);
     }
-    if MacAddr(message.hardware_address) != identity.vm_mac {
-        return Err(DropReason::ReplyHardwareAddress);
-    }
-    // B3
-    let options = message.options().map_err(|_| DropReason::ReplyOptions)?;
-    if options.server != Some(identity.gateway) {
-        return Err(DropReason::ReplyServer);
-    }
-    let is_to = |address: Ipv4Addr| packet.destination() == address || packet.destination().is_broadcast();
-    let Some(transaction) = dhcp.transactions.find(message.transaction).copied() else {
-        if is_to(message.your_address) {
-            learn_unasked(dhcp, &message, &options, now);
-        }
-        return Err(DropReason::ReplyTransaction);
-    };
+    Ok(message)
+}
 
-    if transaction.asked.kind == Kind::Inform {
-        return judge_information(dhcp, &message, &options, is_to, now);
+/// B1: the message is about the VM.
+fn judge_hardware_address(segment: &Segment, message: &Message<'_>) -> Result<(), DropReason> {
+    if MacAddr(message.hardware_address) == segment.vm_mac {
+        Ok(())
+    } else {
+        Err(DropReason::ReplyHardwareAddress)
     }
-    if !is_to(message.your_address) {
-        return Err(DropReason::ReplyDestination);
+}
+
+/// B3: well-formed options, none of them twice.
+fn judge_options<'a>(message: &Message<'a>) -> Result<Options<'a>, DropReason> {
+    message.options().map_err(|_| DropReason::ReplyOptions)
+}
+
+/// B1: the server names itself.
+fn judge_server(segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
+    if options.server == Some(segment.dhcp_server.address) { Ok(()) } else { Err(DropReason::ReplyServer) }
+}
+
+/// B1: the VM waits for the reply. Gives what it asked for.
+fn judge_transaction(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Result<Transaction, DropReason> {
+    if let Some(transaction) = dhcp.transactions.find(reply.message.transaction) {
+        return Ok(*transaction);
     }
-    match options.message_type {
-        kind::OFFER => {
-            judge_address(identity, message.your_address)?;
-            dhcp.offer(message.your_address, now);
-            dhcp.transactions.note_offer(message.transaction);
-            Ok(())
-        }
-        // To a DISCOVER a server makes an offer; the VM has not asked for an address that it could be given or denied.
-        kind::NAK if !transaction.asked.may_bind() => Err(DropReason::ReplyTransaction),
-        // Another address than the one that was asked for: this answers an earlier request (B7).
-        kind::ACK if !transaction.asked.may_bind() || !transaction.may_give(message.your_address) => {
-            learn_unasked(dhcp, &message, &options, now);
-            Err(DropReason::ReplyTransaction)
-        }
-        kind::ACK => learn(dhcp, identity, &message, &options, transaction, now),
-        kind::NAK => {
-            dhcp.refuse();
-            dhcp.transactions.close(message.transaction);
-            Ok(())
-        }
-        _ => Err(DropReason::ReplyType),
+    if reply.is_to(reply.gives()) {
+        learn_unasked(dhcp, reply, now);
+    }
+    Err(DropReason::ReplyTransaction)
+}
+
+/// B1: to the address that it gives, or to all.
+fn judge_destination(reply: &Reply<'_>) -> Result<(), DropReason> {
+    if reply.is_to(reply.gives()) { Ok(()) } else { Err(DropReason::ReplyDestination) }
+}
+
+/// B2: an address that DHCP may give the VM.
+fn judge_address(segment: &Segment, reply: &Reply<'_>) -> Result<(), DropReason> {
+    if segment.may_be_leased(reply.gives()) { Ok(()) } else { Err(DropReason::ReplyAddress) }
+}
+
+/// B3, B4: a lease time, and not 0. Gives it; `None` never ends.
+fn judge_lease_time(options: &Options<'_>) -> Result<Option<Duration>, DropReason> {
+    match options.lease_time {
+        None | Some(0) => Err(DropReason::ReplyLeaseTime),
+        Some(seconds) => Ok(lease_time(seconds)),
     }
 }
 
 /// B3, B8: an ACK to an INFORM tells options, and nothing about an address. Some servers repeat the time that is left of
 /// the VM's lease in it.
-fn judge_information(
-    dhcp: &mut Dhcp,
-    message: &Message<'_>,
-    options: &Options<'_>,
-    is_to: impl Fn(Ipv4Addr) -> bool,
-    now: Timestamp,
-) -> Result<(), DropReason> {
+fn judge_information(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
-    let gives = message.your_address;
-    if options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
-        if is_to(gives) {
-            learn_unasked(dhcp, message, options, now);
+    let gives = reply.gives();
+    if reply.options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
+        if reply.is_to(gives) {
+            learn_unasked(dhcp, reply, now);
         }
         return Err(DropReason::ReplyTransaction);
     }
-    if !is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) {
+    if !reply.is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) {
         return Err(DropReason::ReplyDestination);
     }
-    if own.is_none() && options.lease_time.is_some() {
+    if own.is_none() && reply.options.lease_time.is_some() {
         return Err(DropReason::ReplyLeaseTime);
     }
-    dhcp.transactions.close(message.transaction);
+    dhcp.transactions.close(reply.message.transaction);
     Ok(())
 }
 
-/// B7: a reply that answers nothing the VM waits for does not reach it. But an ACK is the server's word on who has which
-/// address, so the lease is never more than it says.
-fn learn_unasked(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, now: Timestamp) {
-    if options.message_type == kind::ACK && !message.your_address.is_unspecified() {
-        dhcp.contradict(message.your_address, options.lease_time, now);
-    }
+/// B2: an offer gives nothing yet.
+fn judge_offer(
+    dhcp: &mut Dhcp,
+    segment: &Segment,
+    reply: &Reply<'_>,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    judge_address(segment, reply)?;
+    dhcp.offer(reply.gives(), now);
+    dhcp.transactions.note_offer(reply.message.transaction);
+    Ok(())
 }
 
-/// B5: an ACK that passes replaces the binding.
-fn learn(
+/// B5, B7: an ACK to a request that it can be the answer to replaces the lease. To a DISCOVER a server makes an offer; and
+/// one with another address than the one that was asked for answers an earlier request.
+fn judge_acknowledgement(
     dhcp: &mut Dhcp,
-    identity: &Identity,
-    message: &Message<'_>,
-    options: &Options<'_>,
+    segment: &Segment,
+    reply: &Reply<'_>,
     transaction: Transaction,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    judge_address(identity, message.your_address)?;
-    // B3, B4
-    let lasts = match options.lease_time {
-        None | Some(0) => return Err(DropReason::ReplyLeaseTime),
-        Some(seconds) => lease_time(seconds),
-    };
-    let (resolvers, _) = options.resolvers.as_chunks::<4>();
-    let resolvers = resolvers
-        .iter()
-        .map(|octets| Ipv4Addr::from(*octets))
-        .filter(|resolver| identity.is_sane_resolver(*resolver) && *resolver != message.your_address);
+    if !transaction.asked.may_bind() || !transaction.may_give(reply.gives()) {
+        learn_unasked(dhcp, reply, now);
+        return Err(DropReason::ReplyTransaction);
+    }
+    judge_address(segment, reply)?;
+    let lasts = judge_lease_time(&reply.options)?;
     let lease = Lease {
-        address: message.your_address,
-        server: identity.gateway,
+        address: reply.gives(),
+        server: segment.dhcp_server.address,
         // A client counts from when it asked (RFC 2131, section 4.4.1), and the server began no earlier (B7).
         expires: lasts.map(|lasts| transaction.since.saturating_add(lasts)),
-        resolvers: Resolvers::from_iter(resolvers),
+        resolvers: resolvers(segment, reply),
     };
-    dhcp.transactions.close(message.transaction);
+    dhcp.transactions.close(reply.message.transaction);
     dhcp.acknowledge(lease, &transaction, lasts, now);
     Ok(())
 }
 
-/// B1: the bytes behind the UDP header, if lengths and checksums are right. A checksum of 0, which says that there is
-/// none, is not: the servers that are known always send one.
-fn verified_payload<'a>(packet: Packet<'a>, payload: &'a [u8]) -> Result<&'a [u8], DropReason> {
-    let &[_, _, _, _, l0, l1, c0, c1] =
-        payload.first_chunk::<UDP_HEADER_LEN>().ok_or(DropReason::ReplyHeader)?;
-    if usize::from(u16::from_be_bytes([l0, l1])) != payload.len() {
-        return Err(DropReason::ReplyHeader);
+/// B5: a NAK ends the lease, if the VM has asked for an address that it could be denied.
+fn judge_refusal(dhcp: &mut Dhcp, reply: &Reply<'_>, transaction: Transaction) -> Result<(), DropReason> {
+    if !transaction.asked.may_bind() {
+        return Err(DropReason::ReplyTransaction);
     }
-    let sum = checksum::udp(packet.source().octets(), packet.destination().octets(), payload);
-    if [c0, c1] == [0, 0] || !sum.is_valid() || !packet.is_checksum_valid() {
-        return Err(DropReason::ReplyChecksum);
-    }
-    payload.get(UDP_HEADER_LEN..).ok_or(DropReason::ReplyHeader)
+    dhcp.refuse();
+    dhcp.transactions.close(reply.message.transaction);
+    Ok(())
 }
 
-/// B2
-fn judge_address(identity: &Identity, address: Ipv4Addr) -> Result<(), DropReason> {
-    if identity.may_be_leased(address) { Ok(()) } else { Err(DropReason::ReplyAddress) }
+/// The resolvers that the reply names and that may be opened (D5).
+fn resolvers(segment: &Segment, reply: &Reply<'_>) -> Resolvers {
+    let (resolvers, _) = reply.options.resolvers.as_chunks::<4>();
+    resolvers
+        .iter()
+        .map(|octets| Ipv4Addr::from(*octets))
+        .filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != reply.gives())
+        .collect()
+}
+
+/// B7: a reply that answers nothing the VM waits for does not reach it. But an ACK is the server's word on who has which
+/// address, so the lease is never more than it says.
+fn learn_unasked(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) {
+    if reply.options.message_type == kind::ACK && !reply.gives().is_unspecified() {
+        dhcp.contradict(reply.gives(), reply.options.lease_time, now);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::port::UnboundCause;
+    use crate::event::UnboundCause;
     use crate::testing::*;
     use crate::{AdoptError, Port, PortEvent, Verdict};
     use core::time::Duration;
@@ -768,7 +858,7 @@ mod tests {
         assert_eq!(port.from_vm(&other.frame(), NOW), Verdict::Forward);
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(9).yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
     }
 
     /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.

@@ -1,6 +1,6 @@
 //! The names that a client gives itself: option 12 (RFC 2132, section 3.14) and the name in option 81 (RFC 4702).
 //!
-//! Servers write them as they come into their lease files, and some into the DNS of everybody (C9).
+//! Servers write them as they come into their lease files, and some into a DNS that others ask.
 
 /// The longest name, in characters without what ends it (RFC 1035, section 2.3.4).
 const LONGEST: usize = 253;
@@ -10,8 +10,8 @@ const FQDN_HEAD: usize = 3;
 /// The flag E of option 81: the name has the wire format of DNS (RFC 4702, section 2.1).
 const CANONICAL: u8 = 0x04;
 
-/// Whether a host name (option 12) is one: labels of letters, digits and hyphens.
-pub(crate) fn is_host_name(name: &[u8]) -> bool {
+/// Whether the value of option 12 is a host name: labels of letters, digits and hyphens.
+pub fn is_host_name(name: &[u8]) -> bool {
     let name = match name {
         [name @ .., b'.' | 0] => name,
         name => name,
@@ -19,8 +19,8 @@ pub(crate) fn is_host_name(name: &[u8]) -> bool {
     name.len() <= LONGEST && name.split(|byte| *byte == b'.').all(is_label)
 }
 
-/// Whether the name in option 81 is one, in either of its formats. It may be empty: the server chooses.
-pub(crate) fn is_fqdn_option(value: &[u8]) -> bool {
+/// Whether the value of option 81 holds a name, in either of its formats. It may be empty: the server chooses.
+pub fn is_fqdn_option(value: &[u8]) -> bool {
     match value.split_at_checked(FQDN_HEAD) {
         Some((_, [])) => true,
         Some(([flags, ..], name)) if flags & CANONICAL != 0 => is_wire_name(name),

@@ -2,25 +2,26 @@
 
 use core::net::Ipv4Addr;
 
-use crate::dhcp::message::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
-use crate::dhcp::name;
-use crate::dhcp::state::{Believed, Dhcp};
-use crate::dhcp::transactions::{Asked, Kind};
-use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
+use crate::binding::dhcpv4::hardware_ids;
+use crate::binding::dhcpv4::state::Dhcp;
+use crate::binding::dhcpv4::terms::Believed;
+use crate::binding::dhcpv4::transactions::{Asked, Kind};
+use crate::event::{PortEvent, UnboundCause};
 use crate::frame::Frame;
 use crate::ipv4::{Part, UDP_HEADER_LEN, Udp};
-use crate::mac::MacAddr;
-use crate::port::{Identity, PortEvent, UnboundCause};
+use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
+use softnet_wire::MacAddr;
+use softnet_wire::dhcpv4::name;
+use softnet_wire::dhcpv4::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
+use softnet_wire::dhcpv4::{CLIENT_PORT, SERVER_PORT};
 
-impl Udp {
-    /// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a
-    /// client's. One from port 68 to elsewhere is like any other; its answer is not (B6).
-    #[inline(always)]
-    pub(crate) fn is_dhcp_from_vm(self) -> bool {
-        self.source_port == SERVER_PORT || matches!(self.destination_port, SERVER_PORT | CLIENT_PORT)
-    }
+/// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a client's.
+/// One from port 68 to elsewhere is like any other; its answer is not (B6).
+#[inline(always)]
+pub(crate) fn is_dhcp_from_vm(udp: Udp) -> bool {
+    udp.source_port == SERVER_PORT || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
 }
 
 /// A datagram of the VM on the DHCP ports.
@@ -33,102 +34,74 @@ pub(crate) struct Datagram<'a> {
     pub(crate) part: Part<'a>,
 }
 
-/// Judges a message, and takes note of it if it passes. The lease in `dhcp` is valid now.
+/// Judges a message by the rules C in their order, and takes note of it if it passes. The lease in `dhcp` is valid now.
 #[cold]
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     frame: Frame<'_>,
     datagram: Datagram<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let payload = judge_addressing(dhcp, identity, frame, datagram)?;
-    let message = judge_header(identity, payload)?;
-    let options = message.options().map_err(|error| match error {
-        OptionsError::Malformed => DropReason::DhcpOptions,
-        OptionsError::ClientId => DropReason::DhcpClientId,
-    })?;
-
-    // C3
-    use kind::{DECLINE, DISCOVER, INFORM, RELEASE, REQUEST};
-    let asks_for = match options.message_type {
-        // With rapid commit the server may answer by an ACK at once (RFC 4039).
-        DISCOVER if options.has_rapid_commit => Some(Kind::RapidDiscover),
-        DISCOVER => Some(Kind::Discover),
-        REQUEST => Some(Kind::Request),
-        INFORM => Some(Kind::Inform),
-        DECLINE | RELEASE => None,
-        _ => return Err(DropReason::DhcpMessageType),
-    };
-
-    judge_client_address(dhcp, identity, datagram.source, &message, options.message_type)?;
-    judge_identity(dhcp, identity, &options)?;
-    judge_giving_up(dhcp, &message, &options, now)?;
-    // C8. A server that sees another one selected may go silent for everybody.
-    if options.server.is_some_and(|server| server != identity.gateway) {
-        return Err(DropReason::DhcpServer);
-    }
-    // C9
-    if !options.host_name.is_none_or(name::is_host_name) || !options.fqdn.is_none_or(name::is_fqdn_option) {
-        return Err(DropReason::DhcpName);
-    }
-    // B7
-    let known_id = options.client_id.and_then(|id| dhcp.client_ids.find(id));
-    let is_new_id = options.client_id.is_some() && known_id.is_none();
-    let asked = asks_for.map(|kind| Asked {
-        kind,
-        requested: options.requested_address,
-        client_address: Some(message.client_address).filter(|address| !address.is_unspecified()),
-        lease_time: options.lease_time,
-        client_id: known_id,
-    });
-    if let Some(asked) = asked
-        && !dhcp.transactions.admits(message.transaction, asked, is_new_id, now)
-    {
-        return Err(DropReason::DhcpTransaction);
-    }
-    if is_new_id && !dhcp.new_client_ids.has_room(now) {
-        return Err(DropReason::DhcpClientIdLimit);
-    }
+    let source = datagram.source;
+    judge_ports(datagram.udp)?;
+    let payload = judge_wholeness(datagram.part)?;
+    judge_destination(dhcp, segment, frame, datagram)?;
+    let message = judge_header(payload.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)?)?;
+    judge_hardware_address(segment, &message)?;
+    let options = judge_options(&message)?;
+    let kind = judge_message_type(&options)?;
+    judge_client_address(dhcp, segment, source, &message, options.message_type)?;
+    judge_relaying(&options)?;
+    judge_overload(&options)?;
+    judge_client_id(dhcp, segment, &options)?;
+    judge_release(dhcp, &message, &options)?;
+    judge_decline(dhcp, &options, now)?;
+    judge_server(segment, &options)?;
+    judge_names(&options)?;
+    let asked = kind.map(|kind| asked(dhcp, kind, &message, &options));
+    judge_transaction(dhcp, &message, &options, asked, now)?;
+    judge_new_client_id(dhcp, &options, now)?;
     judge_rate(dhcp, options.message_type, now)?;
-
-    // The message passes. What does it change?
-    let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
-    match (asked, options.message_type) {
-        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
-        (None, RELEASE) => dhcp.give_up(UnboundCause::Released),
-        (None, _) => dhcp.give_up(UnboundCause::Declined),
-    }
+    note(dhcp, &message, &options, asked, now);
     Ok(())
 }
 
-/// C1: who sends it, and where it goes. Gives the message.
-fn judge_addressing<'a>(
-    dhcp: &Dhcp,
-    identity: &Identity,
-    frame: Frame<'_>,
-    datagram: Datagram<'a>,
-) -> Result<&'a [u8], DropReason> {
-    let Datagram { source, destination, udp, part } = datagram;
-    if udp.source_port != CLIENT_PORT || udp.destination_port != SERVER_PORT {
-        return Err(DropReason::DhcpPorts);
+/// C1: from a client's port to a server's.
+fn judge_ports(udp: Udp) -> Result<(), DropReason> {
+    if (udp.source_port, udp.destination_port) == (CLIENT_PORT, SERVER_PORT) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpPorts)
     }
-    let Part::Whole(datagram) = part else {
-        return Err(DropReason::DhcpFragment);
-    };
+}
+
+/// C1: no fragment. Gives the datagram.
+fn judge_wholeness(part: Part<'_>) -> Result<&[u8], DropReason> {
+    match part {
+        Part::Whole(datagram) => Ok(datagram),
+        Part::First(_) | Part::Later => Err(DropReason::DhcpFragment),
+    }
+}
+
+/// C1: broadcast, or from a VM with an address to the server.
+fn judge_destination(
+    dhcp: &Dhcp,
+    segment: &Segment,
+    frame: Frame<'_>,
+    datagram: Datagram<'_>,
+) -> Result<(), DropReason> {
+    let Datagram { source, destination, .. } = datagram;
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
     // C10: a VM that believes in its last lease renews it from there.
-    let has_address = dhcp.lease().is_some() || may_believe(dhcp, identity, source);
-    let is_to_server =
-        destination == identity.gateway && frame.destination() == identity.gateway_mac && has_address;
-    if !is_broadcast && !is_to_server {
-        return Err(DropReason::DhcpDestination);
-    }
-    datagram.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)
+    let has_address = dhcp.lease().is_some() || may_believe(dhcp, segment, source);
+    let server = segment.dhcp_server;
+    let is_to_server = destination == server.address && frame.destination() == server.mac && has_address;
+    if is_broadcast || is_to_server { Ok(()) } else { Err(DropReason::DhcpDestination) }
 }
 
 /// C2: the fixed part of the message.
-fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a>, DropReason> {
+fn judge_header(payload: &[u8]) -> Result<Message<'_>, DropReason> {
     let message = Message::parse(payload).ok_or(DropReason::DhcpHeader)?;
     if message.operation != BOOT_REQUEST
         || message.hardware_type != ETHERNET
@@ -139,16 +112,43 @@ fn judge_header<'a>(identity: &Identity, payload: &'a [u8]) -> Result<Message<'a
     {
         return Err(DropReason::DhcpHeader);
     }
-    if MacAddr(message.hardware_address) != identity.vm_mac || !message.is_hardware_padding_zero {
-        return Err(DropReason::DhcpHardwareAddress);
-    }
     Ok(message)
+}
+
+/// C2: the message is about the VM.
+fn judge_hardware_address(segment: &Segment, message: &Message<'_>) -> Result<(), DropReason> {
+    if MacAddr(message.hardware_address) == segment.vm_mac && message.is_hardware_padding_zero {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpHardwareAddress)
+    }
+}
+
+/// C2, C5: well-formed options, and a client identifier in one piece.
+fn judge_options<'a>(message: &Message<'a>) -> Result<Options<'a>, DropReason> {
+    message.options().map_err(|error| match error {
+        OptionsError::Malformed => DropReason::DhcpOptions,
+        OptionsError::ClientId => DropReason::DhcpClientId,
+    })
+}
+
+/// C3: a type that clients send. Gives what the message asks for; DECLINE and RELEASE ask for nothing.
+fn judge_message_type(options: &Options<'_>) -> Result<Option<Kind>, DropReason> {
+    match options.message_type {
+        // With rapid commit the server may answer by an ACK at once (RFC 4039).
+        kind::DISCOVER if options.has_rapid_commit => Ok(Some(Kind::RapidDiscover)),
+        kind::DISCOVER => Ok(Some(Kind::Discover)),
+        kind::REQUEST => Ok(Some(Kind::Request)),
+        kind::INFORM => Ok(Some(Kind::Inform)),
+        kind::DECLINE | kind::RELEASE => Ok(None),
+        _ => Err(DropReason::DhcpMessageType),
+    }
 }
 
 /// C4, C10: the addresses that the message says are the VM's.
 fn judge_client_address(
     dhcp: &Dhcp,
-    identity: &Identity,
+    segment: &Segment,
     source: Ipv4Addr,
     message: &Message<'_>,
     message_type: u8,
@@ -156,7 +156,7 @@ fn judge_client_address(
     let own = dhcp.lease().map(|lease| lease.address);
     let client_address = message.client_address;
     // C10: nothing but a REQUEST, and one that says the same of its sender twice.
-    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, identity, address);
+    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, segment, address);
     let renews_the_last =
         is_believed(client_address) && (source.is_unspecified() || source == client_address);
     let names_source_only =
@@ -179,57 +179,118 @@ fn judge_client_address(
 }
 
 /// C10: whether a VM without a lease may believe that it has this one.
-fn may_believe(dhcp: &Dhcp, identity: &Identity, address: Ipv4Addr) -> bool {
+fn may_believe(dhcp: &Dhcp, segment: &Segment, address: Ipv4Addr) -> bool {
     dhcp.lease().is_none()
         && match dhcp.believed() {
             Believed::Expired(last) => address == last,
-            Believed::Anything => identity.may_be_leased(address),
+            Believed::Anything => segment.may_be_leased(address),
             Believed::Nothing => false,
         }
 }
 
-/// C5: judges what a message says about who sends it.
-fn judge_identity(dhcp: &mut Dhcp, identity: &Identity, options: &Options<'_>) -> Result<(), DropReason> {
-    if options.has_relay_agent {
-        return Err(DropReason::DhcpRelayOption);
-    }
-    if options.has_overload {
-        return Err(DropReason::DhcpOverload);
-    }
-    // Where the server files leases by MAC address, an identifier takes nothing from anybody, and cloned images have
-    // that of their template.
-    let Some(id) = options.client_id.filter(|id| !is_own_or_opaque(id, identity.vm_mac)) else {
-        return Ok(());
-    };
-    if identity.server_files_by_mac {
+/// C5: no relay's information.
+fn judge_relaying(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.has_relay_agent { Err(DropReason::DhcpRelayOption) } else { Ok(()) }
+}
+
+/// C5: no options in other fields.
+fn judge_overload(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.has_overload { Err(DropReason::DhcpOverload) } else { Ok(()) }
+}
+
+/// C5: a client identifier names no other hardware address than the VM's.
+///
+/// Where the server files leases by MAC address, an identifier takes nothing from other VMs, and cloned images have that
+/// of their template.
+fn judge_client_id(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
+    let is_foreign = |id: &&[u8]| !hardware_ids::is_own_or_opaque(id, segment.vm_mac);
+    let Some(id) = options.client_id.filter(is_foreign) else { return Ok(()) };
+    if segment.server_files_by_mac {
         return Ok(());
     }
     if !core::mem::replace(&mut dhcp.has_foreign_client_id, true) {
-        dhcp.push_event(PortEvent::ForeignClientId { named: named_mac(id) });
+        dhcp.events.push(PortEvent::ForeignClientId { named: hardware_ids::named_mac(id) });
     }
     Err(DropReason::DhcpClientIdForeign)
 }
 
-/// C6: the VM gives up what it has or was offered, and nothing else.
-fn judge_giving_up(
+/// C6: the VM gives up the address that it has, and no other. With no lease, `ciaddr` is 0 here (C4).
+fn judge_release(dhcp: &Dhcp, message: &Message<'_>, options: &Options<'_>) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    if options.message_type == kind::RELEASE && own != Some(message.client_address) {
+        return Err(DropReason::DhcpRelease);
+    }
+    Ok(())
+}
+
+/// C6: the VM declines the address that it has or was offered, and no other.
+fn judge_decline(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    let declined = options.requested_address;
+    if options.message_type == kind::DECLINE
+        && (declined.is_none() || (declined != own && declined != dhcp.offered(now)))
+    {
+        return Err(DropReason::DhcpDecline);
+    }
+    Ok(())
+}
+
+/// C8: no other server is named. One that sees another server selected may stop answering everyone.
+fn judge_server(segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
+    if options.server.is_none_or(|server| server == segment.dhcp_server.address) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpServer)
+    }
+}
+
+/// C9: the names are host names.
+fn judge_names(options: &Options<'_>) -> Result<(), DropReason> {
+    if options.host_name.is_none_or(name::is_host_name) && options.fqdn.is_none_or(name::is_fqdn_option) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpName)
+    }
+}
+
+/// What the message asks for.
+fn asked(dhcp: &Dhcp, kind: Kind, message: &Message<'_>, options: &Options<'_>) -> Asked {
+    Asked {
+        kind,
+        requested: options.requested_address,
+        client_address: Some(message.client_address).filter(|address| !address.is_unspecified()),
+        lease_time: options.lease_time,
+        client_id: options.client_id.and_then(|id| dhcp.client_ids.find(id)),
+    }
+}
+
+/// Whether the message has a client identifier that is not remembered.
+fn has_new_client_id(dhcp: &Dhcp, options: &Options<'_>) -> bool {
+    options.client_id.is_some_and(|id| dhcp.client_ids.find(id).is_none())
+}
+
+/// B7: the replies to the message can be told from those to earlier ones.
+fn judge_transaction(
     dhcp: &Dhcp,
     message: &Message<'_>,
     options: &Options<'_>,
+    asked: Option<Asked>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    let own = dhcp.lease().map(|lease| lease.address);
-    match options.message_type {
-        // With no lease, `ciaddr` is 0 here.
-        kind::RELEASE if own != Some(message.client_address) => Err(DropReason::DhcpRelease),
-        kind::DECLINE => {
-            let declined = options.requested_address;
-            if declined.is_none() || (declined != own && declined != dhcp.offered(now)) {
-                return Err(DropReason::DhcpDecline);
-            }
-            Ok(())
-        }
-        _ => Ok(()),
+    let is_new_id = has_new_client_id(dhcp, options);
+    if asked.is_none_or(|asked| dhcp.transactions.admits(message.transaction, asked, is_new_id, now)) {
+        Ok(())
+    } else {
+        Err(DropReason::DhcpTransaction)
     }
+}
+
+/// C5: how often the VM comes with another client identifier.
+fn judge_new_client_id(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(), DropReason> {
+    if has_new_client_id(dhcp, options) && !dhcp.new_client_ids.has_room(now) {
+        return Err(DropReason::DhcpClientIdLimit);
+    }
+    Ok(())
 }
 
 /// C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
@@ -245,51 +306,13 @@ fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), D
     Ok(())
 }
 
-/// The last hardware type that IANA has assigned below the letters and digits of ASCII. RFC 2132 makes any type from
-/// 1 to 254 a hardware type, but clients that a person configured send a bare text, which begins above these.
-const LAST_HARDWARE_TYPE: u8 = 38;
-
-/// Whether a client identifier names the MAC address `own`, or none at all (C5).
-///
-/// A server files a lease under the identifier, so whoever names another VM's MAC address in it wins that VM's
-/// address.
-fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
-    let own = own.octets();
-    match id {
-        // A hardware type and address (RFC 2132, section 9.14).
-        [1..=LAST_HARDWARE_TYPE, address @ ..] => address == own,
-        [255, rest @ ..] => match (duid_address(rest), rest) {
-            // Some clients send the DUID alone,
-            (Some(address), _) => address == own,
-            // but it belongs behind an identity association (RFC 4361, section 6.1).
-            (None, [_, _, _, _, duid @ ..]) => match (duid_address(duid), duid) {
-                (Some(address), _) => address == own,
-                // Based on a link-layer address, but not on one of Ethernet.
-                (None, [0, 1 | 3, ..]) => false,
-                (None, _) => true,
-            },
-            (None, _) => true,
-        },
-        // A bare DUID begins with a zero, and so does a name.
-        _ => duid_address(id).is_none_or(|address| address == own),
-    }
-}
-
-/// The Ethernet address that an identifier names, if it names one.
-fn named_mac(id: &[u8]) -> Option<MacAddr> {
-    let address = match id {
-        [1, address @ ..] => address.try_into().ok(),
-        [255, rest @ ..] => duid_address(rest).or_else(|| duid_address(rest.get(4..)?)),
-        _ => duid_address(id),
-    };
-    address.map(MacAddr)
-}
-
-/// The Ethernet address on which a DUID is based: with (1) or without (3) a time (RFC 8415, sections 11.2 and 11.4).
-fn duid_address(duid: &[u8]) -> Option<[u8; 6]> {
-    match duid {
-        [0, 1, 0, 1, _, _, _, _, address @ ..] | [0, 3, 0, 1, address @ ..] => address.try_into().ok(),
-        _ => None,
+/// The message passes: what does it change?
+fn note(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, asked: Option<Asked>, now: Timestamp) {
+    let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
+    match (asked, options.message_type) {
+        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
+        (None, kind::RELEASE) => dhcp.give_up(UnboundCause::Released),
+        (None, _) => dhcp.give_up(UnboundCause::Declined),
     }
 }
 
@@ -652,18 +675,18 @@ mod tests {
         let mut port = fresh();
         let _ = judge(&mut port, &DhcpFrame::request().option(61, b"\0first"));
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let other = DhcpFrame::request().xid(7).address_option(50, OTHER_IP).option(61, b"\0second");
         assert_eq!(judge(&mut port, &other), Verdict::Forward);
-        assert_eq!(port.poll_release(), None, "the server may say no");
+        assert_eq!(port.poll_transmit(), None, "the server may say no");
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(7).yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
-        let frame = port.poll_release().unwrap();
+        let (_, frame) = port.poll_transmit().unwrap();
         let expected = DhcpFrame::release().xid(8).option(61, b"\0first");
         let expected = DhcpFrame { tail: vec![255], ..expected };
         let message = expected.message();
         assert_eq!(frame[42..][..message.len()], message);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
 
         // None that is the same, has ended by itself, or was given up.
@@ -676,24 +699,25 @@ mod tests {
         };
         let mut port = bound();
         takes(&mut port, 7, OWN_IP, NOW);
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let request = DhcpFrame::request().xid(8).address_option(50, NEIGHBOUR_IP);
         assert_eq!(judge(&mut port, &request), Verdict::Forward);
         takes(&mut port, 9, OWN_IP, NOW);
-        assert_eq!(port.poll_release(), None, "the server has kept it for the VM");
+        assert_eq!(port.poll_transmit(), None, "the server has kept it for the VM");
         takes(&mut port, 10, OTHER_IP, at(601));
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         let release = DhcpFrame { from: OTHER_IP, ..DhcpFrame::release().ciaddr(OTHER_IP) };
         assert_eq!(port.from_vm(&release.frame(), at(602)), Verdict::Forward);
         takes(&mut port, 11, OWN_IP, at(603));
-        assert_eq!(port.poll_release(), None);
+        assert_eq!(port.poll_transmit(), None);
         // At the end, what the server may still have for the VM goes back.
         let request = DhcpFrame::request().xid(12).address_option(50, OTHER_IP);
         assert_eq!(port.from_vm(&request.frame(), at(604)), Verdict::Forward);
         assert_eq!(port.lease(), None);
-        let frame = port.release(at(604)).unwrap();
+        assert!(port.release(at(604)));
+        let (_, frame) = port.poll_transmit().unwrap();
         assert_eq!(frame[26..30], OWN_IP.octets());
-        assert_eq!(port.release(at(604)), None);
+        assert!(!port.release(at(604)));
     }
 
     /// C5: an identifier that does not pass for another reason is not counted.

@@ -1,0 +1,85 @@
+//! What a port is made from, and why it cannot be.
+
+use core::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::policy::Policy;
+use softnet_wire::MacAddr;
+
+/// What `--vm-net-type` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum NetType {
+    /// The VM reaches the world through the host.
+    #[default]
+    Nat,
+    /// The VM reaches no global destination, whatever the policy says; only the gateway, and what else the policy
+    /// allows (rule D9).
+    Host,
+}
+
+/// The host on the VM's network. It is the VM's router and its DHCP server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its IPv4 address, from which the DHCP server answers.
+    pub address: Ipv4Addr,
+    /// The network that it shares with the VM; bits behind the prefix do not matter.
+    pub subnet: Ipv4Net,
+}
+
+/// Everything that a port needs to know before the first frame.
+#[derive(Debug, Clone)]
+pub struct PortConfig {
+    /// The VM's MAC address (rule L1).
+    pub vm_mac: MacAddr,
+    /// The host on the VM's network.
+    pub gateway: Gateway,
+    /// Whether there is a world beyond the gateway.
+    pub net_type: NetType,
+    /// What `--allow` and `--block` say.
+    pub policy: Policy,
+    /// The largest IP packet, in bytes, that the VM's link carries (rule L3).
+    pub mtu: u16,
+    /// Whether the DHCP server files leases by MAC address alone and looks at no client identifier. One that names
+    /// somebody else's hardware address then takes nothing from anybody (rule C5).
+    pub server_files_by_mac: bool,
+    /// The host's addresses besides the gateway's (rule H1); more can be given later by
+    /// [`Port::set_host_addresses`].
+    pub host_addresses: Vec<Ipv4Addr>,
+}
+
+/// Why a [`PortConfig`] makes no port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The VM's MAC address is a group or zero (rule L1).
+    #[error(
+        "the VM's MAC address {0} belongs to no single station: use a unicast address such as 02:00:00:00:00:01"
+    )]
+    VmMac(MacAddr),
+    /// The gateway's MAC address is a group or zero.
+    #[error("the gateway's MAC address {0} belongs to no single station")]
+    GatewayMac(MacAddr),
+    /// The VM and the gateway have the same MAC address.
+    #[error("the VM and the gateway have the same MAC address {0}")]
+    SameMac(MacAddr),
+    /// The network has no room for a VM beside the gateway.
+    #[error("the network {0} has no room for a gateway and a VM: use a prefix of at most 30 bits")]
+    SubnetTooSmall(Ipv4Net),
+    /// The gateway is no host of its own network.
+    #[error("the gateway {address} is no host address of its network {subnet}")]
+    GatewayAddress {
+        /// The gateway.
+        address: Ipv4Addr,
+        /// Its network.
+        subnet: Ipv4Net,
+    },
+    /// The MTU is below the 576 bytes that every IPv4 host must be able to take (RFC 791).
+    #[error("the MTU {0} is too small: IPv4 needs at least 576 bytes")]
+    Mtu(u16),
+    /// The rules do not fit into the table; some 30,000 always do.
+    #[error("there are too many rules for destinations: join neighbouring networks into larger ones")]
+    TooManyRules,
+}

@@ -1,0 +1,257 @@
+//! The frames that Softnet sends itself, written header by header into a buffer of a fixed size.
+
+use core::fmt;
+use core::net::Ipv4Addr;
+
+use crate::checksum::{self, Sum};
+use crate::dhcpv4::{BOOT_REQUEST, CLIENT_PORT, COOKIE, ETHERNET, FIXED_LEN, SERVER_PORT, code, kind};
+use crate::ethernet::{self, MacAddr};
+use crate::ipv4;
+use crate::transport::{UDP, UDP_HEADER_LEN};
+
+/// BOOTP's messages have 300 bytes at least, and some servers insist on it.
+pub const MIN_MESSAGE_LEN: usize = 300;
+
+/// Bytes of the longest frame with a DHCPRELEASE: headers, fixed part, type, server, identifier and end.
+pub const MAX_RELEASE_LEN: usize =
+    ethernet::HEADER_LEN + ipv4::HEADER_LEN + UDP_HEADER_LEN + FIXED_LEN + 3 + 6 + 257 + 1;
+
+/// A frame, or a part of one, of at most `N` bytes.
+///
+/// Each method appends something. It gives `None` if the buffer is too small, and what it holds then is no frame.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Builder<const N: usize> {
+    bytes: [u8; N],
+    len: usize,
+}
+
+impl<const N: usize> Builder<N> {
+    /// With nothing in it.
+    pub const fn new() -> Self {
+        Self { bytes: [0; N], len: 0 }
+    }
+
+    /// What has been written.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+
+    /// Appends bytes as they are.
+    pub fn bytes(&mut self, bytes: &[u8]) -> Option<&mut Self> {
+        let end = self.len.checked_add(bytes.len())?;
+        self.bytes.get_mut(self.len..end)?.copy_from_slice(bytes);
+        self.len = end;
+        Some(self)
+    }
+
+    /// Appends a number in network byte order.
+    pub fn u16(&mut self, number: u16) -> Option<&mut Self> {
+        self.bytes(&number.to_be_bytes())
+    }
+
+    /// Appends zeros until `len` bytes have been written since `start`.
+    fn pad(&mut self, start: usize, len: usize) -> Option<&mut Self> {
+        // Nothing has been written behind `self.len`, so it is all zero there.
+        let end = self.len.max(start.checked_add(len)?);
+        self.bytes.get(..end)?;
+        self.len = end;
+        Some(self)
+    }
+
+    /// Appends an Ethernet header.
+    pub fn ethernet(&mut self, destination: MacAddr, source: MacAddr, ether_type: u16) -> Option<&mut Self> {
+        self.bytes(&destination.octets())?.bytes(&source.octets())?.u16(ether_type)
+    }
+
+    /// Appends an IPv4 packet that routers may not fragment, with the payload that `payload` appends.
+    pub fn ipv4(
+        &mut self,
+        source: Ipv4Addr,
+        destination: Ipv4Addr,
+        protocol: u8,
+        payload: impl FnOnce(&mut Self) -> Option<()>,
+    ) -> Option<&mut Self> {
+        let start = self.len;
+        // Version and header length, service; total length; identification; time to live; checksum.
+        self.bytes(&[0x45, 0, 0, 0, 0, 0])?.u16(ipv4::DONT_FRAGMENT)?.bytes(&[64, protocol, 0, 0])?;
+        self.bytes(&source.octets())?.bytes(&destination.octets())?;
+        let end = self.len;
+        payload(self)?;
+        self.set_u16(start, 2, self.len_since(start)?)?;
+        let checksum = Sum::of(self.bytes.get(start..end)?).finish();
+        self.set_u16(start, 10, checksum)
+    }
+
+    /// Appends a UDP datagram, with the data that `data` appends and the checksum of a packet between these addresses.
+    pub fn udp(
+        &mut self,
+        (source, source_port): (Ipv4Addr, u16),
+        (destination, destination_port): (Ipv4Addr, u16),
+        data: impl FnOnce(&mut Self) -> Option<()>,
+    ) -> Option<&mut Self> {
+        let start = self.len;
+        self.u16(source_port)?.u16(destination_port)?.bytes(&[0, 0, 0, 0])?;
+        data(self)?;
+        self.set_u16(start, 4, self.len_since(start)?)?;
+        let datagram = self.bytes.get(start..self.len)?;
+        let checksum = checksum::udp(source.octets(), destination.octets(), datagram).finish_udp();
+        self.set_u16(start, 6, checksum)
+    }
+
+    fn len_since(&self, start: usize) -> Option<u16> {
+        u16::try_from(self.len.checked_sub(start)?).ok()
+    }
+
+    /// Writes a number over what is at `start + offset`.
+    fn set_u16(&mut self, start: usize, offset: usize, number: u16) -> Option<&mut Self> {
+        let at = start.checked_add(offset)?;
+        *self.bytes.get_mut(at..)?.first_chunk_mut()? = number.to_be_bytes();
+        Some(self)
+    }
+}
+
+impl<const N: usize> Default for Builder<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<const N: usize> fmt::Debug for Builder<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// A DHCPRELEASE, by which a client gives its address back (RFC 2131, section 4.4.6). Nothing answers it, so
+/// `transaction` is any number.
+#[derive(Debug, Clone, Copy)]
+pub struct Release<'a> {
+    /// The MAC address of the client.
+    pub client: MacAddr,
+    /// The address that it gives back.
+    pub address: Ipv4Addr,
+    /// The server that the address came from.
+    pub server: Ipv4Addr,
+    /// The identifier under which the server files the lease, if it has one: its type and its value.
+    pub client_id: Option<&'a [u8]>,
+    /// What tells one message from another.
+    pub transaction: u32,
+}
+
+impl Release<'_> {
+    /// The message without headers: the content of a UDP datagram for the server's port 67. It has no client identifier.
+    pub fn message(&self) -> [u8; MIN_MESSAGE_LEN] {
+        let mut message = Builder::<MIN_MESSAGE_LEN>::new();
+        // Without the client identifier the message is shorter than its buffer.
+        let _ = Self { client_id: None, ..*self }.write(&mut message);
+        message.bytes
+    }
+
+    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, as none is for
+    /// [`MAX_RELEASE_LEN`] bytes, or no option can hold the identifier.
+    pub fn frame<const N: usize>(&self, server_mac: MacAddr) -> Option<Builder<N>> {
+        let mut frame = Builder::new();
+        frame.ethernet(server_mac, self.client, ethernet::IPV4)?.ipv4(
+            self.address,
+            self.server,
+            UDP,
+            |packet| {
+                let (from, to) = ((self.address, CLIENT_PORT), (self.server, SERVER_PORT));
+                packet.udp(from, to, |datagram| self.write(datagram)).map(|_| ())
+            },
+        )?;
+        Some(frame)
+    }
+
+    fn write<const N: usize>(&self, message: &mut Builder<N>) -> Option<()> {
+        let start = message.len;
+        // `op`, `htype`, `hlen`, `xid`, `ciaddr`, `chaddr`; a client leaves the rest 0.
+        message.bytes(&[BOOT_REQUEST, ETHERNET, 6, 0])?.bytes(&self.transaction.to_be_bytes())?;
+        message.pad(start, 12)?.bytes(&self.address.octets())?;
+        message.pad(start, 28)?.bytes(&self.client.octets())?;
+        message.pad(start, 236)?.bytes(&COOKIE)?;
+        message.bytes(&[code::MESSAGE_TYPE, 1, kind::RELEASE])?;
+        message.bytes(&[code::SERVER, 4])?.bytes(&self.server.octets())?;
+        if let Some(id) = self.client_id {
+            message.bytes(&[code::CLIENT_ID, u8::try_from(id.len()).ok()?])?.bytes(id)?;
+        }
+        message.bytes(&[code::END])?.pad(start, MIN_MESSAGE_LEN).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RELEASE: Release<'_> = Release {
+        client: MacAddr([2, 0, 0, 0, 0, 1]),
+        address: Ipv4Addr::new(192, 168, 64, 2),
+        server: Ipv4Addr::new(192, 168, 64, 1),
+        client_id: None,
+        transaction: 0x1234_5678,
+    };
+
+    #[test]
+    fn a_release_has_the_bytes_of_the_rfcs() {
+        #[rustfmt::skip]
+        let headers = [
+            2, 0, 0, 0, 0, 0xfe, 2, 0, 0, 0, 0, 1, 0x08, 0x00,
+            0x45, 0, 0x01, 0x48, 0, 0, 0x40, 0, 64, 17, 0x38, 0x51, 192, 168, 64, 2, 192, 168, 64, 1,
+            0, 68, 0, 67, 0x01, 0x34,
+        ];
+        #[rustfmt::skip]
+        let fixed = [
+            1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0, 192, 168, 64, 2,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1,
+        ];
+        let options = [99, 130, 83, 99, 53, 1, 7, 54, 4, 192, 168, 64, 1, 255];
+        let built = RELEASE.frame::<MAX_RELEASE_LEN>(MacAddr([2, 0, 0, 0, 0, 0xfe])).unwrap();
+        let frame = built.as_bytes();
+        assert_eq!(frame.len(), 14 + 20 + 8 + 300);
+        assert_eq!(frame[..40], headers);
+        assert!(Sum::of(&frame[14..34]).is_valid());
+        assert!(checksum::udp([192, 168, 64, 2], [192, 168, 64, 1], &frame[34..]).is_valid());
+        let message = RELEASE.message();
+        assert_eq!(frame[42..], message);
+        assert_eq!(message[..34], fixed);
+        assert!(message[34..236].iter().all(|byte| *byte == 0));
+        assert_eq!(message[236..250], options);
+        assert!(message[250..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_release_carries_any_client_identifier() {
+        for len in [2, 46, 47, 48, 255] {
+            let id = vec![b'x'; len];
+            let built = Release { client_id: Some(&id), ..RELEASE }
+                .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
+                .unwrap();
+            let options = &built.as_bytes()[14 + 20 + 8 + 240..];
+            let expected = [&[53, 1, 7, 54, 4, 192, 168, 64, 1, 61, len as u8][..], &id, &[255]].concat();
+            assert_eq!(options[..expected.len()], expected);
+            assert_eq!(options.len(), expected.len().max(60));
+        }
+        assert!(
+            Release { client_id: Some(&[0; 256]), ..RELEASE }
+                .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_full_buffer_takes_nothing_more() {
+        let mut full = Builder::<2>::new();
+        assert!(full.bytes(&[1, 2]).is_some());
+        assert!(full.bytes(&[3]).is_none());
+        assert!(full.pad(0, 3).is_none());
+        assert_eq!(full.as_bytes(), [1, 2]);
+        assert_eq!(format!("{full:?}"), "Builder { len: 2, .. }");
+        assert!(
+            Builder::<41>::default()
+                .udp((Ipv4Addr::LOCALHOST, 1), (Ipv4Addr::LOCALHOST, 2), |data| {
+                    data.bytes(&[0; 34]).map(|_| ())
+                })
+                .is_none()
+        );
+    }
+}
