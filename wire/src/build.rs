@@ -147,8 +147,9 @@ impl Release<'_> {
         message.bytes
     }
 
-    /// The message in a frame from the client to the station `server_mac`. `None` if no option can hold the identifier.
-    pub fn frame(&self, server_mac: MacAddr) -> Option<Builder<MAX_RELEASE_LEN>> {
+    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, as none is for
+    /// [`MAX_RELEASE_LEN`] bytes, or no option can hold the identifier.
+    pub fn frame<const N: usize>(&self, server_mac: MacAddr) -> Option<Builder<N>> {
         let mut frame = Builder::new();
         frame.ethernet(server_mac, self.client, ethernet::IPV4)?.ipv4(
             self.address,
@@ -204,7 +205,7 @@ mod tests {
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 1,
         ];
         let options = [99, 130, 83, 99, 53, 1, 7, 54, 4, 192, 168, 64, 1, 255];
-        let built = RELEASE.frame(MacAddr([2, 0, 0, 0, 0, 0xfe])).unwrap();
+        let built = RELEASE.frame::<MAX_RELEASE_LEN>(MacAddr([2, 0, 0, 0, 0, 0xfe])).unwrap();
         let frame = built.as_bytes();
         assert_eq!(frame.len(), 14 + 20 + 8 + 300);
         assert_eq!(frame[..40], headers);
@@ -222,13 +223,19 @@ mod tests {
     fn a_release_carries_any_client_identifier() {
         for len in [2, 46, 47, 48, 255] {
             let id = vec![b'x'; len];
-            let built = Release { client_id: Some(&id), ..RELEASE }.frame(MacAddr::BROADCAST).unwrap();
+            let built = Release { client_id: Some(&id), ..RELEASE }
+                .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
+                .unwrap();
             let options = &built.as_bytes()[14 + 20 + 8 + 240..];
             let expected = [&[53, 1, 7, 54, 4, 192, 168, 64, 1, 61, len as u8][..], &id, &[255]].concat();
             assert_eq!(options[..expected.len()], expected);
             assert_eq!(options.len(), expected.len().max(60));
         }
-        assert!(Release { client_id: Some(&[0; 256]), ..RELEASE }.frame(MacAddr::BROADCAST).is_none());
+        assert!(
+            Release { client_id: Some(&[0; 256]), ..RELEASE }
+                .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
+                .is_none()
+        );
     }
 
     #[test]
