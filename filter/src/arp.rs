@@ -3,12 +3,12 @@
 use core::net::Ipv4Addr;
 
 use crate::binding::dhcpv4::{Believed, Dhcp};
+use crate::destination::Destinations;
 use crate::frame::Frame;
 use crate::l2;
 use crate::lease::Lease;
 use crate::mac::MacAddr;
 use crate::segment::{Segment, Station};
-use crate::table::{Class, Table};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
@@ -70,7 +70,7 @@ pub(crate) fn judge_from_vm(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    table: &Table,
+    destinations: &Destinations,
     dhcp: &Dhcp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
@@ -80,7 +80,7 @@ pub(crate) fn judge_from_vm(
     // A3, A5: what a VM asks all the time.
     match dhcp.lease() {
         Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
-        _ => judge_addresses(arp, frame, segment, table, dhcp, now),
+        _ => judge_addresses(arp, frame, segment, destinations, dhcp, now),
     }
 }
 
@@ -101,7 +101,7 @@ fn judge_addresses(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    table: &Table,
+    destinations: &Destinations,
     dhcp: &Dhcp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
@@ -117,7 +117,7 @@ fn judge_addresses(
         return judge_probe(arp, lease);
     }
     judge_sender(arp, lease)?;
-    judge_target(arp, segment, table, lease)
+    judge_target(arp, segment, destinations, lease)
 }
 
 /// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just expired.
@@ -149,13 +149,18 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
 
 /// A5: a request is for a host that the VM needs or may reach. A reply only tells the truth about the VM's own address,
 /// whoever asked.
-fn judge_target(arp: Arp<'_>, segment: &Segment, table: &Table, lease: &Lease) -> Result<(), DropReason> {
+fn judge_target(
+    arp: Arp<'_>,
+    segment: &Segment,
+    destinations: &Destinations,
+    lease: &Lease,
+) -> Result<(), DropReason> {
     let target = arp.target();
     if arp.operation() == REPLY
         || segment.is_served_from(target)
         || target == lease.address
         || lease.resolvers.contains(target)
-        || (segment.is_on_link(target) && table.classify(target) == Class::Allowed)
+        || (segment.is_on_link(target) && destinations.is_allowed(target))
     {
         Ok(())
     } else {

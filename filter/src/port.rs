@@ -4,38 +4,22 @@ use core::net::Ipv4Addr;
 
 use crate::arp;
 use crate::binding::dhcpv4::{self, Datagram, Dhcp};
-use crate::config::{ConfigError, Gateway, NetType, PortConfig};
+use crate::config::{ConfigError, PortConfig};
 use crate::counters::{Counters, Direction};
-use crate::destination::{self, Destination};
+use crate::destination::{Destination, Destinations};
 use crate::dhcp::CLIENT_PORT;
 use crate::event::PortEvent;
 use crate::frame::{EtherType, Frame};
-use crate::host::{ExposedPort, Host, Readiness};
+use crate::host::{ExposedPort, Readiness};
 use crate::icmp;
 use crate::inbound;
 use crate::ipv4::{Packet, Part, Transport};
 use crate::l2;
 use crate::lease::{AdoptError, Lease};
-use crate::policy::Policy;
 use crate::segment::Segment;
-use crate::table::Table;
 use crate::time::Timestamp;
 use crate::transmit::{Outbox, OwnFrame};
 use crate::verdict::{DropReason, Verdict};
-
-/// What the destinations are compiled from, besides the host's addresses.
-#[derive(Debug)]
-struct Rules {
-    policy: Policy,
-    gateway: Gateway,
-    net_type: NetType,
-}
-
-impl Rules {
-    fn compile(&self, host: &Host) -> Result<Table, ConfigError> {
-        Table::new(&self.policy, self.gateway, self.net_type, host.addresses())
-    }
-}
 
 /// The port of one VM.
 ///
@@ -43,12 +27,9 @@ impl Rules {
 #[derive(Debug)]
 pub struct Port {
     segment: Segment,
-    table: Table,
+    destinations: Destinations,
     dhcp: Dhcp,
-    host: Host,
     readiness: Readiness,
-    /// What the table was compiled from, for when the host's addresses change.
-    rules: Rules,
     outbox: Outbox,
     counters: Counters,
 }
@@ -60,19 +41,11 @@ impl Port {
     ///
     /// If the configuration contradicts itself.
     pub fn new(config: PortConfig) -> Result<Self, ConfigError> {
-        let segment = Segment::new(&config)?;
-        let mut host = Host::default();
-        host.set_addresses(&config.host_addresses, segment.router.address);
-        let PortConfig { policy, gateway, net_type, .. } = config;
-        let rules = Rules { policy, gateway, net_type };
-        let table = rules.compile(&host)?;
         Ok(Self {
-            segment,
-            table,
+            segment: Segment::new(&config)?,
+            destinations: Destinations::new(config)?,
             dhcp: Dhcp::default(),
-            host,
             readiness: Readiness::default(),
-            rules,
             outbox: Outbox::default(),
             counters: Counters::default(),
         })
@@ -85,13 +58,7 @@ impl Port {
     ///
     /// If they do not fit into the table together with the rules; then nothing has changed.
     pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
-        let mut host = Host::default();
-        host.set_addresses(addresses, self.segment.router.address);
-        if host.addresses() != self.host.addresses() {
-            self.table = self.rules.compile(&host)?;
-            self.host.set_addresses(addresses, self.segment.router.address);
-        }
-        Ok(())
+        self.destinations.set_host_addresses(addresses)
     }
 
     /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
@@ -114,7 +81,7 @@ impl Port {
     /// Takes the ports of the host that lead to other VMs, in place of those that were known before: this VM does not
     /// reach them by any address of the host (rule H2).
     pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
-        self.host.set_exposed(exposed);
+        self.destinations.set_exposed(exposed);
     }
 
     /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with whole
@@ -248,7 +215,7 @@ impl Port {
     fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        arp::judge_from_vm(arp, frame, &self.segment, &self.table, &self.dhcp, now)
+        arp::judge_from_vm(arp, frame, &self.segment, &self.destinations, &self.dhcp, now)
     }
 
     #[inline(always)]
@@ -301,7 +268,7 @@ impl Port {
         }
         // D3, D4: whole packets to the world, which go by the router.
         if matches!(part, Part::Whole(_))
-            && self.table.is_world(packet.destination())
+            && self.destinations.is_world(packet.destination())
             && frame.head() == self.segment.vm_to_router
         {
             return Ok(());
@@ -312,7 +279,7 @@ impl Port {
             port: transport.destination_port(),
             is_fragment: !matches!(part, Part::Whole(_)),
         };
-        destination::judge(&self.table, &self.host, &self.segment, lease, frame.destination(), to)
+        self.destinations.judge(&self.segment, lease, frame.destination(), to)
     }
 
     /// The rules B and I.

@@ -8,18 +8,11 @@ use std::path::Path;
 
 /// The modules from the ground up. A module may use those of the floors below its own, and no other.
 const FLOORS: &[&[&str]] = &[
-    &["checksum", "dhcp::message", "dhcp::name", "mac", "time", "verdict"],
+    &["checksum", "destination::trie", "dhcp::message", "dhcp::name", "mac", "time", "verdict"],
     &["counters", "dhcp", "frame", "icmp", "ipv4", "lease", "policy"],
-    &[
-        "binding::dhcpv4::client_ids",
-        "binding::dhcpv4::hardware_ids",
-        "binding::dhcpv4::offer",
-        "binding::dhcpv4::rate",
-        "config",
-        "event",
-        "host",
-    ],
-    &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "segment", "table", "transmit"],
+    &["binding::dhcpv4::client_ids", "binding::dhcpv4::hardware_ids", "binding::dhcpv4::offer"],
+    &["binding::dhcpv4::rate", "config", "event", "host", "transmit"],
+    &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "destination::table", "segment"],
     &["binding::dhcpv4::state", "inbound", "l2"],
     &["binding::dhcpv4::client", "binding::dhcpv4::release", "binding::dhcpv4::reply", "destination"],
     &["binding::dhcpv4"],
