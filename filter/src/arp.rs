@@ -97,6 +97,7 @@ fn judge_sender_mac(arp: Arp<'_>, segment: &Segment) -> Result<(), DropReason> {
 }
 
 /// A3 to A5: all but the VM's asking for the router.
+#[cold]
 fn judge_addresses(
     arp: Arp<'_>,
     frame: Frame<'_>,
