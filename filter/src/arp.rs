@@ -2,7 +2,8 @@
 
 use core::net::Ipv4Addr;
 
-use crate::binding::dhcpv4::{Believed, Dhcp};
+use crate::binding::Bindings;
+use crate::binding::dhcpv4::Believed;
 use crate::destination::Destinations;
 use crate::frame::Frame;
 use crate::l2;
@@ -64,23 +65,23 @@ pub(crate) fn judge_format(bytes: &[u8]) -> Result<Arp<'_>, DropReason> {
     Arp::parse(bytes).ok_or(DropReason::ArpMalformed)
 }
 
-/// Judges ARP of the VM, whose lease in `dhcp` is valid now.
+/// Judges ARP of the VM, whose `bindings` are valid now.
 #[inline(always)]
 pub(crate) fn judge_from_vm(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
     destinations: &Destinations,
-    dhcp: &Dhcp,
+    bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     judge_operation(arp)?;
     l2::judge_arp_destination(frame, segment)?;
     judge_sender_mac(arp, segment)?;
     // A3, A5: what a VM asks all the time.
-    match dhcp.lease() {
+    match bindings.ipv4() {
         Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
-        _ => judge_addresses(arp, frame, segment, destinations, dhcp, now),
+        _ => judge_addresses(arp, frame, segment, destinations, bindings, now),
     }
 }
 
@@ -103,16 +104,16 @@ fn judge_addresses(
     frame: Frame<'_>,
     segment: &Segment,
     destinations: &Destinations,
-    dhcp: &Dhcp,
+    bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     // A3, A4: whether another host has the address that the VM is about to use (RFC 5227, section 2.1.1).
     let is_probe = arp.operation() == REQUEST && arp.sender().is_unspecified();
-    if is_probe && Some(arp.target()) == dhcp.offered(now) {
+    if is_probe && Some(arp.target()) == bindings.dhcpv4.offered(now) {
         return Ok(());
     }
-    let Some(lease) = dhcp.lease() else {
-        return judge_without_lease(arp, frame, segment, dhcp);
+    let Some(lease) = bindings.ipv4() else {
+        return judge_without_lease(arp, frame, segment, bindings);
     };
     if is_probe {
         return judge_probe(arp, lease);
@@ -126,10 +127,10 @@ fn judge_without_lease(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    dhcp: &Dhcp,
+    bindings: &Bindings,
 ) -> Result<(), DropReason> {
     let server = segment.dhcp_server;
-    let is_last = dhcp.believed() == Believed::Expired(arp.sender());
+    let is_last = bindings.dhcpv4.believed() == Believed::Expired(arp.sender());
     let is_to_server = arp.operation() == REQUEST || frame.destination() == server.mac;
     if is_last && is_to_server && arp.target() == server.address {
         Ok(())

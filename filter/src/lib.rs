@@ -46,7 +46,7 @@
 //! | A3 | `arp.rs` | `judge_probe`, `judge_sender` |
 //! | A4 | `arp.rs` | `judge_without_lease` |
 //! | A5 | `arp.rs` | `judge_target` |
-//! | S1 | `port.rs` | `judge_part_from_vm` |
+//! | S1 | `binding/mod.rs` | `judge_source` |
 //! | S2 | `ipv4.rs` | `parse_plain`, `judge_header` |
 //! | S3 | `ipv4.rs` | `parse_plain` |
 //! | S4 | `ipv4.rs` | `judge_fragment` |

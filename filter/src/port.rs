@@ -3,7 +3,8 @@
 use core::net::Ipv4Addr;
 
 use crate::arp;
-use crate::binding::dhcpv4::{self, Datagram, Dhcp};
+use crate::binding::Bindings;
+use crate::binding::dhcpv4::{self, Datagram};
 use crate::config::{ConfigError, PortConfig};
 use crate::counters::{Counters, Direction};
 use crate::destination::{Destination, Destinations};
@@ -28,7 +29,7 @@ use crate::verdict::{DropReason, Verdict};
 pub struct Port {
     segment: Segment,
     destinations: Destinations,
-    dhcp: Dhcp,
+    bindings: Bindings,
     readiness: Readiness,
     outbox: Outbox,
     counters: Counters,
@@ -44,7 +45,7 @@ impl Port {
         Ok(Self {
             segment: Segment::new(&config)?,
             destinations: Destinations::new(config)?,
-            dhcp: Dhcp::default(),
+            bindings: Bindings::default(),
             readiness: Readiness::default(),
             outbox: Outbox::default(),
             counters: Counters::default(),
@@ -126,24 +127,24 @@ impl Port {
 
     /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always true.
     pub fn poll_event(&mut self) -> Option<PortEvent> {
-        self.dhcp.events.poll()
+        self.bindings.dhcpv4.events.poll()
     }
 
     /// When [`Port::advance`] has something to do: the end of the lease.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.dhcp.lease().and_then(|lease| lease.expires)
+        self.bindings.next_end()
     }
 
     /// Does what is due at the time `now`: ends a lease that has run out. Judging a frame does the same, so calling
     /// this late never lets a frame pass; calling it at the deadline makes the event come in time.
     #[inline(always)]
     pub fn advance(&mut self, now: Timestamp) {
-        self.dhcp.advance(now);
+        self.bindings.advance(now);
     }
 
     /// The VM's lease, if it has one that was valid when the port was last told the time.
     pub fn lease(&self) -> Option<Lease> {
-        self.dhcp.lease().copied()
+        self.bindings.ipv4().copied()
     }
 
     /// Takes over a lease that the VM got before this port existed, from the DHCP server's lease file, with the
@@ -161,15 +162,15 @@ impl Port {
         now: Timestamp,
     ) -> Result<(), AdoptError> {
         self.advance(now);
-        self.dhcp.adopt(&self.segment, lease, client_id, now)
+        self.bindings.dhcpv4.adopt(&self.segment, lease, client_id, now)
     }
 
     /// Gives the VM's address back at a clean end: the binding is gone at once, and [`Port::poll_transmit`] gives the
     /// DHCPRELEASE that tells the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
     pub fn release(&mut self, now: Timestamp) -> bool {
         self.advance(now);
-        let transaction = self.dhcp.transactions.fresh_id();
-        let lease = self.dhcp.take_for_release(self.segment.server_files_by_mac, now);
+        let transaction = self.bindings.dhcpv4.transactions.fresh_id();
+        let lease = self.bindings.dhcpv4.take_for_release(self.segment.server_files_by_mac, now);
         let frame = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction));
         frame.is_some_and(|frame| self.outbox.push(Direction::FromVm, frame))
     }
@@ -187,8 +188,8 @@ impl Port {
     /// C5. What goes back is decided as late as this, because the VM may get the address again before it is sent.
     fn give_back_surplus(&mut self) {
         // A server that files by MAC address has one lease of the VM, and has moved it itself.
-        let lease = self.dhcp.take_surplus().filter(|_| !self.segment.server_files_by_mac);
-        let transaction = self.dhcp.transactions.fresh_id();
+        let lease = self.bindings.dhcpv4.take_surplus().filter(|_| !self.segment.server_files_by_mac);
+        let transaction = self.bindings.dhcpv4.transactions.fresh_id();
         if let Some(frame) = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction))
         {
             // There is room: the only other frame is the last release.
@@ -215,7 +216,7 @@ impl Port {
     fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        arp::judge_from_vm(arp, frame, &self.segment, &self.destinations, &self.dhcp, now)
+        arp::judge_from_vm(arp, frame, &self.segment, &self.destinations, &self.bindings, now)
     }
 
     #[inline(always)]
@@ -253,15 +254,10 @@ impl Port {
             && dhcpv4::is_dhcp_from_vm(udp)
         {
             let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
-            return dhcpv4::judge_from_vm(&mut self.dhcp, &self.segment, frame, datagram, now);
+            return dhcpv4::judge_from_vm(&mut self.bindings.dhcpv4, &self.segment, frame, datagram, now);
         }
-        // S1. A lease that has run out was ended before.
-        let Some(lease) = self.dhcp.lease() else {
-            return Err(DropReason::NoLease);
-        };
-        if packet.source() != lease.address {
-            return Err(DropReason::SourceAddress);
-        }
+        // A lease that has run out was ended before.
+        let lease = self.bindings.judge_source(packet.source())?;
         // D6: whoever it goes to.
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
@@ -297,10 +293,17 @@ impl Port {
         if let Some(datagram) = inbound::datagram(packet) {
             let udp = inbound::judge_udp(datagram)?;
             if udp.destination_port == CLIENT_PORT {
-                return dhcpv4::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
+                return dhcpv4::judge_from_host(
+                    &mut self.bindings.dhcpv4,
+                    &self.segment,
+                    frame,
+                    packet,
+                    udp,
+                    now,
+                );
             }
         }
-        self.readiness.judge(self.dhcp.lease().map(|lease| lease.address))
+        self.readiness.judge(self.bindings.ipv4().map(|lease| lease.address))
     }
 }
 
