@@ -170,7 +170,8 @@ fn judge_target(
     }
 }
 
-/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses.
+/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. Kept out of the way of IPv4.
+#[cold]
 pub(crate) fn judge_from_host(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
     // I4
     let arp = Arp::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
