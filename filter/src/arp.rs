@@ -59,7 +59,7 @@ impl<'a> Arp<'a> {
     }
 }
 
-/// A1: ARP for IPv4 over Ethernet, and the whole of it.
+/// A1: ARP for IPv4 over Ethernet, of full length.
 #[inline(always)]
 pub(crate) fn judge_format(bytes: &[u8]) -> Result<Arp<'_>, DropReason> {
     Arp::parse(bytes).ok_or(DropReason::ArpMalformed)
@@ -149,8 +149,8 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
     if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
 }
 
-/// A5: a request is for a host that the VM needs or may reach. A reply only tells the truth about the VM's own address,
-/// whoever asked.
+/// A5: a request is for a host that the VM needs or may reach. A reply goes to any host, since it only
+/// tells the truth about the VM's own address.
 fn judge_target(
     arp: Arp<'_>,
     segment: &Segment,

@@ -53,7 +53,7 @@ impl Port {
     }
 
     /// Takes the host's addresses besides the gateway's, in place of those that were known before (rule H1). Loopback
-    /// addresses do not matter. Compiles the destinations anew, which allocates and takes about a millisecond.
+    /// addresses do not matter. Compiles the destinations again, which allocates and takes about a millisecond.
     ///
     /// # Errors
     ///
@@ -74,7 +74,7 @@ impl Port {
         self.readiness.set(address);
     }
 
-    /// The VM has lost its address; when it is given one again, the host has to get ready anew.
+    /// The VM has lost its address; when it is given one again, the host has to get ready again.
     pub fn host_is_not_ready(&mut self) {
         self.readiness.clear();
     }
@@ -258,7 +258,7 @@ impl Port {
         }
         // A lease that has run out was ended before.
         let lease = self.bindings.judge_source(packet.source())?;
-        // D6: whoever it goes to.
+        // D6: to any destination.
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
         }

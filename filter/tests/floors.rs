@@ -1,4 +1,4 @@
-//! Whether the crate's modules are floors: a module uses only what stands below it, so that no two of them are one knot.
+//! Whether the crate's modules are floors: a module uses only what stands below it, so that no modules form a circle.
 //!
 //! The test reads the paths that begin with `crate::` in the sources, outside of tests.
 

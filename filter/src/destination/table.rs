@@ -91,7 +91,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Compiles the policy for a VM behind `gateway`. `host` are the host's addresses besides the gateway's (H1).
+    /// Compiles the policy for a VM whose gateway is `gateway`. `host` are the host's addresses besides the gateway's (H1).
     pub(crate) fn new(
         policy: &Policy,
         gateway: Gateway,
