@@ -2,38 +2,39 @@
 
 pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 
-use crate::binding::dhcpv4::{Believed, Dhcp};
+use crate::binding::Bindings;
+use crate::binding::dhcpv4::Believed;
+use crate::destination::Destinations;
 use crate::frame::Frame;
 use crate::l2;
 use crate::lease::Lease;
 use crate::segment::{Segment, Station};
-use crate::table::{Class, Table};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
-/// A1: ARP for IPv4 over Ethernet, and the whole of it.
+/// A1: ARP for IPv4 over Ethernet, of full length.
 #[inline(always)]
 pub(crate) fn judge_format(bytes: &[u8]) -> Result<Arp<'_>, DropReason> {
     Arp::parse(bytes).ok_or(DropReason::ArpMalformed)
 }
 
-/// Judges ARP of the VM, whose lease in `dhcp` is valid now.
+/// Judges ARP of the VM, whose `bindings` are valid now.
 #[inline(always)]
 pub(crate) fn judge_from_vm(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    table: &Table,
-    dhcp: &Dhcp,
+    destinations: &Destinations,
+    bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     judge_operation(arp)?;
     l2::judge_arp_destination(frame, segment)?;
     judge_sender_mac(arp, segment)?;
     // A3, A5: what a VM asks all the time.
-    match dhcp.lease() {
+    match bindings.ipv4() {
         Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
-        _ => judge_addresses(arp, frame, segment, table, dhcp, now),
+        _ => judge_addresses(arp, frame, segment, destinations, bindings, now),
     }
 }
 
@@ -50,27 +51,28 @@ fn judge_sender_mac(arp: Arp<'_>, segment: &Segment) -> Result<(), DropReason> {
 }
 
 /// A3 to A5: all but the VM's asking for the router.
+#[cold]
 fn judge_addresses(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    table: &Table,
-    dhcp: &Dhcp,
+    destinations: &Destinations,
+    bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
     // A3, A4: whether another host has the address that the VM is about to use (RFC 5227, section 2.1.1).
     let is_probe = arp.operation() == REQUEST && arp.sender().is_unspecified();
-    if is_probe && Some(arp.target()) == dhcp.offered(now) {
+    if is_probe && Some(arp.target()) == bindings.dhcpv4.offered(now) {
         return Ok(());
     }
-    let Some(lease) = dhcp.lease() else {
-        return judge_without_lease(arp, frame, segment, dhcp);
+    let Some(lease) = bindings.ipv4() else {
+        return judge_without_lease(arp, frame, segment, bindings);
     };
     if is_probe {
         return judge_probe(arp, lease);
     }
     judge_sender(arp, lease)?;
-    judge_target(arp, segment, table, lease)
+    judge_target(arp, segment, destinations, lease)
 }
 
 /// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just expired.
@@ -78,10 +80,10 @@ fn judge_without_lease(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    dhcp: &Dhcp,
+    bindings: &Bindings,
 ) -> Result<(), DropReason> {
     let server = segment.dhcp_server;
-    let is_last = dhcp.believed() == Believed::Expired(arp.sender());
+    let is_last = bindings.dhcpv4.believed() == Believed::Expired(arp.sender());
     let is_to_server = arp.operation() == REQUEST || frame.destination() == server.mac;
     if is_last && is_to_server && arp.target() == server.address {
         Ok(())
@@ -100,15 +102,20 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
     if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
 }
 
-/// A5: a request is for a host that the VM needs or may reach. A reply only tells the truth about the VM's own address,
-/// whoever asked.
-fn judge_target(arp: Arp<'_>, segment: &Segment, table: &Table, lease: &Lease) -> Result<(), DropReason> {
+/// A5: a request is for a host that the VM needs or may reach. A reply goes to any host, since it only
+/// tells the truth about the VM's own address.
+fn judge_target(
+    arp: Arp<'_>,
+    segment: &Segment,
+    destinations: &Destinations,
+    lease: &Lease,
+) -> Result<(), DropReason> {
     let target = arp.target();
     if arp.operation() == REPLY
         || segment.is_served_from(target)
         || target == lease.address
         || lease.resolvers.contains(target)
-        || (segment.is_on_link(target) && table.classify(target) == Class::Allowed)
+        || (segment.is_on_link(target) && destinations.is_allowed(target))
     {
         Ok(())
     } else {
@@ -116,7 +123,8 @@ fn judge_target(arp: Arp<'_>, segment: &Segment, table: &Table, lease: &Lease) -
     }
 }
 
-/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses.
+/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. Kept out of the way of IPv4.
+#[cold]
 pub(crate) fn judge_from_host(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
     // I4
     let arp = Arp::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;

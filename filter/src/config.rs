@@ -25,7 +25,7 @@ pub struct Gateway {
     pub mac: MacAddr,
     /// Its IPv4 address, from which the DHCP server answers.
     pub address: Ipv4Addr,
-    /// The network that it shares with the VM; bits behind the prefix do not matter.
+    /// The network that it shares with the VM; bits after the prefix do not matter.
     pub subnet: Ipv4Net,
 }
 
@@ -42,8 +42,8 @@ pub struct PortConfig {
     pub policy: Policy,
     /// The largest IP packet, in bytes, that the VM's link carries (rule L3).
     pub mtu: u16,
-    /// Whether the DHCP server files leases by MAC address alone and looks at no client identifier. One that names
-    /// somebody else's hardware address then takes nothing from anybody (rule C5).
+    /// Whether the DHCP server files leases by MAC address alone and ignores client identifiers. Then one that names
+    /// another VM's hardware address takes nothing from that VM (rule C5).
     pub server_files_by_mac: bool,
     /// The host's addresses besides the gateway's (rule H1); more can be given later by
     /// [`Port::set_host_addresses`].

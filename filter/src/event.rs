@@ -37,7 +37,7 @@ pub enum UnboundCause {
     Expired,
     /// The VM gave the address back, or Softnet did for it.
     Released,
-    /// The VM found the address in use by somebody else.
+    /// The VM found the address in use by another host.
     Declined,
     /// The server said no to a renewal.
     Refused,
@@ -89,7 +89,7 @@ mod tests {
         PortEvent::ClientIdChanged { used }
     }
 
-    /// R1: events that nobody fetches make nothing grow.
+    /// R1: events that are not fetched make nothing grow.
     #[test]
     fn r1_events_are_bounded() {
         let mut events = Events::default();

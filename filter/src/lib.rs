@@ -46,19 +46,20 @@
 //! | A3 | `arp.rs` | `judge_probe`, `judge_sender` |
 //! | A4 | `arp.rs` | `judge_without_lease` |
 //! | A5 | `arp.rs` | `judge_target` |
-//! | S1 | `port.rs` | `judge_part_from_vm` |
+//! | S1 | `binding/mod.rs` | `judge_source` |
 //! | S2 | `ipv4.rs` | `judge_format`, `judge_header` |
 //! | S3 | `ipv4.rs` | `judge_format` |
 //! | S4 | `ipv4.rs` | `judge_fragment` |
-//! | S4 | `destination.rs` | `judge` |
+//! | S4 | `destination/mod.rs` | `judge_fragment` |
 //! | S5 | `ipv4.rs` | `judge_transport` |
-//! | D1 | `destination.rs` | `judge` |
-//! | D1, D2, D3 | `table.rs` | `compile` |
-//! | D4, D5 | `destination.rs` | `judge` |
+//! | D1 | `destination/mod.rs` | `judge_own_address` |
+//! | D1, D2, D3 | `destination/table.rs` | `new` |
+//! | D1, D2, D3, D4 | `destination/mod.rs` | `judge_class` |
+//! | D5 | `destination/mod.rs` | `judge_resolver` |
 //! | D6 | `icmp.rs` | `judge` |
 //! | D7 | `port.rs` | `judge_part_from_vm` |
 //! | D8 | `policy.rs` | `bridge_isolation` |
-//! | D9 | `table.rs` | `classify` |
+//! | D9 | `destination/table.rs` | `classify` |
 //! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_destination` |
 //! | C2 | `binding/dhcpv4/client.rs` | `judge_header`, `judge_hardware_address`, `judge_options` |
 //! | C3 | `binding/dhcpv4/client.rs` | `judge_message_type` |
@@ -81,7 +82,8 @@
 //! | B7 | `binding/dhcpv4/state.rs` | `ask`, `contradict` |
 //! | B8 | `binding/dhcpv4/reply.rs` | `judge_information` |
 //! | H1 | `host.rs` | `set_addresses` |
-//! | H1 | `table.rs` | `compile` |
+//! | H1 | `destination/table.rs` | `new` |
+//! | H2 | `destination/mod.rs` | `judge_exposed` |
 //! | H2 | `host.rs` | `leads_to_another_vm` |
 //! | H3 | `host.rs` | `judge` |
 //! | I1 | `inbound.rs` | `datagram` |
@@ -123,7 +125,6 @@ mod lease;
 mod policy;
 mod port;
 mod segment;
-mod table;
 #[cfg(test)]
 mod testing;
 mod time;

@@ -60,7 +60,7 @@ pub enum Action {
 /// The destinations of a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
-    /// The addresses of a network; bits behind the prefix do not matter.
+    /// The addresses of a network; bits after the prefix do not matter.
     Net(Ipv4Net),
     /// The gateway, whatever its address turns out to be: `@host`.
     Gateway,
@@ -79,8 +79,8 @@ pub enum ParseTargetError {
     /// The part before the slash is no address.
     #[error("expected an IPv4 address (10.1.2.3), a network (10.0.0.0/8) or @host")]
     Address,
-    /// The part behind the slash is no prefix length.
-    #[error("the prefix length behind the slash must be a number from 0 to 32")]
+    /// The part after the slash is not a prefix length.
+    #[error("the prefix length after the slash must be a number from 0 to 32")]
     PrefixLength,
 }
 

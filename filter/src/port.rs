@@ -3,39 +3,24 @@
 use core::net::Ipv4Addr;
 
 use crate::arp;
-use crate::binding::dhcpv4::{self, Datagram, Dhcp};
-use crate::config::{ConfigError, Gateway, NetType, PortConfig};
+use crate::binding::Bindings;
+use crate::binding::dhcpv4::{self, Datagram};
+use crate::config::{ConfigError, PortConfig};
 use crate::counters::{Counters, Direction};
-use crate::destination::{self, Destination};
+use crate::destination::{Destination, Destinations};
 use crate::event::PortEvent;
 use crate::frame::{EtherType, Frame};
-use crate::host::{ExposedPort, Host, Readiness};
+use crate::host::{ExposedPort, Readiness};
 use crate::icmp;
 use crate::inbound;
 use crate::ipv4::{self, Packet, Part, Transport};
 use crate::l2;
 use crate::lease::{AdoptError, Lease};
-use crate::policy::Policy;
 use crate::segment::Segment;
-use crate::table::Table;
 use crate::time::Timestamp;
 use crate::transmit::{Outbox, OwnFrame};
 use crate::verdict::{DropReason, Verdict};
 use softnet_wire::dhcpv4::CLIENT_PORT;
-
-/// What the destinations are compiled from, besides the host's addresses.
-#[derive(Debug)]
-struct Rules {
-    policy: Policy,
-    gateway: Gateway,
-    net_type: NetType,
-}
-
-impl Rules {
-    fn compile(&self, host: &Host) -> Result<Table, ConfigError> {
-        Table::new(&self.policy, self.gateway, self.net_type, host.addresses())
-    }
-}
 
 /// The port of one VM.
 ///
@@ -43,12 +28,9 @@ impl Rules {
 #[derive(Debug)]
 pub struct Port {
     segment: Segment,
-    table: Table,
-    dhcp: Dhcp,
-    host: Host,
+    destinations: Destinations,
+    bindings: Bindings,
     readiness: Readiness,
-    /// What the table was compiled from, for when the host's addresses change.
-    rules: Rules,
     outbox: Outbox,
     counters: Counters,
 }
@@ -60,38 +42,24 @@ impl Port {
     ///
     /// If the configuration contradicts itself.
     pub fn new(config: PortConfig) -> Result<Self, ConfigError> {
-        let segment = Segment::new(&config)?;
-        let mut host = Host::default();
-        host.set_addresses(&config.host_addresses, segment.router.address);
-        let PortConfig { policy, gateway, net_type, .. } = config;
-        let rules = Rules { policy, gateway, net_type };
-        let table = rules.compile(&host)?;
         Ok(Self {
-            segment,
-            table,
-            dhcp: Dhcp::default(),
-            host,
+            segment: Segment::new(&config)?,
+            destinations: Destinations::new(config)?,
+            bindings: Bindings::default(),
             readiness: Readiness::default(),
-            rules,
             outbox: Outbox::default(),
             counters: Counters::default(),
         })
     }
 
     /// Takes the host's addresses besides the gateway's, in place of those that were known before (rule H1). Loopback
-    /// addresses do not matter. Compiles the destinations anew, which allocates and takes about a millisecond.
+    /// addresses do not matter. Compiles the destinations again, which allocates and takes about a millisecond.
     ///
     /// # Errors
     ///
     /// If they do not fit into the table together with the rules; then nothing has changed.
     pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
-        let mut host = Host::default();
-        host.set_addresses(addresses, self.segment.router.address);
-        if host.addresses() != self.host.addresses() {
-            self.table = self.rules.compile(&host)?;
-            self.host.set_addresses(addresses, self.segment.router.address);
-        }
-        Ok(())
+        self.destinations.set_host_addresses(addresses)
     }
 
     /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
@@ -106,7 +74,7 @@ impl Port {
         self.readiness.set(address);
     }
 
-    /// The VM has lost its address; when it is given one again, the host has to get ready anew.
+    /// The VM has lost its address; when it is given one again, the host has to get ready again.
     pub fn host_is_not_ready(&mut self) {
         self.readiness.clear();
     }
@@ -114,7 +82,7 @@ impl Port {
     /// Takes the ports of the host that lead to other VMs, in place of those that were known before: this VM does not
     /// reach them by any address of the host (rule H2).
     pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
-        self.host.set_exposed(exposed);
+        self.destinations.set_exposed(exposed);
     }
 
     /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with whole
@@ -159,24 +127,24 @@ impl Port {
 
     /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always true.
     pub fn poll_event(&mut self) -> Option<PortEvent> {
-        self.dhcp.events.poll()
+        self.bindings.dhcpv4.events.poll()
     }
 
     /// When [`Port::advance`] has something to do: the end of the lease.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.dhcp.lease().and_then(|lease| lease.expires)
+        self.bindings.next_end()
     }
 
     /// Does what is due at the time `now`: ends a lease that has run out. Judging a frame does the same, so calling
     /// this late never lets a frame pass; calling it at the deadline makes the event come in time.
     #[inline(always)]
     pub fn advance(&mut self, now: Timestamp) {
-        self.dhcp.advance(now);
+        self.bindings.advance(now);
     }
 
     /// The VM's lease, if it has one that was valid when the port was last told the time.
     pub fn lease(&self) -> Option<Lease> {
-        self.dhcp.lease().copied()
+        self.bindings.ipv4().copied()
     }
 
     /// Takes over a lease that the VM got before this port existed, from the DHCP server's lease file, with the
@@ -194,15 +162,15 @@ impl Port {
         now: Timestamp,
     ) -> Result<(), AdoptError> {
         self.advance(now);
-        self.dhcp.adopt(&self.segment, lease, client_id, now)
+        self.bindings.dhcpv4.adopt(&self.segment, lease, client_id, now)
     }
 
     /// Gives the VM's address back at a clean end: the binding is gone at once, and [`Port::poll_transmit`] gives the
     /// DHCPRELEASE that tells the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
     pub fn release(&mut self, now: Timestamp) -> bool {
         self.advance(now);
-        let transaction = self.dhcp.transactions.fresh_id();
-        let lease = self.dhcp.take_for_release(self.segment.server_files_by_mac, now);
+        let transaction = self.bindings.dhcpv4.transactions.fresh_id();
+        let lease = self.bindings.dhcpv4.take_for_release(self.segment.server_files_by_mac, now);
         let frame = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction));
         frame.is_some_and(|frame| self.outbox.push(Direction::FromVm, frame))
     }
@@ -220,8 +188,8 @@ impl Port {
     /// C5. What goes back is decided as late as this, because the VM may get the address again before it is sent.
     fn give_back_surplus(&mut self) {
         // A server that files by MAC address has one lease of the VM, and has moved it itself.
-        let lease = self.dhcp.take_surplus().filter(|_| !self.segment.server_files_by_mac);
-        let transaction = self.dhcp.transactions.fresh_id();
+        let lease = self.bindings.dhcpv4.take_surplus().filter(|_| !self.segment.server_files_by_mac);
+        let transaction = self.bindings.dhcpv4.transactions.fresh_id();
         if let Some(frame) = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction))
         {
             // There is room: the only other frame is the last release.
@@ -248,7 +216,7 @@ impl Port {
     fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        arp::judge_from_vm(arp, frame, &self.segment, &self.table, &self.dhcp, now)
+        arp::judge_from_vm(arp, frame, &self.segment, &self.destinations, &self.bindings, now)
     }
 
     #[inline(always)]
@@ -286,22 +254,17 @@ impl Port {
             && dhcpv4::is_dhcp_from_vm(udp)
         {
             let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
-            return dhcpv4::judge_from_vm(&mut self.dhcp, &self.segment, frame, datagram, now);
+            return dhcpv4::judge_from_vm(&mut self.bindings.dhcpv4, &self.segment, frame, datagram, now);
         }
-        // S1. A lease that has run out was ended before.
-        let Some(lease) = self.dhcp.lease() else {
-            return Err(DropReason::NoLease);
-        };
-        if packet.source() != lease.address {
-            return Err(DropReason::SourceAddress);
-        }
-        // D6: whoever it goes to.
+        // A lease that has run out was ended before.
+        let lease = self.bindings.judge_source(packet.source())?;
+        // D6: to any destination.
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
         }
         // D3, D4: whole packets to the world, which go by the router.
         if matches!(part, Part::Whole(_))
-            && self.table.is_world(packet.destination())
+            && self.destinations.is_world(packet.destination())
             && frame.head() == self.segment.vm_to_router
         {
             return Ok(());
@@ -312,7 +275,7 @@ impl Port {
             port: transport.destination_port(),
             is_fragment: !matches!(part, Part::Whole(_)),
         };
-        destination::judge(&self.table, &self.host, &self.segment, lease, frame.destination(), to)
+        self.destinations.judge(&self.segment, lease, frame.destination(), to)
     }
 
     /// The rules B and I.
@@ -330,10 +293,17 @@ impl Port {
         if let Some(datagram) = inbound::datagram(packet) {
             let udp = inbound::judge_udp(datagram)?;
             if udp.destination_port == CLIENT_PORT {
-                return dhcpv4::judge_from_host(&mut self.dhcp, &self.segment, frame, packet, udp, now);
+                return dhcpv4::judge_from_host(
+                    &mut self.bindings.dhcpv4,
+                    &self.segment,
+                    frame,
+                    packet,
+                    udp,
+                    now,
+                );
             }
         }
-        self.readiness.judge(self.dhcp.lease().map(|lease| lease.address))
+        self.readiness.judge(self.bindings.ipv4().map(|lease| lease.address))
     }
 }
 

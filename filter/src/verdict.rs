@@ -65,7 +65,7 @@ drop_reasons! {
     Truncated: "L3" "truncated",
     /// The frame is longer than the link's MTU allows.
     Oversize: "L3" "oversize",
-    /// There are bytes behind the packet that are no padding.
+    /// There are bytes after the packet beyond padding.
     TrailingBytes: "L4" "trailing-bytes",
     /// A unicast packet in a frame for a station that the VM may not address: neither the gateway nor an allowed
     /// neighbour.
@@ -93,7 +93,7 @@ drop_reasons! {
     ArpSenderAddress: "A3" "arp-sender-address",
     /// ARP from a VM that has no lease.
     ArpNoLease: "A4" "arp-no-lease",
-    /// An ARP request for an address that is none of the VM's business.
+    /// An ARP request for an address that the VM has no reason to ask for.
     ArpTarget: "A5" "arp-target",
 
     /// IPv4 from a VM that has no valid lease.
@@ -176,7 +176,7 @@ drop_reasons! {
     DhcpOverload: "C5" "dhcp-overload",
     /// A client identifier that is split or too short.
     DhcpClientId: "C5" "dhcp-client-id",
-    /// A client identifier that names the MAC address of somebody else.
+    /// A client identifier that names the MAC address of another station.
     DhcpClientIdForeign: "C5" "dhcp-client-id-foreign",
     /// New client identifiers at a higher rate than systems that start one after the other have them.
     DhcpClientIdLimit: "C5" "dhcp-client-id-limit",
@@ -205,7 +205,7 @@ drop_reasons! {
     ReplyHardwareAddress: "B1" "reply-hardware-address",
     /// A DHCP reply to a request that the VM did not send, that has been answered, or that the VM has made void.
     ReplyTransaction: "B1" "reply-transaction",
-    /// A DHCP reply of a type that is none.
+    /// A DHCP reply of a type that servers do not send.
     ReplyType: "B1" "reply-type",
     /// A DHCP reply that gives an address which cannot be the VM's.
     ReplyAddress: "B2" "reply-address",

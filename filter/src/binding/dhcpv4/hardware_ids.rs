@@ -8,8 +8,8 @@ const LAST_HARDWARE_TYPE: u8 = 38;
 
 /// Whether a client identifier names the MAC address `own`, or none at all (C5).
 ///
-/// A server files a lease under the identifier, so whoever names another VM's MAC address in it wins that VM's
-/// address.
+/// A server files a lease under the identifier, so a VM that names another VM's MAC address in it takes that
+/// VM's address.
 pub(crate) fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
     let own = own.octets();
     match id {
@@ -18,7 +18,7 @@ pub(crate) fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
         [255, rest @ ..] => match (duid_address(rest), rest) {
             // Some clients send the DUID alone,
             (Some(address), _) => address == own,
-            // but it belongs behind an identity association (RFC 4361, section 6.1).
+            // but it belongs after an identity association (RFC 4361, section 6.1).
             (None, [_, _, _, _, duid @ ..]) => match (duid_address(duid), duid) {
                 (Some(address), _) => address == own,
                 // Based on a link-layer address, but not on one of Ethernet.

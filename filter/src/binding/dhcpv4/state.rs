@@ -169,7 +169,7 @@ impl Dhcp {
             .resolvers
             .iter()
             .filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != lease.address);
-        // Nobody knows whether it lasts as long as the server's leases usually do (B7).
+        // It is unknown whether it lasts as long as the server's leases usually do (B7).
         let terms = Terms { client_id, has_asked_time: true };
         self.bind(Lease { resolvers: resolvers.collect(), ..lease }, terms, now);
         Ok(())

@@ -1,14 +1,12 @@
-//! The destinations compiled into one table, so that the decision costs the same however many rules there are.
-//!
-//! The table is a trie with the strides 16, 8 and 8: one to three loads a lookup. An entry is either the [`Class`] of
-//! every address below it or the number of a block that tells them apart. Prefixes are painted over each other in
-//! the order of their precedence, so that what is left is the longest match.
+//! The destinations compiled into one trie, so that the decision costs the same however many rules there are: what a
+//! decision's number means, and which prefixes are painted with it.
 
 use core::net::Ipv4Addr;
 
 use softnet_wire::special;
 
 use crate::config::{ConfigError, Gateway, NetType};
+use crate::destination::trie::{DECISIONS, Full, Trie};
 use crate::policy::{Action, Policy, Target};
 
 /// What the rules D1 to D4 and D9 say about a destination.
@@ -52,10 +50,10 @@ impl Class {
 /// Destinations that no flag opens (D1), besides those that depend on the network.
 const NEVER: [special::Block<Ipv4Addr>; 3] = [special::THIS_NETWORK, special::LOOPBACK, special::RESERVED];
 
-/// Entries below this are a [`Class`]; the others, less this, the number of a block.
-const FIRST_BLOCK: u16 = 16;
-
-type Block = [u16; 256];
+/// A decision's number is a [`Class`], and this bit for what is globally reachable in a network without a world. The rules
+/// of D2 keep it.
+const WITHOUT_WORLD: u16 = 16;
+const _: () = assert!(Class::ALL.len() <= WITHOUT_WORLD as usize && 2 * WITHOUT_WORLD <= DECISIONS);
 
 /// Which of two rules about one destination decides: the greater one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,63 +68,39 @@ enum Rank {
 
 /// The compiled destinations of one VM.
 pub(crate) struct Table {
-    /// By the upper 16 bits of the address.
-    root: Box<[u16; 1 << 16]>,
-    /// By 8 further bits each.
-    blocks: Vec<Block>,
-    /// Where there is no world: what the destinations are without any rule, since no rule makes one (D9).
-    worldless: Option<Box<Table>>,
+    trie: Trie,
 }
 
 impl Table {
-    /// Compiles the policy for a VM behind `gateway`. 128 KiB, and half a KiB for each /16 and each /24 that is not
-    /// of one class; for a network of the type `host` another 133 KiB.
-    ///
-    /// `host` are the host's addresses besides the gateway's (H1).
+    /// Compiles the policy for a VM whose gateway is `gateway`. `host` are the host's addresses besides the gateway's (H1).
     pub(crate) fn new(
         policy: &Policy,
         gateway: Gateway,
         net_type: NetType,
         host: &[Ipv4Addr],
     ) -> Result<Self, ConfigError> {
-        Ok(match net_type {
-            NetType::Nat => Self::compile(policy, gateway, Class::World, host)?,
-            NetType::Host => {
-                let worldless = Self::compile(&Policy::default(), gateway, Class::HostOnly, &[])?;
-                let table = Self::compile(policy, gateway, Class::HostOnly, host)?;
-                Self { worldless: Some(Box::new(worldless)), ..table }
-            }
-        })
-    }
-
-    /// Compiles the policy; what is globally reachable and in no rule is of the class `world`.
-    fn compile(
-        policy: &Policy,
-        gateway: Gateway,
-        world: Class,
-        host: &[Ipv4Addr],
-    ) -> Result<Self, ConfigError> {
-        let mut table = Self { root: Box::new([world as u16; 1 << 16]), blocks: Vec::new(), worldless: None };
+        let world = match net_type {
+            NetType::Nat => Class::World as u16,
+            NetType::Host => Class::HostOnly as u16 | WITHOUT_WORLD,
+        };
+        let mut table = Self { trie: Trie::new(world) };
 
         // D3. Those that no flag opens are painted over below.
         for block in special::not_global().chain([special::AZURE_PLATFORM]) {
             table.paint(block.address, block.prefix_len, Class::NotGlobal)?;
         }
         for block in special::global_inside() {
-            table.paint(block.address, block.prefix_len, world)?;
+            table.trie.paint(block.address.octets(), block.prefix_len, |_| world)?;
         }
         table.paint(Ipv4Addr::new(224, 0, 0, 0), 4, Class::Multicast)?;
         table.paint(gateway.subnet.network(), gateway.subnet.prefix_len(), Class::Neighbour)?;
         table.paint(gateway.address, 32, Class::Gateway)?;
 
         // H1: a global address of the host is as open as the gateway; a private one stays what it is.
-        for address in host
-            .iter()
-            .filter(|address| world == Class::World && table.is_world(**address))
-            .copied()
-            .collect::<Vec<_>>()
-        {
-            table.paint(address, 32, Class::Gateway)?;
+        for address in host {
+            if table.is_world(*address) {
+                table.paint(*address, 32, Class::Gateway)?;
+            }
         }
 
         // D2: the longest prefix is painted last, and of one prefix the block. H1: `@host` at another address than the
@@ -151,7 +125,8 @@ impl Table {
                 Action::Allow => Class::Allowed,
                 Action::Block => Class::Blocked,
             };
-            table.paint(address, prefix, class)?;
+            // D9: no rule makes a world.
+            table.trie.paint(address.octets(), prefix, |old| class as u16 | (old & WITHOUT_WORLD))?;
         }
 
         for block in NEVER {
@@ -159,105 +134,42 @@ impl Table {
         }
         table.paint(gateway.subnet.network(), 32, Class::Never)?;
         table.paint(gateway.subnet.broadcast(), 32, Class::Never)?;
-        table.blocks.shrink_to_fit();
+        table.trie.shrink_to_fit();
         Ok(table)
     }
 
     /// What the rules say about `destination`, except for the VM's own address, which changes.
     pub(crate) fn classify(&self, destination: Ipv4Addr) -> Class {
-        // There is always an entry, and it is a class; if that were ever wrong, nothing would pass.
-        let class = Class::ALL.get(usize::from(self.entry(destination))).copied().unwrap_or(Class::Never);
-        match &self.worldless {
-            // D9
-            Some(worldless)
-                if class == Class::Allowed && worldless.classify(destination) == Class::HostOnly =>
-            {
-                Class::HostOnly
-            }
-            _ => class,
-        }
+        let decision = self.trie.decide(destination.octets());
+        // It is always a class; if that were ever wrong, nothing would pass.
+        let class = Class::ALL.get(usize::from(decision & !WITHOUT_WORLD)).copied().unwrap_or(Class::Never);
+        // D9
+        let has_no_world = decision & WITHOUT_WORLD != 0;
+        if class == Class::Allowed && has_no_world { Class::HostOnly } else { class }
     }
 
     /// Whether `destination` is of [`Class::World`], where nearly all packets go.
     #[inline(always)]
     pub(crate) fn is_world(&self, destination: Ipv4Addr) -> bool {
-        self.entry(destination) == Class::World as u16
-    }
-
-    #[inline(always)]
-    fn entry(&self, destination: Ipv4Addr) -> u16 {
-        let [a, b, c, d] = destination.octets();
-        let entry = self.root.get(usize::from(u16::from_be_bytes([a, b]))).copied().unwrap_or(u16::MAX);
-        if entry < FIRST_BLOCK {
-            return entry;
-        }
-        let entry = self.entry_in(entry, c);
-        if entry < FIRST_BLOCK {
-            return entry;
-        }
-        self.entry_in(entry, d)
-    }
-
-    #[inline(always)]
-    fn entry_in(&self, block: u16, byte: u8) -> u16 {
-        let block = self.blocks.get(usize::from(block.wrapping_sub(FIRST_BLOCK)));
-        block.and_then(|block| block.get(usize::from(byte))).copied().unwrap_or(u16::MAX)
+        self.trie.decide(destination.octets()) == Class::World as u16
     }
 
     /// Gives every address of a prefix the class, over whatever was there.
-    fn paint(&mut self, address: Ipv4Addr, prefix: u8, class: Class) -> Result<(), ConfigError> {
-        let [a, b, c, d] = address.octets();
-        let high = u16::from_be_bytes([a, b]);
-        let class = class as u16;
-        if prefix <= 16 {
-            fill(&mut self.root[..], usize::from(high), 16_u8.saturating_sub(prefix), class);
-            return Ok(());
-        }
-        let second = Self::open(self.root.get_mut(usize::from(high)), &mut self.blocks)?;
-        if prefix <= 24 {
-            if let Some(block) = self.blocks.get_mut(second) {
-                fill(block, usize::from(c), 24_u8.saturating_sub(prefix), class);
-            }
-            return Ok(());
-        }
-        // The entry is written back because it lies in the vector that the new block may have moved.
-        let mut entry = self.blocks.get(second).and_then(|block| block.get(usize::from(c))).copied();
-        let third = Self::open(entry.as_mut(), &mut self.blocks)?;
-        if let (Some(slot), Some(entry)) =
-            (self.blocks.get_mut(second).and_then(|block| block.get_mut(usize::from(c))), entry)
-        {
-            *slot = entry;
-        }
-        if let Some(block) = self.blocks.get_mut(third) {
-            fill(block, usize::from(d), 32_u8.saturating_sub(prefix), class);
-        }
-        Ok(())
+    fn paint(&mut self, address: Ipv4Addr, prefix: u8, class: Class) -> Result<(), Full> {
+        self.trie.paint(address.octets(), prefix, |_| class as u16)
     }
+}
 
-    /// The block behind an entry; an entry that was a class becomes a block of that class.
-    fn open(entry: Option<&mut u16>, blocks: &mut Vec<Block>) -> Result<usize, ConfigError> {
-        let entry = entry.ok_or(ConfigError::TooManyRules)?;
-        if *entry < FIRST_BLOCK {
-            let number = u16::try_from(blocks.len().saturating_add(usize::from(FIRST_BLOCK)))
-                .map_err(|_| ConfigError::TooManyRules)?;
-            blocks.push([*entry; 256]);
-            *entry = number;
-        }
-        Ok(usize::from(entry.saturating_sub(FIRST_BLOCK)))
+impl From<Full> for ConfigError {
+    fn from(_: Full) -> Self {
+        Self::TooManyRules
     }
 }
 
 impl core::fmt::Debug for Table {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Table").field("blocks", &self.blocks.len()).finish_non_exhaustive()
+        f.debug_struct("Table").field("blocks", &self.trie.block_count()).finish_non_exhaustive()
     }
-}
-
-/// Fills the 2^`free_bits` entries around `index` that have the upper bits of `index` in common.
-fn fill(entries: &mut [u16], index: usize, free_bits: u8, class: u16) {
-    let count = 1_usize << free_bits.min(16);
-    let start = index & !count.wrapping_sub(1);
-    entries.iter_mut().skip(start).take(count).for_each(|entry| *entry = class);
 }
 
 #[cfg(test)]

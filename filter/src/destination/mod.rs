@@ -1,13 +1,18 @@
 //! Where a VM may send: the rules D.
 
+pub(crate) mod table;
+pub(crate) mod trie;
+
 use core::net::Ipv4Addr;
 
-use crate::host::Host;
+use crate::config::{ConfigError, Gateway, NetType, PortConfig};
+use crate::destination::table::{Class, Table};
+use crate::host::{ExposedPort, Host};
 use crate::ipv4;
 use crate::l2;
 use crate::lease::Lease;
+use crate::policy::Policy;
 use crate::segment::Segment;
-use crate::table::{Class, Table};
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
 
@@ -23,61 +28,135 @@ pub(crate) struct Destination {
     pub(crate) is_fragment: bool,
 }
 
-/// Judges where a packet goes that comes from the VM's own address and is not DHCP, in a frame for `mac`.
-pub(crate) fn judge(
-    table: &Table,
-    host: &Host,
-    segment: &Segment,
-    lease: &Lease,
-    mac: MacAddr,
-    to: Destination,
-) -> Result<(), DropReason> {
-    let destination = to.address;
-    let is_host = destination == segment.router.address || host.has(destination);
-    let is_resolver = lease.resolvers.contains(destination);
-    let is_dns = to.port == Some(DNS_PORT);
+/// What is known of the destinations of one VM.
+#[derive(Debug)]
+pub(crate) struct Destinations {
+    table: Table,
+    host: Host,
+    /// What the table was compiled from, for when the host's addresses change.
+    policy: Policy,
+    gateway: Gateway,
+    net_type: NetType,
+}
 
-    // D1: the own address is wherever the lease says.
-    if destination == lease.address {
-        return Err(DropReason::NeverDestination);
+impl Destinations {
+    pub(crate) fn new(config: PortConfig) -> Result<Self, ConfigError> {
+        let PortConfig { policy, gateway, net_type, host_addresses, .. } = config;
+        let mut host = Host::default();
+        host.set_addresses(&host_addresses, gateway.address);
+        let table = Table::new(&policy, gateway, net_type, host.addresses())?;
+        Ok(Self { table, host, policy, gateway, net_type })
     }
-    let closed = match table.classify(destination) {
-        Class::World | Class::Allowed => None,
-        // D4
-        Class::Gateway if matches!(to.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => None,
-        Class::Gateway => Some(DropReason::GatewayProtocol),
-        // D2: a block wins over D5, since D5 is for what no rule matches.
-        Class::Blocked => return Err(DropReason::Blocked),
-        Class::Never => return Err(DropReason::NeverDestination),
-        // D9 before D5: a network without a world has no resolver out there either.
-        Class::HostOnly => return Err(DropReason::HostOnly),
-        Class::NotGlobal => Some(DropReason::NotGlobal),
-        Class::Multicast => Some(DropReason::Multicast),
-        Class::Neighbour => Some(DropReason::Neighbour),
-    };
-    let is_on_link = segment.is_on_link(destination);
 
-    // S4: nobody can say for what port a later fragment is, and neighbours have been crashed by worse. The host takes
-    // them while it is open as a whole.
-    if to.is_fragment {
-        let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
-        if !is_open_host && (is_host || is_on_link || is_resolver) {
-            return Err(DropReason::FragmentRestricted);
+    /// Takes the host's addresses (H1). If they do not fit into the table, nothing changes.
+    pub(crate) fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
+        let mut host = Host::default();
+        host.set_addresses(addresses, self.gateway.address);
+        if host.addresses() != self.host.addresses() {
+            self.table = Table::new(&self.policy, self.gateway, self.net_type, host.addresses())?;
+            self.host.set_addresses(addresses, self.gateway.address);
+        }
+        Ok(())
+    }
+
+    /// Takes the ports that lead to other VMs (H2).
+    pub(crate) fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
+        self.host.set_exposed(exposed);
+    }
+
+    /// Whether an address is one of the world (D3, D4), where nearly all packets go.
+    #[inline(always)]
+    pub(crate) fn is_world(&self, address: Ipv4Addr) -> bool {
+        self.table.is_world(address)
+    }
+
+    /// Whether a rule opens an address (D2).
+    pub(crate) fn is_allowed(&self, address: Ipv4Addr) -> bool {
+        self.table.classify(address) == Class::Allowed
+    }
+
+    /// Judges where a packet goes that comes from the VM's own address and is not DHCP, in a frame for `mac`.
+    pub(crate) fn judge(
+        &self,
+        segment: &Segment,
+        lease: &Lease,
+        mac: MacAddr,
+        to: Destination,
+    ) -> Result<(), DropReason> {
+        judge_own_address(lease, to)?;
+        let closed = self.judge_class(to)?;
+        self.judge_fragment(segment, lease, closed, to)?;
+        judge_resolver(lease, closed, to)?;
+        self.judge_exposed(segment, to)?;
+        l2::judge_ipv4_destination(mac, to.address, segment)
+    }
+
+    /// D1 to D4, D9: what the rules say about the destination. Gives the reason if it is closed to all but a resolver's
+    /// DNS.
+    fn judge_class(&self, to: Destination) -> Result<Option<DropReason>, DropReason> {
+        match self.table.classify(to.address) {
+            Class::World | Class::Allowed => Ok(None),
+            // D4
+            Class::Gateway if matches!(to.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => Ok(None),
+            Class::Gateway => Ok(Some(DropReason::GatewayProtocol)),
+            // D2: a block wins over D5, since D5 is for what no rule matches.
+            Class::Blocked => Err(DropReason::Blocked),
+            Class::Never => Err(DropReason::NeverDestination),
+            // D9 before D5: a network without a world has no resolver out there either.
+            Class::HostOnly => Err(DropReason::HostOnly),
+            Class::NotGlobal => Ok(Some(DropReason::NotGlobal)),
+            Class::Multicast => Ok(Some(DropReason::Multicast)),
+            Class::Neighbour => Ok(Some(DropReason::Neighbour)),
         }
     }
-    // D5
-    if let Some(reason) = closed
-        && !(is_resolver && is_dns)
-    {
-        return Err(if is_resolver { DropReason::ResolverPort } else { reason });
+
+    /// S4: the port of a later fragment is unknown, and neighbours have been crashed by worse. The host takes fragments
+    /// while it is open as a whole.
+    fn judge_fragment(
+        &self,
+        segment: &Segment,
+        lease: &Lease,
+        closed: Option<DropReason>,
+        to: Destination,
+    ) -> Result<(), DropReason> {
+        let is_host = self.is_host(segment, to.address);
+        let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
+        let is_restricted = is_host || segment.is_on_link(to.address) || lease.resolvers.contains(to.address);
+        if to.is_fragment && is_restricted && !is_open_host {
+            return Err(DropReason::FragmentRestricted);
+        }
+        Ok(())
     }
 
-    // H2
-    if is_host && host.leads_to_another_vm(destination, to.protocol, to.port) {
-        return Err(DropReason::ExposedPort);
+    /// H2: no port of the host that leads to another VM.
+    fn judge_exposed(&self, segment: &Segment, to: Destination) -> Result<(), DropReason> {
+        if self.is_host(segment, to.address)
+            && self.host.leads_to_another_vm(to.address, to.protocol, to.port)
+        {
+            return Err(DropReason::ExposedPort);
+        }
+        Ok(())
     }
 
-    l2::judge_ipv4_destination(mac, destination, segment)
+    /// Whether an address is one of the host's.
+    fn is_host(&self, segment: &Segment, address: Ipv4Addr) -> bool {
+        address == segment.router.address || self.host.has(address)
+    }
+}
+
+/// D1: the VM's own address is wherever the lease says.
+fn judge_own_address(lease: &Lease, to: Destination) -> Result<(), DropReason> {
+    if to.address == lease.address { Err(DropReason::NeverDestination) } else { Ok(()) }
+}
+
+/// D5: a resolver is open for DNS where the destination is `closed` otherwise.
+fn judge_resolver(lease: &Lease, closed: Option<DropReason>, to: Destination) -> Result<(), DropReason> {
+    let Some(reason) = closed else { return Ok(()) };
+    match (lease.resolvers.contains(to.address), to.port) {
+        (true, Some(DNS_PORT)) => Ok(()),
+        (true, _) => Err(DropReason::ResolverPort),
+        (false, _) => Err(reason),
+    }
 }
 
 #[cfg(test)]
