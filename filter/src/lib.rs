@@ -29,8 +29,8 @@
 //! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`].
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
-//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `SECURITY.md`
-//! states each of them with the tests that prove it; the code cites them at the branch that they force, and every
+//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `docs/rules.md`
+//! states each of them, and a test's name begins with its number; the code cites them at the branch that they force, and every
 //! dropped frame is counted under one [`DropReason`] that names its rule.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
