@@ -1,6 +1,6 @@
-//! Whether `docs/rules.md` says the truth: each rule has a unit test and a black-box test of its number or is listed as an exception,
-//! each test of a rule has a rule, and each drop reason is counted under exactly one rule. Also that the tests exist that
-//! the documents name.
+//! Whether the documents say the truth. `docs/rules.md`: each rule has a unit test and a black-box test of its
+//! number or is listed as an exception, each test with a number has a rule, and each drop reason is counted under
+//! exactly one rule. The tests exist that documents name, and `ARCHITECTURE.md` names every module.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -74,7 +74,7 @@ fn tests(folder: &str) -> BTreeSet<String> {
                 tests.insert(name.to_owned());
             }
         }
-        // Tests that need a process of their own stand in a list, or are made one by one with their name as text.
+        // Tests that need a process of their own stand in a list, or are made with their name as text.
         let lists = text.split("lab::tests![").skip(1).filter_map(|list| list.split_once(']'));
         let listed = lists.flat_map(|(list, _)| list.split(|c: char| !(c.is_alphanumeric() || c == '_')));
         let made = text.split("Test::new(\"").skip(1).filter_map(|rest| rest.split('"').next());
@@ -183,4 +183,20 @@ fn every_test_that_a_document_names_runs() {
         assert!(words(&cells[2]).all(|word| tests.contains(word)), "{rule}: {}", cells[2]);
     }
     assert!(count > 40, "only {count} tests named");
+}
+
+#[test]
+fn every_module_is_on_the_map() {
+    let map = document("ARCHITECTURE.md");
+    for folder in ["filter/src", "offload/src", "softnet/src"] {
+        let mut files = Vec::new();
+        collect(&repository().join(folder), &mut files);
+        for file in files {
+            // A module with children is called as its folder.
+            let module = if file.ends_with("mod.rs") { file.parent().unwrap_or(&file) } else { &file };
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            let name = if module == file { name.to_string() } else { format!("{name}/") };
+            assert!(map.contains(&name), "ARCHITECTURE.md does not name {}", file.display());
+        }
+    }
 }
