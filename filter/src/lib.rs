@@ -30,9 +30,10 @@
 //! itself it gives out by [`Port::poll_transmit`].
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
-//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host).
-//! `SECURITY.md` states each of them with the tests that prove it; every dropped frame is counted under one
-//! [`DropReason`] that names its rule. `port.rs` holds the order of the rules, and the rules themselves are here:
+//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `docs/rules.md`
+//! states each of them, and a test's name begins with its number; the code cites them at the branch that they force, and every
+//! dropped frame is counted under one [`DropReason`] that names its rule. `port.rs` holds the order of the rules, and the rules
+//! themselves are here:
 //!
 //! | rule | file | function |
 //! | --- | --- | --- |

@@ -1,5 +1,7 @@
-//! Whether `SECURITY.md` says the truth: each rule has a test, each named test exists and runs, and no test or drop
-//! reason of a rule is missing there.
+//! Whether the documents say the truth. `docs/rules.md`: each rule has a unit test and a black-box test of its
+//! number or is listed as an exception, each test with a number has a rule, and each drop reason is counted under
+//! exactly one rule. The tests exist that documents name, `ARCHITECTURE.md` names every module, and the table at the
+//! top of the crate names the place of every rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,44 +9,45 @@ use std::path::{Path, PathBuf};
 
 use softnet_filter::DropReason;
 
-/// The groups of rules, and how many each has. Of H only what the filter can promise has a line here that is checked.
-const GROUPS: [(char, usize); 9] =
-    [('L', 6), ('A', 5), ('S', 5), ('D', 9), ('C', 10), ('B', 8), ('H', 2), ('I', 4), ('R', 4)];
-
-/// Where tests of the rules lie.
-const FOLDERS: [&str; 5] = ["filter/src", "filter/tests", "softnet/src", "softnet/tests", "wire/src"];
-
-/// A line of a table: what is counted, and what proves it.
-struct Line {
-    reasons: BTreeSet<String>,
-    tests: BTreeSet<String>,
-}
+/// Tests beside the code.
+const UNIT: [&str; 3] = ["filter/src", "softnet/src", "wire/src"];
+/// Tests of the filter as a crate.
+const CRATE: &str = "filter/tests";
+/// Tests of the whole program.
+const BLACK_BOX: &str = "softnet/tests";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-fn document() -> String {
-    fs::read_to_string(repository().join("SECURITY.md")).expect("SECURITY.md")
+fn document(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// The words between backticks.
-fn words(cell: &str) -> BTreeSet<String> {
-    cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
 }
 
-/// The lines of the tables by rule.
-fn lines(document: &str) -> BTreeMap<String, Line> {
-    let mut lines = BTreeMap::new();
+/// The rows of the tables whose first column is a rule and whose header has `title` in column `column`.
+fn rows(document: &str, column: usize, title: &str) -> Vec<(String, Vec<String>)> {
+    let mut rows = Vec::new();
+    let mut is_wanted = false;
     for line in document.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let ["", rule, _, reasons, tests, ""] = cells[..] else { continue };
-        if is_rule(rule) {
-            let line = Line { reasons: words(reasons), tests: words(tests) };
-            assert!(lines.insert(rule.to_owned(), line).is_none(), "{rule} twice");
+        let ["", first, .., ""] = cells[..] else { continue };
+        if first == "rule" {
+            is_wanted = cells.get(column).is_some_and(|cell| cell.starts_with(title));
+        } else if is_wanted && is_rule(first) {
+            rows.push((first.to_owned(), cells.iter().map(ToString::to_string).collect()));
         }
     }
-    lines
+    rows
+}
+
+/// The rules that the document states, of the filter and of the host.
+fn rules() -> BTreeSet<String> {
+    rows(&document("docs/rules.md"), 2, "what holds").into_iter().map(|(rule, _)| rule).collect()
 }
 
 /// Whether it is a letter and a number, such as C10.
@@ -55,30 +58,30 @@ fn is_rule(text: &str) -> bool {
     has_group && !number.is_empty() && number.chars().all(|digit| digit.is_ascii_digit())
 }
 
-/// The names of all functions that run as tests.
-fn tests() -> BTreeSet<String> {
+/// The names of all functions that run as tests in a folder.
+fn tests(folder: &str) -> BTreeSet<String> {
     let mut files = Vec::new();
-    for folder in FOLDERS {
-        collect(&repository().join(folder), &mut files);
-    }
+    collect(&repository().join(folder), &mut files);
     let mut tests = BTreeSet::new();
     for file in files {
         let text = fs::read_to_string(&file).expect("a source file");
         let mut is_marked = false;
-        let mut is_listed = false;
         for line in text.lines().map(str::trim) {
-            // Tests that need a process of their own stand in a list.
-            is_listed = (is_listed || line.contains("lab::tests![")) && !line.starts_with(']');
             if line == "#[test]" {
                 is_marked = true;
-            } else if let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next()) {
-                if std::mem::take(&mut is_marked) {
-                    tests.insert(name.to_owned());
-                }
-            } else if is_listed && let Some(name) = line.strip_suffix(',') {
+            } else if let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next())
+                && std::mem::take(&mut is_marked)
+            {
                 tests.insert(name.to_owned());
             }
         }
+        // Tests that need a process of their own stand in a list, or are made with their name as text.
+        let lists = text.split("lab::tests![").skip(1).filter_map(|list| list.split_once(']'));
+        let listed = lists.flat_map(|(list, _)| list.split(|c: char| !(c.is_alphanumeric() || c == '_')));
+        let made = text.split("Test::new(\"").skip(1).filter_map(|rest| rest.split('"').next());
+        tests.extend(
+            listed.chain(made.map(|name| name.rsplit("::").next().unwrap_or(name))).map(str::to_owned),
+        );
     }
     tests
 }
@@ -94,76 +97,121 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
+fn unit_tests() -> BTreeSet<String> {
+    UNIT.into_iter().flat_map(tests).collect()
+}
+
+fn all_tests() -> BTreeSet<String> {
+    UNIT.into_iter().chain([CRATE, BLACK_BOX]).flat_map(tests).collect()
+}
+
 /// The rule whose number a test bears.
 fn rule_of(test: &str) -> Option<String> {
-    let rule = test.split('_').next()?.to_uppercase();
-    let has_group = rule.starts_with(|c| GROUPS.iter().any(|(group, _)| c == *group));
-    (is_rule(&rule) && has_group).then_some(rule)
+    let rule = test.split_once('_')?.0.to_uppercase();
+    is_rule(&rule).then_some(rule)
 }
 
 #[test]
-fn every_rule_has_a_line_and_a_test() {
-    let document = document();
-    let lines = lines(&document);
-    let expected: BTreeSet<String> =
-        GROUPS.iter().flat_map(|(group, count)| (1..=*count).map(move |n| format!("{group}{n}"))).collect();
-    let missing: Vec<_> = expected.iter().filter(|rule| !lines.contains_key(*rule)).collect();
-    assert!(missing.is_empty(), "without a line: {missing:?}");
-    // Other rules of H are proven elsewhere.
-    let unknown: Vec<_> =
-        lines.keys().filter(|rule| !expected.contains(*rule) && !rule.starts_with('H')).collect();
-    assert!(unknown.is_empty(), "no rules: {unknown:?}");
-    for (rule, line) in &lines {
-        assert!(!line.tests.is_empty(), "{rule} has no test");
+fn the_rules_of_a_group_are_numbered_from_one() {
+    let mut groups: BTreeMap<char, BTreeSet<usize>> = BTreeMap::new();
+    for rule in rules() {
+        groups.entry(rule.chars().next().unwrap()).or_default().insert(rule[1..].parse().unwrap());
+    }
+    assert_eq!(groups.keys().collect::<String>(), "ABCDHILRS");
+    for (group, numbers) in groups {
+        assert!(numbers.iter().copied().eq(1..=numbers.len()), "{group}: {numbers:?}");
     }
 }
 
 #[test]
-fn every_named_test_runs() {
-    let tests = tests();
-    for (rule, line) in lines(&document()) {
-        for test in &line.tests {
-            assert!(tests.contains(test), "{rule}: {test} does not run");
-            assert!(rule_of(test).is_none_or(|other| other == rule), "{rule}: {test} is of another rule");
-        }
+fn every_rule_has_a_unit_test_and_a_black_box_test() {
+    let excepted: BTreeSet<(String, String)> = rows(&document("docs/rules.md"), 2, "lacks")
+        .into_iter()
+        .map(|(rule, cells)| {
+            assert!(!cells[3].is_empty(), "{rule}: without a reason");
+            (rule, cells[2].clone())
+        })
+        .collect();
+    let mut lacking = BTreeSet::new();
+    for (kind, tests) in [("unit", unit_tests()), ("black-box", tests(BLACK_BOX))] {
+        let tested: BTreeSet<String> = tests.iter().filter_map(|test| rule_of(test)).collect();
+        lacking.extend(rules().difference(&tested).map(|rule| (rule.clone(), kind.to_owned())));
     }
+    assert_eq!(lacking, excepted, "what lacks a test, and what docs/rules.md says so of");
 }
 
 #[test]
-fn every_test_of_a_rule_is_named() {
-    let lines = lines(&document());
-    let mut count = 0;
-    for test in tests() {
-        if let Some(rule) = rule_of(&test) {
-            let line = lines.get(&rule).unwrap_or_else(|| panic!("{test} is of no rule"));
-            assert!(line.tests.contains(&test), "{rule}: {test} is not in SECURITY.md");
-            count += 1;
-        }
+fn every_test_with_a_number_is_of_a_rule() {
+    let rules = rules();
+    let tests: BTreeMap<_, _> =
+        all_tests().into_iter().filter_map(|test| Some((rule_of(&test)?, test))).collect();
+    assert!(tests.len() > 50, "only tests of {} rules found", tests.len());
+    for (rule, test) in tests {
+        assert!(rules.contains(&rule), "{test} is of no rule");
     }
-    assert!(count > 100, "only {count} tests found");
 }
 
 #[test]
 fn every_reason_is_counted_under_its_rule() {
-    let lines = lines(&document());
-    for reason in DropReason::ALL {
-        let line = &lines[reason.rule()];
-        assert!(line.reasons.contains(reason.name()), "{}: {reason} is not in SECURITY.md", reason.rule());
-    }
-    let named: usize = lines.values().map(|line| line.reasons.len()).sum();
-    assert_eq!(named, DropReason::ALL.len());
+    let rows = rows(&document("docs/rules.md"), 3, "counted as");
+    let mut counted: Vec<(&str, &str)> = rows
+        .iter()
+        .flat_map(|(rule, cells)| words(&cells[3]).map(move |word| (word, rule.as_str())))
+        .collect();
+    let mut expected: Vec<_> = DropReason::ALL.iter().map(|reason| (reason.name(), reason.rule())).collect();
+    counted.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(counted, expected);
 }
 
-/// The lines of the table at the top of the crate: rules, file, functions.
-fn places() -> Vec<(Vec<String>, String, BTreeSet<String>)> {
-    let root = fs::read_to_string(repository().join("filter/src/lib.rs")).expect("the crate's root");
+/// Tests are told from other words by the length of their names.
+#[test]
+fn every_test_that_a_document_names_runs() {
+    let tests = all_tests();
+    let mut count = 0;
+    for path in ["docs/rules.md", "docs/seal.md"] {
+        for word in words(&document(path)) {
+            let is_word =
+                word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+            if is_word && word.matches('_').count() >= 3 {
+                assert!(tests.contains(word), "{path}: {word} does not run");
+                count += 1;
+            }
+        }
+    }
+    let document = document("docs/rules.md");
+    for (rule, cells) in rows(&document, 2, "also tested by") {
+        assert!(words(&cells[2]).all(|word| tests.contains(word)), "{rule}: {}", cells[2]);
+    }
+    assert!(count > 40, "only {count} tests named");
+}
+
+#[test]
+fn every_module_is_on_the_map() {
+    let map = document("ARCHITECTURE.md");
+    for folder in ["wire/src", "filter/src", "offload/src", "softnet/src"] {
+        let mut files = Vec::new();
+        collect(&repository().join(folder), &mut files);
+        for file in files {
+            // A module with children is called as its folder.
+            let module = if file.ends_with("mod.rs") { file.parent().unwrap_or(&file) } else { &file };
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            let name = if module == file { name.to_string() } else { format!("{name}/") };
+            assert!(map.contains(&name), "ARCHITECTURE.md does not name {}", file.display());
+        }
+    }
+}
+
+/// The rows of the table at the top of the crate: rules, file, functions.
+fn places() -> Vec<(Vec<String>, String, Vec<String>)> {
     let mut places = Vec::new();
-    for line in root.lines().filter_map(|line| line.strip_prefix("//! ")) {
+    for line in document("filter/src/lib.rs").lines().filter_map(|line| line.strip_prefix("//! ")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let ["", rules, file, functions, ""] = cells[..] else { continue };
         let rules: Vec<String> = rules.split(", ").map(str::to_owned).collect();
         if rules.iter().all(|rule| is_rule(rule)) {
-            places.push((rules, file.trim_matches('`').to_owned(), words(functions)));
+            let functions = words(functions).map(str::to_owned).collect();
+            places.push((rules, file.trim_matches('`').to_owned(), functions));
         }
     }
     places
@@ -173,8 +221,7 @@ fn places() -> Vec<(Vec<String>, String, BTreeSet<String>)> {
 fn the_crate_says_where_each_rule_is() {
     let mut placed = BTreeSet::new();
     for (rules, file, functions) in places() {
-        let text = fs::read_to_string(repository().join("filter/src").join(&file));
-        let text = text.unwrap_or_else(|error| panic!("{rules:?}: {file}: {error}"));
+        let text = document(&format!("filter/src/{file}"));
         let code = text.split("\n#[cfg(test)]").next().unwrap_or(&text);
         assert!(!functions.is_empty(), "{rules:?}: no function");
         for function in functions {
@@ -184,13 +231,12 @@ fn the_crate_says_where_each_rule_is() {
         }
         placed.extend(rules);
     }
-    // Most of R is the work of the program around the filter.
-    let groups = GROUPS.iter().filter(|(group, _)| *group != 'R');
-    let expected = groups.flat_map(|(group, count)| (1..=*count).map(move |n| format!("{group}{n}")));
+    // What holds in the kernel has no column for reasons. Most of R is the work of the program around the filter.
+    let of_the_filter = rows(&document("docs/rules.md"), 3, "counted as").into_iter().map(|(rule, _)| rule);
+    let expected = of_the_filter.filter(|rule| !rule.starts_with('R'));
     let counted = DropReason::ALL.iter().map(|reason| reason.rule().to_owned());
     for rule in expected.chain(counted) {
         assert!(placed.contains(&rule), "{rule} is at no place");
     }
-    let lines = lines(&document());
-    assert!(placed.iter().all(|rule| lines.contains_key(rule)), "a rule that does not exist: {placed:?}");
+    assert!(placed.is_subset(&rules()), "a rule that does not exist: {placed:?}");
 }

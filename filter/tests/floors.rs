@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-/// The modules from the ground up. A module may use those of the floors below its own, and no other.
+/// The modules from the ground up. A module may use those of the floors below its own, and no other. ARCHITECTURE.md shows
+/// the same floors.
 const FLOORS: &[&[&str]] = &[
     &["destination::trie", "frame", "time", "verdict"],
     &["counters", "icmp", "ipv4", "lease", "policy"],
@@ -175,6 +176,28 @@ fn modules_use_only_lower_floors() {
     for module in FLOORS.iter().copied().flatten() {
         assert!(graph.contains_key(*module), "there is no module {module}");
     }
+}
+
+#[test]
+fn the_map_shows_these_floors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
+    let map = fs::read_to_string(path).expect("the map");
+    let (_, section) = map.split_once("## The filter's floors").expect("its section");
+    let mut shown = BTreeSet::new();
+    for line in section.split("\n## ").next().unwrap_or(section).lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let ["", floor, modules, ..] = cells[..] else { continue };
+        let Ok(floor) = floor.parse::<usize>() else { continue };
+        for file in modules.split('`').skip(1).step_by(2) {
+            let module = file.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
+            assert!(shown.insert((floor, module)), "{file} is there twice");
+        }
+    }
+    let floors = FLOORS.iter().zip(1..);
+    let expected: BTreeSet<(usize, String)> = floors
+        .flat_map(|(modules, floor)| modules.iter().map(move |module| (floor, (*module).to_owned())))
+        .collect();
+    assert_eq!(shown, expected);
 }
 
 #[test]

@@ -64,6 +64,30 @@ fn no_folder_has_a_circle() {
     }
 }
 
+#[test]
+fn the_map_shows_these_floors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../ARCHITECTURE.md");
+    let map = fs::read_to_string(path).expect("the map");
+    let (_, section) = map.split_once("## The program's floors").expect("its section");
+    let mut shown = BTreeSet::new();
+    for line in section.split("\n## ").next().unwrap_or(section).lines() {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let ["", floor, files, ..] = cells[..] else { continue };
+        let Ok(floor) = floor.parse::<usize>() else { continue };
+        for file in files.split('`').skip(1).step_by(2) {
+            let module = module_of(Path::new(file));
+            let is_there = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file).is_file();
+            assert!(is_there && !module.is_empty(), "there is no {file}");
+            shown.insert((floor, module[0].clone()));
+        }
+    }
+    let floors = FLOORS.iter().zip(1..);
+    let expected: BTreeSet<(usize, String)> = floors
+        .flat_map(|(modules, floor)| modules.iter().map(move |module| (floor, (*module).to_owned())))
+        .collect();
+    assert_eq!(shown, expected);
+}
+
 /// Takes away, again and again, what uses nothing that is left; a circle is what stays.
 fn circle<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Option<Vec<&'a str>> {
     let mut left = edges.clone();

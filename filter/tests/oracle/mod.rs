@@ -1,6 +1,6 @@
 //! A second, independent judge of the port's rules: small, slow and obvious.
 //!
-//! It is written from the rules (`SECURITY.md`) and not from the filter: it has its own parsing, its own table of
+//! It is written from the rules (`docs/rules.md`) and not from the filter: it has its own parsing, its own table of
 //! addresses and its own state. For each frame it may say that the frame must pass ([`Opinion::MustPass`], a plainly
 //! legitimate one), that it must not ([`Opinion::MustDrop`], with the rule that forbids it), or nothing. What follows
 //! from a frame for the lease is checked too: only a matched ACK or NAK, the VM's own RELEASE or DECLINE, and the

@@ -116,7 +116,7 @@ pub fn h2_no_vm_reaches_anothers_exposed_port() -> Result<()> {
         ensure!(attacker.vm.softnet.stop()?.success());
     }
     // Its own. Where the host filters bridged frames as if they were routed, the kernel bends the translated frame on the
-    // bridge itself and an isolated port never gets it back; SECURITY.md says so.
+    // bridge itself and an isolated port never gets it back; docs/rules.md says so.
     let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "0");
     victim.reaches(SECOND_GATEWAY, EXPOSED, "the victim")?;
     victim.reaches(PUBLIC, EXPOSED, "the victim")?;
