@@ -46,7 +46,7 @@ pub struct PortConfig {
     /// another VM's hardware address takes nothing from that VM (rule C5).
     pub server_files_by_mac: bool,
     /// The host's addresses besides the gateway's (rule H1); more can be given later by
-    /// [`Port::set_host_addresses`].
+    /// [`Port::set_host_addresses`](crate::Port::set_host_addresses).
     pub host_addresses: Vec<Ipv4Addr>,
 }
 

@@ -33,7 +33,7 @@ const FLOORS: &[&[&str]] = &[
 /// Which modules each module uses.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// The sources without their tests and comments, by module: `dhcp::name` is the module of `dhcp/name.rs`.
+/// The sources without their tests and comments, by module: `binding::dhcpv4` is the module of `binding/dhcpv4/mod.rs`.
 fn sources() -> BTreeMap<String, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut sources = BTreeMap::new();
