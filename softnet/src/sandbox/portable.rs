@@ -1,6 +1,7 @@
 //! The seal where the system has no more to offer than users and resource limits.
 
-use super::{Needs, SealError};
+use super::SealError;
+use crate::needs::Needs;
 use crate::privilege::Identity;
 
 /// Gives up the identity that opened the links.
