@@ -57,8 +57,7 @@ impl Situation {
             return Err(UsageError::flag(DONE, "was given to a process that is not root; leave it out"));
         }
         if self.has_ready_fd {
-            let reason =
-                "does not pass through sudo, which this macOS takes; run Softnet as root or set its SUID bit";
+            let reason = "cannot pass through sudo, which vmnet needs on this macOS; run Softnet as root or set its SUID bit";
             return Err(UsageError::flag("--ready-fd", reason));
         }
         Ok(Plan::Again)
@@ -140,7 +139,7 @@ mod macos {
         match situation.plan()? {
             Plan::Proceed => Ok(config),
             Plan::Again => {
-                let program = this_program().context("find the running program")?;
+                let program = this_program().context("cannot find the path of the running program")?;
                 let ids = (getuid().as_raw(), getgid().as_raw());
                 let arguments = sudo_arguments(&program, std::env::args_os().skip(1), ids);
                 let error = Command::new(SUDO)
@@ -149,7 +148,7 @@ mod macos {
                     .stdin(Stdio::from(config.vm.into_socket()))
                     .exec();
                 Err(error)
-                    .context("start /usr/bin/sudo, which this macOS takes for vmnet; or set the SUID bit")
+                    .context("cannot start /usr/bin/sudo, which vmnet needs on this macOS; set Softnet's SUID bit instead")
             }
         }
     }

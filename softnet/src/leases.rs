@@ -153,7 +153,7 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)? as u64;
     if length > LONGEST {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any lease file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than 4 MiB"));
     }
     Ok(text)
 }
@@ -186,18 +186,18 @@ fn parse_bootpd(text: &str) -> Result<Vec<Binding>, Malformed> {
             ("{", None) => open = Some(BootpdEntry::default()),
             ("}", Some(_)) => {
                 let entry = open.take().unwrap_or_default();
-                bindings.push(entry.binding().ok_or(malformed("an entry without address, client or end"))?);
+                bindings.push(entry.binding().ok_or(malformed("an entry lacks its address, client or end"))?);
             }
             (_, Some(entry)) => {
                 let (key, value) = line.split_once('=').ok_or(malformed("neither key=value nor a brace"))?;
-                entry.set(key, value).ok_or(malformed("a value that is none"))?;
+                entry.set(key, value).ok_or(malformed("invalid value"))?;
             }
-            (_, None) => return Err(malformed("something outside of the braces")),
+            (_, None) => return Err(malformed("text outside the braces")),
         }
     }
     match open {
         None => Ok(bindings),
-        Some(_) => Err(Malformed { line: last, what: "the last brace is missing" }),
+        Some(_) => Err(Malformed { line: last, what: "the closing brace is missing" }),
     }
 }
 

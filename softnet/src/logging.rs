@@ -10,7 +10,7 @@ use crate::sys::secure::is_secure_execution;
 pub fn init() {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !is_secure_execution() => EnvFilter::try_new(directives).unwrap_or_else(|error| {
-            eprintln!("softnet: RUST_LOG is not understood and ignored: {error}");
+            eprintln!("softnet: RUST_LOG is invalid and ignored: {error}");
             default_filter()
         }),
         _ => default_filter(),

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         #[cfg(not(target_os = "linux"))]
         Some(Command::Run(_) | Command::Network(_)) => Err(UsageError::flag(
             "softnet run and softnet network",
-            "are for Linux; on macOS, start the VM with `tart run --net-softnet`",
+            "work on Linux only; on macOS, start the VM with `tart run --net-softnet`",
         )
         .into()),
     };

@@ -49,12 +49,13 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
         None
     };
     let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .context("socketpair")?;
+        .context("cannot create the VM's socket pair")?;
     crate::vm::raise_buffers(&vm_end);
-    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe")?;
+    let (told, tell) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot create a pipe")?;
     let launcher = port.ready.replace(tell);
 
-    let filter = match process::fork().context("fork")? {
+    let filter = match process::fork().context("cannot fork the filter")? {
         Fork::Child => {
             drop((vm_end, told, launcher));
             let _ = rustix::process::setpgid(None, None);
@@ -97,7 +98,7 @@ fn random_mac() -> anyhow::Result<MacAddr> {
     let mut octets = [0; 6];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut octets))
-        .context("/dev/urandom")?;
+        .context("cannot read /dev/urandom for a random MAC address")?;
     octets[0] = (octets[0] & 0xfc) | 0x02;
     Ok(MacAddr(octets))
 }
@@ -145,7 +146,7 @@ fn wait_until_ready(
 /// Passes signals on and waits for the end of either process; then ends the other.
 fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::Result<ExitCode> {
     let vm_pid = Pid::from_child(vm);
-    let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("pidfd_open")?;
+    let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("cannot watch the VM's process")?;
     loop {
         let [vm_ended, filter_ended, signalled] =
             wait([vm_pidfd.as_fd(), filter.pidfd.as_fd(), signals.as_fd()], None)?;
@@ -161,7 +162,7 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
                 let _ = rustix::process::kill_process(vm_pid, Signal::KILL);
             }
             vm.wait()?;
-            anyhow::bail!("the filter ended ({status}) before the VM, which was ended too");
+            anyhow::bail!("the filter ended ({status}) before the VM, so the VM was stopped too");
         }
         if signalled && let Some(received) = signals.read()? {
             if received.asks_for_counters() {
@@ -182,7 +183,10 @@ struct Filter {
 
 impl Filter {
     fn new(pid: Pid) -> anyhow::Result<Self> {
-        Ok(Filter { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")? })
+        Ok(Filter {
+            pid,
+            pidfd: pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the filter's process")?,
+        })
     }
 
     fn signal(&self, signal: Signal) {

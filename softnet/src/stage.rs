@@ -64,7 +64,10 @@ impl Opened {
             let taken = file.take_over(&mut port, config.vm_mac, server, subnet, clock::now());
             if let Err(error) = taken {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "no lease is taken over; a VM that resumes has to ask for one");
+                tracing::warn!(
+                    error,
+                    "cannot take over the VM's lease; a VM that resumes has to request one"
+                );
             }
         }
         let ready_line = serde_json::json!({

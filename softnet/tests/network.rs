@@ -594,7 +594,7 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     first.set_address(Some(address))?;
     let refused = second.set_address(Some(address));
     let text = refused.err().context("one address twice")?.to_string();
-    ensure!(text.contains(&format!("{address} is leased to 02:00:00:00:00:01")), "{text}");
+    ensure!(text.contains(&format!("{address} is already held by the VM 02:00:00:00:00:01")), "{text}");
     ensure!(matches!(second.set_address(Some(INTERNET)), Err(Error::NotOurs(..))));
     ensure!(matches!(second.set_address(Some(plan.gateway().addr())), Err(Error::NotOurs(..))));
     // A restart meets its predecessor still leaving, and waits for it.

@@ -55,7 +55,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
         }
         HostSide::Managed { explicit: true, network, .. } => {
             let reason =
-                "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
+                "only root may set up a network; use sudo, or leave out --network and --subnet to use passt";
             Err(UsageError::new("--network", network.as_str(), reason).into())
         }
         HostSide::Managed { .. } => open_passt(request),
@@ -113,7 +113,7 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { vm_mac, isolated, .. } = request;
     let unusable = |error: bridge::Error| UsageError::new("--bridge", name, error);
     if !may_manage() {
-        let reason = "only root may add to a bridge; use sudo, or a TAP that root made for you there (--tap)";
+        let reason = "only root may add a port to a bridge; use sudo, or --tap with a TAP that root created there for you";
         return Err(UsageError::new("--bridge", name, reason).into());
     }
     let mut netlink = Netlink::open()?;
@@ -123,7 +123,7 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| UsageError::new("--bridge", name, error))?;
     // The second wall, for the case that the process that parses the frames is taken over (H10). The filter is the first.
     if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &gateway) {
-        tracing::warn!(%error, "the kernel checks neither the VM's MAC address on the bridge nor who of the host's users speaks DHCP there");
+        tracing::warn!(%error, "the kernel does not check the VM's MAC address on the bridge, and does not keep the host's users from sending DHCP there");
     }
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
     tap.set_gateway(gateway.address);
@@ -148,7 +148,7 @@ fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
             UsageError::new("--vm-mac-address", vm_mac.to_string(), error).into()
         }
         error => anyhow::Error::new(error)
-            .context("cannot use passt, which stands in for the managed network without privilege"),
+            .context("cannot start passt, which replaces the managed network for users without privilege"),
     })?;
     Ok(Side {
         uplink: Uplink {
@@ -184,7 +184,7 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
         connections: settings.connections,
     };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
-    let mut tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
+    let mut tap = Tap::attach(NEW_TAP, false).context("cannot create a TAP")?;
     membership.attach(tap.name(), isolated)?;
     tap.set_gateway(membership.gateway().address);
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
@@ -218,7 +218,7 @@ fn wait_until_frames_flow(netlink: &mut Netlink, tap: &Tap) -> anyhow::Result<()
     if !port_state::wait_until_frames_flow(netlink, tap.name())? {
         tracing::warn!(
             interface = tap.name(),
-            "the host does not carry this interface's frames yet; is it up, and its bridge?"
+            "the host does not carry this interface's frames yet; check that the interface and its bridge are up"
         );
     }
     Ok(())

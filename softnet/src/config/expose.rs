@@ -69,20 +69,20 @@ pub struct Expose {
 pub enum ParseError {
     /// Not two or three parts.
     #[error(
-        "it is not of the form [ADDRESS:]EXTERNAL:INTERNAL[/tcp|/udp], such as 8080:80 or 127.0.0.1:5353:53/udp"
+        "is not of the form [ADDRESS:]EXTERNAL:INTERNAL[/tcp|/udp], such as 8080:80 or 127.0.0.1:5353:53/udp"
     )]
     Form,
     /// A port that is none.
-    #[error("{0:?} is no port; ports are 1 to 65535")]
+    #[error("{0:?} is not a port; ports are 1 to 65535")]
     Port(String),
     /// An address that is none.
-    #[error("{0:?} is no IPv4 address of this host")]
+    #[error("{0:?} is not an IPv4 address of this host (`ip address` lists them)")]
     Address(String),
     /// IPv6 is not there yet.
     #[error("IPv6 addresses cannot be exposed yet; give an IPv4 address")]
     Ipv6,
     /// A transport that is none.
-    #[error("{0:?} is no transport; say /tcp or /udp")]
+    #[error("{0:?} is not a protocol; use /tcp or /udp")]
     Protocol(String),
 }
 

@@ -99,7 +99,7 @@ impl TryFrom<(VmArgs, PortArgs)> for Config {
         let fd = vm.vm_fd.ok_or_else(|| {
             UsageError::flag(
                 "--vm-fd",
-                "is missing; pass the number of the VM's socket, or let `softnet run` make one",
+                "is missing; pass the number of the VM's socket, or let `softnet run` create one",
             )
         })?;
         let mac = vm.vm_mac_address.ok_or_else(|| {
@@ -120,7 +120,13 @@ impl TryFrom<PortArgs> for PortSettings {
         let net_type = match args.vm_net_type.as_str() {
             "nat" => NetType::Nat,
             "host" => NetType::Host,
-            other => return Err(UsageError::new("--vm-net-type", other, "is neither \"nat\" nor \"host\"")),
+            other => {
+                return Err(UsageError::new(
+                    "--vm-net-type",
+                    other,
+                    "is neither \"nat\" nor \"host\"; use one of the two",
+                ));
+            }
         };
         let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
@@ -193,7 +199,7 @@ fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, UsageError> {
     match expose::first_collision(&exposes) {
         None => Ok(exposes),
         Some((first, second)) => {
-            let reason = format!("exposes the port that {first} exposes already; a port leads to one place");
+            let reason = format!("uses the same port of the host as {first}; choose another");
             Err(UsageError::new("--expose", second.to_string(), reason))
         }
     }
@@ -204,7 +210,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError>
     let contradiction = |flag, other| {
         Err(UsageError::flag(
             flag,
-            format_args!("contradicts {other}; a VM has one host side, so give one of them"),
+            format_args!("contradicts {other}; a VM has one host side, so give only one of the two"),
         ))
     };
     match (&args.tap, &args.bridge) {
@@ -220,7 +226,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError>
         return Err(UsageError::flag(
             "--expose",
             format_args!(
-                "contradicts {flag}; forwards belong to the network that Softnet manages, so leave {flag} out"
+                "contradicts {flag}; ports are published on the managed network only, so leave {flag} out"
             ),
         ));
     }
@@ -248,8 +254,9 @@ fn host_side(_args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError
 fn connections(args: &PortArgs) -> Result<u32, UsageError> {
     let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
     if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
-        let reason =
-            format_args!("contradicts {flag}; it is for the network that Softnet manages, so leave one out");
+        let reason = format_args!(
+            "contradicts {flag}; it applies to the managed network only, so leave one of the two out"
+        );
         return Err(UsageError::flag("--connections", reason));
     }
     let error = || {
@@ -270,8 +277,7 @@ fn connections(_args: &PortArgs) -> Result<u32, UsageError> {
 fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
     if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
-        let reason =
-            "is no interface name; use 1 to 15 characters without spaces, slashes, colons and percent signs";
+        let reason = "is not a valid interface name; use 1 to 15 characters without spaces, slashes, colons or percent signs";
         return Err(UsageError::new(flag, name, reason));
     }
     Ok(name.to_owned())
@@ -289,9 +295,9 @@ pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
 fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, UsageError> {
     let error = |reason: &str| UsageError::new("--subnet", value, reason);
     let subnet: ipnet::Ipv4Net =
-        value.parse().map_err(|_| error("is no IPv4 network; write it as 192.168.77.0/24"))?;
+        value.parse().map_err(|_| error("is not an IPv4 network; write it as 192.168.77.0/24"))?;
     if !(16..=29).contains(&subnet.prefix_len()) {
-        return Err(error("has no useful size; use a prefix length from 16 to 29"));
+        return Err(error("has an unsupported size; use a prefix length from 16 to 29"));
     }
     if subnet.trunc() != subnet {
         return Err(error(&format!("has host bits set; write {}", subnet.trunc())));
@@ -324,18 +330,18 @@ fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {
 
 fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, UsageError> {
     let number: RawFd = value.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| {
-        UsageError::new(flag, value, "is no descriptor number; pass one such as 0 (standard input) or 3")
-    })?;
-    if number == libc::STDERR_FILENO {
-        return Err(UsageError::new(
+        UsageError::new(
             flag,
             value,
-            "is standard error, where Softnet writes its log; pass another",
-        ));
+            "is not a file descriptor number; pass one such as 0 (standard input) or 3",
+        )
+    })?;
+    if number == libc::STDERR_FILENO {
+        return Err(UsageError::new(flag, value, "is standard error, which Softnet logs to; pass another"));
     }
     sys::fd::adopt(number).map_err(|error| match error.raw_os_error() {
         Some(libc::EBADF) => {
-            UsageError::new(flag, value, "is not open; let the launcher pass it on without close-on-exec")
+            UsageError::new(flag, value, "is not open; let the launcher pass it without close-on-exec")
         }
         Some(libc::EBUSY) => {
             UsageError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")

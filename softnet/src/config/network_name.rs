@@ -15,7 +15,8 @@ pub struct NetworkName(String);
 /// Why a name cannot be a network's.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "a network's name is 1 to 15 of the characters a-z, A-Z, 0-9 and _, begins with a letter, and is none of {}",
+    "is not a valid network name; use 1 to 15 of the characters a-z, A-Z, 0-9 and _, begin with a letter, and use none of \
+     the reserved names {}",
     RESERVED.join(", ")
 )]
 pub struct NameError;

@@ -106,7 +106,7 @@ impl AddressWatch {
                 Some(&self.known)
             }
             Err(error) => {
-                tracing::warn!(%error, "the host's addresses may have changed; asking again");
+                tracing::warn!(%error, "cannot read the host's addresses, which may have changed; trying again");
                 self.stale = true;
                 None
             }
@@ -139,7 +139,7 @@ fn pick(all: impl Iterator<Item = Ipv4Addr>, gateway: Ipv4Addr, most: usize) -> 
         tracing::warn!(
             count = addresses.len(),
             most,
-            "the host has more addresses than Softnet follows; the last private ones are not told to the filter"
+            "the host has more addresses than Softnet tracks; the filter does not know the last private ones"
         );
         addresses.sort_by_key(|address| address.is_private() || address.is_link_local());
         addresses.truncate(most);

@@ -45,19 +45,19 @@ pub enum Error {
     #[error("there is no interface {0} (`ip link show` lists them)")]
     Missing(String),
     /// The interface is something else.
-    #[error("{0} is no bridge (`ip link show type bridge` lists them)")]
+    #[error("{0} is not a bridge (`ip link show type bridge` lists them)")]
     NotBridge(String),
     /// The interface is something else.
-    #[error("{0} is no TAP (`ip tuntap show` lists them; `ip tuntap add dev {0} mode tap` makes one)")]
+    #[error("{0} is not a TAP (`ip tuntap show` lists them; `ip tuntap add dev NAME mode tap` creates one)")]
     NotTap(String),
     /// A TUN device carries no Ethernet frames.
     #[error(
-        "{0} is a TUN, which carries no Ethernet frames; make a TAP with `ip tuntap add dev NAME mode tap`"
+        "{0} is a TUN, which carries no Ethernet frames; create a TAP with `ip tuntap add dev NAME mode tap`"
     )]
     Tun(String),
     /// The TAP is a port of something that is no bridge.
     #[error(
-        "{tap} is a port of {master}, which is no bridge; enslave it to a bridge with `ip link set {tap} master BRIDGE`"
+        "{tap} is a port of {master}, which is not a bridge; attach it to a bridge with `ip link set {tap} master BRIDGE`"
     )]
     ForeignMaster {
         /// The TAP.
@@ -72,13 +72,13 @@ pub enum Error {
     NoAddress(String),
     /// The TAP is neither a port nor routed.
     #[error(
-        "{0} is neither a bridge's port nor has it an IPv4 address; enslave it with `ip link set {0} master BRIDGE`, \
-         or route it with `ip address add ADDRESS/PREFIX dev {0}`"
+        "{0} is not a port of a bridge and has no IPv4 address; attach it to a bridge with `ip link set {0} master BRIDGE`, \
+         or give it an address with `ip address add ADDRESS/PREFIX dev {0}`"
     )]
     Stray(String),
     /// A gateway needs room for at least one VM beside it.
     #[error(
-        "{name} has the address {address}, whose subnet has no room for a VM; give it a prefix of at most 30 bits"
+        "{name} has the address {address}, whose subnet has no room for a VM; use a prefix length of at most 30"
     )]
     NoRoom {
         /// The interface.

@@ -23,7 +23,7 @@ pub enum Error {
     #[error("port {0} is taken by another program (`ss -lntup` shows which); choose another")]
     Taken(u16),
     /// The address is not the host's.
-    #[error("{0} is no address of this host (`ip address` lists them)")]
+    #[error("{0} is not an address of this host (`ip address` lists them)")]
     NoSuchAddress(std::net::Ipv4Addr),
     /// Privileged ports are for privileged users, whatever privilege Softnet has.
     #[error("only root may expose ports below {0}; choose a higher one")]

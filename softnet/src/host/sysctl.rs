@@ -42,7 +42,7 @@ pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
 pub fn silence_ipv6(name: &str) {
     let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
     if let Err(error) = set(&switch, "1") {
-        tracing::debug!(%error, "the host speaks IPv6 on an interface where nobody listens");
+        tracing::debug!(%error, "cannot turn IPv6 off on an interface that passes none");
     }
 }
 

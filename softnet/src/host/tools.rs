@@ -121,7 +121,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It failed.
-    #[error("{} failed ({status}): {}", tool.name(), if said.is_empty() { "it did not say why" } else { said })]
+    #[error("{} failed ({status}): {}", tool.name(), if said.is_empty() { "it printed no reason" } else { said })]
     Failed {
         /// The program.
         tool: Tool,

@@ -101,11 +101,11 @@ impl LeaseFollower for Reporter {
                 Err(Errno::INTR) => {}
                 // An empty message looks the same as the end, and the monitor sends none.
                 Err(_) | Ok((0, _)) => {
-                    return Err(Error("the monitor, Softnet's first process, is gone".to_owned()));
+                    return Err(Error("the monitor, Softnet's first process, has ended".to_owned()));
                 }
                 Ok((length, _)) => {
                     let notice = self.buffer.get(..length).and_then(notice_from_bytes);
-                    let garbage = || Error("the monitor sent bytes that are no message".to_owned());
+                    let garbage = || Error("the monitor sent an invalid message".to_owned());
                     return notice.ok_or_else(garbage).map(Some);
                 }
             }

@@ -210,7 +210,7 @@ impl Guard {
             self.ask(now);
         }
         if self.farewell.is_some_and(|at| now >= at) {
-            tracing::error!("the worker does not end though its VM is gone");
+            tracing::error!("the worker did not end after its VM was gone; killing it");
             self.farewell = None;
             self.refuse(worker, Signal::KILL);
         }
@@ -263,7 +263,7 @@ impl Guard {
             self.channel = None;
         }
         if heard.garbage {
-            tracing::error!("the worker sent bytes that are no message");
+            tracing::error!("the worker sent an invalid message; killing it");
             return self.refuse(worker, Signal::KILL);
         }
         // A word about the VM's silence must not delay the lease that follows it.

@@ -115,7 +115,7 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
                 Ok(()) => Guard::new(place, watches, channel).watch(worker, signals),
                 Err(error) => {
                     // The worker sees the channel close and ends too.
-                    tracing::error!(%error, "cannot give up what belongs to the worker");
+                    tracing::error!(%error, "cannot confine the monitor");
                     drop((place, channel));
                     1
                 }
@@ -128,7 +128,7 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
 fn watch_peer(vm: &VmSocket) -> Option<PeerWatch> {
     vm.watch_peer()?
         .inspect_err(|error| {
-            tracing::debug!(%error, "the kernel cannot tell when the VM's socket closes; watching the parent only");
+            tracing::debug!(%error, "the kernel cannot report when the VM closes its socket; watching only the parent process");
         })
         .ok()
 }

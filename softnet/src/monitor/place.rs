@@ -98,17 +98,19 @@ impl Place {
             Err(error @ Error::NotLeased { address, .. }) => {
                 self.false_claims = self.false_claims.saturating_add(1);
                 if self.false_claims >= FALSE_CLAIMS {
-                    tracing::error!("{error}; the worker claims what is not the VM's again and again");
+                    tracing::error!(
+                        "{error}; the worker repeatedly claimed addresses that the VM does not have; killing it"
+                    );
                     return self.refuse(Signal::KILL);
                 }
-                tracing::warn!(%error, "cannot note the VM's address on the worker's word alone");
+                tracing::warn!(%error, "ignoring the address that the worker reports");
                 // A VM that is about to end may have given it back a moment ago, and another has it by now.
                 if self.membership.server_gives(address) == Some(false) {
                     let earlier = contested.filter(|contest| contest.address == address);
                     self.contested = earlier.or(Some(Contest { address, since: now, evicting: false }));
                 }
             }
-            Err(error) => tracing::error!(%error, "cannot note the VM's address"),
+            Err(error) => tracing::error!(%error, "cannot record the VM's address"),
         }
         // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
         self.forwarder.set_address(None);
@@ -126,14 +128,14 @@ impl Place {
             let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
             match self.membership.evict(address, signal) {
                 Ok(Some(holder)) => {
-                    tracing::warn!(%address, %holder, "the DHCP server has given the address to this VM; ending the one that still holds it");
+                    tracing::warn!(%address, %holder, "the DHCP server has leased the address to this VM; stopping the VM that still holds it");
                     contest = Contest { address, since: now, evicting: true };
                     self.contested = Some(contest);
                     return None;
                 }
                 // It is about to go, or cannot be found.
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "cannot end the VM that holds the address"),
+                Err(error) => tracing::warn!(%error, "cannot stop the VM that still holds the address"),
             }
         }
         // Twice as long as for a holder that the server's file contradicts and that does not go, or cannot be found.
@@ -175,12 +177,12 @@ impl Place {
         match self.membership.apply(&ops) {
             Ok(()) => {
                 for op in ops {
-                    tracing::info!(?op, "forwarding changed");
+                    tracing::info!(?op, "port forward changed");
                     self.forwarder.done(op);
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "forwarding could not be changed; trying again");
+                tracing::warn!(%error, "cannot change the port forwards; trying again later");
                 self.forwarder.failed(now);
             }
         }
@@ -192,13 +194,13 @@ impl Place {
             Some(None) => self.membership.has_no_address(),
             Some(address) => {
                 if let Err(error) = self.membership.set_address(address) {
-                    tracing::warn!(%error, "cannot note the VM's last address");
+                    tracing::warn!(%error, "cannot record the VM's last address");
                 }
             }
             None => {}
         }
         if let Err(error) = self.membership.leave() {
-            tracing::warn!(%error, "the next start will clean up");
+            tracing::warn!(%error, "cannot leave the network cleanly; the next start will clean up");
         }
     }
 }

@@ -63,13 +63,13 @@ fn is_default(network: &NetworkName) -> bool {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     /// Somebody other than root could have written it.
-    #[error("{0} could have been written by others than root; chown root it and chmod go-w it")]
+    #[error("users other than root can write to {0}; run `chown root {0}` and `chmod go-w {0}`")]
     Untrusted(String),
     /// It cannot be read.
     #[error("{PATH} cannot be read: {0}")]
     Unreadable(#[from] io::Error),
     /// It does not make sense, so that it would be a guess what was meant.
-    #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"")]
+    #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"; correct the line")]
     Syntax(usize),
 }
 

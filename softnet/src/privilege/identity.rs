@@ -103,7 +103,9 @@ impl Identity {
         };
         if let Some(name) = group {
             let error = |reason| UsageError::new("--group", name, reason);
-            let gid = accounts.group(name).ok_or_else(|| error("is no group of this system"))?;
+            let gid = accounts
+                .group(name)
+                .ok_or_else(|| error("is not a group of this system; name an existing one"))?;
             if start.is_by_root() {
                 if gid.is_root() {
                     return Err(error("is root's; name the group of an ordinary user"));
@@ -121,15 +123,15 @@ impl Identity {
         let uid = self.uid.as_raw();
         match self.origin {
             Origin::Caller | Origin::Flag => {}
-            Origin::Sudo => tracing::info!(uid, "becoming the user who called sudo"),
-            Origin::Dedicated => tracing::info!(uid, "becoming the user softnet"),
+            Origin::Sudo => tracing::info!(uid, "switching to the user who called sudo"),
+            Origin::Dedicated => tracing::info!(uid, "switching to the user softnet"),
             Origin::Nobody => tracing::warn!(
                 uid,
-                "started by root without --user: becoming nobody; a user of Softnet's own is better (useradd --system softnet)"
+                "started by root without --user: switching to nobody; a dedicated user is safer (useradd --system softnet)"
             ),
             Origin::OnlyOne => {
                 tracing::info!(
-                    "this user namespace has no other user; staying the one who made it, without capabilities"
+                    "this user namespace maps no other user; keeping the current one, without capabilities"
                 );
             }
         }
@@ -141,7 +143,7 @@ fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity
     let account = accounts
         .user(name)
         .or_else(|| accounts.user_by_id(name.parse().ok()?))
-        .ok_or_else(|| error("is no user of this system"))?;
+        .ok_or_else(|| error("is not a user of this system; name an existing one"))?;
     if account.uid.is_root() {
         return Err(error("is root, who must not parse a VM's frames; name an ordinary user"));
     }
@@ -152,7 +154,7 @@ fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity
         return Ok(caller(start));
     }
     if !accounts.can_become(&account) {
-        return Err(error("is unknown in this user namespace; name a user whom it maps"));
+        return Err(error("is not mapped in this user namespace; name a user that is"));
     }
     Ok(identity(&account, account.gid, Origin::Flag, accounts))
 }
@@ -355,7 +357,9 @@ mod tests {
         for (start, name) in [(start(0, 0), "root"), (start(1000, 0), "root"), (start(0, 0), "0")] {
             assert!(chosen(&start, Some(name), None).unwrap_err().contains("is root"));
         }
-        assert!(chosen(&start(0, 0), Some("carl"), None).unwrap_err().contains("no user of this system"));
+        assert!(
+            chosen(&start(0, 0), Some("carl"), None).unwrap_err().contains("is not a user of this system")
+        );
     }
 
     #[test]
@@ -372,6 +376,8 @@ mod tests {
         let unprivileged = Start { effective: (uid(1000), gid(1000)), ..member };
         assert!(chosen(&unprivileged, None, Some("kvm")).unwrap_err().contains("only root"));
         assert!(chosen(&start(0, 0), None, Some("wheel")).unwrap_err().contains("is root's"));
-        assert!(chosen(&start(0, 0), None, Some("none")).unwrap_err().contains("no group of this system"));
+        assert!(
+            chosen(&start(0, 0), None, Some("none")).unwrap_err().contains("is not a group of this system")
+        );
     }
 }

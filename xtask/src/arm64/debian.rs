@@ -57,7 +57,7 @@ impl Apt {
         }
         let release = fs::read_to_string("/etc/os-release").context("tell which Debian this is")?;
         let release = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        let release = release.context("this is no release of Debian")?;
+        let release = release.context("this system is not a Debian release")?;
         let key = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg";
         // Newer kernels know more of Landlock.
         let suites = [release.to_owned(), format!("{release}-backports")];

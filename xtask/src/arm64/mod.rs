@@ -19,7 +19,7 @@ use crate::packages;
 /// Build Softnet for aarch64 Linux: the lints and the program
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only lint; build no program
+    /// Run the lints only; build no program
     #[arg(long, conflicts_with = "test")]
     check: bool,
     /// Also run the tests of the seal, with that program, on an emulated machine
@@ -68,5 +68,5 @@ fn build_tests(build: &DebianRust) -> Result<PathBuf> {
     let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
     let is_test = |message: &Value| message["target"]["name"] == "sandbox";
     let test = messages.filter_map(Result::ok).find(is_test).context("cargo built no such test")?;
-    Ok(test["executable"].as_str().context("the test is no program")?.into())
+    Ok(test["executable"].as_str().context("the test has no executable")?.into())
 }

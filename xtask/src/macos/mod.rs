@@ -18,10 +18,10 @@ use crate::debian_rust::{self, DebianRust, step};
 use crate::packages;
 use inspect::{Architecture, Expected};
 
-/// Build Softnet for macOS: lints and tests for arm64, a universal program, and proof of what it is made of
+/// Build Softnet for macOS: lints and tests for arm64, a universal program, and an inspection of its contents
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only compile and lint for arm64; build no program
+    /// Compile and lint for arm64 only; build no program
     #[arg(long)]
     check: bool,
 }

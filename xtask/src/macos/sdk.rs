@@ -58,7 +58,7 @@ impl Library {
         let symbols: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
         for symbol in &symbols {
             let is_word = symbol.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_$".contains(&byte));
-            ensure!(is_word, "{symbol:?} is no symbol");
+            ensure!(is_word, "{symbol:?} is not a symbol");
         }
         Ok(Library {
             stub: stub.into(),

@@ -181,7 +181,7 @@ fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> D
                 tracing::warn!(
                     seconds,
                     network = %config.name,
-                    "the network's lease time stays; only root changes a network that is there"
+                    "keeping the network's lease time; only root may change an existing network"
                 );
             }
             recorded.lease_time
@@ -246,7 +246,7 @@ fn reattach(
 ) -> Result<(), Error> {
     let Some(port) = netlink.link(tap)? else { return Ok(()) };
     if !is_in_place(&port, bridge, isolated) {
-        tracing::warn!(tap, bridge = bridge.name, "putting a VM's TAP back on its bridge");
+        tracing::warn!(tap, bridge = bridge.name, "attaching a VM's TAP to its bridge again");
         bridge::join(netlink, tap, bridge, member.mac, isolated)?;
     }
     Ok(())
@@ -262,12 +262,12 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
         claim.release()?;
     }
     if let Err(error) = rules::forget(&addresses) {
-        tracing::warn!(%error, "flows of VMs that were killed stay until they end or their addresses are given away");
+        tracing::warn!(%error, "cannot delete the tracked connections of VMs that were killed; they stay until they time out or their addresses are leased again");
     }
     let dead: Vec<(Claim, String)> = claim::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
     // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
     if !dead.is_empty() && !dnsmasq::settle(directory) {
-        tracing::warn!("dnsmasq is slow to answer; leases of VMs that were killed may stay until they end");
+        tracing::warn!("dnsmasq is slow; leases of VMs that were killed may stay until they expire");
     }
     let mut given_back = 0;
     for (claim, text) in dead {
@@ -278,7 +278,9 @@ fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
             }
             match dnsmasq::release_all(plan, directory, dead.mac, dead.address) {
                 Ok(count) => given_back += count,
-                Err(error) => tracing::warn!(%error, "the lease ends by itself"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot release the lease of a VM that was killed; it stays until it expires")
+                }
             }
         }
         claim.release()?;

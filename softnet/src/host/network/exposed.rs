@@ -74,7 +74,7 @@ impl ExposedWatch {
 
     fn at(root: PathBuf, own: Option<Member>) -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).inspect_err(|error| {
-            tracing::info!(%error, "no inotify instance is left (fs.inotify.max_user_instances); looking each second");
+            tracing::info!(%error, "no inotify instance is left (fs.inotify.max_user_instances); polling every second");
         });
         let mut watch = ExposedWatch {
             root,
@@ -184,7 +184,7 @@ impl ExposedWatch {
                 if self.files.len() >= MOST_FILES {
                     tracing::warn!(
                         most = MOST_FILES,
-                        "more VMs than Softnet follows; their exposed ports may be open to this one"
+                        "more VMs run than Softnet tracks; this VM may reach the exposed ports of the others"
                     );
                     return;
                 }
@@ -248,7 +248,7 @@ impl ExposedWatch {
         all.sort_unstable();
         all.dedup();
         if all.len() > MOST {
-            tracing::warn!(count = all.len(), most = MOST, "more ports are exposed than Softnet follows");
+            tracing::warn!(count = all.len(), most = MOST, "more ports are exposed than Softnet tracks");
             all.truncate(MOST);
         }
         all

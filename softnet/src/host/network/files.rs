@@ -109,11 +109,11 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
         // Whoever started Softnet may have an umask that hides what others must read: monitors without privilege among
         // them (rule H2).
         return fs::set_permissions(path, Permissions::from_mode(mode))
-            .map_err(Error::new("make readable", path));
+            .map_err(Error::new("change the mode of", path));
     }
     let message = match mode & 0o077 {
-        0 => "it is no directory that only root can enter; remove it and start again",
-        _ => "it is no directory that only root can write to; remove it and start again",
+        0 => "it is not a directory that only root can enter; remove it and start again",
+        _ => "it is not a directory that only root can write to; remove it and start again",
     };
     Err(Error::new("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, message)))
 }

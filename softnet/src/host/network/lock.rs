@@ -76,7 +76,7 @@ impl Lock {
         };
         // A full disk keeps nobody from leaving.
         if let Err(error) = sign() {
-            tracing::debug!(%error, "the lock does not say who holds it");
+            tracing::debug!(%error, "cannot write the holder's process number to the lock file");
         }
         Ok(Some(Lock { file, caller }))
     }
@@ -106,7 +106,7 @@ fn holder(file: &mut File) -> String {
     match listed_holder(file).or_else(written) {
         Some(pid) => match Incarnation::name(pid) {
             Some(name) => format!("process {pid} ({name})"),
-            None => format!("process {pid}, which is gone, or a child of it,"),
+            None => format!("process {pid}, which has ended, or one of its children,"),
         },
         None => "another process".to_owned(),
     }
@@ -155,7 +155,7 @@ impl Caller {
             let _ = setpriority_process(None, priority);
         }
         if let Err(error) = set_thread_res_uid(self.user, Uid::ROOT, Uid::ROOT) {
-            tracing::warn!(%error, "only root can stop this Softnet now");
+            tracing::warn!(%error, "cannot restore the caller's user ID; only root can stop this process now");
         }
     }
 }

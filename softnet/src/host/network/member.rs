@@ -95,7 +95,7 @@ impl Membership {
             tracing::warn!(
                 asked = member.connections,
                 given = largest,
-                "the VM's share of connections is a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
+                "the VM's connection limit is cut to a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
             );
         }
         let port = port.saying(&record::write_member(&record))?;
@@ -203,7 +203,7 @@ impl Membership {
         };
         for address in former.into_iter().chain(self.record.address) {
             if let Err(error) = forget(address) {
-                tracing::debug!(%error, "packets for the address's former holder may still wait");
+                tracing::debug!(%error, "cannot delete the neighbour entry; packets for the address's former holder may still be queued");
             }
         }
         // Where the rules may still have it, nobody else gets it before this VM is gone.
@@ -240,7 +240,7 @@ impl Membership {
     /// Whether the DHCP server's file gives `address` to this VM; `None` if it gives it to nobody, or cannot be read.
     pub fn server_gives(&self, address: Ipv4Addr) -> Option<bool> {
         dispute::server_gives(&self.directory, self.record.mac, address).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot look whose address it is");
+            tracing::warn!(%error, "cannot read which VM has the address");
             None
         })
     }
@@ -314,11 +314,11 @@ impl Membership {
             Ok(true) => port.release()?,
             // It sees to a server first, and finds the file without its lock.
             Ok(false) => {
-                tracing::warn!("dnsmasq is slow to answer; the next start looks whether a lease is left");
+                tracing::warn!("dnsmasq is slow; the next start checks whether a lease is left");
                 drop(port);
             }
             Err(error) => {
-                tracing::warn!(%error, "the next start tries again");
+                tracing::warn!(%error, "cannot release the VM's lease; the next start tries again");
                 drop(port);
             }
         }
@@ -327,7 +327,7 @@ impl Membership {
         }
         let applied = rules::apply(&self.run_dir, &lock);
         if let Err(error) = rules::forget(&address.into_iter().chain(last).collect()) {
-            tracing::warn!(%error, "flows of the VM stay until they end or its address is given away");
+            tracing::warn!(%error, "cannot delete the VM's tracked connections; they stay until they time out or its address is leased again");
         }
         applied
     }
@@ -377,7 +377,7 @@ impl Drop for Membership {
             return;
         }
         if let Err(error) = self.give_up() {
-            tracing::warn!(%error, network = %self.plan.name, "the next start will clean up");
+            tracing::warn!(%error, network = %self.plan.name, "cannot leave the network cleanly; the next start will clean up");
         }
     }
 }

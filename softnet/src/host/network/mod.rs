@@ -97,8 +97,8 @@ impl Plan {
 pub enum Error {
     /// The name belongs to somebody else's interface.
     #[error(
-        "interface {0} exists and is no network of Softnet's; join it with --bridge {0} if it is a bridge, or choose \
-         another name with --network"
+        "interface {0} exists and was not created by Softnet; use --bridge {0} if it is a bridge, or choose another name \
+         with --network"
     )]
     Foreign(NetworkName),
     /// The subnet cannot be used.
@@ -124,7 +124,7 @@ pub enum Error {
     },
     /// NAT and host-only VMs do not share a network.
     #[error(
-        "network {name} was made for --vm-net-type {present}; choose another --network, or remove it with \
+        "network {name} was created for --vm-net-type {present}; choose another --network, or remove it with \
          `softnet network down --network {name}`"
     )]
     TypeDiffers {
@@ -135,7 +135,7 @@ pub enum Error {
     },
     /// Another VM with this MAC runs.
     #[error(
-        "a VM with the MAC {mac} is on network {name} already{}; give each VM a MAC of its own",
+        "network {name} already has a VM with the MAC address {mac}{}; give each VM its own MAC address",
         match pid { Some(pid) => format!(" (process {pid})"), None => String::new() }
     )]
     MacTaken {
@@ -147,11 +147,11 @@ pub enum Error {
         pid: Option<u32>,
     },
     /// The VM claims to be its own gateway.
-    #[error("the VM's MAC {0} is the gateway's; give the VM another")]
+    #[error("the VM's MAC address {0} is the gateway's; give the VM another")]
     MacIsGateway(MacAddr),
     /// Another VM holds the address that was leased to this one.
     #[error(
-        "{address} is leased to {holder} already, so this VM must not have it; `softnet network status` shows both"
+        "{address} is already held by the VM {holder}, so this VM must not use it; `softnet network status` shows both"
     )]
     LeaseTaken {
         /// The address.
@@ -170,10 +170,10 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The address lies outside of the network.
-    #[error("{0} is no address that network {1} hands out")]
+    #[error("{0} is outside the DHCP range of network {1}")]
     NotOurs(Ipv4Addr, NetworkName),
     /// The server has not noted the address for this VM.
-    #[error("the DHCP server has not leased {address} to {mac}, so this VM must not have it")]
+    #[error("the DHCP server has not leased {address} to {mac}, so this VM must not use it")]
     NotLeased {
         /// The VM.
         mac: MacAddr,
@@ -200,7 +200,7 @@ pub enum Error {
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// The kernel could not be made to forget the flows of an address.
-    #[error("connection tracking cannot forget the flows of an address that changes hands: {0}")]
+    #[error("cannot delete the tracked connections of an address that changes hands: {0}")]
     Conntrack(std::io::Error),
     /// The kernel's switches.
     #[error(transparent)]

@@ -112,7 +112,7 @@ fn note(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir)
     generation::note(run_dir, before);
     // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
     if let Err(error) = files::write_atomically(&path, rules) {
-        tracing::debug!(%error, "it is not noted which rules the kernel has");
+        tracing::debug!(%error, "cannot record which rules the kernel has");
         files::remove_file(&path)?;
     }
     Ok(())
@@ -197,7 +197,11 @@ pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     match conntrack::forget_addresses(addresses) {
         Ok(0) => Ok(()),
         Ok(count) => {
-            tracing::debug!(count, ?addresses, "forgot the flows of addresses that change hands");
+            tracing::debug!(
+                count,
+                ?addresses,
+                "deleted the tracked connections of addresses that change hands"
+            );
             Ok(())
         }
         Err(error) if tracks_nothing(&error) => Ok(()),
@@ -213,9 +217,11 @@ pub fn forget_subnet(subnet: Ipv4Net) {
             .any(|tuple| subnet.contains(&tuple.source) || subnet.contains(&tuple.destination))
     };
     match conntrack::forget(of_subnet) {
-        Ok(count) => tracing::debug!(count, %subnet, "forgot the flows of the network"),
+        Ok(count) => tracing::debug!(count, %subnet, "deleted the network's tracked connections"),
         Err(error) if tracks_nothing(&error) => {}
-        Err(error) => tracing::warn!(%error, %subnet, "flows of the network stay until they end"),
+        Err(error) => {
+            tracing::warn!(%error, %subnet, "cannot delete the network's tracked connections; they stay until they time out")
+        }
     }
 }
 
@@ -261,9 +267,9 @@ fn forget_flows(exposed: Vec<(Expose, Option<Ipv4Addr>)>) {
         })
     });
     match forgotten {
-        Ok(count) => tracing::debug!(count, "forgot earlier flows"),
+        Ok(count) => tracing::debug!(count, "deleted earlier tracked connections"),
         Err(error) => {
-            tracing::warn!(%error, "clients that sent earlier are not led to the VM before they pause")
+            tracing::warn!(%error, "cannot delete earlier tracked connections; clients that are sending already reach the VM only after a pause")
         }
     }
 }

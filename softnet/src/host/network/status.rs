@@ -94,7 +94,7 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MISSING: &str = "missing (the next start puts it back)";
+        const MISSING: &str = "missing (the next start restores it)";
         let Status { plan, .. } = self;
         writeln!(f, "network {} ({})", plan.name, type_name(plan.net_type))?;
         match &self.bridge {
@@ -124,13 +124,13 @@ impl fmt::Display for Status {
         if self.forwarding {
             writeln!(
                 f,
-                "  routing  turned on by Softnet, for its networks alone: packets between other interfaces are dropped"
+                "  routing  turned on by Softnet for its networks only: packets between other interfaces are dropped"
             )?;
         }
         for obstacle in &self.obstacles {
             writeln!(
                 f,
-                "  firewall {obstacle} drops what no rule accepts; let it accept {} both ways",
+                "  firewall {obstacle} drops packets that no rule accepts; let it accept those from and to {}",
                 plan.name
             )?;
         }

@@ -20,10 +20,12 @@ const ALLOWED: [(Ipv4Addr, u8); 4] = [
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Error {
     /// Outside of the private ranges.
-    #[error("{0} is not private; take one from 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10")]
+    #[error(
+        "{0} is not private; use a network within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
+    )]
     NotPrivate(Ipv4Net),
     /// Too large or too small.
-    #[error("a subnet of {0} bits does not do; give it a prefix of 16 to 29 bits, such as {1}/24")]
+    #[error("a prefix length of {0} is not supported; use 16 to 29, such as {1}/24")]
     Size(u8, Ipv4Addr),
     /// The host already routes some of it.
     #[error("{subnet} overlaps {route}, which the host already routes; choose another with --subnet")]
@@ -34,7 +36,7 @@ pub enum Error {
         route: Ipv4Net,
     },
     /// All candidates overlap something.
-    #[error("no private subnet is free of the host's routes; choose one with --subnet")]
+    #[error("every candidate subnet overlaps a route of the host; choose one with --subnet")]
     Exhausted,
 }
 

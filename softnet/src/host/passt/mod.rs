@@ -40,9 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Tool(#[from] tools::Error),
     /// It uses the interface of the default route, and there is none.
-    #[error(
-        "the host has no IPv4 default route, without which passt does not start; connect the host to a network first"
-    )]
+    #[error("the host has no IPv4 default route, which passt needs; connect the host to a network first")]
     NoRoute,
     /// No subnet is free.
     #[error(transparent)]
@@ -51,10 +49,10 @@ pub enum Error {
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// The socket pair.
-    #[error("cannot make a socket pair: {0}")]
+    #[error("cannot create a socket pair: {0}")]
     Socket(#[source] io::Error),
     /// The VM's MAC is taken.
-    #[error("{0} is the gateway's MAC; give the VM another")]
+    #[error("{0} is the gateway's MAC address; give the VM another")]
     MacIsGateway(MacAddr),
 }
 

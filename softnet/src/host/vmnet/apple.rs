@@ -32,9 +32,9 @@ const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink> {
     check_exposes(&settings.expose)?;
     if let Err(error) = crate::bootpd::tune_system(settings.lease_time) {
-        tracing::warn!(%error, "the DHCP server's lease time stays as it is; many short-lived VMs may exhaust its addresses");
+        tracing::warn!(%error, "cannot set the DHCP server's lease time; many short-lived VMs may exhaust its addresses");
     }
-    let (waker, wake) = wake::pair().context("make the socket that wakes the event loop")?;
+    let (waker, wake) = wake::pair().context("cannot create the socket that wakes the event loop")?;
     let (interface, raw) = Apple::start(settings.net_type, isolated, waker).map_err(not_started)?;
     let parameters = Parameters::try_from(raw)?;
     let station = bridge_of(parameters.gateway)?;
@@ -53,7 +53,7 @@ fn not_started(error: Error) -> anyhow::Error {
         Error::VmnetErrorStatus(Status::SharingServiceBusy) => {
             anyhow::Error::new(error).context("vmnet is busy; Internet Sharing may hold its network")
         }
-        other => anyhow::Error::new(other).context("start a vmnet interface"),
+        other => anyhow::Error::new(other).context("cannot start a vmnet interface"),
     }
 }
 
@@ -61,12 +61,12 @@ fn not_started(error: Error) -> anyhow::Error {
 fn bridge_of(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
     let started = Instant::now();
     loop {
-        if let Some(station) = gateway::station(address).context("list the host's interfaces")? {
+        if let Some(station) = gateway::station(address).context("cannot list the host's interfaces")? {
             return Ok(station);
         }
         anyhow::ensure!(
             started.elapsed() < BRIDGE_LIMIT,
-            "no interface of this host has got vmnet's address {address}"
+            "no interface of this host has vmnet's address {address}, so the gateway is unknown"
         );
         std::thread::sleep(BRIDGE_PAUSE);
     }

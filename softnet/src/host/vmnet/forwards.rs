@@ -41,7 +41,7 @@ impl<I: Interface> VmnetForwards<I> {
                 (Ok(()), Op::Install(forward)) => tracing::info!(%forward, "forwarding"),
                 (Ok(()), Op::Remove(forward)) => tracing::info!(%forward, "no longer forwarding"),
                 (Err(error), Op::Install(forward) | Op::Remove(forward)) => {
-                    tracing::warn!(%forward, %error, "vmnet did not change a forward; trying again later");
+                    tracing::warn!(%forward, %error, "vmnet did not change a port forward; trying again later");
                     failed = true;
                     continue;
                 }
@@ -82,7 +82,7 @@ impl<I: Interface> Drop for VmnetForwards<I> {
         let mut interface = self.interface.borrow_mut();
         for forward in self.forwarder.installed() {
             if let Err(error) = interface.remove_forward(forward) {
-                tracing::warn!(%forward, %error, "vmnet did not take a forward away; it ends with the interface");
+                tracing::warn!(%forward, %error, "vmnet did not remove a port forward; it ends with the interface");
             }
         }
     }

@@ -104,10 +104,10 @@ pub struct Parameters {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ParameterError {
     /// The framework did not say.
-    #[error("vmnet does not tell the interface's {0}")]
+    #[error("vmnet did not report the interface's {0}")]
     Missing(&'static str),
     /// The framework said nonsense.
-    #[error("vmnet tells {value:?} as the interface's {name}")]
+    #[error("vmnet reported the invalid {name} {value:?} for the interface")]
     Senseless {
         /// Which parameter.
         name: &'static str,
@@ -178,7 +178,7 @@ pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
         None => Ok(()),
         Some(expose) => {
             let reason = format!(
-                "names an address of the host, which macOS's vmnet cannot; write {}:{}/{}",
+                "names an address of the host, which macOS's vmnet does not support; write {}:{}/{}",
                 expose.external, expose.internal, expose.protocol
             );
             Err(UsageError::new("--expose", expose.to_string(), reason))

@@ -78,5 +78,5 @@ pub fn drop_all() -> io::Result<()> {
     if (left.effective | left.permitted | left.inheritable).is_empty() {
         return Ok(());
     }
-    Err(io::Error::other("the kernel kept some"))
+    Err(io::Error::other("the kernel kept some of them"))
 }

@@ -31,19 +31,20 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
     sys::process::ensure_single_thread().map_err(stage("seal a process with more than one thread"))?;
     end_at_once_on_panic();
-    sys::fd::close_all_but(needs.descriptors()).map_err(stage("close what is not needed"))?;
+    sys::fd::close_all_but(needs.descriptors()).map_err(stage("close unneeded descriptors"))?;
     let names = namespaces::leave(identity);
     give_up_privilege(identity)?;
-    let landlock = landlock::restrict().map_err(stage("restrict the process by Landlock"))?;
+    let landlock = landlock::restrict().map_err(stage("restrict the process with Landlock"))?;
     if !landlock {
         lacking(Missing::Landlock, required)?;
     }
     // Only now: a Landlock ruleset is a descriptor for a moment.
     limit_resources().map_err(stage("limit resources"))?;
-    let seccomp = match seccomp::Filter::new(needs.allowed()).map_err(stage("compile the filter"))? {
-        Some(filter) => filter.apply().map_err(stage("filter system calls"))?,
-        None => false,
-    };
+    let seccomp =
+        match seccomp::Filter::new(needs.allowed()).map_err(stage("compile the system call filter"))? {
+            Some(filter) => filter.apply().map_err(stage("filter system calls"))?,
+            None => false,
+        };
     if !seccomp {
         lacking(Missing::Seccomp, required)?;
     }
@@ -76,7 +77,7 @@ fn lacking(missing: Missing, required: bool) -> Result<(), SealError> {
     if required {
         return Err(SealError::Missing(missing));
     }
-    tracing::warn!(%missing, "this kernel confines Softnet less than it could; --require-sandbox makes this an error");
+    tracing::warn!(%missing, "this kernel lacks a part of the sandbox, so Softnet is confined less; --require-sandbox makes this an error");
     Ok(())
 }
 

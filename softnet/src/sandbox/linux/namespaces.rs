@@ -37,13 +37,13 @@ pub fn leave(identity: &Identity) -> Left {
         if identity.uid == geteuid() { leave_as_user(identity) } else { Err(denied) }
     });
     if let Err(error) = left {
-        tracing::info!(%error, "this process may make no namespaces; it still sees the names of the host's");
+        tracing::info!(%error, "cannot create namespaces; this process still sees the host's interfaces and mounts");
         return Left::default();
     }
     match empty_root() {
         Ok(()) => Left { network: true, files: true },
         Err(error) => {
-            tracing::info!(%error, "the file system could not be left; Landlock alone keeps it out of reach");
+            tracing::info!(%error, "cannot switch to an empty root directory; Landlock alone denies access to files");
             Left { network: true, files: false }
         }
     }

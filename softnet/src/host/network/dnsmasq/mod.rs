@@ -37,7 +37,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It did not take a lease back.
-    #[error("the lease of {address} cannot be given back for {mac}: {source}")]
+    #[error("cannot release the lease of {address} for {mac}: {source}")]
     Release {
         /// The VM.
         mac: MacAddr,

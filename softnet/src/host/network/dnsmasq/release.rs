@@ -32,7 +32,7 @@ pub fn release(plan: &Plan, mac: MacAddr, address: Ipv4Addr) -> Result<(), Error
         socket.take_error()?.map_or(Ok(()), Err)
     };
     send().map_err(|source| Error::Release { mac, address, source })?;
-    tracing::info!(%mac, %address, "gave the lease back in the VM's place");
+    tracing::info!(%mac, %address, "released the VM's lease on its behalf");
     Ok(())
 }
 

@@ -93,7 +93,7 @@ fn settle(directory: &NetworkDir) -> io::Result<File> {
     let give_up = Instant::now() + PREDECESSOR;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         if Instant::now() >= give_up {
-            return Err(io::Error::other("another keeper does not end"));
+            return Err(io::Error::other("the previous keeper does not end"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -90,14 +90,14 @@ impl Served {
             if Instant::now() >= give_up {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(said(&mut child, format!("it does not serve after {} s", START.as_secs())));
+                return Err(said(&mut child, format!("it was not ready after {} s", START.as_secs())));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
         // What it says from now on, it says to the system's log.
         child.stderr = None;
         let Some(process) = Incarnation::of(child.id()) else {
-            return Err(said(&mut child, "it ended at once".to_owned()));
+            return Err(said(&mut child, "it ended right after its start".to_owned()));
         };
         let mut served =
             Served { process, child, arguments, bridge, continued: None, sockets: BTreeMap::new(), used: 0 };
@@ -130,7 +130,7 @@ impl Served {
                 continue;
             }
             self.continued = Some(Instant::now());
-            tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; it goes on");
+            tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; continuing it");
             let _ = kill_process(pid, Signal::CONT);
         }
         news

@@ -75,12 +75,12 @@ pub fn take_log(path: &Path) -> io::Result<()> {
 /// Leaves everything behind that was inherited. What cannot be left is said: the keeper then still serves.
 pub fn settle_in() {
     let steps: [(&str, Step); 7] = [
-        ("the signals' effects", sys::process::default_signals),
-        ("the limits", lift_limits),
+        ("the signal dispositions", sys::process::default_signals),
+        ("the resource limits", lift_limits),
         ("the priority", || Ok(setpriority_process(None, 0)?)),
         ("the scheduling policy", sys::process::default_scheduling),
-        ("the choice of processors", any_processor),
-        ("the score of the out-of-memory killer", || fs::write("/proc/self/oom_score_adj", "0")),
+        ("the CPU affinity", any_processor),
+        ("the OOM score", || fs::write("/proc/self/oom_score_adj", "0")),
         ("the capabilities", bound_capabilities),
     ];
     umask(Mode::from_raw_mode(0o022));
@@ -88,12 +88,12 @@ pub fn settle_in() {
     // Before the capabilities go.
     for path in hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()) {
         if let Err(error) = join_group(&path) {
-            tracing::warn!(%error, hierarchy = %path.display(), "the network's server stays in its starter's control group");
+            tracing::warn!(%error, hierarchy = %path.display(), "dnsmasq stays in the control group of the process that started the keeper");
         }
     }
     for (what, step) in steps {
         if let Err(error) = step() {
-            tracing::warn!(%error, "{what} of the starter stay the network's server's");
+            tracing::warn!(%error, "cannot reset {what}; dnsmasq inherits what the keeper was started with");
         }
     }
 }

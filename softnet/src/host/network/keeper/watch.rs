@@ -223,7 +223,7 @@ impl Keeper {
     fn lose(&mut self, why: &str) {
         if let Some(server) = self.server.take() {
             let pid = server.process().pid;
-            tracing::warn!(pid, network = %self.name, "{why}; it is replaced");
+            tracing::warn!(pid, network = %self.name, "{why}; replacing it");
             server.kill();
             if let Err(error) = self.note() {
                 tracing::warn!("{error}");
@@ -239,7 +239,7 @@ impl Keeper {
     fn look_at_server(&mut self, now: Instant) {
         self.look = now + LOOK;
         if self.server.as_mut().is_some_and(|server| server.look() == News::Lost) {
-            self.lose("dnsmasq does not read what it is sent");
+            self.lose("dnsmasq does not read its sockets");
         }
         // Switches change without a word.
         self.soon(Duration::ZERO);
@@ -342,13 +342,13 @@ impl Keeper {
     fn check(&mut self) -> Next {
         self.due = None;
         if !claim::stands(&self.lock, &lock_file(&self.directory)) {
-            tracing::warn!(network = %self.name, "the network's directory is gone");
+            tracing::warn!(network = %self.name, "the network's directory was removed; the keeper ends");
             return Next::End;
         }
         match self.check_locked() {
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(network = %self.name, "cannot repair the network: {error}");
+                tracing::warn!(network = %self.name, "cannot repair the network, trying again: {error}");
                 self.soon(AGAIN);
             }
         }
@@ -374,7 +374,7 @@ impl Keeper {
         if let Some(what) =
             differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
         {
-            tracing::warn!(network = %self.name, "{what} is not as it should be; making the network whole");
+            tracing::warn!(network = %self.name, "{what} is missing or was changed; repairing the network");
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
         }
         self.tables = Tables::Same;
@@ -386,7 +386,7 @@ impl Keeper {
         if rules::are_current(run_dir, lock)? {
             return Ok(());
         }
-        tracing::debug!(network = %self.name, "the host has changed; rendering the rules");
+        tracing::debug!(network = %self.name, "the host has changed; renewing the nftables rules");
         rules::apply(run_dir, lock)
     }
 
@@ -403,7 +403,7 @@ impl Keeper {
 
     /// Lets another pair take over, because nobody would see this process's end any more.
     fn hand_over(&mut self) -> io::Result<()> {
-        tracing::warn!(network = %self.name, "the warden died; another keeper takes over");
+        tracing::warn!(network = %self.name, "the warden died; starting another keeper");
         start(&self.name, false)?;
         // The lock goes with this process, and the other waits for that. It ends the server when it has one of its own to
         // start.

@@ -82,17 +82,17 @@ pub const PLAIN_PROBE: &str = "table ip softnet_probe { }\n";
 pub const PROBES: [Probe; 3] = [
     Probe {
         text: shares::COUNT_PROBE,
-        loss: "VMs have no share of tracked connections",
+        loss: "the number of a VM's tracked connections is not limited",
         lack: |features| features.counts = false,
     },
     Probe {
         text: shares::TIMEOUT_PROBE,
-        loss: "tracked connections of VMs stay as long as the host's own",
+        loss: "tracked connections of VMs time out no earlier than the host's own",
         lack: |features| features.timeouts = false,
     },
     Probe {
         text: guard::PROBE,
-        loss: "the kernel does not check the VMs' addresses a second time",
+        loss: "the kernel does not check the VMs' addresses again after the filter",
         lack: |features| features.bridge = false,
     },
 ];
