@@ -20,7 +20,7 @@ pub fn init() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        // It would complain of a closed standard error on standard error, which is a panic.
+        // Reporting a closed standard error on standard error would panic.
         .log_internal_errors(false)
         .init();
 }

@@ -1,4 +1,4 @@
-//! The preferences in the system's own store, by SystemConfiguration.
+//! The preferences in the system's store, by SystemConfiguration.
 //!
 //! `unsafe`, because the framework's calls are C and its values are counted references.
 #![expect(unsafe_code, reason = "SystemConfiguration and CoreFoundation are C interfaces")]

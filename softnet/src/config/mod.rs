@@ -15,15 +15,15 @@ use crate::usage::UsageError;
 use crate::vm::VmSocket;
 use expose::Expose;
 
-/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server hands out no lease below two minutes, and more than a
-/// day brings back the exhaustion of addresses that a short lease cures.
+/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
+/// with more than a day the addresses run out, which a short lease prevents.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 
-/// How many tracked connections one VM may have unless told otherwise (rule H4).
+/// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
 
-/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than the upper one
-/// unless somebody made it so.
+/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than
+/// the upper one by default.
 #[cfg(target_os = "linux")]
 const CONNECTIONS: std::ops::RangeInclusive<u32> = 64..=1_048_576;
 
@@ -34,11 +34,11 @@ pub enum HostSide {
     Tap(String),
     /// A new TAP in an existing bridge.
     Bridge(String),
-    /// The managed network, or passt without the privilege for it.
+    /// The managed network, or passt if the process lacks the privilege for it.
     Managed {
         /// Name of the network and its bridge.
         network: NetworkName,
-        /// Whether the user named it, and so would not want passt instead.
+        /// Whether the user asked for it explicitly, so that passt does not replace it.
         explicit: bool,
         /// The subnet asked for.
         subnet: Option<ipnet::Ipv4Net>,
@@ -59,7 +59,7 @@ pub struct Config {
 /// What `softnet` and `softnet run` have in common, checked.
 #[derive(Debug)]
 pub struct PortSettings {
-    /// Whether the VM reaches the world.
+    /// Whether the VM reaches the internet.
     pub net_type: NetType,
     /// Where its frames go.
     pub host: HostSide,
@@ -67,9 +67,9 @@ pub struct PortSettings {
     pub lease_time: u32,
     /// How many connections of the VM the host tracks (rule H4).
     pub connections: u32,
-    /// Port forwards, none of which claims another's port.
+    /// Port forwards, each with its own port of the host.
     pub expose: Vec<Expose>,
-    /// Whether the lease is given back at the end.
+    /// Whether the lease is released at the end.
     pub release: bool,
     /// `--allow` and `--block`.
     pub rules: Vec<Rule>,
@@ -79,7 +79,7 @@ pub struct PortSettings {
     pub group: Option<String>,
     /// Whether a kernel without sandboxing is an error.
     pub require_sandbox: bool,
-    /// Where readiness is told.
+    /// The descriptor on which readiness is reported.
     pub ready: Option<OwnedFd>,
     /// Whether the counters are printed at the end.
     pub stats: bool,
@@ -266,13 +266,13 @@ fn connections(args: &PortArgs) -> Result<u32, UsageError> {
     value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
 }
 
-/// The host's connection table is not Softnet's there.
+/// On other systems Softnet does not manage the host's connection table.
 #[cfg(not(target_os = "linux"))]
 fn connections(_args: &PortArgs) -> Result<u32, UsageError> {
     Ok(0)
 }
 
-/// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.
+/// A name that the kernel accepts for an interface: 1 to 15 bytes, no slash, colon or white space.
 #[cfg(target_os = "linux")]
 fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
@@ -286,7 +286,7 @@ fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> 
 /// The name of a managed network.
 ///
 /// # Errors
-/// When it cannot be one.
+/// When the name is invalid.
 pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
     name.parse().map_err(|error: NameError| UsageError::new("--network", name, error))
 }

@@ -21,7 +21,7 @@ const ADDRESS_CHANGES: u32 = 5;
 pub const MOST: usize = 4096;
 
 /// The shortest time between two looks, so that a host whose addresses change all the time keeps no monitor busy.
-const PACE: Duration = Duration::from_millis(100);
+const QUERY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Watches the addresses of the network namespace that it was made in, but for one gateway's and the loopback network.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl AddressWatch {
     /// # Errors
     /// When the kernel cannot be asked.
     pub fn new(gateway: Ipv4Addr) -> Result<Self, Error> {
-        let changes = listen().map_err(Error::Open)?;
+        let changes = subscribe().map_err(Error::Open)?;
         let mut watch = AddressWatch {
             changes,
             netlink: Netlink::open()?,
@@ -51,7 +51,7 @@ impl AddressWatch {
             not_before: Duration::ZERO,
             stale: false,
         };
-        watch.known = watch.look()?;
+        watch.known = watch.query()?;
         Ok(watch)
     }
 
@@ -66,12 +66,12 @@ impl AddressWatch {
     }
 
     /// What is asked.
-    pub fn questions(&self) -> BorrowedFd<'_> {
+    pub fn query_socket(&self) -> BorrowedFd<'_> {
         self.netlink.as_fd()
     }
 
     /// Whether to wait for a change; if not, [`AddressWatch::deadline`] says when to look.
-    pub fn listens(&self, now: Duration) -> bool {
+    pub fn is_listening(&self, now: Duration) -> bool {
         now >= self.not_before
     }
 
@@ -84,19 +84,19 @@ impl AddressWatch {
     /// deadline has come.
     pub fn changed(&mut self, now: Duration) -> Option<&[Ipv4Addr]> {
         // An overflown queue (ENOBUFS) is a change too.
-        let mut told = self.stale;
+        let mut notified = self.stale;
         loop {
             match self.changes.recv_from_full() {
-                Ok(_) => told = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                Ok(_) => notified = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => notified = true,
                 Err(_) => break,
             }
         }
-        if !told {
+        if !notified {
             return None;
         }
-        self.not_before = now.saturating_add(PACE);
-        match self.look() {
+        self.not_before = now.saturating_add(QUERY_INTERVAL);
+        match self.query() {
             Ok(addresses) => {
                 self.stale = false;
                 if addresses == self.known {
@@ -113,13 +113,13 @@ impl AddressWatch {
         }
     }
 
-    fn look(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
+    fn query(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
         let all = self.netlink.all_addresses()?.into_iter().map(|(_, address)| address.addr());
         Ok(pick(all, self.gateway, MOST))
     }
 }
 
-fn listen() -> io::Result<Socket> {
+fn subscribe() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.add_membership(ADDRESS_CHANGES)?;

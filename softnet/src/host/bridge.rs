@@ -75,7 +75,7 @@ pub enum Error {
         "{0} is not a port of a bridge and has no IPv4 address; attach it to a bridge with `ip link set {0} master BRIDGE`, \
          or give it an address with `ip address add ADDRESS/PREFIX dev {0}`"
     )]
-    Stray(String),
+    Unattached(String),
     /// A gateway needs room for at least one VM beside it.
     #[error(
         "{name} has the address {address}, whose subnet has no room for a VM; use a prefix length of at most 30"
@@ -110,11 +110,11 @@ pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Erro
     }
     let Some(master) = tap.master else {
         return gateway(netlink, &tap).map_err(|error| match error {
-            Error::NoAddress(name) => Error::Stray(name),
+            Error::NoAddress(name) => Error::Unattached(name),
             other => other,
         });
     };
-    let master = netlink.link_at(master)?.ok_or_else(|| Error::Stray(tap.name.clone()))?;
+    let master = netlink.link_at(master)?.ok_or_else(|| Error::Unattached(tap.name.clone()))?;
     match master.kind {
         Kind::Bridge => gateway(netlink, &master),
         _ => Err(Error::ForeignMaster { tap: tap.name, master: master.name }),

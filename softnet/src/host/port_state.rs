@@ -21,7 +21,7 @@ use crate::netlink::{Error, Netlink};
 const LINK_CHANGES: u32 = 1;
 
 /// How long to wait: longer than the kernel needs without a spanning tree, shorter than a person's patience.
-const LIMIT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Waits until the host, through the bridge if there is one, carries the frames of `tap`; returns false if it still does not
 /// after two seconds, or if one of both is down, so that waiting leads to nothing.
@@ -30,8 +30,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// When the kernel cannot be asked.
 pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, Error> {
     // Listening first, then looking: no change between the two is missed.
-    let changes = listen().map_err(Error::Open)?;
-    let deadline = Instant::now() + LIMIT;
+    let changes = subscribe().map_err(Error::Open)?;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let Some(port) = netlink.link(tap)?.filter(|link| link.up) else { return Ok(false) };
         let bridge = port.master.map(|index| netlink.link_at(index)).transpose()?.flatten();
@@ -50,7 +50,7 @@ pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, 
     }
 }
 
-fn listen() -> io::Result<Socket> {
+fn subscribe() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.add_membership(LINK_CHANGES)?;

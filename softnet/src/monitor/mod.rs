@@ -1,7 +1,7 @@
 //! The monitor: the first process of every Softnet on Linux, which does what the process with the frames cannot or must not.
 //!
 //! # Theory of operation
-//! [`entrust`] forks. The child goes on as the *worker*: it parses frames and will be sealed. The parent stays as the
+//! [`fork_worker`] forks. The child goes on as the *worker*: it parses frames and will be sealed. The parent stays as the
 //! *monitor*: it closes every descriptor that it does not need, the VM's socket and the link to the host among them, and
 //! never sees a frame. It has four tasks, and the first is the managed network's only:
 //!
@@ -18,7 +18,7 @@
 //! The two talk over one socket, in messages of fixed kinds and bounded size ([`message`]). What the worker may say is "the
 //! VM's address is this", "it has none", "the VM is silent" and "it speaks again", and what that can cause was decided before
 //! the fork: the ports on the command line lead to that address if the network hands it out and the DHCP server's file gives
-//! it to this VM's MAC. Messages are acted upon at most every [`guard::PACE`]. What the monitor says is the state of the host
+//! it to this VM's MAC. Messages are acted upon at most every [`watch::REPORT_INTERVAL`]. What the monitor says is the state of the host
 //! and "settled": the worker keeps the answer with a new lease from the VM until the monitor has prepared the host for it.
 //!
 //! Either's death is the other's end: the worker sees the channel close, the monitor waits for its child, cleans up and
@@ -33,11 +33,11 @@
 
 mod channel;
 mod follower;
-mod guard;
 mod message;
 mod place;
 mod privilege;
 mod seal;
+mod watch;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -54,7 +54,7 @@ use crate::sys::signalfd::SignalFd;
 use crate::vm::{PeerWatch, VmSocket};
 use channel::Channel;
 use follower::Reporter;
-use guard::{Guard, Watches};
+use watch::{Monitor, Watches};
 
 pub use place::Place;
 
@@ -70,7 +70,7 @@ pub fn confine(has_place: bool, identity: &Identity, worker: Pid) -> io::Result<
 
 /// What the monitor keeps.
 #[derive(Debug)]
-pub struct Custody {
+pub struct MonitorState {
     /// The place in the managed network, if the VM is on one.
     pub place: Option<Place>,
     /// The host's addresses.
@@ -86,7 +86,11 @@ pub struct Custody {
 ///
 /// # Errors
 /// When the process cannot be split.
-pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Result<Box<dyn LeaseFollower>> {
+pub fn fork_worker(
+    state: MonitorState,
+    vm: &VmSocket,
+    identity: &Identity,
+) -> io::Result<Box<dyn LeaseFollower>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (monitor_end, worker_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let signals = SignalFd::new()?;
@@ -94,14 +98,14 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
         Fork::Child => {
             signals.release()?;
             drop(monitor_end);
-            let place = custody.place.as_ref().map(|place| place.membership.hold()).transpose()?;
+            let place = state.place.as_ref().map(|place| place.membership.duplicate_lock()).transpose()?;
             // Closes the worker's copies; the ports and the lock of an address stay with the parent.
-            drop(custody);
+            drop(state);
             Ok(Box::new(Reporter::new(worker_end, place)))
         }
         Fork::Parent(worker) => {
             drop(worker_end);
-            let Custody { place, addresses, exposed } = custody;
+            let MonitorState { place, addresses, exposed } = state;
             // The only process that ever has it; made while its namespace may still be entered.
             let watches = Watches { peer: watch_peer(vm), addresses, exposed };
             let channel = Channel::new(monitor_end);
@@ -112,7 +116,7 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
                 keep_only(&keep).and_then(|()| confine(place.is_some(), identity, worker))
             };
             let status = match confined {
-                Ok(()) => Guard::new(place, watches, channel).watch(worker, signals),
+                Ok(()) => Monitor::new(place, watches, channel).watch(worker, signals),
                 Err(error) => {
                     // The worker sees the channel close and ends too.
                     tracing::error!(%error, "cannot confine the monitor");

@@ -18,14 +18,14 @@ use crate::host::reservation::Reservation;
 
 /// How long the last holder of an address may take to leave: its VM has given the address back before its monitor is done,
 /// and the DHCP server leases it to the next at once.
-const LAST_HOLDER: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a holder that the server's file contradicts may take to end, before it is killed.
-const EVICTION: Duration = Duration::from_secs(6);
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// How many addresses that the server's file does not have the worker may claim in a row, before it is ended. One may be
 /// the work of an answer that crossed another.
-const FALSE_CLAIMS: u32 = 8;
+const MAX_FALSE_CLAIMS: u32 = 8;
 
 /// A place in a managed network and what hangs on it.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Place {
     }
 
     /// Notes the VM's address, to which the forwards lead from now on.
-    pub fn note(&mut self, address: Option<Ipv4Addr>, now: Duration) -> Outcome {
+    pub fn set_address(&mut self, address: Option<Ipv4Addr>, now: Duration) -> Outcome {
         let contested = self.contested.take();
         match self.membership.set_address(address) {
             Ok(()) => {
@@ -97,7 +97,7 @@ impl Place {
             }
             Err(error @ Error::NotLeased { address, .. }) => {
                 self.false_claims = self.false_claims.saturating_add(1);
-                if self.false_claims >= FALSE_CLAIMS {
+                if self.false_claims >= MAX_FALSE_CLAIMS {
                     tracing::error!(
                         "{error}; the worker repeatedly claimed addresses that the VM does not have; killing it"
                     );
@@ -123,8 +123,8 @@ impl Place {
         let address = contest.address;
         let verdict = self.membership.server_gives(address);
         // Who has just given the address back is about to say so; that takes a moment.
-        let patience = if contest.evicting { EVICTION } else { LAST_HOLDER };
-        if verdict == Some(true) && waited >= patience {
+        let timeout = if contest.evicting { EVICTION_TIMEOUT } else { RELEASE_TIMEOUT };
+        if verdict == Some(true) && waited >= timeout {
             let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
             match self.membership.evict(address, signal) {
                 Ok(Some(holder)) => {
@@ -139,7 +139,7 @@ impl Place {
             }
         }
         // Twice as long as for a holder that the server's file contradicts and that does not go, or cannot be found.
-        if verdict != Some(true) && waited >= patience || waited >= 2 * EVICTION {
+        if verdict != Some(true) && waited >= timeout || waited >= 2 * EVICTION_TIMEOUT {
             tracing::error!("{error}");
             return Some(self.refuse(Signal::TERM));
         }
@@ -153,23 +153,23 @@ impl Place {
     }
 
     /// Nothing leads to the VM any more.
-    pub fn give_up(&mut self) {
+    pub fn withdraw(&mut self) {
         self.contested = None;
         self.forwarder.set_address(None);
     }
 
     fn refuse(&mut self, signal: Signal) -> Outcome {
-        self.give_up();
+        self.withdraw();
         Outcome::Refused(signal)
     }
 
-    /// When [`Place::forward`] has something to do.
+    /// When [`Place::update_forwards`] has something to do.
     pub fn deadline(&self) -> Option<Duration> {
         self.forwarder.next_deadline()
     }
 
     /// Brings the forwards where they belong, if something is due.
-    pub fn forward(&mut self, now: Duration) {
+    pub fn update_forwards(&mut self, now: Duration) {
         let ops = self.forwarder.due(now);
         if ops.is_empty() {
             return;
@@ -189,9 +189,9 @@ impl Place {
     }
 
     /// Notes the last word of a worker that has ended, and leaves the network.
-    pub fn leave(mut self, last_word: Option<Option<Ipv4Addr>>) {
-        match last_word {
-            Some(None) => self.membership.has_no_address(),
+    pub fn leave(mut self, final_address: Option<Option<Ipv4Addr>>) {
+        match final_address {
+            Some(None) => self.membership.address_released(),
             Some(address) => {
                 if let Err(error) = self.membership.set_address(address) {
                     tracing::warn!(%error, "cannot record the VM's last address");

@@ -14,7 +14,7 @@ use std::io;
 
 use rustix::process::Pid;
 
-use crate::sandbox::{Calls, Files, Otherwise, limit_files};
+use crate::sandbox::{Calls, Files, OnDenied, limit_files};
 
 /// The directory of all networks, of every network namespace.
 const RUN: &str = "/run/softnet";
@@ -27,7 +27,7 @@ pub fn seal(has_place: bool, worker: Pid) -> io::Result<()> {
     let files = if has_place { FILES_OF_A_PLACE } else { files_to_watch() };
     let landlock = limit_files(&files)?;
     let calls = if has_place { calls_of_a_place()? } else { calls_to_watch(worker)? };
-    let seccomp = calls.limit()?;
+    let seccomp = calls.apply()?;
     tracing::debug!(landlock, seccomp, "the monitor is sealed");
     Ok(())
 }
@@ -52,7 +52,7 @@ const PR_GET_AUXV: u64 = 0x4155_5856;
 
 fn calls_to_watch(worker: Pid) -> io::Result<Calls> {
     let executable = libc::PROT_EXEC as u64;
-    Calls::new(TO_WATCH, Otherwise::Kill)
+    Calls::new(TO_WATCH, OnDenied::Kill)
         .with_argument(libc::SYS_kill, 0, u64::from(worker.as_raw_pid().unsigned_abs()))?
         .with_argument(libc::SYS_prctl, 0, PR_GET_AUXV)?
         .without_bits(libc::SYS_mmap, 2, executable)?
@@ -69,7 +69,7 @@ fn calls_of_a_place() -> io::Result<Calls> {
         | libc::CLONE_NEWCGROUP;
     let all: Vec<i64> = TO_WATCH.iter().chain(TO_RUN_PROGRAMS).chain(LEGACY).copied().collect();
     // Without clone3, whose arguments no filter can see; C libraries use clone then.
-    Calls::new(&all, Otherwise::Missing).without_bits(libc::SYS_clone, 0, NAMESPACES as u64)
+    Calls::new(&all, OnDenied::Enosys).without_bits(libc::SYS_clone, 0, NAMESPACES as u64)
 }
 
 /// The loop, the watches, the log, the allocator and the end.

@@ -1,4 +1,4 @@
-//! Whom the process that parses frames becomes. Never root.
+//! The user that the process that parses frames becomes. Never root.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::usage::UsageError;
 
 /// The user made for Softnet, if the system has one.
 const DEDICATED: &str = "softnet";
-/// The user who owns nothing.
+/// The user that owns no files.
 const NOBODY: &str = "nobody";
 
 /// Who started this process.
@@ -44,32 +44,32 @@ impl Start {
         })
     }
 
-    /// Whether the process has more privilege than its caller, whose arguments and environment are then not to be
+    /// Whether the process has more privilege than its caller, whose arguments and environment are then not
     /// trusted.
     pub fn is_elevated(&self) -> bool {
         self.secure || self.real != self.effective
     }
 
-    /// Whether the caller is root, and not only the process.
+    /// Whether the caller is root, not only the process.
     pub fn is_by_root(&self) -> bool {
         self.real.0.is_root()
     }
 }
 
-/// Why it is this identity.
+/// How the identity was chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Origin {
-    /// The one who started Softnet.
+    /// The user who started Softnet.
     Caller,
     /// `--user`.
     Flag,
-    /// The one who called `sudo`.
+    /// The user who called `sudo`.
     Sudo,
     /// The user `softnet`.
     Dedicated,
-    /// The user `nobody`, for lack of a better one.
+    /// The user `nobody`, because there is no better one.
     Nobody,
-    /// The user namespace has nobody but its root, who is an ordinary user outside.
+    /// The user namespace maps only its root, which is an unprivileged user outside.
     OnlyOne,
 }
 
@@ -90,7 +90,7 @@ impl Identity {
     /// Chooses for the arguments `--user` and `--group`.
     ///
     /// # Errors
-    /// When one of them does not exist, is root, or is not the caller's to name.
+    /// When one of them does not exist, is root, or the caller may not name it.
     pub fn choose(
         user: Option<&str>,
         group: Option<&str>,
@@ -118,7 +118,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Says who was chosen, if nobody asked for it.
+    /// Logs the choice, if it does not follow from the arguments or the caller.
     pub fn log(&self) {
         let uid = self.uid.as_raw();
         match self.origin {
@@ -164,7 +164,7 @@ fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageErr
         return Ok(caller(start));
     }
     if !start.effective.0.is_root() {
-        // Root started a program that is set-user-ID for somebody else.
+        // Root started a program that is set-user-ID for another user.
         let (uid, gid) = start.effective;
         return Ok(Identity { uid, gid, groups: vec![gid], origin: Origin::Caller });
     }
@@ -206,12 +206,12 @@ impl Identity {
     /// plain system calls for the calling thread, so it may run between fork and exec.
     ///
     /// # Errors
-    /// When the system refuses, or root could be had back.
+    /// When the system refuses, or the process could become root again.
     pub fn assume(&self) -> io::Result<()> {
         use rustix::process::{getegid, geteuid, getgid, getuid};
         use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid, set_thread_uid};
 
-        // A caller's groups are the process's already.
+        // The process already has the caller's groups.
         if !matches!(self.origin, Origin::Caller | Origin::OnlyOne) {
             set_thread_groups(&self.groups)?;
         }
@@ -228,7 +228,7 @@ impl Identity {
     /// Becomes this identity for good: supplementary groups, group and user.
     ///
     /// # Errors
-    /// When the system refuses, or root could be had back.
+    /// When the system refuses, or the process could become root again.
     pub fn assume(&self) -> io::Result<()> {
         use nix::unistd::{setgid, setuid};
         use rustix::process::{getegid, geteuid, getgid, getuid};

@@ -34,7 +34,7 @@ mod portable;
 
 #[cfg(target_os = "linux")]
 pub use linux::{
-    Calls, Files, Otherwise, give_up_privilege, keep_capabilities, limit_files, restrict_by_landlock, seal,
+    Calls, Files, OnDenied, give_up_privilege, keep_capabilities, limit_files, restrict_by_landlock, seal,
 };
 #[cfg(not(target_os = "linux"))]
 pub use portable::seal;

@@ -21,7 +21,7 @@ use crate::netlink::{Kind, Link, Netlink};
 
 /// About how many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds
 /// some 160 of them. The next start goes on.
-const AT_ONCE: usize = 64;
+const MAX_RELEASES: usize = 64;
 
 /// Makes the network whole: creates it, or puts right what is missing or different.
 ///
@@ -46,7 +46,7 @@ pub(super) fn ensure_locked(
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
     let directory = run_dir.network(config.name.as_str());
-    make_whole(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
+    repair_or_create(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
 }
 
 /// Makes the network of `plan` whole as a start does, with the keeper's own way to `serve` on the bridge with
@@ -59,10 +59,10 @@ pub(super) fn repair(
 ) -> Result<(), Error> {
     let Plan { name, net_type, lease_time, .. } = plan.clone();
     let config = NetworkConfig { name, subnet: None, net_type, lease_time };
-    make_whole(&config, None, run_dir, lock, serve).map(drop)
+    repair_or_create(&config, None, run_dir, lock, serve).map(drop)
 }
 
-fn make_whole(
+fn repair_or_create(
     config: &NetworkConfig,
     joining: Option<MacAddr>,
     run_dir: &RunDir,
@@ -92,7 +92,7 @@ fn make_whole(
         sysctl::set_forwarding(true)?;
     }
     serve(gateway.index)?;
-    bury(&plan, &directory, joining, lock)?;
+    reap(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
 }
 
@@ -254,30 +254,30 @@ fn reattach(
 
 /// Removes what the dead left behind, and gives their leases back. That of the VM that is `joining` stays, because its new
 /// Softnet takes it over.
-fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
+fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
     let mut addresses = BTreeSet::new();
-    for left_behind in claim::left_behind(&directory.leases())? {
-        let (claim, _) = left_behind?;
+    for orphan in claim::orphaned(&directory.leases())? {
+        let (claim, _) = orphan?;
         addresses.extend(claim.name().and_then(|name| name.parse::<Ipv4Addr>().ok()));
         claim.release()?;
     }
     if let Err(error) = rules::forget(&addresses) {
         tracing::warn!(%error, "cannot delete the tracked connections of VMs that were killed; they stay until they time out or their addresses are leased again");
     }
-    let dead: Vec<(Claim, String)> = claim::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
+    let dead: Vec<(Claim, String)> = claim::orphaned(&directory.ports())?.collect::<Result<_, _>>()?;
     // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
-    if !dead.is_empty() && !dnsmasq::settle(directory) {
+    if !dead.is_empty() && !dnsmasq::wait_until_idle(directory) {
         tracing::warn!("dnsmasq is slow; leases of VMs that were killed may stay until they expire");
     }
-    let mut given_back = 0;
+    let mut released = 0;
     for (claim, text) in dead {
         let dead = record::read_member(&text).filter(|dead| dead.release && joining != Some(dead.mac));
         if let Some(dead) = dead {
-            if given_back >= AT_ONCE {
+            if released >= MAX_RELEASES {
                 continue;
             }
             match dnsmasq::release_all(plan, directory, dead.mac, dead.address) {
-                Ok(count) => given_back += count,
+                Ok(count) => released += count,
                 Err(error) => {
                     tracing::warn!(%error, "cannot release the lease of a VM that was killed; it stays until it expires")
                 }

@@ -58,7 +58,7 @@ impl Claim {
     }
 
     /// The claim with its first content. One that cannot say whose it is, on a full disk, is given up and leaves no file.
-    pub fn saying(mut self, content: &str) -> Result<Claim, Error> {
+    pub fn with_content(mut self, content: &str) -> Result<Claim, Error> {
         match self.write(content) {
             Ok(()) => Ok(self),
             Err(error) => {
@@ -90,13 +90,13 @@ impl Claim {
     }
 
     /// Whether the locked file is still the one at its path, and not removed with the network's directory.
-    pub fn stands(&self) -> bool {
-        stands(&self.lock, &self.lock_path)
+    pub fn is_current(&self) -> bool {
+        is_current(&self.lock, &self.lock_path)
     }
 
     /// Gives the claim up and removes its files, if they are still its. Call it under the [`Lock`].
     pub fn release(self) -> Result<(), Error> {
-        if !self.stands() {
+        if !self.is_current() {
             return Ok(());
         }
         remove_file(&self.path)?;
@@ -111,7 +111,7 @@ impl AsFd for Claim {
 }
 
 /// Whether `file` is the one at `path`.
-pub fn stands(file: &File, path: &Path) -> bool {
+pub fn is_current(file: &File, path: &Path) -> bool {
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let own = file.metadata().map(identity);
     own.is_ok_and(|own| fs::symlink_metadata(path).map(identity).is_ok_and(|there| there == own))
@@ -119,7 +119,7 @@ pub fn stands(file: &File, path: &Path) -> bool {
 
 /// The files in `directory` whose owners are dead, with their content as far as it can be read. They are the caller's now,
 /// who releases them or leaves them to the next. Call it under the [`Lock`].
-pub fn left_behind(
+pub fn orphaned(
     directory: &Path,
 ) -> Result<impl Iterator<Item = Result<(Claim, String), Error>> + use<>, Error> {
     // A process may have died between its lock and its file.
@@ -135,7 +135,7 @@ pub fn left_behind(
 }
 
 /// The content of every file in `directory` that a living process has claimed, by file name.
-pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
+pub fn claimed(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut found = Vec::new();
     for name in list(directory)? {
         let path = directory.join(&name);
@@ -203,13 +203,13 @@ mod tests {
         claim.write("a longer content\n").unwrap();
         claim.write("short\n").unwrap();
         assert!(Claim::take(path.clone()).unwrap().is_none());
-        assert_eq!(living(&scratch.ports()).unwrap().len(), 1);
-        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 0);
+        assert_eq!(claimed(&scratch.ports()).unwrap().len(), 1);
+        assert_eq!(orphaned(&scratch.ports()).unwrap().count(), 0);
         drop(claim);
         assert!(path.exists(), "a death removes nothing");
-        assert_eq!(living(&scratch.ports()).unwrap(), []);
-        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 1, "and neither does a look");
-        let (claim, content) = left_behind(&scratch.ports()).unwrap().next().unwrap().unwrap();
+        assert_eq!(claimed(&scratch.ports()).unwrap(), []);
+        assert_eq!(orphaned(&scratch.ports()).unwrap().count(), 1, "and neither does a look");
+        let (claim, content) = orphaned(&scratch.ports()).unwrap().next().unwrap().unwrap();
         assert!(content.starts_with("short\nholder "), "{content}");
         assert!(Claim::take(path.clone()).unwrap().is_none());
         claim.release().unwrap();
@@ -221,11 +221,12 @@ mod tests {
         let scratch = Scratch::new("removed");
         let path = scratch.ports().join("one");
         let first = Claim::take(path.clone()).unwrap().unwrap();
-        assert!(first.stands());
+        assert!(first.is_current());
         fs::remove_file(scratch.0.join("locks/net/ports/one")).unwrap();
-        assert!(!first.stands());
-        let second = Claim::take(path.clone()).unwrap().expect("the file is another").saying("").unwrap();
-        assert!(second.stands() && !first.stands());
+        assert!(!first.is_current());
+        let second =
+            Claim::take(path.clone()).unwrap().expect("the file is another").with_content("").unwrap();
+        assert!(second.is_current() && !first.is_current());
         first.release().unwrap();
         assert!(path.exists());
         second.release().unwrap();
@@ -237,6 +238,6 @@ mod tests {
         let scratch = Scratch::new("link");
         let path = scratch.ports().join("link");
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert!(Claim::take(path).unwrap().unwrap().saying("mine").is_err());
+        assert!(Claim::take(path).unwrap().unwrap().with_content("mine").is_err());
     }
 }

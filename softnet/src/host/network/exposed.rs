@@ -33,7 +33,7 @@ const MOST_FILES: usize = 16_384;
 const LONGEST_FILE: u64 = 1 << 18;
 
 /// The shortest time between two looks, so that a start, which writes its file several times, is one.
-const PACE: Duration = Duration::from_millis(100);
+const READ_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a change of a directory looks like.
 const NAMES: WatchFlags = WatchFlags::CREATE
@@ -42,7 +42,7 @@ const NAMES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVED_TO)
     .union(WatchFlags::ONLYDIR);
 /// What a change of a member's file looks like. It stays open for its owner's life.
-const CONTENT: WatchFlags = NAMES.union(WatchFlags::MODIFY);
+const NAMES_AND_CONTENT: WatchFlags = NAMES.union(WatchFlags::MODIFY);
 
 /// The directory of the locks, which is no network's.
 const LOCKS: &str = "locks";
@@ -102,7 +102,7 @@ impl ExposedWatch {
     }
 
     /// Whether to wait for a change.
-    pub fn listens(&self, now: Duration) -> bool {
+    pub fn is_listening(&self, now: Duration) -> bool {
         now >= self.not_before
     }
 
@@ -113,13 +113,13 @@ impl ExposedWatch {
 
     /// The exposed ports, if they differ from those known. Call it when [`ExposedWatch::changes`] is readable.
     pub fn changed(&mut self, now: Duration) -> Option<&[Exposed]> {
-        self.not_before = now.saturating_add(PACE);
+        self.not_before = now.saturating_add(READ_INTERVAL);
         let (touched, rescan) = self.read_changes();
         if rescan {
             self.scan();
         } else {
             for member in touched {
-                self.look_at(member);
+                self.read_member(member);
             }
         }
         self.compare()
@@ -170,14 +170,14 @@ impl ExposedWatch {
         self.files.clear();
         // Before the reading, so that what changes meanwhile is seen at the next tick.
         self.times = if self.inotify.is_none() { self.times() } else { Vec::new() };
-        if !self.watch_way_to_root() {
+        if !self.watch_path_to_root() {
             return;
         }
         for network in networks(&self.root) {
             let directory = self.root.join(&network);
             self.watch(&directory, NAMES);
             let ports = directory.join("ports");
-            if let Some(watch) = self.watch(&ports, CONTENT) {
+            if let Some(watch) = self.watch(&ports, NAMES_AND_CONTENT) {
                 self.ports.insert(watch, network.clone());
             }
             for name in names(&ports) {
@@ -188,18 +188,18 @@ impl ExposedWatch {
                     );
                     return;
                 }
-                self.look_at((network.clone(), name));
+                self.read_member((network.clone(), name));
             }
         }
     }
 
     /// Watches the run directory, or what is there of the way to it. Returns whether it is there.
-    fn watch_way_to_root(&self) -> bool {
+    fn watch_path_to_root(&self) -> bool {
         let mut way: Vec<&Path> = self.root.ancestors().take(3).collect();
         way.reverse();
         for directory in way {
             let is_root = directory == self.root;
-            let below = way_below(directory, &self.root);
+            let below = next_step(directory, &self.root);
             // What lies above the run directory belongs to others, and is watched only until there is more of the way.
             if is_root || below.as_ref().is_some_and(|below| !below.is_dir()) {
                 self.watch(directory, NAMES);
@@ -224,7 +224,7 @@ impl ExposedWatch {
     }
 
     /// Reads one member's file.
-    fn look_at(&mut self, member: Member) {
+    fn read_member(&mut self, member: Member) {
         // A file that is about to replace a member's has another name.
         if self.own.as_ref() == Some(&member) || member.1.parse::<MacAddr>().is_err() {
             return;
@@ -268,7 +268,7 @@ impl ExposedWatch {
 }
 
 /// The first step from `directory` towards `target`.
-fn way_below(directory: &Path, target: &Path) -> Option<PathBuf> {
+fn next_step(directory: &Path, target: &Path) -> Option<PathBuf> {
     let first = target.strip_prefix(directory).ok()?.components().next()?;
     Some(directory.join(first))
 }

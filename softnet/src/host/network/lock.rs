@@ -22,17 +22,17 @@ use crate::sys::incarnation::Incarnation;
 use crate::sys::signalfd::HeldStops;
 
 /// How long a lock is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a lock that is held is tried: flock(2) has no limit of its own.
-const AGAIN: Duration = Duration::from_millis(2);
+const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What a lock that somebody holds is worth.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Wait {
     /// Nothing.
     Never,
-    /// A wait of [`PATIENCE`].
+    /// A wait of [`LOCK_TIMEOUT`].
     Bounded,
 }
 
@@ -48,34 +48,34 @@ impl Lock {
     /// Takes the lock of the file at `path`; `None` if somebody holds it and there is no time to wait.
     ///
     /// # Errors
-    /// When the file cannot be used, or is still locked after [`PATIENCE`]: then with the process that holds it.
+    /// When the file cannot be used, or is still locked after [`LOCK_TIMEOUT`]: then with the process that holds it.
     pub(super) fn acquire(path: &Path, wait: Wait) -> Result<Option<Lock>, Error> {
         let mut file = create(path, 0o600)?;
         let failed = |error: Errno| Error::new("lock", path)(error.into());
         // Before the lock: there is no moment inside it at which the caller can stop this process.
-        let caller = Caller::send_away().map_err(Error::new("prepare to lock", path))?;
-        let give_up = Instant::now() + PATIENCE;
+        let caller = Caller::become_root().map_err(Error::new("prepare to lock", path))?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => break,
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) if wait == Wait::Never => return Ok(None),
-                Err(Errno::WOULDBLOCK) if Instant::now() >= give_up => {
-                    let said = format!("{} has held it for {} s", holder(&mut file), PATIENCE.as_secs());
+                Err(Errno::WOULDBLOCK) if Instant::now() >= deadline => {
+                    let said = format!("{} has held it for {} s", holder(&mut file), LOCK_TIMEOUT.as_secs());
                     return Err(Error::new("lock", path)(io::Error::new(io::ErrorKind::TimedOut, said)));
                 }
-                Err(Errno::WOULDBLOCK) => std::thread::sleep(AGAIN),
+                Err(Errno::WOULDBLOCK) => std::thread::sleep(RETRY_INTERVAL),
                 Err(error) => return Err(failed(error)),
             }
         }
-        let mut sign = || {
+        let mut write_holder = || {
             let text = format!("{}\n", std::process::id());
             file.rewind()?;
             file.write_all(text.as_bytes())?;
             file.set_len(text.len() as u64)
         };
         // A full disk keeps nobody from leaving.
-        if let Err(error) = sign() {
+        if let Err(error) = write_holder() {
             tracing::debug!(%error, "cannot write the holder's process number to the lock file");
         }
         Ok(Some(Lock { file, caller }))
@@ -93,7 +93,7 @@ impl Drop for Lock {
         // Here and not with the descriptor, which a program that is being started may share for a moment more.
         let _ = flock(&self.file, FlockOperation::Unlock);
         if let Some(caller) = self.caller.take() {
-            caller.let_in();
+            caller.restore();
         }
     }
 }
@@ -136,7 +136,7 @@ struct Caller {
 
 impl Caller {
     /// Becomes root in every sense; `None` if the process runs as the user who started it.
-    fn send_away() -> io::Result<Option<Caller>> {
+    fn become_root() -> io::Result<Option<Caller>> {
         let user = getuid();
         if !geteuid().is_root() || user.is_root() {
             return Ok(None);
@@ -150,7 +150,7 @@ impl Caller {
     }
 
     /// The caller may stop the process again, as who starts a Softnet must be able to.
-    fn let_in(self) {
+    fn restore(self) {
         if let Some(priority) = self.priority {
             let _ = setpriority_process(None, priority);
         }

@@ -34,7 +34,7 @@ use crate::leases::{Format, LeaseFile};
 use crate::netlink::Netlink;
 
 /// How long the same VM's last Softnet may take to leave: whoever restarts a VM seldom waits for its end.
-const PREDECESSOR: Duration = Duration::from_secs(3);
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Who joins.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -98,7 +98,7 @@ impl Membership {
                 "the VM's connection limit is cut to a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
             );
         }
-        let port = port.saying(&record::write_member(&record))?;
+        let port = port.with_content(&record::write_member(&record))?;
         Ok(Membership {
             run_dir,
             directory,
@@ -136,7 +136,7 @@ impl Membership {
     ///
     /// # Errors
     /// When there are too many descriptors.
-    pub fn hold(&self) -> std::io::Result<OwnedFd> {
+    pub fn duplicate_lock(&self) -> std::io::Result<OwnedFd> {
         let port = self.port.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
         port.as_fd().try_clone_to_owned()
     }
@@ -171,8 +171,8 @@ impl Membership {
     ///
     /// # Errors
     /// [`Error::LeaseTaken`] if another VM has it, [`Error::NotOurs`] if the network does not hand it out,
-    /// [`Error::NotLeased`] if the server's file does not have it for this VM; then no address is noted. Whatever else fails
-    /// leaves none noted either.
+    /// [`Error::NotLeased`] if the server's file does not have it for this VM; then no address is recorded. Whatever else fails
+    /// leaves none recorded either.
     pub fn set_address(&mut self, address: Option<Ipv4Addr>) -> Result<(), Error> {
         if address == self.record.address {
             return Ok(());
@@ -192,7 +192,7 @@ impl Membership {
         // It may still give the former one back, or ask for it again.
         self.record.last = former.or(self.record.last);
         self.record.forwards.retain(|forward| Some(forward.to) == address);
-        let noted = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
+        let recorded = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
         // Between the rules, which hold the former address back and lead nobody to the new one yet, and whoever is next.
         let forgotten = rules::forget(&former.into_iter().chain(self.record.address).collect());
         // What waits for somebody to answer for the address is the former holder's. The new one is asked for again.
@@ -208,12 +208,12 @@ impl Membership {
         }
         // Where the rules may still have it, nobody else gets it before this VM is gone.
         match former_claim {
-            Some(former) if noted.is_ok() => former.release()?,
+            Some(former) if recorded.is_ok() => former.release()?,
             Some(former) => self.withheld.push(former),
             None => {}
         }
         claimed?;
-        noted?;
+        recorded?;
         forgotten.map_err(Error::Conntrack)
     }
 
@@ -234,7 +234,7 @@ impl Membership {
                 files::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
-        Ok(lease.saying(&format!("{}\n", self.record.mac))?)
+        Ok(lease.with_content(&format!("{}\n", self.record.mac))?)
     }
 
     /// Whether the DHCP server's file gives `address` to this VM; `None` if it gives it to nobody, or cannot be read.
@@ -254,7 +254,7 @@ impl Membership {
         dispute::evict(&self.directory, address, signal, &lock)
     }
 
-    /// Carries out all `ops` or none. Forwards lead to the address noted by [`Membership::set_address`] only.
+    /// Carries out all `ops` or none. Forwards lead to the address recorded by [`Membership::set_address`] only.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
         let former = self.record.forwards.clone();
         for &op in ops {
@@ -279,38 +279,38 @@ impl Membership {
     }
 
     /// Notes that the VM has given its address back and is about to leave, which makes the host forget the address.
-    pub fn has_no_address(&mut self) {
+    pub fn address_released(&mut self) {
         self.record.last = self.record.address.take().or(self.record.last);
     }
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
     ///
-    /// The lease is the VM's own Softnet to give back. What the DHCP server has still noted for the VM when it has acted on all
+    /// The lease is the VM's own Softnet to give back. What the DHCP server has still recorded for the VM when it has acted on all
     /// that came from there, that Softnet did not live to give back, and it is given back here. Until then the place is kept,
     /// so that the VM's next Softnet takes no lease over that is about to end.
     pub fn leave(mut self) -> Result<(), Error> {
-        self.give_up()
+        self.leave_network()
     }
 
-    fn give_up(&mut self) -> Result<(), Error> {
+    fn leave_network(&mut self) -> Result<(), Error> {
         let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
         // Before the lock, for which others wait.
-        let settled = !self.record.release || dnsmasq::settle(&self.directory);
+        let idle = !self.record.release || dnsmasq::wait_until_idle(&self.directory);
         let lock = self.run_dir.lock()?;
-        let stands = port.stands();
+        let is_current = port.is_current();
         for lease in lease.into_iter().chain(std::mem::take(&mut self.withheld)) {
             lease.release()?;
         }
         let MemberRecord { mac, address, last, release, .. } = self.record;
-        let given_back = if release && stands {
+        let released = if release && is_current {
             dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(|count| {
                 // Acted on before anybody else asks.
-                settled && (count == 0 || dnsmasq::settle(&self.directory))
+                idle && (count == 0 || dnsmasq::wait_until_idle(&self.directory))
             })
         } else {
             Ok(true)
         };
-        match given_back {
+        match released {
             Ok(true) => port.release()?,
             // It sees to a server first, and finds the file without its lock.
             Ok(false) => {
@@ -322,7 +322,7 @@ impl Membership {
                 drop(port);
             }
         }
-        if !stands {
+        if !is_current {
             return Ok(());
         }
         let applied = rules::apply(&self.run_dir, &lock);
@@ -336,7 +336,7 @@ impl Membership {
     fn lock(&self) -> Result<Lock, Error> {
         let lock = self.run_dir.lock()?;
         match &self.port {
-            Some(port) if port.stands() => Ok(lock),
+            Some(port) if port.is_current() => Ok(lock),
             _ => Err(Error::Gone(self.plan.name.clone())),
         }
     }
@@ -349,12 +349,12 @@ impl Membership {
     }
 }
 
-/// Takes the lock once nobody has the place at `path`, or after [`PREDECESSOR`].
+/// Takes the lock once nobody has the place at `path`, or after [`PREDECESSOR_TIMEOUT`].
 fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> {
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
     loop {
         let lock = run_dir.lock()?;
-        if !claim::is_claimed(path) || Instant::now() >= give_up {
+        if !claim::is_claimed(path) || Instant::now() >= deadline {
             return Ok(lock);
         }
         drop(lock);
@@ -376,7 +376,7 @@ impl Drop for Membership {
         if self.record.pid != std::process::id() {
             return;
         }
-        if let Err(error) = self.give_up() {
+        if let Err(error) = self.leave_network() {
             tracing::warn!(%error, network = %self.plan.name, "cannot leave the network cleanly; the next start will clean up");
         }
     }

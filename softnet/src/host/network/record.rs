@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::claim::living;
+use super::claim::claimed;
 use super::lock::Lock;
 use super::run_dir::NetworkDir;
 use super::{Error, Plan, type_name};
@@ -135,8 +135,8 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
 
 /// The members that live.
 pub fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
-    let living = living(&directory.ports())?;
-    Ok(living.iter().filter_map(|(_, text)| read_member(text)).collect())
+    let claimed = claimed(&directory.ports())?;
+    Ok(claimed.iter().filter_map(|(_, text)| read_member(text)).collect())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::nftables;
 static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
 
 /// Whether it was said that source ports are scarce.
-static SCARCE: AtomicBool = AtomicBool::new(false);
+static SCARCE_REPORTED: AtomicBool = AtomicBool::new(false);
 
 /// Puts the rules of all networks of this namespace in place, in one transaction. A part that the kernel lacks is left out and
 /// said once.
@@ -61,7 +61,7 @@ pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Err
 }
 
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
-    let snapshot = look(run_dir, lock)?;
+    let snapshot = take_snapshot(run_dir, lock)?;
     warn_of_scarce_ports(&snapshot);
     let render = || {
         let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,31 +78,33 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
     };
     let rules = load("").or_else(|_| {
         // The counts stay as long as they can: a table of that name that is not as we make it goes first.
-        let anew = ruleset::removal_of_shared();
-        load(&anew).or_else(|_| {
+        let removal_of_shared = ruleset::removal_of_shared();
+        load(&removal_of_shared).or_else(|_| {
             probe();
-            load(&anew)
+            load(&removal_of_shared)
         })
     })?;
-    note(&rules, &snapshot, before, run_dir)
+    record(&rules, &snapshot, before, run_dir)
 }
 
-/// Brings the kernel from the rules that were noted to these by adding elements alone, if that is all that they differ in and
+/// Brings the kernel from the rules that were recorded to these by adding elements alone, if that is all that they differ in and
 /// nobody else has changed a thing: the kernel waits some 15 ms for the end of whatever a transaction removes, and a start or
 /// a new lease removes nothing. Returns false if it takes a replacement.
 fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
-    let noted = files::read(&run_dir.rules_file()).ok().flatten();
-    let Some(additions) = noted.and_then(|noted| ruleset::additions(&noted, rules)) else { return false };
+    let recorded = files::read(&run_dir.rules_file()).ok().flatten();
+    let Some(additions) = recorded.and_then(|recorded| ruleset::additions(&recorded, rules)) else {
+        return false;
+    };
     if !generation::is_as_noted(run_dir) {
         return false;
     }
     let before = nftables::generation().ok();
     additions.is_empty()
-        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && note(rules, snapshot, before, run_dir).is_ok()
+        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && record(rules, snapshot, before, run_dir).is_ok()
 }
 
 /// Notes that the kernel has these rules, after one transaction since the generation `before`.
-fn note(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
+fn record(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
     let path = run_dir.rules_file();
     if snapshot.networks.is_empty() {
         files::remove_file(&run_dir.generation_file())?;
@@ -134,12 +136,12 @@ pub fn rules_are_current() -> Result<bool, Error> {
 /// # Errors
 /// Those of [`rules_are_current`].
 pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
-    let noted = files::read(&run_dir.rules_file())?;
+    let recorded = files::read(&run_dir.rules_file())?;
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(noted == Some(ruleset::replacement(&look(run_dir, lock)?, features)))
+    Ok(recorded == Some(ruleset::replacement(&take_snapshot(run_dir, lock)?, features)))
 }
 
-fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
+fn take_snapshot(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
     let mut networks = Vec::new();
     for name in run_dir.networks()? {
         let directory = run_dir.network(&name);
@@ -159,14 +161,14 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
     let bridges = networks.iter().map(|network| network.plan.name.as_str());
     let own: BTreeSet<&str> = bridges.chain(taps.map(|(tap, _)| tap.as_str())).collect();
     let marker = files::read(&run_dir.forwarding_marker())?;
-    let host = Host::look(marker.as_deref(), exposed, &own)?;
+    let host = Host::read(marker.as_deref(), exposed, &own)?;
     Ok(Snapshot { networks, host })
 }
 
 fn warn_of_scarce_ports(snapshot: &Snapshot) {
     let ports = snapshot.host.port_count();
     let scarce = !snapshot.networks.is_empty() && ports < DEFAULT_CONNECTIONS as usize;
-    if scarce && !SCARCE.swap(true, Ordering::Relaxed) {
+    if scarce && !SCARCE_REPORTED.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             ports,
             "few source ports are left for the VMs' connections; shorten net.ipv4.ip_local_port_range or use fewer services \

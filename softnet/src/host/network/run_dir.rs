@@ -57,7 +57,7 @@ impl RunDir {
     /// Waits for the lock, creating the directory if need be.
     ///
     /// # Errors
-    /// After [`super::lock::PATIENCE`], with the file and who holds it.
+    /// After [`super::lock::LOCK_TIMEOUT`], with the file and who holds it.
     pub fn lock(&self) -> Result<Lock, Error> {
         self.lock_if(Wait::Bounded).and_then(|lock| {
             lock.ok_or_else(|| Error::new("lock", &self.lock_file())(io::ErrorKind::TimedOut.into()))

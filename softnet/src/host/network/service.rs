@@ -27,10 +27,10 @@ use crate::sys;
 use crate::sys::incarnation::Incarnation;
 
 /// How long a keeper may take for what it is asked, a slow end of the former server included.
-const PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of the last keeper is waited for.
-pub const PREDECESSOR: Duration = Duration::from_secs(5);
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks for the server to be the right one, and to run.
 pub const SERVE: &str = "serve";
@@ -40,7 +40,7 @@ pub const END: &str = "end";
 pub const DONE: &str = "ok";
 
 /// The longest message.
-pub const LONGEST: usize = 4096;
+pub const MAX_MESSAGE: usize = 4096;
 
 /// Sees to it that the network has a keeper and the right server runs.
 ///
@@ -48,7 +48,7 @@ pub const LONGEST: usize = 4096;
 /// The keeper's, if it cannot start the server; or when there is no way to start a keeper.
 pub fn ensure(name: &NetworkName, directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
     if is_kept(directory) {
-        match reach(directory).and_then(|channel| ask(&channel, SERVE)) {
+        match connect_to_keeper(directory).and_then(|channel| ask(&channel, SERVE)) {
             Ok(answer) => return answer.map_err(Error::Keeper),
             Err(error) => {
                 tracing::warn!(%error, network = %name, "the keeper does not answer; starting another");
@@ -72,7 +72,7 @@ pub fn ensure(name: &NetworkName, directory: &NetworkDir, _lock: &Lock) -> Resul
 pub fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
     if is_kept(directory) {
         let processes = processes(directory);
-        match reach(directory).and_then(|channel| ask(&channel, END)) {
+        match connect_to_keeper(directory).and_then(|channel| ask(&channel, END)) {
             Ok(_) => processes.into_iter().for_each(wait_for),
             Err(error) => tracing::warn!(%error, "the keeper does not answer; killing it"),
         }
@@ -119,7 +119,7 @@ fn wait_for(process: Incarnation) {
         return;
     };
     if process.lives() {
-        readable(&descriptor, PREDECESSOR);
+        readable(&descriptor, EXIT_TIMEOUT);
     }
 }
 
@@ -128,15 +128,15 @@ fn pid_of(process: Incarnation) -> Option<Pid> {
 }
 
 /// The way to a keeper that runs.
-fn reach(directory: &NetworkDir) -> io::Result<OwnedFd> {
+fn connect_to_keeper(directory: &NetworkDir) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(socket_file(directory))?;
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match connect(&socket, &address) {
             Ok(()) => return Ok(socket),
             // One that was killed is being replaced.
-            Err(_) if is_kept(directory) && Instant::now() < give_up => {
+            Err(_) if is_kept(directory) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error.into()),
@@ -147,10 +147,10 @@ fn reach(directory: &NetworkDir) -> io::Result<OwnedFd> {
 /// Says `word` and waits for the answer: an error's text, or nothing.
 fn ask(channel: &OwnedFd, word: &str) -> io::Result<Result<(), String>> {
     send(channel, word.as_bytes(), SendFlags::NOSIGNAL)?;
-    if !readable(channel, PATIENCE) {
+    if !readable(channel, ANSWER_TIMEOUT) {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    let mut bytes = [0; LONGEST];
+    let mut bytes = [0; MAX_MESSAGE];
     let (length, _) = recv(channel, &mut bytes[..], RecvFlags::DONTWAIT)?;
     match bytes.get(..length) {
         None | Some([]) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -160,10 +160,10 @@ fn ask(channel: &OwnedFd, word: &str) -> io::Result<Result<(), String>> {
 }
 
 /// Waits until there is something to read.
-pub fn readable(descriptor: &OwnedFd, patience: Duration) -> bool {
-    let give_up = Instant::now() + patience;
+pub fn readable(descriptor: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
     loop {
-        let left = give_up.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         let Ok(timeout) = left.try_into() else { return false };
         match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}

@@ -43,7 +43,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     else {
         return Ok(None);
     };
-    let members = claim::living(&directory.ports())?;
+    let members = claim::claimed(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
     let chains =

@@ -37,8 +37,8 @@ pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink>
     let (waker, wake) = wake::pair().context("cannot create the socket that wakes the event loop")?;
     let (interface, raw) = Apple::start(settings.net_type, isolated, waker).map_err(not_started)?;
     let parameters = Parameters::try_from(raw)?;
-    let station = bridge_of(parameters.gateway)?;
-    Ok(host_link(interface, parameters, wake, station, settings.expose.clone()))
+    let gateway = wait_for_bridge(parameters.gateway)?;
+    Ok(host_link(interface, parameters, wake, gateway, settings.expose.clone()))
 }
 
 fn not_started(error: Error) -> anyhow::Error {
@@ -58,11 +58,13 @@ fn not_started(error: Error) -> anyhow::Error {
 }
 
 /// Waits for the host's bridge.
-fn bridge_of(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
+fn wait_for_bridge(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
     let started = Instant::now();
     loop {
-        if let Some(station) = gateway::station(address).context("cannot list the host's interfaces")? {
-            return Ok(station);
+        if let Some(gateway) =
+            gateway::gateway_interface(address).context("cannot list the host's interfaces")?
+        {
+            return Ok(gateway);
         }
         anyhow::ensure!(
             started.elapsed() < BRIDGE_LIMIT,

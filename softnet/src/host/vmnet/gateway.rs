@@ -9,7 +9,7 @@ use nix::ifaddrs::getifaddrs;
 ///
 /// # Errors
 /// When the system does not list its interfaces.
-pub fn station(address: Ipv4Addr) -> std::io::Result<Option<(String, [u8; 6])>> {
+pub fn gateway_interface(address: Ipv4Addr) -> std::io::Result<Option<(String, [u8; 6])>> {
     let mut name = None;
     for interface in getifaddrs()? {
         let own = interface.address.as_ref().and_then(|address| address.as_sockaddr_in());

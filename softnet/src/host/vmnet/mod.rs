@@ -34,7 +34,7 @@ use crate::usage::UsageError;
 #[cfg(target_os = "macos")]
 pub use apple::open;
 pub use forwards::VmnetForwards;
-pub use gateway::station;
+pub use gateway::gateway_interface;
 pub use link::VmnetLink;
 pub use wake::{Wake, Waker, pair as wake_pair};
 
@@ -186,7 +186,7 @@ pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
     }
 }
 
-/// A host side over a started `interface`, whose wake-ups come by `wake`. `station` is the gateway's interface name and
+/// A host side over a started `interface`, whose wake-ups come by `wake`. `gateway` is the gateway's interface name and
 /// MAC address.
 pub fn host_link<I: Interface + 'static>(
     interface: I,

@@ -54,24 +54,24 @@ pub fn limit_files(files: &Files<'_>) -> io::Result<bool> {
 
 /// What becomes of a system call that is not allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Otherwise {
+pub enum OnDenied {
     /// It ends the process.
     Kill,
     /// It fails as on a kernel that does not have it (`ENOSYS`), for which C libraries have another way.
-    Missing,
+    Enosys,
 }
 
 /// System calls that stay allowed, by number.
 #[derive(Clone, Debug)]
 pub struct Calls {
     allowed: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: Otherwise,
+    on_denied: OnDenied,
 }
 
 impl Calls {
     /// `calls`, with any arguments.
-    pub fn new(calls: &[i64], otherwise: Otherwise) -> Self {
-        Calls { allowed: calls.iter().map(|&call| (call, Vec::new())).collect(), otherwise }
+    pub fn new(calls: &[i64], on_denied: OnDenied) -> Self {
+        Calls { allowed: calls.iter().map(|&call| (call, Vec::new())).collect(), on_denied }
     }
 
     /// `call` as well, if its argument number `index` is `value`.
@@ -103,14 +103,14 @@ impl Calls {
     ///
     /// # Errors
     /// When a kernel that has them refuses.
-    pub fn limit(self) -> io::Result<bool> {
+    pub fn apply(self) -> io::Result<bool> {
         let Ok(architecture) = TargetArch::try_from(ARCH) else { return Ok(false) };
-        let otherwise = match self.otherwise {
-            Otherwise::Kill => SeccompAction::KillProcess,
-            Otherwise::Missing => SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
+        let on_denied = match self.on_denied {
+            OnDenied::Kill => SeccompAction::KillProcess,
+            OnDenied::Enosys => SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
         };
         let program: BpfProgram =
-            SeccompFilter::new(self.allowed, otherwise, SeccompAction::Allow, architecture)
+            SeccompFilter::new(self.allowed, on_denied, SeccompAction::Allow, architecture)
                 .and_then(TryInto::try_into)
                 .map_err(io::Error::other)?;
         match apply_filter(&program) {

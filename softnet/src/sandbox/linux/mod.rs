@@ -16,7 +16,7 @@ use crate::privilege::Identity;
 use crate::sys;
 
 pub use self::capabilities::keep_only as keep_capabilities;
-pub use self::confine::{Calls, Files, Otherwise, limit_files};
+pub use self::confine::{Calls, Files, OnDenied, limit_files};
 pub use self::landlock::restrict as restrict_by_landlock;
 
 /// Exit status after a panic, as Rust has it.
@@ -30,13 +30,13 @@ const PANICKED: i32 = 101;
 pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), SealError> {
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
     sys::process::ensure_single_thread().map_err(stage("seal a process with more than one thread"))?;
-    end_at_once_on_panic();
+    exit_on_panic();
     sys::fd::close_all_but(needs.descriptors()).map_err(stage("close unneeded descriptors"))?;
-    let names = namespaces::leave(identity);
+    let unshared = namespaces::unshare_all(identity);
     give_up_privilege(identity)?;
     let landlock = landlock::restrict().map_err(stage("restrict the process with Landlock"))?;
     if !landlock {
-        lacking(Missing::Landlock, required)?;
+        report_missing(Missing::Landlock, required)?;
     }
     // Only now: a Landlock ruleset is a descriptor for a moment.
     limit_resources().map_err(stage("limit resources"))?;
@@ -46,14 +46,14 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
             None => false,
         };
     if !seccomp {
-        lacking(Missing::Seccomp, required)?;
+        report_missing(Missing::Seccomp, required)?;
     }
     tracing::info!(
         uid = identity.uid.as_raw(),
         gid = identity.gid.as_raw(),
         descriptors = needs.descriptors().len(),
-        network = if names.network { "empty" } else { "host" },
-        files = if names.files { "empty" } else { "host" },
+        network = if unshared.network { "empty" } else { "host" },
+        files = if unshared.files { "empty" } else { "host" },
         landlock,
         system_calls = if seccomp { needs.allowed().len() } else { 0 },
         "sealed"
@@ -70,10 +70,10 @@ pub fn give_up_privilege(identity: &Identity) -> Result<(), SealError> {
     capabilities::empty_bounding_set().map_err(stage("empty the capability bounding set"))?;
     identity.assume().map_err(stage("become an ordinary user"))?;
     capabilities::drop_all().map_err(stage("drop all capabilities"))?;
-    close_ways_back().map_err(stage("forbid new privilege"))
+    forbid_new_privilege().map_err(stage("forbid new privilege"))
 }
 
-fn lacking(missing: Missing, required: bool) -> Result<(), SealError> {
+fn report_missing(missing: Missing, required: bool) -> Result<(), SealError> {
     if required {
         return Err(SealError::Missing(missing));
     }
@@ -83,14 +83,14 @@ fn lacking(missing: Missing, required: bool) -> Result<(), SealError> {
 
 /// A panic prints what it has to say and ends the process: unwinding, a backtrace and `abort` would all need files or
 /// system calls that are gone, and the message would be lost in the kill.
-fn end_at_once_on_panic() {
+fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let _ = writeln!(io::stderr(), "softnet: {panic}");
         sys::process::exit_now(PANICKED);
     }));
 }
 
-fn close_ways_back() -> io::Result<()> {
+fn forbid_new_privilege() -> io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     Ok(())

@@ -12,7 +12,7 @@ use crate::privilege::Identity;
 
 /// Which of the host's names are out of sight.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Left {
+pub struct Unshared {
     /// Interfaces and network sockets: the network has nothing but a loopback that is down.
     pub network: bool,
     /// Files: the file system is an empty directory that nobody may look into.
@@ -20,39 +20,39 @@ pub struct Left {
 }
 
 /// What is left beside the user namespace. Not processes: that namespace would hold children only.
-const NAMES: CloneFlags = CloneFlags::CLONE_NEWNET
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNET
     .union(CloneFlags::CLONE_NEWNS)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWCGROUP);
 
 /// A directory that is there on every system, for the moment until it is the root.
-const PLACE: &str = "/proc";
+const NEW_ROOT: &str = "/proc";
 
 /// Leaves as much as the system permits. With `CAP_SYS_ADMIN` that is all; without, it takes a user namespace, which many
 /// systems deny. Both are fine: the stages after this one do not build on it.
-pub fn leave(identity: &Identity) -> Left {
-    let left = unshare(NAMES).map_err(io::Error::from).or_else(|denied| {
+pub fn unshare_all(identity: &Identity) -> Unshared {
+    let left = unshare(NAMESPACES).map_err(io::Error::from).or_else(|denied| {
         // The new user namespace maps this one user, so it is of no use to somebody who has yet to become another.
-        if identity.uid == geteuid() { leave_as_user(identity) } else { Err(denied) }
+        if identity.uid == geteuid() { unshare_as_user(identity) } else { Err(denied) }
     });
     if let Err(error) = left {
         tracing::info!(%error, "cannot create namespaces; this process still sees the host's interfaces and mounts");
-        return Left::default();
+        return Unshared::default();
     }
     match empty_root() {
-        Ok(()) => Left { network: true, files: true },
+        Ok(()) => Unshared { network: true, files: true },
         Err(error) => {
             tracing::info!(%error, "cannot switch to an empty root directory; Landlock alone denies access to files");
-            Left { network: true, files: false }
+            Unshared { network: true, files: false }
         }
     }
 }
 
 /// The same for a user without privilege, who is given it over new namespaces only.
-fn leave_as_user(identity: &Identity) -> io::Result<()> {
+fn unshare_as_user(identity: &Identity) -> io::Result<()> {
     let (uid, gid) = (identity.uid.as_raw(), identity.gid.as_raw());
-    unshare(NAMES | CloneFlags::CLONE_NEWUSER)?;
+    unshare(NAMESPACES | CloneFlags::CLONE_NEWUSER)?;
     // Without a mapping all ids turn into 65534, of whom no file system can be made.
     let own = Path::new("/proc/self");
     fs::write(own.join("setgroups"), "deny")?;
@@ -65,8 +65,8 @@ fn empty_root() -> io::Result<()> {
     // Nothing of this is to be seen outside.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("none", PLACE, "tmpfs", flags, c"size=4096,nr_inodes=1,mode=000")?;
-    chdir(PLACE)?;
+    mount("none", NEW_ROOT, "tmpfs", flags, c"size=4096,nr_inodes=1,mode=000")?;
+    chdir(NEW_ROOT)?;
     // The old root now lies over the new one, and goes.
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;

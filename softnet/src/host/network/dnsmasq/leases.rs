@@ -12,7 +12,7 @@ use crate::host::network::files;
 use crate::host::network::run_dir::NetworkDir;
 
 /// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(1);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The port of a DHCP server.
 pub(super) const SERVER_PORT: u16 = 67;
@@ -33,10 +33,11 @@ pub struct LeaseEntry {
 
 /// Waits until the server has acted on all that it was sent before. Returns false if it has not after a second; a server that
 /// does not run is waited for by nobody.
-pub fn settle(directory: &NetworkDir) -> bool {
+pub fn wait_until_idle(directory: &NetworkDir) -> bool {
     // In this order: what has left the queue is acted on before dnsmasq sleeps again.
     let queue_is_empty = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
-    running(directory).is_none_or(|pid| until(|| (queue_is_empty() && sleeps(pid)).then_some(())).is_some())
+    running(directory)
+        .is_none_or(|pid| poll_until(|| (queue_is_empty() && is_sleeping(pid)).then_some(())).is_some())
 }
 
 /// The leases in the server's file; lines of another shape are passed over.
@@ -50,11 +51,11 @@ pub fn lease_text(directory: &NetworkDir) -> Result<String, files::Error> {
     let path = lease_file(directory);
     let stamp = || fs::metadata(&path).ok().map(|file| (file.len(), file.modified().ok()));
     let server = running(directory);
-    let whole = until(|| {
+    let whole = poll_until(|| {
         let before = stamp();
         let text = files::read(&path).map(Option::unwrap_or_default);
         // A rewrite that was under way is over when dnsmasq sleeps, and has left its time or its length.
-        let rests = server.is_none_or(sleeps);
+        let rests = server.is_none_or(is_sleeping);
         let is_whole = text.as_ref().is_ok_and(|text| {
             stamp() == before && before.map_or(0, |(length, _)| length) == text.len() as u64
         });
@@ -72,11 +73,11 @@ fn parse_lease(line: &str) -> Option<LeaseEntry> {
 }
 
 /// Asks again each millisecond, for a second.
-fn until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
-    let give_up = Instant::now() + PATIENCE;
+fn poll_until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + IDLE_TIMEOUT;
     loop {
         let answer = answer();
-        if answer.is_some() || Instant::now() >= give_up {
+        if answer.is_some() || Instant::now() >= deadline {
             return answer;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -96,7 +97,7 @@ fn queued(sockets: &str) -> u64 {
 }
 
 /// Whether the process waits for something to do, or is gone (proc_pid_stat(5)).
-fn sleeps(pid: u32) -> bool {
+fn is_sleeping(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('S'))
 }

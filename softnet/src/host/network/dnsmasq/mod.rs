@@ -18,7 +18,7 @@ use super::files;
 use super::run_dir::NetworkDir;
 use crate::host::tools;
 
-pub use leases::{LeaseEntry, lease_text, leases, settle};
+pub use leases::{LeaseEntry, lease_text, leases, wait_until_idle};
 pub use process::{keeper, running, stop};
 pub use release::release_all;
 

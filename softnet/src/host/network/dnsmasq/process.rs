@@ -22,7 +22,7 @@ use crate::host::tools::Tool;
 use crate::sys::incarnation::Incarnation;
 
 /// How long dnsmasq may take to end before it is killed.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The processes that the keeper's public file names.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -46,7 +46,7 @@ impl fmt::Display for Server {
 
 impl Server {
     /// What the file says; nothing if there is none.
-    pub fn noted(directory: &NetworkDir) -> Self {
+    pub fn recorded(directory: &NetworkDir) -> Self {
         let text = files::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
         let process =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
@@ -57,7 +57,7 @@ impl Server {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn note(&self, directory: &NetworkDir) -> Result<(), files::Error> {
+    pub fn record(&self, directory: &NetworkDir) -> Result<(), files::Error> {
         files::write_atomically(&Server::file(directory), &self.to_string())
     }
 
@@ -68,12 +68,12 @@ impl Server {
 
 /// The running server of the network, if there is one. Any user may ask.
 pub fn running(directory: &NetworkDir) -> Option<u32> {
-    Server::noted(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
+    Server::recorded(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
 }
 
 /// The keeper of the network, if there is one. Any user may ask.
 pub fn keeper(directory: &NetworkDir) -> Option<u32> {
-    Server::noted(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
+    Server::recorded(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
 }
 
 /// Ends the server of a keeper that is gone, if it runs. Takes the right to look at other users' processes.
@@ -90,7 +90,7 @@ pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
 /// Kills processes that nobody waits for, and waits until all are gone: children that dnsmasq forked for TCP connections
 /// among them, which do not end at SIGTERM and live for minutes.
 fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
-    let give_up = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TERM_TIMEOUT;
     let mut dying = Vec::new();
     for pid in pids {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
@@ -102,7 +102,7 @@ fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
     }
     for (pid, process) in dying {
         let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
-        if !ended(&process, give_up.saturating_duration_since(Instant::now())).map_err(failed)? {
+        if !ended(&process, deadline.saturating_duration_since(Instant::now())).map_err(failed)? {
             return Err(failed(rustix::io::Errno::TIMEDOUT));
         }
     }
@@ -166,16 +166,16 @@ pub fn end(pid: u32) -> Result<(), Error> {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(errno) => return Err(failed(errno)),
         }
-        if ended(&process, PATIENCE).map_err(failed)? {
+        if ended(&process, TERM_TIMEOUT).map_err(failed)? {
             return Ok(());
         }
     }
     Err(failed(rustix::io::Errno::TIMEDOUT))
 }
 
-fn ended(process: &OwnedFd, patience: Duration) -> rustix::io::Result<bool> {
+fn ended(process: &OwnedFd, limit: Duration) -> rustix::io::Result<bool> {
     let mut waiting = [PollFd::new(process, PollFlags::IN)];
-    let timeout = patience.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
+    let timeout = limit.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
     Ok(poll(&mut waiting, Some(&timeout))? > 0)
 }
 

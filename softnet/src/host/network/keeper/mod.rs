@@ -31,17 +31,17 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use super::claim;
 use super::files;
 use super::run_dir::{NetworkDir, RunDir};
-use super::service::{LONGEST, PREDECESSOR, lock_file, readable};
+use super::service::{EXIT_TIMEOUT, MAX_MESSAGE, lock_file, readable};
 use crate::config::NetworkName;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::process::Fork;
 
 /// The status of a keeper that could not begin.
-const UNABLE: i32 = 3;
+const CANNOT_START: i32 = 3;
 
 /// How soon a keeper that died is replaced.
-const AGAIN: Duration = Duration::from_millis(200);
+const RESTART_DELAY: Duration = Duration::from_millis(200);
 
 /// What a program does first whose command line is that of a keeper. Returns the status to end with; `None` for any other
 /// command line. Every program that calls [`super::ensure`] or joins a network must call this, because it is started again as
@@ -76,23 +76,23 @@ fn warden(name: &NetworkName) -> io::Result<()> {
     let run_dir = RunDir::of_this_namespace();
     let directory = run_dir.network(name.as_str());
     let channel = surroundings::take_channel()?;
-    match settle(&directory) {
-        Ok(lock) => guard(name, run_dir, directory, lock, channel),
+    match take_over(&directory) {
+        Ok(lock) => supervise(name, run_dir, directory, lock, channel),
         Err(error) => {
-            tell(channel.as_ref(), &error);
+            answer_error(channel.as_ref(), &error);
             Err(error)
         }
     }
 }
 
 /// Takes the place of the network's only keeper, in a surrounding of its own. The lock is its life's.
-fn settle(directory: &NetworkDir) -> io::Result<File> {
+fn take_over(directory: &NetworkDir) -> io::Result<File> {
     surroundings::take_log(&directory.file("keeper.log"))?;
-    surroundings::settle_in();
+    surroundings::reset_inherited();
     let lock = files::create(&lock_file(directory), 0o600).map_err(io::Error::other)?;
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() >= give_up {
+        if Instant::now() >= deadline {
             return Err(io::Error::other("the previous keeper does not end"));
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -101,18 +101,18 @@ fn settle(directory: &NetworkDir) -> io::Result<File> {
 }
 
 /// Answers who asked with the reason why nobody will serve.
-fn tell(channel: Option<&OwnedFd>, error: &io::Error) {
+fn answer_error(channel: Option<&OwnedFd>, error: &io::Error) {
     if let Some(channel) = channel {
         // What is unread when the socket closes would take the answer with it.
-        if readable(channel, PREDECESSOR) {
-            let _ = recv(channel, &mut [0; LONGEST][..], RecvFlags::DONTWAIT);
+        if readable(channel, EXIT_TIMEOUT) {
+            let _ = recv(channel, &mut [0; MAX_MESSAGE][..], RecvFlags::DONTWAIT);
         }
         let _ = send(channel, error.to_string().as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
 /// Sees to it that there is a keeper until one ends as it should, or the first cannot begin.
-fn guard(
+fn supervise(
     name: &NetworkName,
     run_dir: RunDir,
     directory: NetworkDir,
@@ -128,9 +128,9 @@ fn guard(
                 let status = match watch::Keeper::new(name, run_dir, directory, lock, own) {
                     Ok(keeper) => status(keeper.asked_by(channel).watch(&warden)),
                     Err(error) => {
-                        tell(channel.as_ref(), &error);
+                        answer_error(channel.as_ref(), &error);
                         status(Err(error));
-                        UNABLE
+                        CANNOT_START
                     }
                 };
                 sys::process::exit_now(status)
@@ -140,13 +140,13 @@ fn guard(
                 channel = None;
                 let status = reap(keeper);
                 if status == Some(0)
-                    || first && status == Some(UNABLE)
-                    || !claim::stands(&lock, &lock_file(&directory))
+                    || first && status == Some(CANNOT_START)
+                    || !claim::is_current(&lock, &lock_file(&directory))
                 {
                     return Ok(());
                 }
                 tracing::warn!(network = %name, "the keeper died; starting another");
-                std::thread::sleep(AGAIN);
+                std::thread::sleep(RESTART_DELAY);
                 first = false;
             }
         }

@@ -20,13 +20,13 @@ use crate::sys;
 use crate::sys::incarnation::Incarnation;
 
 /// How long it may take to serve.
-const START: Duration = Duration::from_secs(8);
+const START_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A server that is stopped again within this time is replaced.
 const STOPPED_AGAIN: Duration = Duration::from_secs(10);
 
 /// How long one that was killed may take to be gone.
-const ENDS: Duration = Duration::from_millis(500);
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The ports of DHCP and DNS, as the kernel's list of sockets has them.
 const PORTS: [&str; 2] = ["0043", "0035"];
@@ -47,9 +47,9 @@ pub struct Served {
 
 /// What was heard of the child.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum News {
+pub enum Health {
     /// Nothing of importance.
-    Well,
+    Good,
     /// It has ended, or has to be ended.
     Lost,
 }
@@ -77,7 +77,7 @@ impl Served {
             let said = said.trim().to_owned();
             Error::Tool(tools::Error::Failed { tool: Tool::Dnsmasq, status, said })
         };
-        let give_up = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Err(said(&mut child, status.to_string()));
@@ -87,10 +87,13 @@ impl Served {
             if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
                 break;
             }
-            if Instant::now() >= give_up {
+            if Instant::now() >= deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(said(&mut child, format!("it was not ready after {} s", START.as_secs())));
+                return Err(said(
+                    &mut child,
+                    format!("it was not ready after {} s", START_TIMEOUT.as_secs()),
+                ));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -116,46 +119,46 @@ impl Served {
     }
 
     /// Hears whether it has ended or was stopped. One that was stopped goes on, once.
-    pub fn hear(&mut self) -> News {
+    pub fn check_child(&mut self) -> Health {
         let Some(pid) = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw) else {
-            return News::Lost;
+            return Health::Lost;
         };
-        let mut news = News::Well;
+        let mut health = Health::Good;
         while let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             if !status.stopped() {
-                return News::Lost;
+                return Health::Lost;
             }
             if self.continued.is_some_and(|before| before.elapsed() < STOPPED_AGAIN) {
-                news = News::Lost;
+                health = Health::Lost;
                 continue;
             }
             self.continued = Some(Instant::now());
             tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; continuing it");
             let _ = kill_process(pid, Signal::CONT);
         }
-        news
+        health
     }
 
     /// Looks whether it still has its sockets and reads them. It does not if something has waited since the last look, not
     /// less than then, and it has done nothing meanwhile.
-    pub fn look(&mut self) -> News {
+    pub fn check_sockets(&mut self) -> Health {
         let waiting = udp_sockets();
         let used = processor_time(self.process.pid);
         let rested = used == self.used;
         self.used = used;
-        let mut news = News::Well;
+        let mut health = Health::Good;
         for (inode, before) in &mut self.sockets {
             match waiting.get(inode) {
-                None => news = News::Lost,
+                None => health = Health::Lost,
                 Some(&now) => {
                     if rested && *before > 0 && now >= *before {
-                        news = News::Lost;
+                        health = Health::Lost;
                     }
                     *before = now;
                 }
             }
         }
-        news
+        health
     }
 
     /// Ends it.
@@ -174,8 +177,8 @@ impl Served {
     pub fn kill(mut self) {
         let _ = self.child.kill();
         // Its sockets are closed when it has ended, and that it has is heard of later: a debugger may keep what is left of it.
-        let give_up = Instant::now() + ENDS;
-        while self.process.lives() && Instant::now() < give_up {
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while self.process.lives() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = self.child.try_wait();

@@ -73,7 +73,7 @@ pub fn take_log(path: &Path) -> io::Result<()> {
 }
 
 /// Leaves everything behind that was inherited. What cannot be left is said: the keeper then still serves.
-pub fn settle_in() {
+pub fn reset_inherited() {
     let steps: [(&str, Step); 7] = [
         ("the signal dispositions", sys::process::default_signals),
         ("the resource limits", lift_limits),

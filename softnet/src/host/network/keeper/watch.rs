@@ -15,7 +15,7 @@ use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::set_name;
 
 use super::events::{Events, Happened};
-use super::server::{News, Served, end_orphans};
+use super::server::{Health, Served, end_orphans};
 use crate::config::NetworkName;
 use crate::host::network::claim;
 use crate::host::network::dnsmasq;
@@ -25,7 +25,7 @@ use crate::host::network::files;
 use crate::host::network::generation::Tables;
 use crate::host::network::lock::Lock;
 use crate::host::network::run_dir::{NetworkDir, RunDir};
-use crate::host::network::service::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
+use crate::host::network::service::{DONE, END, MAX_MESSAGE, SERVE, lock_file, socket_file, start};
 use crate::host::network::{Error, Plan, build, record, rules};
 use crate::host::tools;
 use crate::netlink::Netlink;
@@ -34,26 +34,26 @@ use crate::sys::signalfd::SignalFd;
 
 /// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
 /// not read, and the network is whole within 5 s (rule H8).
-const LOOK: Duration = Duration::from_millis(1500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
 
 /// How long to wait after a change: it seldom comes alone.
-const SETTLE: Duration = Duration::from_millis(30);
+const DEBOUNCE: Duration = Duration::from_millis(30);
 
 /// When a lock that somebody held is tried again.
-const BUSY: Duration = Duration::from_millis(20);
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// When a repair that failed is tried again, and a server that died soon after its start.
-const AGAIN: Duration = Duration::from_secs(1);
+const REPAIR_RETRY: Duration = Duration::from_secs(1);
 
 /// The log is emptied when it is longer, in bytes.
-const LONGEST_LOG: u64 = 256 << 10;
+const MAX_LOG: u64 = 256 << 10;
 
 /// How long the sockets of a server or of its children may stay open that have been killed: a process that is about to be gone
 /// has no name any more, by which it could be waited for.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How many may ask at a time.
-const CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 16;
 
 /// Goes on with the loop, or ends it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -81,7 +81,7 @@ pub struct Keeper {
     /// When to check whether all is whole.
     due: Option<Instant>,
     /// When to look at the server next.
-    look: Instant,
+    next_check: Instant,
     /// What was heard of the tables since the last check.
     tables: Tables,
 }
@@ -112,9 +112,11 @@ impl Keeper {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(&path)?)?;
-        listen(&listener, CLIENTS.try_into().unwrap_or(1))?;
+        listen(&listener, MAX_CLIENTS.try_into().unwrap_or(1))?;
         // What was noted of an earlier one's server stays, so that it can be ended.
-        Server { keeper: own, ..Server::noted(&directory) }.note(&directory).map_err(io::Error::other)?;
+        Server { keeper: own, ..Server::recorded(&directory) }
+            .record(&directory)
+            .map_err(io::Error::other)?;
         let now = Instant::now();
         Ok(Keeper {
             name: name.clone(),
@@ -130,7 +132,7 @@ impl Keeper {
             started: None,
             active: false,
             due: Some(now),
-            look: now,
+            next_check: now,
             tables: Tables::Unknown,
         })
     }
@@ -151,20 +153,20 @@ impl Keeper {
             if ready.first() == Some(&true) {
                 return self.hand_over();
             }
-            if ready.get(1) == Some(&true) && self.hear() == Next::End {
+            if ready.get(1) == Some(&true) && self.read_signals() == Next::End {
                 return self.end();
             }
             let Happened { links, tables } = self.events.read();
             self.tables = self.tables.and_then(tables);
             if (links || tables != Tables::Same) && self.active {
-                self.soon(SETTLE);
+                self.check_in(DEBOUNCE);
             }
-            if self.attend() == Next::End {
+            if self.serve_clients() == Next::End {
                 return self.end();
             }
             let now = Instant::now();
-            if self.active && now >= self.look {
-                self.look_at_server(now);
+            if self.active && now >= self.next_check {
+                self.check_server(now);
             }
             if self.due.is_some_and(|due| now >= due) && self.check() == Next::End {
                 return self.end();
@@ -174,13 +176,13 @@ impl Keeper {
 
     /// Waits until something happens or is due, and says which of the first two descriptors are ready.
     fn wait(&self, warden: &OwnedFd) -> io::Result<Vec<bool>> {
-        let look = self.active.then_some(self.look);
+        let look = self.active.then_some(self.next_check);
         let deadline = [look, self.due].into_iter().flatten().min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Never early, or the loop would turn until it is late.
         let left = left.map(|left| left + Duration::from_millis(1));
         let timeout = left.map(TryInto::try_into).transpose().map_err(|_| Errno::INVAL)?;
-        let room = self.clients.len() < CLIENTS;
+        let room = self.clients.len() < MAX_CLIENTS;
         let mut descriptors = vec![warden.as_fd(), self.signals.as_fd()];
         descriptors.extend(self.events.descriptors());
         descriptors.extend(room.then(|| self.listener.as_fd()));
@@ -197,22 +199,22 @@ impl Keeper {
     }
 
     /// Checks `after` a while, or earlier if that was planned.
-    fn soon(&mut self, after: Duration) {
+    fn check_in(&mut self, after: Duration) {
         let then = Instant::now() + after;
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
     }
 
     /// Hears of the server, and whether somebody asks to end.
-    fn hear(&mut self) -> Next {
+    fn read_signals(&mut self) -> Next {
         let mut next = Next::Go;
         while let Ok(Some(received)) = self.signals.read() {
             if received.asks_to_end() {
                 next = Next::End;
             }
         }
-        match self.server.as_mut().map(Served::hear) {
-            Some(News::Lost) => self.lose("dnsmasq ended"),
-            Some(News::Well) => {}
+        match self.server.as_mut().map(Served::check_child) {
+            Some(Health::Lost) => self.drop_server("dnsmasq ended"),
+            Some(Health::Good) => {}
             // What is left of those that were killed.
             None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
         }
@@ -220,46 +222,46 @@ impl Keeper {
     }
 
     /// Forgets the server, which is replaced if VMs run.
-    fn lose(&mut self, why: &str) {
+    fn drop_server(&mut self, why: &str) {
         if let Some(server) = self.server.take() {
             let pid = server.process().pid;
             tracing::warn!(pid, network = %self.name, "{why}; replacing it");
             server.kill();
-            if let Err(error) = self.note() {
+            if let Err(error) = self.record() {
                 tracing::warn!("{error}");
             }
         }
         if self.active {
             // One that cannot live is not started without end.
-            let young = self.started.is_some_and(|started| started.elapsed() < AGAIN);
-            self.soon(if young { AGAIN } else { Duration::ZERO });
+            let young = self.started.is_some_and(|started| started.elapsed() < REPAIR_RETRY);
+            self.check_in(if young { REPAIR_RETRY } else { Duration::ZERO });
         }
     }
 
-    fn look_at_server(&mut self, now: Instant) {
-        self.look = now + LOOK;
-        if self.server.as_mut().is_some_and(|server| server.look() == News::Lost) {
-            self.lose("dnsmasq does not read its sockets");
+    fn check_server(&mut self, now: Instant) {
+        self.next_check = now + CHECK_INTERVAL;
+        if self.server.as_mut().is_some_and(|server| server.check_sockets() == Health::Lost) {
+            self.drop_server("dnsmasq does not read its sockets");
         }
         // Switches change without a word.
-        self.soon(Duration::ZERO);
+        self.check_in(Duration::ZERO);
         if let Ok(log) = std::fs::OpenOptions::new().write(true).open(self.directory.file("keeper.log"))
-            && log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG)
+            && log.metadata().is_ok_and(|metadata| metadata.len() > MAX_LOG)
         {
             let _ = log.set_len(0);
         }
     }
 
     /// Answers who asks. They hold the lock.
-    fn attend(&mut self) -> Next {
-        while self.clients.len() < CLIENTS
+    fn serve_clients(&mut self) -> Next {
+        while self.clients.len() < MAX_CLIENTS
             && let Ok(client) = accept_with(&self.listener, SocketFlags::CLOEXEC)
         {
             self.clients.push(client);
         }
         let mut next = Next::Go;
         for client in std::mem::take(&mut self.clients) {
-            let mut bytes = [0; LONGEST];
+            let mut bytes = [0; MAX_MESSAGE];
             let word = match recv(&client, &mut bytes[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => bytes.get(..length).unwrap_or_default(),
                 Err(Errno::AGAIN | Errno::INTR) => {
@@ -279,7 +281,7 @@ impl Keeper {
                 continue;
             };
             let mut answer = answer.err().unwrap_or_else(|| DONE.to_owned());
-            while answer.len() > LONGEST {
+            while answer.len() > MAX_MESSAGE {
                 answer.pop();
             }
             let _ = send(&client, answer.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -297,30 +299,32 @@ impl Keeper {
 
     fn serve(&mut self, plan: &Plan, bridge: u32) -> Result<(), Error> {
         // Its end may not have been heard of yet.
-        if self.server.as_mut().is_some_and(|server| server.hear() == News::Lost) {
-            self.lose("dnsmasq ended");
+        if self.server.as_mut().is_some_and(|server| server.check_child() == Health::Lost) {
+            self.drop_server("dnsmasq ended");
         }
         match self.server.take() {
             Some(server) if server.is_right(plan, &self.directory, bridge, self.options) => {
                 self.server = Some(server);
-                return self.note();
+                return self.record();
             }
             Some(server) => server.end()?,
             None => {}
         }
         self.started = Some(Instant::now());
-        let give_up = Instant::now() + CLOSING;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         let server = loop {
             // Its children too, or those of one that was killed: they have its sockets.
             end_orphans(&self.directory)?;
             match Served::start(plan, &self.directory, bridge, self.options) {
-                Err(error) if is_in_use(&error) && Instant::now() < give_up => std::thread::sleep(BUSY),
+                Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_RETRY)
+                }
                 outcome => break outcome,
             }
         };
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
-        self.look = Instant::now() + LOOK;
-        self.note()
+        self.next_check = Instant::now() + CHECK_INTERVAL;
+        self.record()
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
@@ -329,11 +333,11 @@ impl Keeper {
     }
 
     /// Notes who keeps and who serves.
-    fn note(&self) -> Result<(), Error> {
+    fn record(&self) -> Result<(), Error> {
         let dnsmasq = self.server.as_ref().map(Served::process);
         let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
-        if server != Server::noted(&self.directory) {
-            server.note(&self.directory)?;
+        if server != Server::recorded(&self.directory) {
+            server.record(&self.directory)?;
         }
         Ok(())
     }
@@ -341,7 +345,7 @@ impl Keeper {
     /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
     fn check(&mut self) -> Next {
         self.due = None;
-        if !claim::stands(&self.lock, &lock_file(&self.directory)) {
+        if !claim::is_current(&self.lock, &lock_file(&self.directory)) {
             tracing::warn!(network = %self.name, "the network's directory was removed; the keeper ends");
             return Next::End;
         }
@@ -349,7 +353,7 @@ impl Keeper {
             Ok(()) => {}
             Err(error) => {
                 tracing::warn!(network = %self.name, "cannot repair the network, trying again: {error}");
-                self.soon(AGAIN);
+                self.check_in(REPAIR_RETRY);
             }
         }
         Next::Go
@@ -358,7 +362,7 @@ impl Keeper {
     fn check_locked(&mut self) -> Result<(), Error> {
         let run_dir = self.run_dir.clone();
         let Some(lock) = run_dir.try_lock()? else {
-            self.soon(BUSY);
+            self.check_in(LOCK_RETRY);
             return Ok(());
         };
         // The directory may have gone before the lock was had.
@@ -367,7 +371,7 @@ impl Keeper {
         self.active = !members.is_empty();
         if !self.active {
             // What the last one left in the rules must not meet the next owner of its TAP's name.
-            return self.render_if_needed(&run_dir, &lock);
+            return self.renew_rules_if_needed(&run_dir, &lock);
         }
         let tables = self.tables.were_changed_by_others(&run_dir);
         let differs = build::differs(&plan, &members)?;
@@ -378,11 +382,11 @@ impl Keeper {
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
         }
         self.tables = Tables::Same;
-        self.render_if_needed(&run_dir, &lock)
+        self.renew_rules_if_needed(&run_dir, &lock)
     }
 
     /// Renders the rules if a member has died, or the host has other interfaces or bound ports than they were made for.
-    fn render_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    fn renew_rules_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
         if rules::are_current(run_dir, lock)? {
             return Ok(());
         }

@@ -68,7 +68,7 @@ impl Host {
     ///
     /// # Errors
     /// If the interfaces cannot be listed.
-    pub fn look(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
+    pub fn read(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
         let mut taken = exposed;
         // A connection needs no port for itself: conntrack knows it, and gives its pair of addresses and ports to no other.
         taken.extend(sock_diag::listening_tcp_ports().unwrap_or_else(|error| {
