@@ -1,10 +1,11 @@
-//! Bridges and their TAP ports: who the gateway of a port is, and how a new TAP becomes a port.
+//! Bridges and their TAP ports: finds the gateway of a port, and makes a new TAP a port.
 //!
-//! The filter trusts one address and one MAC as "the gateway" (rules L5, D4, B1). In the TAP modes both belong to the
-//! bridge that the TAP is a port of, or to the TAP itself if the host routes it without a bridge. They are read once, at
-//! start, so this module also makes sure that a bridge does not change its MAC when ports join or leave later.
+//! The filter trusts one address and one MAC as "the gateway" (rules L5, D4, B1). In the TAP modes both
+//! belong to the bridge that the TAP is a port of, or to the TAP itself if the host routes it without a
+//! bridge. They are read once, at start, so this module also ensures that a bridge keeps its MAC when ports
+//! join or leave later.
 //!
-//! Attaching to a TAP (`TUNSETIFF`) is [`super::tap`]'s; here are names and indices only.
+//! [`super::tap`] attaches to a TAP (`TUNSETIFF`); this module works on names and indices only.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +22,7 @@ pub struct Gateway {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its MAC.
+    /// Its MAC address.
     pub mac: MacAddr,
     /// Its primary IPv4 address.
     pub address: Ipv4Addr,
@@ -38,7 +39,7 @@ impl Gateway {
     }
 }
 
-/// Why a bridge or a TAP cannot serve. The caller adds the flag and its value.
+/// Why a bridge or a TAP cannot be used. The caller adds the flag and its value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such interface.
@@ -55,7 +56,7 @@ pub enum Error {
         "{0} is a TUN, which carries no Ethernet frames; create a TAP with `ip tuntap add dev NAME mode tap`"
     )]
     Tun(String),
-    /// The TAP is a port of something that is no bridge.
+    /// The TAP is a port of something other than a bridge.
     #[error(
         "{tap} is a port of {master}, which is not a bridge; attach it to a bridge with `ip link set {tap} master BRIDGE`"
     )]
@@ -76,7 +77,7 @@ pub enum Error {
          or give it an address with `ip address add ADDRESS/PREFIX dev {0}`"
     )]
     Unattached(String),
-    /// A gateway needs room for at least one VM beside it.
+    /// The subnet has no room for a VM besides the gateway.
     #[error(
         "{name} has the address {address}, whose subnet has no room for a VM; use a prefix length of at most 30"
     )]
@@ -121,7 +122,7 @@ pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Erro
     }
 }
 
-/// The gateway that `link`'s own first IPv4 address and MAC make.
+/// The gateway with `link`'s first IPv4 address and its MAC.
 pub fn gateway(netlink: &mut Netlink, link: &Link) -> Result<Gateway, Error> {
     let addresses = netlink.addresses(link.index)?;
     let (Some(address), Some(mac)) = (addresses.first(), link.mac) else {
@@ -169,8 +170,9 @@ pub fn join(
     gateway(netlink, &bridge)
 }
 
-/// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered one, so that
-/// no bridge prefers it for its own; never the VM's MAC itself, which the bridge would then take for its own station.
+/// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered
+/// one, so that no bridge prefers it for its own; never the VM's MAC itself, which the bridge would then
+/// treat as its own.
 fn port_mac(vm_mac: MacAddr) -> MacAddr {
     let [first, b, c, d, e, f] = vm_mac.octets();
     let last = if first == 0xfe { f ^ 1 } else { f };

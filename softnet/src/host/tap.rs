@@ -1,9 +1,9 @@
 //! A TAP: the kernel's end of a virtual Ethernet cable.
 //!
-//! A write costs about the same for 1,500 bytes as for many times that, so consecutive segments of the VM's streams are
-//! merged into super-frames on the way in, and the kernel hands over uncut ones on the way out; each frame has a
-//! virtio-net header that says what is left to do. The frames have been judged one by one before they are merged, and a
-//! super-frame from the host is judged as one before it is cut.
+//! A write costs about the same for 1,500 bytes as for many times that, so consecutive segments of the VM's
+//! streams are merged into super-frames on the way in, and the kernel hands over uncut ones on the way out;
+//! each frame has a virtio-net header that names the remaining work. The frames have been judged one by one
+//! before they are merged, and a super-frame from the host is judged as one before it is cut.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,7 +20,7 @@ use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Regist
 use crate::needs::{Needs, Syscall};
 use crate::sys::tun;
 
-/// What a running link calls.
+/// The system calls of a running link.
 const SYSCALLS: &[Syscall] = &[Syscall::Readv, Syscall::Writev, Syscall::EpollCtl];
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -79,14 +79,15 @@ impl Tap {
             _ => TapError::Io(error),
         })?;
         let offloads = tun::offload(device.as_fd()).map_err(TapError::Io)?;
-        // Every kernel takes TCP super-frames behind a virtio-net header, UDP ones only those that give them too.
+        // Every kernel takes TCP super-frames behind a virtio-net header, UDP ones only kernels that also
+        // produce them.
         let coalescer = Coalescer::new(Features { tcp: true, udp: offloads.udp });
         tracing::debug!(name, ?offloads, "attached to the TAP");
         Ok(Tap { device: device.into(), name, registration: Registration::default(), coalescer })
     }
 
-    /// Says at which address the host itself listens. Datagrams to it are handed over one by one, so that the host's limits
-    /// on packets count each of them (rule H11).
+    /// Sets the address on which the host itself listens. Datagrams to it are handed over one by one, so that
+    /// the host's limits on packets count each of them (rule H11).
     pub fn set_gateway(&mut self, gateway: Ipv4Addr) {
         self.coalescer.set_single_datagrams_to(gateway.octets());
     }

@@ -1,4 +1,5 @@
-//! The monitor's end of the channel: reads what the worker says, and says what it has to know, as fast as it listens.
+//! The monitor's end of the channel: reads the worker's reports, and sends it notices as fast as it reads
+//! them.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,20 +11,20 @@ use super::message::{REPORT_SIZE, Report, notice_to_bytes};
 use crate::config::expose::Exposed;
 use crate::lease_follower::Notice;
 
-/// What has come in on the channel.
+/// What was read from the channel.
 #[derive(Debug, Default, Eq, PartialEq)]
 pub struct Reports {
-    /// The last word on the VM's address; those before it count no more.
+    /// The last report on the VM's address; earlier ones are superseded.
     pub address: Option<Option<Ipv4Addr>>,
-    /// The last word on whether the VM is silent.
+    /// The last report on whether the VM is silent.
     pub quiet: Option<bool>,
-    /// Something that is no report.
+    /// Whether an invalid report came.
     pub garbage: bool,
-    /// The worker has closed its end.
+    /// Whether the worker has closed its end.
     pub closed: bool,
 }
 
-/// What is still to be said, the latest of each kind. So a worker that does not listen costs no memory.
+/// Unsent notices, only the latest of each kind, so that a worker that does not read costs no memory.
 #[derive(Debug, Default)]
 struct Outbox {
     peer_gone: bool,
@@ -45,11 +46,11 @@ impl Channel {
         Channel { socket, outbox: Outbox::default() }
     }
 
-    /// Reads all that is there.
+    /// Reads all pending reports.
     pub fn read_reports(&self) -> Reports {
         let mut reports = Reports::default();
         loop {
-            // One byte more than a message, so that a longer one is not cut to look like one.
+            // One byte more than a message, so that a longer one is not truncated to a valid one.
             let mut bytes = [0; REPORT_SIZE + 1];
             match recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT) {
                 // An empty message looks the same, and the worker sends none.
@@ -73,7 +74,7 @@ impl Channel {
         }
     }
 
-    /// Says `notice`, now or as soon as the worker listens.
+    /// Sends `notice`, now or as soon as the worker reads.
     pub fn notify(&mut self, notice: Notice) {
         match notice {
             Notice::PeerGone => self.outbox.peer_gone = true,
@@ -84,19 +85,19 @@ impl Channel {
         self.flush();
     }
 
-    /// Whether something waits for the worker to listen.
+    /// Whether a notice waits for the worker to read.
     pub fn is_blocked(&self) -> bool {
         let Outbox { peer_gone, settled, addresses, exposed } = &self.outbox;
         *peer_gone || settled.is_some() || addresses.is_some() || exposed.is_some()
     }
 
-    /// Says what is unsaid, as far as the channel takes it.
+    /// Sends unsent notices, as many as the channel accepts.
     pub fn flush(&mut self) {
-        // What the filter has to know comes before what opens it.
+        // Notices that restrict the filter are sent before `Settled`, which opens it.
         while let Some(notice) = self.outbox.next() {
             let sent =
                 send(&self.socket, &notice_to_bytes(&notice), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-            // A worker that is gone is noticed by its process.
+            // The end of the worker is detected through its process.
             if let Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) = sent {
                 return self.outbox.put_back(notice);
             }
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_does_not_listen_hears_the_latest_of_each_kind_later() {
+    fn a_worker_that_does_not_read_gets_the_latest_of_each_kind_later() {
         let (mut channel, worker) = pair();
         while !channel.is_blocked() {
             channel.notify(Notice::HostAddresses(vec![Ipv4Addr::LOCALHOST; 4096]));

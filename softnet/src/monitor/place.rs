@@ -1,9 +1,9 @@
-//! The monitor's half of a managed network: notes the VM's address, keeps the forwards where they belong, and decides what
-//! the worker's word is worth.
+//! The monitor's part in a managed network: records the VM's address, keeps the port forwards up to date, and
+//! verifies the worker's reports.
 //!
-//! The worker's word for its VM's address counts only if the DHCP server's file says the same ([`Membership::set_address`]).
-//! If the file does and another VM still holds the address, that one is wrong: its binding outlived the server's, and its
-//! Softnet is ended.
+//! The address that the worker reports is accepted only if the DHCP server's file confirms it
+//! ([`Membership::set_address`]). If it does and another VM still holds the address, that VM's binding has
+//! outlived the server's, and its Softnet is ended.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,66 +16,66 @@ use crate::host::forwarder::Forwarder;
 use crate::host::network::{Error, Membership};
 use crate::host::reservation::Reservation;
 
-/// How long the last holder of an address may take to leave: its VM has given the address back before its monitor is done,
-/// and the DHCP server leases it to the next at once.
+/// How long the last holder of an address may take to leave: its VM releases the address before its monitor
+/// is done, and the DHCP server may lease it to the next VM at once.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a holder that the server's file contradicts may take to end, before it is killed.
+/// How long a holder that the server's file contradicts may take to end before it is killed.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// How many addresses that the server's file does not have the worker may claim in a row, before it is ended. One may be
-/// the work of an answer that crossed another.
+/// How many unconfirmed addresses the worker may report in a row before it is killed. A single one may come
+/// from two DHCP answers that crossed.
 const MAX_FALSE_CLAIMS: u32 = 8;
 
-/// A place in a managed network and what hangs on it.
+/// A place in a managed network and what belongs to it.
 #[derive(Debug)]
 pub struct Place {
     /// The place.
     pub membership: Membership,
-    /// The sockets that keep the exposed ports from others.
+    /// The sockets that reserve the exposed ports.
     pub reservations: Vec<Reservation>,
     /// The ports that lead to the VM.
     forwarder: Forwarder,
-    /// The VM's address that another VM still holds.
+    /// The VM's address, if another VM still holds it.
     contested: Option<Contest>,
     false_claims: u32,
 }
 
-/// An address that this VM was given and another holds.
+/// An address that was leased to this VM and that another VM holds.
 #[derive(Clone, Copy, Debug)]
 struct Contest {
     address: Ipv4Addr,
     since: Duration,
-    /// The other one was told to end.
+    /// Whether the holder was told to end.
     evicting: bool,
 }
 
-/// What came of the worker's word.
+/// The result of the worker's report.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Outcome {
-    /// The address is the VM's, and nothing of a former holder is left.
+    /// The address is the VM's, and no state of a former holder is left.
     Settled(Ipv4Addr),
-    /// No address is noted, or not yet.
+    /// No address is recorded, or not yet.
     Unsettled,
-    /// The worker has to end, by this signal. The log says why.
+    /// The worker has to be sent this signal. The reason was logged.
     Refused(Signal),
 }
 
 impl Place {
-    /// A place whose `exposes` are to lead to the VM.
+    /// A place with the ports that have to lead to the VM.
     pub fn new(membership: Membership, exposes: Vec<Expose>, reservations: Vec<Reservation>) -> Self {
         let forwarder = Forwarder::new(exposes);
         Place { membership, reservations, forwarder, contested: None, false_claims: 0 }
     }
 
-    /// The descriptors that are the place.
+    /// The descriptors that hold the place.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let mut descriptors = self.membership.descriptors();
         descriptors.extend(self.reservations.iter().map(AsFd::as_fd));
         descriptors
     }
 
-    /// Notes the VM's address, to which the forwards lead from now on.
+    /// Records the VM's address, to which the forwards lead from now on.
     pub fn set_address(&mut self, address: Option<Ipv4Addr>, now: Duration) -> Outcome {
         let contested = self.contested.take();
         match self.membership.set_address(address) {
@@ -104,7 +104,8 @@ impl Place {
                     return self.refuse(Signal::KILL);
                 }
                 tracing::warn!(%error, "ignoring the address that the worker reports");
-                // A VM that is about to end may have given it back a moment ago, and another has it by now.
+                // A VM that is about to end may just have released it, and the server may have leased it to
+                // another.
                 if self.membership.server_gives(address) == Some(false) {
                     let earlier = contested.filter(|contest| contest.address == address);
                     self.contested = earlier.or(Some(Contest { address, since: now, evicting: false }));
@@ -112,17 +113,17 @@ impl Place {
             }
             Err(error) => tracing::error!(%error, "cannot record the VM's address"),
         }
-        // No address is noted, so nothing may lead to one; the forwards are tried again with the next lease.
+        // No address is recorded, so no forward may lead to one; the next lease installs them.
         self.forwarder.set_address(None);
         Outcome::Unsettled
     }
 
-    /// Decides between this VM and another that holds the address. `None` says to try again.
+    /// Decides between this VM and another that holds the address. `None` means: try again later.
     fn dispute(&mut self, mut contest: Contest, error: &Error, now: Duration) -> Option<Outcome> {
         let waited = now.saturating_sub(contest.since);
         let address = contest.address;
         let verdict = self.membership.server_gives(address);
-        // Who has just given the address back is about to say so; that takes a moment.
+        // A holder that has just released the address needs a moment to leave.
         let timeout = if contest.evicting { EVICTION_TIMEOUT } else { RELEASE_TIMEOUT };
         if verdict == Some(true) && waited >= timeout {
             let signal = if contest.evicting { Signal::KILL } else { Signal::TERM };
@@ -133,12 +134,13 @@ impl Place {
                     self.contested = Some(contest);
                     return None;
                 }
-                // It is about to go, or cannot be found.
+                // The holder is about to end, or cannot be found.
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "cannot stop the VM that still holds the address"),
             }
         }
-        // Twice as long as for a holder that the server's file contradicts and that does not go, or cannot be found.
+        // A holder that the server's file contradicts, but that does not end or cannot be found, gets twice
+        // the time.
         if verdict != Some(true) && waited >= timeout || waited >= 2 * EVICTION_TIMEOUT {
             tracing::error!("{error}");
             return Some(self.refuse(Signal::TERM));
@@ -147,12 +149,12 @@ impl Place {
         None
     }
 
-    /// The address that is to be noted again in a while.
+    /// The address to try to record again later.
     pub fn contested(&self) -> Option<Ipv4Addr> {
         self.contested.map(|contest| contest.address)
     }
 
-    /// Nothing leads to the VM any more.
+    /// Removes all forwards to the VM.
     pub fn withdraw(&mut self) {
         self.contested = None;
         self.forwarder.set_address(None);
@@ -168,7 +170,7 @@ impl Place {
         self.forwarder.next_deadline()
     }
 
-    /// Brings the forwards where they belong, if something is due.
+    /// Installs and removes forwards, if a change is due.
     pub fn update_forwards(&mut self, now: Duration) {
         let ops = self.forwarder.due(now);
         if ops.is_empty() {
@@ -188,7 +190,7 @@ impl Place {
         }
     }
 
-    /// Notes the last word of a worker that has ended, and leaves the network.
+    /// Records the last address that the ended worker reported, and leaves the network.
     pub fn leave(mut self, final_address: Option<Option<Ipv4Addr>>) {
         match final_address {
             Some(None) => self.membership.address_released(),

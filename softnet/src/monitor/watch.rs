@@ -1,5 +1,5 @@
-//! The monitor's loop: waits for the worker, its reports and signals, follows what the filter has to know of the host, and
-//! asks whether the VM still lives.
+//! The monitor's loop: waits for the worker, its reports and signals, tracks what the filter has to know of
+//! the host, and probes whether the VM is still there.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,10 +19,12 @@ use crate::quiet::{PROBE_INTERVAL, QUIET_PROBE_INTERVAL};
 use crate::sys::signalfd::SignalFd;
 use crate::vm::PeerWatch;
 
-/// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
+/// The shortest time between two reports that are acted upon, so that a compromised worker cannot keep the
+/// host busy.
 pub const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After how long without a word from the worker its next one, if it is not about the lease, delays no other.
+/// If the worker sent no report for this long, its next one does not delay the following, unless it is about
+/// the lease.
 const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// How long the worker may take to end after it was told that its VM is gone.
@@ -31,7 +33,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the monitor watches.
 #[derive(Debug)]
 pub struct Watches {
-    /// The far end of the VM's socket, if the kernel tells of it no other way.
+    /// The far end of the VM's socket, if it has to be polled.
     pub peer: Option<PeerWatch>,
     /// The host's addresses.
     pub addresses: AddressWatch,
@@ -54,17 +56,17 @@ pub struct Monitor {
     place: Option<Place>,
     watches: Watches,
     channel: Option<Channel>,
-    /// No report is read before.
+    /// No report is read before this time.
     next_report: Duration,
-    /// When the worker said something last.
+    /// When the last report came.
     last_report: Duration,
-    /// The worker says that the VM is silent.
+    /// Whether the VM is silent, as the worker reports.
     vm_is_quiet: bool,
-    /// When to ask for the VM's life.
+    /// When to probe next.
     next_probe: Duration,
-    /// The worker was told to end, and is killed if it still lives then.
+    /// When to kill the worker, which was told to end.
     kill_at: Option<Duration>,
-    /// The worker was told to end for a reason that is the monitor's.
+    /// Whether the monitor ended the worker.
     refused: bool,
 }
 
@@ -79,7 +81,7 @@ enum Wake {
 }
 
 impl Monitor {
-    /// A monitor that hears the worker on `channel`.
+    /// A monitor that communicates with the worker over `channel`.
     pub fn new(place: Option<Place>, watches: Watches, channel: Channel) -> Self {
         Monitor {
             place,
@@ -100,7 +102,7 @@ impl Monitor {
         let status = self.wait_for_worker(worker, signals);
         let Monitor { place, channel, refused, .. } = self;
         if let Some(place) = place {
-            // Whether the lease is still to be given back.
+            // They say whether the lease still has to be released.
             let final_reports =
                 channel.map(|channel| channel.read_reports()).filter(|reports| !reports.garbage);
             place.leave(final_reports.and_then(|reports| reports.address));
@@ -140,7 +142,7 @@ impl Monitor {
         }
     }
 
-    /// Waits until something happens or is due, and says what has happened.
+    /// Waits until an event or a deadline, and returns the events.
     fn wait(&self, [process, signals]: [BorrowedFd<'_>; 2], now: Duration) -> Result<Vec<Wake>, Errno> {
         let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
         let mut waiting = vec![(Wake::Ended, readable(process)), (Wake::Signal, readable(signals))];
@@ -169,7 +171,7 @@ impl Monitor {
         Ok(wakes.into_iter().zip(&fds).filter_map(happened).collect())
     }
 
-    /// When something is due, if nothing happens before.
+    /// The next deadline.
     fn deadline(&self, now: Duration) -> Option<Duration> {
         let contested = self.place.as_ref().is_some_and(|place| place.contested().is_some());
         let waits = self.channel.is_some() || contested;
@@ -185,12 +187,12 @@ impl Monitor {
         deadlines.into_iter().flatten().min()
     }
 
-    /// Whether something has to be asked for from time to time.
+    /// Whether something has to be polled.
     fn probes(&self) -> bool {
         self.kill_at.is_none() && (self.watches.peer.is_some() || self.watches.exposed.changes().is_none())
     }
 
-    /// Whatever is due.
+    /// Does whatever is due.
     fn attend(&mut self, worker: Pid) {
         let now = now();
         if now >= self.next_report
@@ -217,7 +219,7 @@ impl Monitor {
         }
     }
 
-    /// Asks what nothing tells of.
+    /// Polls what the kernel does not report.
     fn probe(&mut self, now: Duration) {
         if self.watches.peer.as_ref().is_some_and(|peer| !peer.is_alive()) {
             self.watches.peer = None;
@@ -250,7 +252,7 @@ impl Monitor {
         }
     }
 
-    /// Acts upon the latest reports, and says what could not be said before.
+    /// Acts on the latest reports, and sends what could not be sent before.
     fn read_reports(&mut self, worker: Pid) {
         let Some(channel) = &mut self.channel else { return };
         channel.flush();
@@ -260,14 +262,14 @@ impl Monitor {
         }
         let reports = channel.read_reports();
         if reports.closed {
-            // The worker is about to end; its process says when.
+            // The worker is about to end; its pidfd reports when.
             self.channel = None;
         }
         if reports.garbage {
             tracing::error!("the worker sent an invalid message; killing it");
             return self.end_worker(worker, Signal::KILL);
         }
-        // A word about the VM's silence must not delay the lease that follows it.
+        // A report about the VM's silence must not delay a following one about the lease.
         if reports.address.is_some() || now.saturating_sub(self.last_report) < IDLE_AFTER {
             self.next_report = now.saturating_add(REPORT_INTERVAL);
         }
@@ -283,7 +285,7 @@ impl Monitor {
         }
     }
 
-    /// Notes the VM's address, where anything is to be noted.
+    /// Records the VM's address, if the VM is on a managed network.
     fn set_address(&mut self, address: Option<Ipv4Addr>, worker: Pid) {
         let Some(place) = &mut self.place else { return };
         match place.set_address(address, now()) {
@@ -293,7 +295,7 @@ impl Monitor {
         }
     }
 
-    /// Ends the worker for a reason that was logged.
+    /// Ends the worker; the caller has logged the reason.
     fn end_worker(&mut self, worker: Pid, signal: Signal) {
         self.refused = true;
         self.channel = None;
@@ -304,7 +306,7 @@ impl Monitor {
     }
 }
 
-/// Signals for this process are meant for the whole; those that the terminal sent, the worker has itself.
+/// Forwards signals to the worker. Those from the terminal it has received itself.
 fn forward_signals(signals: &mut SignalFd, worker: Pid) {
     while let Ok(Some(received)) = signals.read() {
         if !received.from_kernel {

@@ -22,7 +22,7 @@ use crate::usage::UsageError;
 
 /// How long the host's bridge may take to get its address after vmnet has started the interface.
 const BRIDGE_LIMIT: Duration = Duration::from_secs(5);
-/// How often it is looked for meanwhile.
+/// How often to look for it meanwhile.
 const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Starts the interface that `settings` ask for.
@@ -99,7 +99,7 @@ impl Apple {
         let waker = Arc::new(waker);
         let first = Arc::clone(&waker);
         interface.set_event_callback(Events::PACKETS_AVAILABLE, move |_, _| waker.wake())?;
-        // What arrived before the callback was there has no wake-up of its own.
+        // Frames that arrived before the callback was set have no wake-up of their own.
         first.wake();
         let (reads, writes) = (Batch::preallocate(BATCH_FRAMES), Batch::preallocate(BATCH_FRAMES));
         Ok((Apple { interface, reads, writes }, raw))
@@ -172,7 +172,7 @@ impl Interface for Apple {
 }
 
 impl Drop for Apple {
-    /// No callback first, then no interface. A callback that is running meanwhile has the socket to itself.
+    /// Clears the callback first, then stops the interface. A callback that is still running owns its socket.
     fn drop(&mut self) {
         let cleared = self.interface.clear_event_callback();
         let stopped = self.interface.finalize();

@@ -14,7 +14,7 @@ use crate::host::forwarder::{Forwarder, Op};
 use crate::lease_follower::{self, LeaseFollower};
 use crate::needs::Needs;
 
-/// Keeps vmnet's forwards what the VM's lease says; takes them away when dropped.
+/// Keeps vmnet's forwards in step with the VM's lease; removes them when dropped.
 #[derive(Debug)]
 pub struct VmnetForwards<I: Interface> {
     interface: Rc<RefCell<I>>,
@@ -27,7 +27,7 @@ impl<I: Interface> VmnetForwards<I> {
         VmnetForwards { interface, forwarder: Forwarder::new(exposes) }
     }
 
-    /// Takes every step that is due. One that fails holds up no other, and is tried again later.
+    /// Executes every step that is due. A failed one delays no other, and is tried again later.
     fn apply(&mut self, now: Timestamp) {
         let now = since_start(now);
         let mut interface = self.interface.borrow_mut();

@@ -1,5 +1,5 @@
-//! Who the gateway is: vmnet tells its address but not its MAC address, which the filter has to know (rules L5, B1). It is
-//! that of the host's own interface with this address, the bridge that vmnet makes.
+//! Finds the gateway: vmnet reports its IP address but not its MAC address, which the filter has to know
+//! (rules L5, B1). It is the MAC of the host's interface with this address, the bridge that vmnet creates.
 
 use std::net::Ipv4Addr;
 

@@ -1,4 +1,5 @@
-//! Narrower surroundings for a process that is not the one with the frames: the monitor, and the programs that it starts.
+//! Confinement for the monitor and the programs that it starts. The process that parses frames has its own,
+//! stricter seal.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -15,21 +16,21 @@ use seccompiler::{
 
 use super::landlock::NEWEST;
 
-/// Which files stay within reach. What does not exist is left out.
+/// The files that stay accessible. Paths that do not exist are ignored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files<'a> {
     /// Files and directories that may be read.
     pub read: &'a [&'a str],
-    /// Those whose programs may be started as well.
+    /// Files and directories that may be read and executed.
     pub execute: &'a [&'a str],
-    /// Those that may be changed in every way as well.
+    /// Files and directories that may be read and changed in every way.
     pub write: &'a [&'a str],
-    /// TCP ports stay within reach.
+    /// Whether TCP ports stay accessible.
     pub network: bool,
 }
 
-/// Takes away all files but `files`, TCP ports unless they stay, and abstract sockets outside of this process and its
-/// children. `false` if the kernel has no Landlock.
+/// Removes access to all files but `files`, to TCP ports unless they stay, and to abstract sockets outside
+/// this process and its children. `false` if the kernel has no Landlock.
 ///
 /// # Errors
 /// When a kernel that has Landlock refuses.
@@ -52,12 +53,12 @@ pub fn limit_files(files: &Files<'_>) -> io::Result<bool> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-/// What becomes of a system call that is not allowed.
+/// What happens on a system call that is not allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum OnDenied {
     /// It ends the process.
     Kill,
-    /// It fails as on a kernel that does not have it (`ENOSYS`), for which C libraries have another way.
+    /// It fails as on a kernel without it (`ENOSYS`), for which C libraries have a fallback.
     Enosys,
 }
 
@@ -74,18 +75,18 @@ impl Calls {
         Calls { allowed: calls.iter().map(|&call| (call, Vec::new())).collect(), on_denied }
     }
 
-    /// `call` as well, if its argument number `index` is `value`.
+    /// Also allows `call` if its argument number `index` is `value`.
     ///
     /// # Errors
-    /// When no rule can be made of it.
+    /// When the rule is invalid.
     pub fn with_argument(self, call: i64, index: u8, value: u64) -> io::Result<Self> {
         self.with(call, SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value))
     }
 
-    /// `call` as well, if its argument number `index` has none of the bits of `mask`.
+    /// Also allows `call` if its argument number `index` has none of the bits of `mask`.
     ///
     /// # Errors
-    /// When no rule can be made of it.
+    /// When the rule is invalid.
     pub fn without_bits(self, call: i64, index: u8, mask: u64) -> io::Result<Self> {
         let none = SeccompCmpOp::MaskedEq(mask);
         self.with(call, SeccompCondition::new(index, SeccompCmpArgLen::Qword, none, 0))
@@ -98,7 +99,7 @@ impl Calls {
         Ok(self)
     }
 
-    /// Limits this process and its children to them for the rest of their lives. `false` if the kernel has no seccomp
+    /// Permanently limits this process and its children to these calls. `false` if the kernel has no seccomp
     /// filters, or the filter cannot be written for this architecture.
     ///
     /// # Errors

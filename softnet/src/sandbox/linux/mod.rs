@@ -19,14 +19,14 @@ pub use self::capabilities::keep_only as keep_capabilities;
 pub use self::confine::{Calls, Files, OnDenied, limit_files};
 pub use self::landlock::restrict as restrict_by_landlock;
 
-/// Exit status after a panic, as Rust has it.
+/// Exit status after a panic, the same as Rust's.
 const PANICKED: i32 = 101;
 
 /// Gives up everything but `needs`, and becomes `identity`. A kernel without Landlock or seccomp is an error if the
 /// sandbox is `required`, and a warning if not.
 ///
 /// # Errors
-/// When a stage fails. The process is then in between and must end.
+/// When a stage fails. The process is then only partly sealed and must end.
 pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), SealError> {
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
     sys::process::ensure_single_thread().map_err(stage("seal a process with more than one thread"))?;
@@ -38,7 +38,7 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
     if !landlock {
         report_missing(Missing::Landlock, required)?;
     }
-    // Only now: a Landlock ruleset is a descriptor for a moment.
+    // After Landlock, which opens a descriptor for its ruleset.
     limit_resources().map_err(stage("limit resources"))?;
     let seccomp =
         match seccomp::Filter::new(needs.allowed()).map_err(stage("compile the system call filter"))? {
@@ -61,10 +61,10 @@ pub fn seal(needs: &Needs, identity: &Identity, required: bool) -> Result<(), Se
     Ok(())
 }
 
-/// Becomes `identity`, without any capability and without a way back to one.
+/// Becomes `identity`, without any capability and without a way to regain one.
 ///
 /// # Errors
-/// When a stage fails. The process is then in between and must end.
+/// When a stage fails. The process is then only partly sealed and must end.
 pub fn give_up_privilege(identity: &Identity) -> Result<(), SealError> {
     let stage = |what| move |error: io::Error| SealError::Stage(what, error);
     capabilities::empty_bounding_set().map_err(stage("empty the capability bounding set"))?;
@@ -81,8 +81,9 @@ fn report_missing(missing: Missing, required: bool) -> Result<(), SealError> {
     Ok(())
 }
 
-/// A panic prints what it has to say and ends the process: unwinding, a backtrace and `abort` would all need files or
-/// system calls that are gone, and the message would be lost in the kill.
+/// Makes a panic print its message and end the process: unwinding, a backtrace and `abort` would all need
+/// files or system calls that the seal denies, so seccomp would kill the process before the message is
+/// printed.
 fn exit_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         let _ = writeln!(io::stderr(), "softnet: {panic}");
