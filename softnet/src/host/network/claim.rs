@@ -1,4 +1,4 @@
-//! A public file with a lock beside it that says that its owner lives, and who of many owners does.
+//! Public files, each with a lock that its owner holds while it is alive.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,13 +12,14 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use super::files::{Error, create, list, make_directory, read, remove_file};
 use crate::sys::incarnation::Incarnation;
 
-/// The directory of all that is locked, which only root can enter.
+/// The directory of all locks, which only root can enter.
 pub const LOCKS: &str = "locks";
 
-/// Begins the line of a public file that names the process whose it is.
+/// The prefix of the line in a public file that names the owning process.
 const HOLDER: &str = "holder ";
 
-/// What belongs to `path` under [`LOCKS`], for a path that lies `depth` levels below its network's directory.
+/// The counterpart of `path` under [`LOCKS`], for a path that lies `depth` levels below its network's
+/// directory.
 pub fn counterpart(path: &Path, depth: usize) -> PathBuf {
     match path.ancestors().nth(depth + 1) {
         Some(base) => base.join(LOCKS).join(path.strip_prefix(base).unwrap_or(path)),
@@ -29,8 +30,8 @@ pub fn counterpart(path: &Path, depth: usize) -> PathBuf {
 /// How deep members' and leases' files lie in their network's directory.
 const CLAIM_DEPTH: usize = 2;
 
-/// A public file, and the lock beside it that says that its owner lives. The lock is the inode's, so the locked file is never
-/// replaced while it is held.
+/// A public file, and the lock that its owner holds while it is alive. The lock belongs to the inode, so the
+/// locked file is never replaced while it is held.
 #[derive(Debug)]
 pub struct Claim {
     lock: File,
@@ -45,7 +46,8 @@ impl Claim {
         for directory in lock_path.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
             make_directory(directory, 0o700)?;
         }
-        // For reading only: the process with the frames keeps a copy, and must have nothing to write to.
+        // Read-only: the process that parses frames keeps a copy, and must not have a file that it can write
+        // to.
         let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = rustix::fs::open(&lock_path, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| Error::new("open", &lock_path)(error.into()))?;
@@ -57,7 +59,8 @@ impl Claim {
         }
     }
 
-    /// The claim with its first content. One that cannot say whose it is, on a full disk, is given up and leaves no file.
+    /// Writes the first content. If that fails, for example on a full disk, the claim is released and leaves
+    /// no file.
     pub fn with_content(mut self, content: &str) -> Result<Claim, Error> {
         match self.write(content) {
             Ok(()) => Ok(self),
@@ -68,8 +71,8 @@ impl Claim {
         }
     }
 
-    /// Replaces the public file's content, with a line about this process at its end. Readers hold the [`Lock`], and so does
-    /// the caller.
+    /// Replaces the public file's content, and adds a line about this process. Readers and the caller hold
+    /// the [`Lock`].
     pub fn write(&mut self, content: &str) -> Result<(), Error> {
         let content = match Incarnation::of_this_process() {
             Some(holder) => format!("{content}{HOLDER}{holder}\n"),
@@ -89,12 +92,13 @@ impl Claim {
         self.path.file_name()?.to_str()
     }
 
-    /// Whether the locked file is still the one at its path, and not removed with the network's directory.
+    /// Whether the locked file is still the one at its path, and was not removed with the network's
+    /// directory.
     pub fn is_current(&self) -> bool {
         is_current(&self.lock, &self.lock_path)
     }
 
-    /// Gives the claim up and removes its files, if they are still its. Call it under the [`Lock`].
+    /// Releases the claim and removes its files, if they are still its own. Call it under the [`Lock`].
     pub fn release(self) -> Result<(), Error> {
         if !self.is_current() {
             return Ok(());
@@ -117,12 +121,12 @@ pub fn is_current(file: &File, path: &Path) -> bool {
     own.is_ok_and(|own| fs::symlink_metadata(path).map(identity).is_ok_and(|there| there == own))
 }
 
-/// The files in `directory` whose owners are dead, with their content as far as it can be read. They are the caller's now,
-/// who releases them or leaves them to the next. Call it under the [`Lock`].
+/// Claims the files in `directory` whose owners are dead, and returns them with their content as far as it
+/// can be read. The caller releases them, or drops them for the next start. Call it under the [`Lock`].
 pub fn orphaned(
     directory: &Path,
 ) -> Result<impl Iterator<Item = Result<(Claim, String), Error>> + use<>, Error> {
-    // A process may have died between its lock and its file.
+    // A process may have died after taking its lock and before writing its file.
     let mut names: BTreeSet<String> = list(directory)?.into_iter().collect();
     names.extend(list(&counterpart(directory, CLAIM_DEPTH - 1))?);
     let directory = directory.to_owned();
@@ -146,7 +150,8 @@ pub fn claimed(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(found)
 }
 
-/// Whether a living process has claimed `path`. Who may not look at locks asks whether the process that the file names lives.
+/// Whether a living process has claimed `path`. A caller that may not open locks checks whether the process
+/// that the file names is alive.
 pub fn is_claimed(path: &Path) -> bool {
     let lock_path = counterpart(path, CLAIM_DEPTH);
     match File::open(&lock_path) {

@@ -1,13 +1,14 @@
-//! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet makes and all later ones join.
+//! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet creates and all later ones
+//! join.
 //!
-//! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
-//! place: a bridge with a MAC and an address of its own ([`build`]), nftables rules ([`ruleset`]), one dnsmasq
-//! ([`dnsmasq`]), the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through all of them
-//! and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when something breaks.
-//! A network that is whole costs a start a few milliseconds.
+//! It is the counterpart of vmnet on macOS. The kernel and dnsmasq do the work; Softnet only sets them up: a
+//! bridge with its own MAC and address ([`build`]), nftables rules ([`ruleset`]), one dnsmasq ([`dnsmasq`]),
+//! the kernel's switches ([`sysctl`]) and a directory with locks ([`run_dir`]). Each start checks all of them
+//! and repairs what is missing or different, and while VMs run the network's [`keeper`] does the same when
+//! something breaks. For an intact network this takes a few milliseconds.
 //!
-//! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
-//! recognised by the next start and removed. The network itself stays until `softnet network down`.
+//! A running Softnet is a [`Membership`]: it holds locks that end with its process, so that the next start
+//! recognises and removes what a killed one left. The network itself stays until `softnet network down`.
 
 pub mod build;
 mod claim;
@@ -46,30 +47,31 @@ pub use status::{Status, status};
 /// MTU of the bridge and so of every VM on it, in bytes: that of Ethernet.
 pub const MTU: u32 = 1500;
 
-/// Lease time unless told otherwise. Short, so that a pool survives VMs that come and go without a farewell.
+/// The default lease time. Short, so that the pool is not exhausted by VMs that end without releasing their
+/// leases.
 pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(600);
 
-/// What a start asks for.
+/// What a start requests.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NetworkConfig {
     /// Which network.
     pub name: NetworkName,
-    /// Its subnet; `None` takes what the network has, or a free one for a new network.
+    /// Its subnet; `None` uses that of the existing network, or a free one for a new network.
     pub subnet: Option<Ipv4Net>,
-    /// Whether its VMs reach the world.
+    /// Whether its VMs reach the internet.
     pub net_type: NetType,
-    /// How long a lease lasts. The latest start decides for all.
+    /// How long a lease lasts. The latest start sets it for all VMs.
     pub lease_time: Duration,
 }
 
-/// What was decided for a network.
+/// The settings of a network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// Its name and its bridge's.
     pub name: NetworkName,
     /// Its subnet, without host bits.
     pub subnet: Ipv4Net,
-    /// Whether its VMs reach the world.
+    /// Whether its VMs reach the internet.
     pub net_type: NetType,
     /// How long a lease lasts.
     pub lease_time: Duration,
@@ -92,10 +94,10 @@ impl Plan {
     }
 }
 
-/// Why a managed network cannot be had. The message stands alone.
+/// Why the managed network cannot be set up. Messages are complete; callers add no context.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The name belongs to somebody else's interface.
+    /// An interface with this name exists and is not Softnet's.
     #[error(
         "interface {0} exists and was not created by Softnet; use --bridge {0} if it is a bridge, or choose another name \
          with --network"
@@ -146,7 +148,7 @@ pub enum Error {
         /// The Softnet that has it.
         pid: Option<u32>,
     },
-    /// The VM claims to be its own gateway.
+    /// The VM has the gateway's MAC.
     #[error("the VM's MAC address {0} is the gateway's; give the VM another")]
     MacIsGateway(MacAddr),
     /// Another VM holds the address that was leased to this one.
@@ -159,7 +161,7 @@ pub enum Error {
         /// The VM that has it.
         holder: String,
     },
-    /// The Softnet of a VM that holds another's address could not be told to end.
+    /// The Softnet of a VM that holds another VM's address could not be signalled.
     #[error("cannot signal process {pid}, whose VM holds {address}: {source}")]
     Evict {
         /// The address.
@@ -169,10 +171,10 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The address lies outside of the network.
+    /// The address is outside the DHCP range.
     #[error("{0} is outside the DHCP range of network {1}")]
     NotOurs(Ipv4Addr, NetworkName),
-    /// The server has not noted the address for this VM.
+    /// The server's file does not have the address for this VM.
     #[error("the DHCP server has not leased {address} to {mac}, so this VM must not use it")]
     NotLeased {
         /// The VM.
@@ -180,7 +182,7 @@ pub enum Error {
         /// The address.
         address: Ipv4Addr,
     },
-    /// The network was taken down under a running VM.
+    /// The network was removed while the VM was running.
     #[error("network {0} was taken down; stop the VM and start it again")]
     Gone(NetworkName),
     /// VMs are attached.
@@ -199,7 +201,7 @@ pub enum Error {
     /// The kernel's interfaces.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// The kernel could not be made to forget the flows of an address.
+    /// The tracked connections of an address could not be deleted.
     #[error("cannot delete the tracked connections of an address that changes hands: {0}")]
     Conntrack(std::io::Error),
     /// The kernel's switches.
@@ -211,7 +213,7 @@ pub enum Error {
     /// dnsmasq.
     #[error(transparent)]
     Dnsmasq(#[from] dnsmasq::Error),
-    /// The keeper could not do what it was asked for.
+    /// The keeper reported an error.
     #[error("{0}")]
     Keeper(String),
     /// The run directory.

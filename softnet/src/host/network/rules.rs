@@ -1,4 +1,4 @@
-//! Puts the rules in place that the members' files ask for, and makes conntrack forget what they no longer do.
+//! Loads the rules for the members' files, and deletes tracked connections that the rules no longer allow.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -22,23 +22,24 @@ use crate::host::tools::Tool;
 use crate::netlink::{self, Netlink};
 use crate::nftables;
 
-/// What this kernel has turned out to lack.
+/// The features that this kernel has, as far as probed.
 static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
 
-/// Whether it was said that source ports are scarce.
+/// Whether scarce source ports were reported.
 static SCARCE_REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// Puts the rules of all networks of this namespace in place, in one transaction. A part that the kernel lacks is left out and
-/// said once.
+/// Loads the rules of all networks of this namespace, in one transaction. A part that the kernel lacks is
+/// left out and reported once.
 ///
 /// # Errors
-/// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10 takes.
+/// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10
+/// accepts.
 pub fn apply(run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     apply_after(&|_| String::new(), run_dir, lock)
 }
 
-/// The same, and removes the tables of the network `gone`, whose files are gone, and those for TAPs that are gone, of VMs on
-/// bridges of others, in the same transaction.
+/// The same, and in the same transaction removes the tables of the network `gone`, whose files are removed,
+/// and those for removed TAPs on bridges that Softnet does not manage.
 ///
 /// # Errors
 /// Those of [`apply`].
@@ -47,8 +48,8 @@ pub fn apply_without(gone: &NetworkName, run_dir: &RunDir, lock: &Lock) -> Resul
     apply_after(&|features| ruleset::removal(gone.as_str(), features) + &stale, run_dir, lock)
 }
 
-/// The same, and removes the rules for an earlier TAP of this name, which a VM on a bridge of others had (`--bridge`), in the
-/// same transaction.
+/// The same, and in the same transaction removes the rules for an earlier TAP of this name on a bridge that
+/// Softnet does not manage (`--bridge`).
 ///
 /// # Errors
 /// Those of [`apply`].
@@ -77,7 +78,8 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
         Tool::Nft.run(&["-f", "-"], &format!("{before}{removal}{rules}")).map(|_| rules)
     };
     let rules = load("").or_else(|_| {
-        // The counts stay as long as they can: a table of that name that is not as we make it goes first.
+        // Keeps the counts if possible: removes the shared tables only if they block the load, because they
+        // differ from Softnet's.
         let removal_of_shared = ruleset::removal_of_shared();
         load(&removal_of_shared).or_else(|_| {
             probe();
@@ -87,9 +89,9 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
     record(&rules, &snapshot, before, run_dir)
 }
 
-/// Brings the kernel from the rules that were recorded to these by adding elements alone, if that is all that they differ in and
-/// nobody else has changed a thing: the kernel waits some 15 ms for the end of whatever a transaction removes, and a start or
-/// a new lease removes nothing. Returns false if it takes a replacement.
+/// Updates the kernel from the recorded rules to these by only adding elements, if they differ in nothing
+/// else and no other program has changed the tables: the kernel takes some 15 ms to free what a transaction
+/// removes, and a start or a new lease removes nothing. Returns false if the rules have to be replaced.
 fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
     let recorded = files::read(&run_dir.rules_file()).ok().flatten();
     let Some(additions) = recorded.and_then(|recorded| ruleset::additions(&recorded, rules)) else {
@@ -103,16 +105,16 @@ fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
         || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && record(rules, snapshot, before, run_dir).is_ok()
 }
 
-/// Notes that the kernel has these rules, after one transaction since the generation `before`.
+/// Records that the kernel has these rules, after one transaction since the generation `before`.
 fn record(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
     let path = run_dir.rules_file();
     if snapshot.networks.is_empty() {
         files::remove_file(&run_dir.generation_file())?;
         return Ok(files::remove_file(&path)?);
     }
-    // The keeper tells changes by others from this one by it.
+    // The keeper uses it to distinguish changes by others from this one.
     generation::note(run_dir, before);
-    // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
+    // The rules are loaded. Without the record, on a full disk, they are only loaded once more than needed.
     if let Err(error) = files::write_atomically(&path, rules) {
         tracing::debug!(%error, "cannot record which rules the kernel has");
         files::remove_file(&path)?;
@@ -120,8 +122,8 @@ fn record(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDi
     Ok(())
 }
 
-/// Whether the kernel was last given the rules that the members' files and the host's sockets and interfaces ask for now. Starts
-/// no program. It does not look whether somebody has changed the tables since.
+/// Whether the rules that were last loaded match the members' files and the host's sockets and interfaces
+/// now. Starts no program, and does not check whether the tables were changed since.
 ///
 /// # Errors
 /// If the files or the interfaces cannot be read.
@@ -156,7 +158,7 @@ fn take_snapshot(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
         member.exposes.iter().copied().chain(forwards).collect::<Vec<_>>()
     };
     let exposed = members.flat_map(exposes).map(|expose| expose.external.get()).collect();
-    // A TAP is there before it is a port of its bridge.
+    // A TAP exists before it is a port of its bridge.
     let taps = networks.iter().flat_map(|network| &network.members).filter_map(|member| member.tap.as_ref());
     let bridges = networks.iter().map(|network| network.plan.name.as_str());
     let own: BTreeSet<&str> = bridges.chain(taps.map(|(tap, _)| tap.as_str())).collect();
@@ -177,7 +179,8 @@ fn warn_of_scarce_ports(snapshot: &Snapshot) {
     }
 }
 
-/// Finds out which parts the kernel lacks, and says so. An nft that fails at everything tells nothing of the kernel.
+/// Probes which parts the kernel lacks, and reports them. If nft fails at everything, the kernel's features
+/// are unknown.
 fn probe() {
     if Tool::Nft.run(&["-c", "-f", "-"], ruleset::PLAIN_PROBE).is_err() {
         return;
@@ -191,10 +194,11 @@ fn probe() {
     }
 }
 
-/// Makes conntrack forget every flow that one of `addresses` is an end of: whoever has one next inherits nothing (rule H3).
+/// Deletes every tracked connection with an end in `addresses`, so that the next VM with such an address
+/// inherits none (rule H3).
 ///
 /// # Errors
-/// Those of the kernel, but none if it tracks no connections.
+/// Those of the kernel; no error if it does not track connections.
 pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     match conntrack::forget_addresses(addresses) {
         Ok(0) => Ok(()),
@@ -211,7 +215,7 @@ pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     }
 }
 
-/// Makes conntrack forget every flow of a network that is taken down.
+/// Deletes every tracked connection of a network that is being removed.
 pub fn forget_subnet(subnet: Ipv4Net) {
     let of_subnet = |flow: &Flow| {
         [flow.original, flow.reply]
@@ -231,20 +235,20 @@ fn tracks_nothing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL))
 }
 
-/// Makes conntrack forget what was decided before ports were led to where they lead now: UDP clients that sent earlier are led
-/// there too, and no flow of another VM goes on to catch what is for an exposed port (rule H6). Flows that pass through the host
-/// to the same port of others stay.
+/// Deletes tracked connections from before the forwards were installed: UDP clients that sent earlier then
+/// reach the VM too, and no flow of another VM keeps receiving packets for an exposed port (rule H6). Flows
+/// through the host to the same port of other machines stay.
 pub fn forget_before(installed: &[Forward]) {
     forget_flows(installed.iter().map(|forward| (forward.expose, Some(forward.to))).collect());
 }
 
-/// Makes conntrack forget the flows of VMs that were given these ports of the host as source ports before they were exposed: no
+/// Deletes the flows of VMs that got these ports of the host as source ports before they were exposed: no
 /// later flow gets one (rule H6).
 pub fn forget_shadows(exposes: &[Expose]) {
     forget_flows(exposes.iter().map(|expose| (*expose, None)).collect());
 }
 
-/// Both, for exposed ports with the address that they lead to, if they lead to one.
+/// Does both, for exposed ports with the address that they lead to, if any.
 fn forget_flows(exposed: Vec<(Expose, Option<Ipv4Addr>)>) {
     if exposed.is_empty() {
         return;

@@ -1,14 +1,15 @@
-//! Which subnet a managed network gets: one that no route of the host leads into.
+//! Chooses the subnet of a managed network: one that overlaps no route of the host.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-/// A default route cut in pieces (0.0.0.0/1 and 128.0.0.0/1, as VPNs install it) takes no address away from anybody.
+/// Shorter prefixes count as parts of a default route (VPNs install 0.0.0.0/1 and 128.0.0.0/1), which
+/// conflict with no subnet.
 const SHORTEST_SPECIFIC_PREFIX: u8 = 8;
 
-/// The ranges that a subnet may lie in: private or shared addresses, which the filter's rule D3 holds for not global. In a
-/// public subnet a VM's neighbours would count as the internet.
+/// The ranges that a subnet may lie in: private or shared addresses, which the filter's rule D3 treats as not
+/// global. In a public subnet a VM's neighbours would count as the internet.
 const ALLOWED: [(Ipv4Addr, u8); 4] = [
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
@@ -40,7 +41,7 @@ pub enum Error {
     Exhausted,
 }
 
-/// Checks a subnet that the user asked for and takes off its host bits.
+/// Checks a subnet that the user requested and clears its host bits.
 pub fn validate(subnet: Ipv4Net) -> Result<Ipv4Net, Error> {
     if !(16..=29).contains(&subnet.prefix_len()) {
         return Err(Error::Size(subnet.prefix_len(), subnet.network()));
@@ -50,7 +51,7 @@ pub fn validate(subnet: Ipv4Net) -> Result<Ipv4Net, Error> {
     if private { Ok(subnet) } else { Err(Error::NotPrivate(subnet)) }
 }
 
-/// `wanted` if no route is in its way, or the first candidate of which that is true.
+/// `wanted`, or else the first candidate, if it overlaps no route.
 pub fn choose(wanted: Option<Ipv4Net>, routes: &[Ipv4Net]) -> Result<Ipv4Net, Error> {
     match wanted {
         Some(subnet) => match obstacle(subnet, routes) {
@@ -79,7 +80,7 @@ fn obstacle(subnet: Ipv4Net, routes: &[Ipv4Net]) -> Option<Ipv4Net> {
     routes.iter().copied().find(|route| route.prefix_len() >= SHORTEST_SPECIFIC_PREFIX && overlaps(route))
 }
 
-/// The range that vmnet uses on macOS first, then ranges that home and company networks seldom use.
+/// The range that vmnet uses on macOS first, then ranges that home and company networks rarely use.
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
     let home = (64..128).map(|third| Ipv4Addr::new(192, 168, third, 0));
     let middle = (16..32).rev().map(|second| Ipv4Addr::new(172, second, 251, 0));

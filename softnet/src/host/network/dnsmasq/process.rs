@@ -1,9 +1,10 @@
-//! The server's process: started by the keeper as its child, found by what the keeper noted, and ended.
+//! Finds and ends the server's process. The keeper starts it as its child and records it.
 //!
-//! Only root writes to the network's directory, so the process that the file `server` there names is the server; with its
-//! time of start it is not mistaken for another. What merely looks like a dnsmasq, any user can start, and it counts for
-//! nothing (rule H9). One case is left: a server whose keeper and file are gone. It is looked for among the processes of root
-//! and of dnsmasq's user that run the very program that Softnet would start.
+//! Only root writes to the network's directory, so the process that the file `server` there names is the
+//! server; the recorded start time distinguishes it from a later process with the same number. A process that
+//! merely looks like dnsmasq is ignored, because any user can start one (rule H9). One case remains: a server
+//! whose keeper and file are gone. It is searched for among the processes of root and of dnsmasq's user that
+//! run the program that Softnet would start.
 
 use std::fmt;
 use std::fs;
@@ -21,10 +22,10 @@ use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::Tool;
 use crate::sys::incarnation::Incarnation;
 
-/// How long dnsmasq may take to end before it is killed.
+/// How long dnsmasq may take to end after SIGTERM before it is killed.
 const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The processes that the keeper's public file names.
+/// The processes in the keeper's public file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Server {
     /// The keeper.
@@ -45,7 +46,7 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    /// What the file says; nothing if there is none.
+    /// The content of the file; empty if there is none.
     pub fn recorded(directory: &NetworkDir) -> Self {
         let text = files::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
         let process =
@@ -53,7 +54,7 @@ impl Server {
         Server { keeper: process("keeper "), dnsmasq: process("dnsmasq ") }
     }
 
-    /// Notes it.
+    /// Writes the file.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -76,7 +77,7 @@ pub fn keeper(directory: &NetworkDir) -> Option<u32> {
     Server::recorded(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
 }
 
-/// Ends the server of a keeper that is gone, if it runs. Takes the right to look at other users' processes.
+/// Ends the server of a keeper that is gone, if it runs. Needs the right to inspect other users' processes.
 ///
 /// # Errors
 /// When it cannot be ended.
@@ -87,14 +88,14 @@ pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
     kill_all(orphans(directory))
 }
 
-/// Kills processes that nobody waits for, and waits until all are gone: children that dnsmasq forked for TCP connections
-/// among them, which do not end at SIGTERM and live for minutes.
+/// Kills orphaned processes, and waits until all are gone. They include children that dnsmasq forked for TCP
+/// connections, which ignore SIGTERM and live for minutes.
 fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
     let deadline = Instant::now() + TERM_TIMEOUT;
     let mut dying = Vec::new();
     for pid in pids {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-        // One that is gone already is as good.
+        // A process that is already gone is fine.
         if let Ok(process) = pidfd_open(raw, PidfdFlags::empty()) {
             let _ = pidfd_send_signal(&process, Signal::KILL);
             dying.push((pid, process));
@@ -109,7 +110,7 @@ fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
     Ok(())
 }
 
-/// The dnsmasqs of this network, of whatever keeper.
+/// All dnsmasq processes of this network, of any keeper.
 fn orphans(directory: &NetworkDir) -> Vec<u32> {
     let Ok(program) = Tool::Dnsmasq.find().map(|path| fs::canonicalize(&path).unwrap_or(path)) else {
         return Vec::new();
@@ -151,7 +152,7 @@ fn command_line(pid: u32) -> Option<Vec<String>> {
 /// Asks the process to end, waits, and kills it if it does not.
 ///
 /// # Errors
-/// When the kernel refuses, or it has not ended even so.
+/// When the kernel refuses, or the process does not end.
 pub fn end(pid: u32) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };

@@ -19,19 +19,19 @@ use crate::host::tools::{self, Tool};
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 
-/// How long it may take to serve.
+/// How long it may take to become ready.
 const START_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// A server that is stopped again within this time is replaced.
+/// A server that is stopped (SIGSTOP) again within this time is replaced.
 const STOPPED_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long one that was killed may take to be gone.
+/// How long to wait for a killed server to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The ports of DHCP and DNS, as the kernel's list of sockets has them.
+/// The ports of DHCP and DNS, as written in the kernel's list of sockets.
 const PORTS: [&str; 2] = ["0043", "0035"];
 
-/// A server that runs.
+/// A running server.
 #[derive(Debug)]
 pub struct Served {
     process: Incarnation,
@@ -39,27 +39,27 @@ pub struct Served {
     arguments: Vec<String>,
     bridge: u32,
     continued: Option<Instant>,
-    /// Its sockets by inode, with what waited in each at the last look.
+    /// Its sockets by inode, with the bytes queued in each at the last check.
     sockets: BTreeMap<u64, u64>,
-    /// The processor time that it had used then.
+    /// The processor time that it had used at the last check.
     used: u64,
 }
 
-/// What was heard of the child.
+/// The server's state.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Health {
-    /// Nothing of importance.
+    /// It works.
     Good,
     /// It has ended, or has to be ended.
     Lost,
 }
 
 impl Served {
-    /// Starts the network's server and waits until it serves. `bridge` is the bridge's index: sockets do not survive their
-    /// interface.
+    /// Starts the network's server and waits until it is ready. `bridge` is the bridge's index: the sockets
+    /// are lost with the interface.
     ///
     /// # Errors
-    /// When it does not serve, with what it says itself.
+    /// When it does not become ready, with its error message.
     pub fn start(plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> Result<Self, Error> {
         let arguments = arguments(plan, directory, user(), options);
         let pid_file = pid_file(directory);
@@ -82,7 +82,7 @@ impl Served {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Err(said(&mut child, status.to_string()));
             }
-            // It notes its process once its sockets are bound.
+            // It writes its PID file once its sockets are bound.
             let noted = files::read(&pid_file).ok().flatten();
             if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
                 break;
@@ -97,7 +97,7 @@ impl Served {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // What it says from now on, it says to the system's log.
+        // From now on it logs to the system's log.
         child.stderr = None;
         let Some(process) = Incarnation::of(child.id()) else {
             return Err(said(&mut child, "it ended right after its start".to_owned()));
@@ -118,7 +118,7 @@ impl Served {
         self.bridge == bridge && self.arguments == arguments(plan, directory, user(), options)
     }
 
-    /// Hears whether it has ended or was stopped. One that was stopped goes on, once.
+    /// Checks whether it has ended or was stopped. A stopped server is continued, once.
     pub fn check_child(&mut self) -> Health {
         let Some(pid) = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw) else {
             return Health::Lost;
@@ -139,8 +139,8 @@ impl Served {
         health
     }
 
-    /// Looks whether it still has its sockets and reads them. It does not if something has waited since the last look, not
-    /// less than then, and it has done nothing meanwhile.
+    /// Checks that it still has its sockets and reads them. It does not read if data was queued at the last
+    /// check, no less is queued now, and it has used no processor time meanwhile.
     pub fn check_sockets(&mut self) -> Health {
         let waiting = udp_sockets();
         let used = processor_time(self.process.pid);
@@ -173,10 +173,11 @@ impl Served {
         Ok(())
     }
 
-    /// Ends it at once: it may be in no state to end by itself.
+    /// Kills it: it may be unable to end by itself.
     pub fn kill(mut self) {
         let _ = self.child.kill();
-        // Its sockets are closed when it has ended, and that it has is heard of later: a debugger may keep what is left of it.
+        // Its sockets close when it has ended. The exit status may come later: a debugger may keep the
+        // zombie.
         let deadline = Instant::now() + KILL_TIMEOUT;
         while self.process.lives() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
@@ -199,7 +200,7 @@ impl Served {
     }
 }
 
-/// The UDP sockets for DHCP and DNS in this network namespace: inode, and how many bytes wait.
+/// The UDP sockets for DHCP and DNS in this network namespace: inode, and how many bytes are queued.
 fn udp_sockets() -> BTreeMap<u64, u64> {
     read_sockets(&fs::read_to_string("/proc/net/udp").unwrap_or_default())
 }
@@ -216,8 +217,9 @@ fn read_sockets(list: &str) -> BTreeMap<u64, u64> {
     list.lines().filter_map(socket).collect()
 }
 
-/// The processor time of a process: in nanoseconds, or in clock ticks where the kernel does not tell
-/// (`Documentation/scheduler/sched-stats.rst`, proc_pid_stat(5)). A tick is longer than a server takes for a few answers.
+/// The processor time of a process: in nanoseconds, or in clock ticks where the kernel does not report those
+/// (`Documentation/scheduler/sched-stats.rst`, proc_pid_stat(5)). A tick is longer than the server needs for
+/// a few answers.
 fn processor_time(pid: u32) -> u64 {
     let exact = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok();
     if let Some(time) = exact.and_then(|text| text.split(' ').next()?.parse().ok()) {
@@ -229,7 +231,8 @@ fn processor_time(pid: u32) -> u64 {
     fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// The server that an earlier keeper left, if any, is ended: it is nobody's child, so nobody would hear of its end.
+/// Ends the server that an earlier keeper left, if any: it is not this keeper's child, so its end would go
+/// unnoticed.
 pub fn end_orphans(directory: &NetworkDir) -> Result<(), Error> {
     dnsmasq::stop(directory)
 }

@@ -1,4 +1,4 @@
-//! The keeper's loop: serves who asks, hears what changes, and repairs under the lock.
+//! The keeper's loop: answers requests, receives events, and repairs under the lock.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -32,30 +32,30 @@ use crate::netlink::Netlink;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::signalfd::SignalFd;
 
-/// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
-/// not read, and the network is whole within 5 s (rule H8).
+/// How often the server's sockets and the kernel's switches are checked while VMs run. Two checks detect a
+/// server that does not read, and the network is repaired within 5 s (rule H8).
 const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
 
-/// How long to wait after a change: it seldom comes alone.
+/// How long to wait after a change, because changes usually come in groups.
 const DEBOUNCE: Duration = Duration::from_millis(30);
 
-/// When a lock that somebody held is tried again.
+/// When to retry a lock that another process held.
 const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// When a repair that failed is tried again, and a server that died soon after its start.
+/// When to retry a failed repair, or a server that died soon after its start.
 const REPAIR_RETRY: Duration = Duration::from_secs(1);
 
-/// The log is emptied when it is longer, in bytes.
+/// The log is emptied when it exceeds this size, in bytes.
 const MAX_LOG: u64 = 256 << 10;
 
-/// How long the sockets of a server or of its children may stay open that have been killed: a process that is about to be gone
-/// has no name any more, by which it could be waited for.
+/// How long sockets may stay open after the server or its children were killed: a process in its last moments
+/// can no longer be found and waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many may ask at a time.
+/// The largest number of clients at a time.
 const MAX_CLIENTS: usize = 16;
 
-/// Goes on with the loop, or ends it.
+/// Whether the loop continues.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     Go,
@@ -76,18 +76,18 @@ pub struct Keeper {
     options: Options,
     server: Option<Served>,
     started: Option<Instant>,
-    /// VMs run, as far as is known.
+    /// Whether VMs run, as far as known.
     active: bool,
-    /// When to check whether all is whole.
+    /// When to check the network next.
     due: Option<Instant>,
-    /// When to look at the server next.
+    /// When to check the server next.
     next_check: Instant,
-    /// What was heard of the tables since the last check.
+    /// The events about tables since the last check.
     tables: Tables,
 }
 
 impl Keeper {
-    /// A keeper of the network, of which `lock` says that it has one.
+    /// A keeper of the network, which holds `lock`.
     ///
     /// # Errors
     /// When it cannot listen.
@@ -113,7 +113,7 @@ impl Keeper {
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(&path)?)?;
         listen(&listener, MAX_CLIENTS.try_into().unwrap_or(1))?;
-        // What was noted of an earlier one's server stays, so that it can be ended.
+        // The record of an earlier keeper's server stays, so that it can be ended.
         Server { keeper: own, ..Server::recorded(&directory) }
             .record(&directory)
             .map_err(io::Error::other)?;
@@ -137,13 +137,13 @@ impl Keeper {
         })
     }
 
-    /// The same keeper, with a channel to whoever started it.
+    /// The same keeper, with a channel to the process that started it.
     pub fn asked_by(mut self, channel: Option<OwnedFd>) -> Self {
         self.clients.extend(channel);
         self
     }
 
-    /// Watches until it is asked to end, or the network is gone, or the warden is.
+    /// Runs until it is asked to end, or the network or the warden is gone.
     ///
     /// # Errors
     /// When it cannot wait.
@@ -174,12 +174,12 @@ impl Keeper {
         }
     }
 
-    /// Waits until something happens or is due, and says which of the first two descriptors are ready.
+    /// Waits until an event or a deadline, and returns which of the first two descriptors are ready.
     fn wait(&self, warden: &OwnedFd) -> io::Result<Vec<bool>> {
         let look = self.active.then_some(self.next_check);
         let deadline = [look, self.due].into_iter().flatten().min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // Never early, or the loop would turn until it is late.
+        // Rounded up, or the loop would spin until the deadline.
         let left = left.map(|left| left + Duration::from_millis(1));
         let timeout = left.map(TryInto::try_into).transpose().map_err(|_| Errno::INVAL)?;
         let room = self.clients.len() < MAX_CLIENTS;
@@ -198,13 +198,13 @@ impl Keeper {
         }
     }
 
-    /// Checks `after` a while, or earlier if that was planned.
+    /// Plans a check `after` this time, unless an earlier one is planned.
     fn check_in(&mut self, after: Duration) {
         let then = Instant::now() + after;
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
     }
 
-    /// Hears of the server, and whether somebody asks to end.
+    /// Checks the server, and whether a signal asks to end.
     fn read_signals(&mut self) -> Next {
         let mut next = Next::Go;
         while let Ok(Some(received)) = self.signals.read() {
@@ -215,13 +215,13 @@ impl Keeper {
         match self.server.as_mut().map(Served::check_child) {
             Some(Health::Lost) => self.drop_server("dnsmasq ended"),
             Some(Health::Good) => {}
-            // What is left of those that were killed.
+            // Reaps killed children.
             None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
         }
         next
     }
 
-    /// Forgets the server, which is replaced if VMs run.
+    /// Kills the server, which is replaced if VMs run.
     fn drop_server(&mut self, why: &str) {
         if let Some(server) = self.server.take() {
             let pid = server.process().pid;
@@ -232,7 +232,7 @@ impl Keeper {
             }
         }
         if self.active {
-            // One that cannot live is not started without end.
+            // Do not restart a server that dies at once in a tight loop.
             let young = self.started.is_some_and(|started| started.elapsed() < REPAIR_RETRY);
             self.check_in(if young { REPAIR_RETRY } else { Duration::ZERO });
         }
@@ -243,7 +243,7 @@ impl Keeper {
         if self.server.as_mut().is_some_and(|server| server.check_sockets() == Health::Lost) {
             self.drop_server("dnsmasq does not read its sockets");
         }
-        // Switches change without a word.
+        // The kernel reports no changes of switches.
         self.check_in(Duration::ZERO);
         if let Ok(log) = std::fs::OpenOptions::new().write(true).open(self.directory.file("keeper.log"))
             && log.metadata().is_ok_and(|metadata| metadata.len() > MAX_LOG)
@@ -252,7 +252,7 @@ impl Keeper {
         }
     }
 
-    /// Answers who asks. They hold the lock.
+    /// Answers clients. They hold the lock.
     fn serve_clients(&mut self) -> Next {
         while self.clients.len() < MAX_CLIENTS
             && let Ok(client) = accept_with(&self.listener, SocketFlags::CLOEXEC)
@@ -271,7 +271,7 @@ impl Keeper {
                 Err(_) => continue,
             };
             let answer = if word == SERVE.as_bytes() {
-                // The VM that is about to join counts already.
+                // The VM that is about to join already counts.
                 self.active = true;
                 self.serve_recorded().map_err(|error| error.to_string())
             } else if word == END.as_bytes() {
@@ -290,7 +290,7 @@ impl Keeper {
         next
     }
 
-    /// Sees to it that the right server runs for what was decided for the network.
+    /// Ensures that the right server runs for the network's settings.
     fn serve_recorded(&mut self) -> Result<(), Error> {
         let plan = self.plan()?.ok_or_else(|| Error::Gone(self.name.clone()))?;
         let bridge = crate::host::bridge::find(&mut Netlink::open()?, plan.name.as_str())?;
@@ -298,7 +298,7 @@ impl Keeper {
     }
 
     fn serve(&mut self, plan: &Plan, bridge: u32) -> Result<(), Error> {
-        // Its end may not have been heard of yet.
+        // Its end may not have been noticed yet.
         if self.server.as_mut().is_some_and(|server| server.check_child() == Health::Lost) {
             self.drop_server("dnsmasq ended");
         }
@@ -313,7 +313,7 @@ impl Keeper {
         self.started = Some(Instant::now());
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         let server = loop {
-            // Its children too, or those of one that was killed: they have its sockets.
+            // Also ends its children, or those of a killed server: they hold its sockets.
             end_orphans(&self.directory)?;
             match Served::start(plan, &self.directory, bridge, self.options) {
                 Err(error) if is_in_use(&error) && Instant::now() < deadline => {
@@ -332,7 +332,7 @@ impl Keeper {
         Ok(text.and_then(|text| record::read_plan(&self.name, &text)))
     }
 
-    /// Notes who keeps and who serves.
+    /// Records the keeper's and the server's process.
     fn record(&self) -> Result<(), Error> {
         let dnsmasq = self.server.as_ref().map(Served::process);
         let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
@@ -342,7 +342,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
+    /// Repairs what is missing or changed, if VMs run and the lock is free.
     fn check(&mut self) -> Next {
         self.due = None;
         if !claim::is_current(&self.lock, &lock_file(&self.directory)) {
@@ -365,12 +365,12 @@ impl Keeper {
             self.check_in(LOCK_RETRY);
             return Ok(());
         };
-        // The directory may have gone before the lock was had.
+        // The directory may have been removed before the lock was taken.
         let Some(plan) = self.plan()? else { return Ok(()) };
         let members = record::members(&self.directory, &lock)?;
         self.active = !members.is_empty();
         if !self.active {
-            // What the last one left in the rules must not meet the next owner of its TAP's name.
+            // Rules of the last VM must not apply to the next owner of its TAP's name.
             return self.renew_rules_if_needed(&run_dir, &lock);
         }
         let tables = self.tables.were_changed_by_others(&run_dir);
@@ -385,7 +385,7 @@ impl Keeper {
         self.renew_rules_if_needed(&run_dir, &lock)
     }
 
-    /// Renders the rules if a member has died, or the host has other interfaces or bound ports than they were made for.
+    /// Renders the rules again if a member has died, or the host's interfaces or bound ports have changed.
     fn renew_rules_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
         if rules::are_current(run_dir, lock)? {
             return Ok(());
@@ -405,17 +405,17 @@ impl Keeper {
         self.end_server().map_err(io::Error::other)
     }
 
-    /// Lets another pair take over, because nobody would see this process's end any more.
+    /// Starts another pair, because no process would notice this one's end any more.
     fn hand_over(&mut self) -> io::Result<()> {
         tracing::warn!(network = %self.name, "the warden died; starting another keeper");
         start(&self.name, false)?;
-        // The lock goes with this process, and the other waits for that. It ends the server when it has one of its own to
-        // start.
+        // The lock is released with this process, and the new keeper waits for that. It ends this server
+        // before it starts its own.
         Ok(())
     }
 }
 
-/// Whether dnsmasq could not start because its address is taken.
+/// Whether dnsmasq could not start because its address is in use.
 fn is_in_use(error: &dnsmasq::Error) -> bool {
     matches!(error, dnsmasq::Error::Tool(tools::Error::Failed { said, .. }) if said.contains("Address already in use"))
 }
