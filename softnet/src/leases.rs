@@ -23,7 +23,7 @@ const BOOTPD_NEVER: u64 = 0xffff_ffff;
 pub struct Binding {
     /// The leased address.
     pub address: Ipv4Addr,
-    /// The client's MAC address, if the file tells it.
+    /// The client's MAC address, if the file has it.
     pub mac: Option<MacAddr>,
     /// The client identifier as on the wire: type and value. `None` if the client sent none, or may have sent none.
     pub client_id: Option<Vec<u8>>,
@@ -69,7 +69,7 @@ pub enum TakeOverError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
     /// It cannot be understood.
@@ -446,7 +446,7 @@ mod tests {
         Temporary::new("living", Format::Dnsmasq, &text).take_over(&mut port).unwrap();
         let lease = port.lease().unwrap();
         assert_eq!(lease.address, Ipv4Addr::new(192, 168, 64, 5));
-        // The clock may have gone on between the two readings.
+        // The clock may have advanced between the two readings.
         let expires = lease.expires.unwrap().as_nanos() / 1_000_000_000;
         assert!((1290..=1300).contains(&expires), "{expires}");
     }

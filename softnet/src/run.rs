@@ -228,7 +228,7 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-/// Waits until one of `fds` is readable or `limit` has passed; says which are.
+/// Waits until one of `fds` is readable or `limit` has passed; returns which are.
 fn wait<const N: usize>(
     fds: [std::os::fd::BorrowedFd<'_>; N],
     limit: Option<Duration>,

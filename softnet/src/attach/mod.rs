@@ -20,7 +20,7 @@ pub use macos::open;
 /// A request for a host side.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// What the command line says.
+    /// The checked command line.
     pub settings: &'a PortSettings,
     /// The VM's MAC address.
     pub vm_mac: MacAddr,

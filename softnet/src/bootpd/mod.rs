@@ -40,7 +40,7 @@ pub trait Preferences {
 pub struct BootpdError {
     /// What was tried.
     pub step: &'static str,
-    /// What the system said.
+    /// The system's message.
     pub reason: String,
 }
 
@@ -82,11 +82,11 @@ fn tune_locked(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned
 mod tests {
     use super::*;
 
-    /// Preferences that note what is done to them.
+    /// Preferences that record the calls.
     #[derive(Debug, Default)]
     struct Fake {
         stored: Option<u32>,
-        /// What somebody else stores while the lock is waited for.
+        /// What another process stores while this one waits for the lock.
         meanwhile: Option<u32>,
         fails_at: Option<&'static str>,
         done: Vec<&'static str>,

@@ -26,7 +26,7 @@ pub enum Error {
     /// The address is not the host's.
     #[error("{0} is not an address of this host (`ip address` lists them)")]
     NoSuchAddress(std::net::Ipv4Addr),
-    /// Privileged ports are for privileged users, whatever privilege Softnet has.
+    /// Only root may expose privileged ports, regardless of Softnet's privilege.
     #[error("only root may expose ports below {0}; choose a higher one")]
     Privileged(u32),
     /// Anything else.

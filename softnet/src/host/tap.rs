@@ -1,9 +1,9 @@
 //! A TAP: the kernel's end of a virtual Ethernet cable.
 //!
 //! A write costs about the same for 1,500 bytes as for many times that, so consecutive segments of the VM's
-//! streams are merged into super-frames on the way in, and the kernel hands over uncut ones on the way out;
-//! each frame has a virtio-net header that names the remaining work. The frames have been judged one by one
-//! before they are merged, and a super-frame from the host is judged as one before it is cut.
+//! streams are merged into super-frames on the way in, and the kernel delivers unsegmented ones on the way
+//! out; each frame has a virtio-net header that names the remaining work. The frames have been judged one by
+//! one before they are merged, and a super-frame from the host is judged as one before it is cut.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -59,8 +59,9 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the TAP `name`; creates it if it does not exist (it then lives as long as this value). The kernel
-    /// picks the number for a name with `%d`. `multi_queue` must agree with how an existing TAP was created.
+    /// Attaches to the TAP `name`; creates it if it does not exist (it is then removed with this value). The
+    /// kernel picks the number for a name with `%d`. `multi_queue` must agree with how an existing TAP was
+    /// created.
     ///
     /// # Errors
     /// When the device is missing, busy or not permitted; each says what to do.
@@ -79,7 +80,7 @@ impl Tap {
             _ => TapError::Io(error),
         })?;
         let offloads = tun::offload(device.as_fd()).map_err(TapError::Io)?;
-        // Every kernel takes TCP super-frames behind a virtio-net header, UDP ones only kernels that also
+        // Every kernel accepts TCP super-frames after a virtio-net header, UDP ones only kernels that also
         // produce them.
         let coalescer = Coalescer::new(Features { tcp: true, udp: offloads.udp });
         tracing::debug!(name, ?offloads, "attached to the TAP");

@@ -83,7 +83,8 @@ impl Tool {
             .spawn()
             .map_err(failed)?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A program that stops reading says why on its standard error, which is the better message.
+            // A program that stops reading prints the reason to its standard error, which is the better
+            // message.
             match stdin.write_all(input.as_bytes()) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
                 _ => {}

@@ -1,4 +1,4 @@
-//! The privilege that the monitor keeps. Without a place in a managed network that is none: it becomes the
+//! The privilege that the monitor keeps. Without a place in a managed network it keeps none: it becomes the
 //! same user as the worker, and may signal it. With one it stays root with only the capabilities that nft
 //! needs to change the network's table, and the right to signal the worker, which is another user by then.
 

@@ -192,7 +192,7 @@ impl Monitor {
         self.kill_at.is_none() && (self.watches.peer.is_some() || self.watches.exposed.changes().is_none())
     }
 
-    /// Does whatever is due.
+    /// Does everything that is due.
     fn attend(&mut self, worker: Pid) {
         let now = now();
         if now >= self.next_report

@@ -73,7 +73,7 @@ enum Error {
     Syntax(usize),
 }
 
-/// What the list says of a name.
+/// What the list says about a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Entry {
     /// A rule allows it, and no rule denies it.
@@ -113,7 +113,7 @@ impl Bridges {
         text.parse()
     }
 
-    /// What the list says of `name`.
+    /// What the list says about `name`.
     fn entry(&self, name: &str) -> Entry {
         let names = |list: &[String]| list.iter().any(|listed| listed == name || listed == ALL);
         match (names(&self.denied), names(&self.allowed)) {

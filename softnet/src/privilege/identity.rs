@@ -372,7 +372,7 @@ mod tests {
                 .unwrap_err()
                 .contains("not a group of the calling user")
         );
-        // Without privilege the kernel changes no group, not even to one's own.
+        // Without privilege the kernel does not even change to another group of the caller.
         let unprivileged = Start { effective: (uid(1000), gid(1000)), ..member };
         assert!(chosen(&unprivileged, None, Some("kvm")).unwrap_err().contains("only root"));
         assert!(chosen(&start(0, 0), None, Some("wheel")).unwrap_err().contains("is root's"));

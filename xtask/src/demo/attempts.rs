@@ -165,7 +165,8 @@ fn parse_mac(text: &str) -> Result<Mac> {
 fn attempt(guest: &mut Guest, what: &str, reason: Option<&str>, request: &Request) -> Result<Row> {
     let before = guest.softnet.counters()?;
     let answer = guest.ask(request)?;
-    // A forged frame always leaves the guest; whether it got further only the counters tell, once Softnet has read it.
+    // A forged frame always leaves the guest; only the counters show whether Softnet forwarded it, once it
+    // has read it.
     let forged = matches!(request, Request::Send { .. });
     let mut drops = guest.softnet.counters()?.drops_since(&before);
     if let (true, Some(reason)) = (forged, reason) {

@@ -44,7 +44,7 @@ impl Machine {
     }
 }
 
-/// Prepares outside, where there is a network; shows inside, where there is none.
+/// Prepares outside the namespaces, with a network; shows inside, without one.
 pub fn run(args: &Args, stage: Stage) -> Result<ExitCode> {
     match stage {
         Stage::Outside => {

@@ -1,9 +1,11 @@
-//! What a finished program for macOS is made of, read from its Mach-O headers, and what it must be made of.
+//! Reads the contents of a finished program for macOS from its Mach-O headers, and compares them with the
+//! expected ones.
 //!
-//! Nothing built here can be run here, so the file itself is the evidence: that each slice is for the right processor and
-//! system, loads what it should and nothing else, imports from the frameworks the functions that [`Expected`] lists and
-//! none that older systems lack (a stripped program's symbol table names no imported data), and carries a code signature whose every page hash is true. Apple's processors refuse to run a
-//! program without one.
+//! The program cannot run on this system, so the file itself is checked: that each slice is for the right
+//! processor and system, loads what it should and nothing else, imports from the frameworks the functions
+//! that [`Expected`] lists and none that older systems lack (a stripped program's symbol table names no
+//! imported data), and has a code signature with a correct hash for every page. Apple's processors refuse to
+//! run a program without one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -84,11 +86,11 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The code signature as far as it matters.
+/// The checked parts of the code signature.
 #[derive(Debug, Eq, PartialEq)]
 struct Signature {
     ad_hoc: bool,
-    /// Pages whose hash was found true.
+    /// Pages whose hash is correct.
     pages: usize,
 }
 
@@ -99,7 +101,7 @@ pub fn slices(file: &[u8]) -> Result<Vec<Slice>> {
 }
 
 impl Slice {
-    /// Says every way in which this slice is not as `expected`.
+    /// Fails with every difference between this slice and `expected`.
     pub fn check(&self, expected: &Expected) -> Result<()> {
         let mut wrong = Vec::new();
         if self.minimum_version != expected.minimum_version {

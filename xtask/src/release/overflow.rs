@@ -30,7 +30,8 @@ mod tests {
 
     use super::*;
 
-    /// Arithmetic on what only the command line tells, and enough of the standard library to bring in what it brings.
+    /// Arithmetic on values from the command line, and the parts of the standard library that have such
+    /// messages of their own.
     const PROGRAM: &str = r#"
         fn main() {
             let [a, b, c] = [1, 2, 3].map(|at| std::env::args().nth(at).unwrap().parse::<u32>().unwrap());

@@ -40,7 +40,8 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claims `path`, a file under `ports/` or `leases/`; `None` if a living process has it. Call it under the [`Lock`].
+    /// Claims `path`, a file under `ports/` or `leases/`; `None` if a running process has it. Call it under
+    /// the [`Lock`].
     pub fn take(path: PathBuf) -> Result<Option<Claim>, Error> {
         let lock_path = counterpart(&path, CLAIM_DEPTH);
         for directory in lock_path.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
@@ -138,7 +139,7 @@ pub fn orphaned(
     Ok(names.into_iter().filter_map(look))
 }
 
-/// The content of every file in `directory` that a living process has claimed, by file name.
+/// The content of every file in `directory` that a running process has claimed, by file name.
 pub fn claimed(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut found = Vec::new();
     for name in list(directory)? {
@@ -150,7 +151,7 @@ pub fn claimed(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(found)
 }
 
-/// Whether a living process has claimed `path`. A caller that may not open locks checks whether the process
+/// Whether a running process has claimed `path`. A caller that may not open locks checks whether the process
 /// that the file names is alive.
 pub fn is_claimed(path: &Path) -> bool {
     let lock_path = counterpart(path, CLAIM_DEPTH);

@@ -49,7 +49,7 @@ pub struct Member {
     pub connections: u32,
 }
 
-/// A place in the network, held until it is left or the process dies.
+/// A place in the network, held until it is left or the process ends.
 ///
 /// Dropping it leaves the network, if the process that joined drops it; in a forked child, dropping it does
 /// nothing.

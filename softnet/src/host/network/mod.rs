@@ -221,7 +221,7 @@ pub enum Error {
     Files(#[from] files::Error),
 }
 
-/// The word for a network's type that the command line and the files use.
+/// The name of a network's type on the command line and in files.
 pub(crate) fn type_name(net_type: NetType) -> &'static str {
     match net_type {
         NetType::Nat => "nat",

@@ -8,7 +8,7 @@
 //! /run/softnet/NAME/ports/MAC             one running Softnet: what it exposes
 //! /run/softnet/NAME/leases/ADDRESS        which VM holds the address
 //! /run/softnet/locks/lock                 flock: held by the process that changes anything
-//! /run/softnet/locks/NAME/keeper          flocked by the network's keeper while it lives
+//! /run/softnet/locks/NAME/keeper          flocked by the network's keeper while it runs
 //! /run/softnet/locks/NAME/ports/MAC       flocked by the Softnet that owns the public file
 //! /run/softnet/locks/NAME/leases/ADDRESS  likewise
 //! ```

@@ -27,7 +27,7 @@ use crate::sys::process;
 
 pub use link::PasstLink;
 
-/// MTU that passt tells the VM, in bytes.
+/// The MTU that passt announces to the VM, in bytes.
 pub const MTU: u16 = 1500;
 
 /// MAC of the gateway that passt emulates: locally administered, "SN" as on the managed network.
@@ -39,7 +39,7 @@ pub enum Error {
     /// It is missing or failed.
     #[error(transparent)]
     Tool(#[from] tools::Error),
-    /// It uses the interface of the default route, and there is none.
+    /// passt uses the interface of the default route, and the host has no such route.
     #[error("the host has no IPv4 default route, which passt needs; connect the host to a network first")]
     NoRoute,
     /// No subnet is free.

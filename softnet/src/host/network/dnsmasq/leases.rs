@@ -96,7 +96,7 @@ fn queued(sockets: &str) -> u64 {
     sockets.lines().filter_map(queue).sum()
 }
 
-/// Whether the process waits for something to do, or is gone (proc_pid_stat(5)).
+/// Whether the process is sleeping, or is gone (proc_pid_stat(5)).
 fn is_sleeping(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('S'))

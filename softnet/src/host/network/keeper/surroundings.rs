@@ -14,7 +14,7 @@ use rustix::thread::{CapabilitySet, CpuSet, sched_setaffinity, set_name};
 use crate::sandbox;
 use crate::sys;
 
-/// The control group that keepers and servers live in, at the root of each hierarchy.
+/// The control group of keepers and servers, at the root of each hierarchy.
 const GROUP: &str = "softnet";
 
 /// What the keeper, nft and dnsmasq need: to change interfaces, tables and switches; for the server, to open

@@ -16,7 +16,8 @@ const UDP_SOCKETS: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const TABLE_SIZE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// How many VMs must be able to fill their shares of the host's table before it is full: whatever one does, half is left.
+/// How many VMs can fill their shares before the host's table is full: one VM alone leaves at least half of
+/// it.
 const SHARES_AT_LEAST: u32 = 4;
 
 /// The current state of the host.

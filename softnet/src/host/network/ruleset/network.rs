@@ -26,7 +26,7 @@ pub fn table(network: &Network, snapshot: &Snapshot) -> String {
             // Packets that another VM may not send are dropped earlier; this condition also keeps them from
             // being translated.
             translation_of_exposed(&format!("iifname != {} ", interfaces(snapshot.names()))),
-            // Only a VM's own ports are translated for it, so what was translated goes back to where it came from.
+            // Only a VM's own ports are translated for it, so a translated packet goes back to its sender.
             format!(
                 "\t\tiifname \"{name}\" oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept\n\
                  \t\tiifname \"{name}\" oifname \"{name}\" ct direction reply ct status dnat ct state established accept\n"
@@ -93,7 +93,7 @@ fn translation_of_exposed(which: &str) -> String {
 
 /// The maps from an exposed port to where it leads, and the set of the VMs' ports that are exposed.
 ///
-/// The set is what cuts a connection when its forward goes: a translated connection lives in conntrack and would go on.
+/// The set cuts a connection when its forward is removed: otherwise conntrack would continue to translate it.
 fn maps<'a>(forwards: impl IntoIterator<Item = &'a Forward>) -> String {
     let mut bound = BTreeMap::new();
     let mut everywhere = BTreeMap::new();

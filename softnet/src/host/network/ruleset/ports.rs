@@ -5,8 +5,9 @@
 //! packets, even while the peer is silent. Kept free are the ports that VMs expose, those that sockets of the
 //! host are bound to, and those that the host's own connections take (`ip_local_port_range`).
 //!
-//! Protocols without ports or identifiers that conntrack knows (ESP, GRE) are translated by address only: one VM at a time can talk
-//! to one peer by them, and the host's own packets of such a protocol from a peer that a VM talks to go to that VM.
+//! Protocols without ports or identifiers that conntrack knows (ESP, GRE) are translated by address only:
+//! only one VM at a time can use them with a given peer, and the host's packets of such a protocol from that
+//! peer go to that VM.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
