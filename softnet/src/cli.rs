@@ -166,8 +166,8 @@ pub struct PortArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]
     pub connections: Option<String>,
 
-    /// Seconds until an unused DHCP lease expires, 120 to 86400. Sets up the DHCP server that Softnet runs,
-    /// or macOS's own.
+    /// Seconds until an unused DHCP lease expires, 120 to 86400. Applies to the DHCP server that Softnet
+    /// runs, and to macOS's own.
     #[arg(
         long,
         visible_alias = "dhcp-lease-time",

@@ -417,7 +417,7 @@ mod tests {
         .unwrap()
     }
 
-    /// A file that is there as long as this.
+    /// A file that is removed when this is dropped.
     struct Temporary(LeaseFile);
 
     impl Temporary {

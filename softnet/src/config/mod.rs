@@ -1,5 +1,5 @@
-//! The one place where arguments become a configuration, or an error that names the flag, the value, the reason and the
-//! fix. Nothing on the system is changed here.
+//! Turns arguments into a configuration, or into an error that names the flag, the value, the reason and the
+//! fix. This module changes nothing on the system.
 
 pub mod expose;
 mod network_name;
@@ -16,7 +16,7 @@ use crate::vm::VmSocket;
 use expose::Expose;
 
 /// Bounds of `--bootpd-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
-/// with more than a day the addresses run out, which a short lease prevents.
+/// with more than a day the addresses may run out, which a short lease prevents.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 
 /// How many tracked connections one VM may have by default (rule H4).
@@ -40,7 +40,7 @@ pub enum HostSide {
         network: NetworkName,
         /// Whether the user asked for it explicitly, so that passt does not replace it.
         explicit: bool,
-        /// The subnet asked for.
+        /// The requested subnet.
         subnet: Option<ipnet::Ipv4Net>,
     },
 }

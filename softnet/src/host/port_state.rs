@@ -1,4 +1,4 @@
-//! Waiting until frames flow between a TAP and its host.
+//! Waits until frames flow between a TAP and its host.
 //!
 //! When a program attaches to a TAP, the TAP and the bridge may get their carriers. Some time later the
 //! kernel starts their queues, and the bridge enables the TAP as a port: at once on an idle machine, many

@@ -37,8 +37,8 @@ pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps the host from speaking IPv6 on an interface of its own: the filter drops all of it. A kernel without
-/// IPv6 has no such switch, and a container may not be allowed to set it; both are harmless.
+/// Keeps the host from speaking IPv6 on an interface of Softnet's: the filter drops all of it. A kernel
+/// without IPv6 has no such switch, and a container may not be allowed to set it; both are harmless.
 pub fn silence_ipv6(name: &str) {
     let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
     if let Err(error) = set(&switch, "1") {

@@ -1,4 +1,4 @@
-//! The messages between the worker and the monitor, one a datagram.
+//! The messages between the worker and the monitor, one per datagram.
 //!
 //! Every message begins with [`VERSION`] and its kind. Both ends are the same program, so a message of
 //! another version, kind or length comes from an attacker or a bug, and is refused as a whole.

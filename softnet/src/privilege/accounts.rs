@@ -24,7 +24,7 @@ pub trait Accounts {
     fn user_by_id(&self, uid: RawUid) -> Option<Account>;
     /// The group called `name`, or with `name` as its number.
     fn group(&self, name: &str) -> Option<Gid>;
-    /// The groups that `account` is a member of, `gid` among them.
+    /// The groups that `account` is a member of, including `gid`.
     fn groups_of(&self, account: &Account, gid: Gid) -> Vec<Gid>;
     /// Whether a process here can become `account`: a user namespace may not map it.
     fn can_become(&self, account: &Account) -> bool;

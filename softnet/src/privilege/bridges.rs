@@ -2,7 +2,7 @@
 //! list in `/etc/softnet/bridges.conf`, similar to that of QEMU's bridge helper.
 //!
 //! ```text
-//! # one rule a line; a deny wins over every allow, and what nothing allows is denied
+//! # one rule per line; a deny takes precedence over every allow, and the default is deny
 //! allow virbr0
 //! deny  br-office
 //! allow all

@@ -73,7 +73,7 @@ pub enum Origin {
     OnlyOne,
 }
 
-/// A user to become, for good.
+/// A user to become permanently.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// Real, effective and saved user.
@@ -202,7 +202,7 @@ fn identity(account: &Account, gid: Gid, origin: Origin, accounts: &impl Account
 
 #[cfg(target_os = "linux")]
 impl Identity {
-    /// Becomes this identity for good: supplementary groups, then real, effective and saved group and user. Makes only
+    /// Becomes this identity permanently: supplementary groups, then real, effective and saved group and user. Makes only
     /// plain system calls for the calling thread, so it may run between fork and exec.
     ///
     /// # Errors
@@ -225,7 +225,7 @@ impl Identity {
 
 #[cfg(not(target_os = "linux"))]
 impl Identity {
-    /// Becomes this identity for good: supplementary groups, group and user.
+    /// Becomes this identity permanently: supplementary groups, group and user.
     ///
     /// # Errors
     /// When the system refuses, or the process could become root again.

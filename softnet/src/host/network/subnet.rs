@@ -31,9 +31,9 @@ pub enum Error {
     /// The host already routes some of it.
     #[error("{subnet} overlaps {route}, which the host already routes; choose another with --subnet")]
     Taken {
-        /// The subnet asked for.
+        /// The requested subnet.
         subnet: Ipv4Net,
-        /// The route in its way.
+        /// The route that it overlaps.
         route: Ipv4Net,
     },
     /// All candidates overlap something.

@@ -1,5 +1,6 @@
-//! The code above the framework against a stand-in with the framework's habits: frames come by another thread, one
-//! callback stands for many frames, reads and writes come in batches, buffers run out, forwards fail.
+//! Tests the code above the framework against a stand-in that behaves like it: frames come from another
+//! thread, one callback stands for many frames, reads and writes come in batches, buffers run out, forwards
+//! fail.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,8 +2,8 @@
 //!
 //! Answers to a translated flow go to the VM by address and port alone, before the host's sockets and other
 //! VMs' exposed ports are considered. So a flow must never get a port on which the host or another VM expects
-//! packets, even while the peer is silent. Kept free are the ports that VMs expose, those that sockets of the
-//! host are bound to, and those that the host's own connections take (`ip_local_port_range`).
+//! packets, even while the peer is silent. The range leaves out the ports that VMs expose, those that sockets
+//! of the host are bound to, and those for the host's own connections (`ip_local_port_range`).
 //!
 //! Protocols without ports or identifiers that conntrack knows (ESP, GRE) are translated by address only:
 //! only one VM at a time can use them with a given peer, and the host's packets of such a protocol from that

@@ -1,5 +1,6 @@
-//! The table that all networks of a namespace share: what a VM may not do to the host, to the world and to the VMs of other
-//! networks, and what the host's neighbours and local users may not do to the servers of the networks.
+//! The table that all networks of a namespace share. It restricts what a VM may send to the host, to the
+//! internet and to VMs of other networks, and what the host's neighbours and local users may send to the
+//! networks' servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -136,7 +137,8 @@ fn at(expose: &Expose) -> (Option<std::net::Ipv4Addr>, String) {
     (address, format!("{protocol} . {port}"))
 }
 
-/// The table of a host without a network, where forwarding stays on for interfaces that came after Softnet turned it on.
+/// The table of a host without a network, where forwarding stays on for interfaces that were created after
+/// Softnet turned it on.
 pub fn crossing_only(snapshot: &Snapshot) -> String {
     match crossing(snapshot) {
         rules if rules.is_empty() => rules,
