@@ -583,7 +583,10 @@ fn a_dead_members_forwards_go() -> Result<()> {
 fn one_mac_and_one_address_a_vm() -> Result<()> {
     let mut first = join(1)?;
     let text = join(1).err().context("one MAC twice")?.to_string();
-    ensure!(text.contains("02:00:00:00:00:01 is on network softnet0 already (process"), "{text}");
+    ensure!(
+        text.contains("network softnet0 already has a VM with the MAC address 02:00:00:00:00:01 (process"),
+        "{text}"
+    );
     let mut second = join(2)?;
     let plan: Plan = first.plan().clone();
     let address = Ipv4Addr::from_bits(plan.subnet.network().to_bits() + 9);
@@ -648,6 +651,6 @@ fn status_names_the_firewall() -> Result<()> {
     let rules = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
     run("nft", &[rules])?;
     let shown = whole(&config().name)?.to_string();
-    ensure!(shown.contains("chain FORWARD of table ip filter drops what no rule accepts"), "{shown}");
+    ensure!(shown.contains("chain FORWARD of table ip filter drops packets that no rule accepts"), "{shown}");
     Ok(())
 }

@@ -103,7 +103,7 @@ impl Place {
                     );
                     return self.refuse(Signal::KILL);
                 }
-                tracing::warn!(%error, "ignoring the address that the worker reports");
+                tracing::warn!(%error, "cannot record the VM's address on the worker's report alone");
                 // A VM that is about to end may just have released it, and the server may have leased it to
                 // another.
                 if self.membership.server_gives(address) == Some(false) {

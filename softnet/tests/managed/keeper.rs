@@ -206,7 +206,10 @@ pub fn a_worker_that_lives_keeps_its_place() -> Result<()> {
     kill(monitor, Signal::SIGKILL)?;
     ensure!(until(|| is_gone(monitor)), "the monitor stays");
     let refused = Vm::start(FIRST, &[]).err().context("another Softnet has the place of one that lives")?;
-    ensure!(format!("{refused:#}").contains("is on network softnet0 already"), "{refused:#}");
+    ensure!(
+        format!("{refused:#}").contains("network softnet0 already has a VM with the MAC address"),
+        "{refused:#}"
+    );
     kill(worker, Signal::SIGCONT)?;
     ensure!(until(|| is_gone(worker)), "the worker stays");
     leased(FIRST, &[])?;

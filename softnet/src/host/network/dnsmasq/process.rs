@@ -89,7 +89,7 @@ pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
 }
 
 /// Kills orphaned processes, and waits until all are gone. They include children that dnsmasq forked for TCP
-/// connections, which ignore SIGTERM and live for minutes.
+/// connections, which do not end on SIGTERM and live for minutes.
 fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
     let deadline = Instant::now() + TERM_TIMEOUT;
     let mut dying = Vec::new();
