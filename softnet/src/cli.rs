@@ -1,4 +1,4 @@
-//! The command line as it is typed. Nothing is checked here beyond its shape; `config` does that.
+//! The command line as typed. Only its shape is checked here; `config` validates the values.
 
 use clap::{Args, Parser, Subcommand};
 
@@ -6,25 +6,25 @@ const EXAMPLES: &str = "\
 Examples:
   QEMU behind Softnet, with a network that Softnet manages:
     sudo softnet run -- qemu-system-x86_64 -m 1G disk.img
-  Let the VM reach one machine of the LAN, and nothing else that is private:
+  Let the VM reach one LAN host and no other private address:
     sudo softnet run --allow 192.168.1.20 -- qemu-system-x86_64 -m 1G disk.img
   Publish the VM's port 22 as port 2222 of this host:
     sudo softnet run --expose 2222:22 -- qemu-system-x86_64 -m 1G disk.img
-  As a VMM starts it, with the socket on standard input and an existing TAP:
+  As started by a VMM, with the socket on standard input and an existing TAP:
     softnet --vm-fd 0 --vm-mac-address 5a:94:ef:e4:0c:ee --tap tap0
 
-Exit status: 0 after a clean end, 1 after a failure, 2 for a command line that cannot be carried out.";
+Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.";
 
 /// A network that a virtual machine can use but cannot abuse.
 ///
-/// Softnet carries Ethernet frames between one VM and the host's network and drops what a VM has no business sending.
-/// The VM may send from its own MAC address and from the IPv4 address that DHCP gave it, to globally routable addresses
-/// and to its gateway, and receives what is sent to it.
+/// Softnet carries Ethernet frames between one VM and the host's network and drops frames that the VM is not
+/// allowed to send. The VM may send from its own MAC address and from the IPv4 address that DHCP gave it, to
+/// globally routable addresses and to its gateway, and it receives what is sent to it.
 #[derive(Debug, Parser)]
 #[command(name = "softnet", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 #[command(disable_help_subcommand = true)]
 pub struct Cli {
-    /// What to do instead of filtering the frames of --vm-fd.
+    /// The command to run instead of filtering the frames of --vm-fd.
     #[command(subcommand)]
     pub command: Option<Command>,
 
@@ -32,7 +32,7 @@ pub struct Cli {
     #[command(flatten)]
     pub vm: VmArgs,
 
-    /// Everything else.
+    /// Options shared with `softnet run`.
     #[command(flatten)]
     pub port: PortArgs,
 }
@@ -40,11 +40,11 @@ pub struct Cli {
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Start a VM behind Softnet and end with it.
+    /// Start a VM behind Softnet, and exit when the VM exits.
     ///
-    /// Makes the socket pair, starts COMMAND with the VM's end and filters the other. In COMMAND's arguments, {fd} is
-    /// replaced by the number of the VM's descriptor and {mac} by the MAC address; a qemu-system-* command without {fd}
-    /// gets its -netdev and -device arguments by itself.
+    /// Creates a socket pair, starts COMMAND with one end and filters the frames of the other. In COMMAND's
+    /// arguments, {fd} is replaced by the number of the VM's descriptor and {mac} by the VM's MAC address. A
+    /// qemu-system-* command without either gets its -netdev and -device arguments automatically.
     Run(Box<RunArgs>),
     /// Show or remove the network that Softnet manages.
     Network(NetworkCommandArgs),
@@ -53,11 +53,11 @@ pub enum Command {
 /// Arguments of `softnet run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// MAC address of the VM; a random one if not given.
+    /// MAC address of the VM [default: a random one].
     #[arg(long, value_name = "MAC", help_heading = "VM")]
     pub vm_mac_address: Option<String>,
 
-    /// Everything else.
+    /// Options shared with plain `softnet`.
     #[command(flatten)]
     pub port: PortArgs,
 
@@ -81,7 +81,7 @@ pub enum NetworkAction {
     Status(NetworkStatusArgs),
     /// Remove the bridge, the rules and the DHCP server.
     Down(NetworkDownArgs),
-    /// Keep the network whole and its DHCP server running: how Softnet starts the network's keeper.
+    /// Repair the network and keep its DHCP server running. Softnet starts the network's keeper with this.
     #[command(hide = true)]
     Keep(NetworkArgs),
 }
@@ -89,7 +89,7 @@ pub enum NetworkAction {
 /// Arguments of `softnet network status`.
 #[derive(Debug, Args)]
 pub struct NetworkStatusArgs {
-    /// Name of the managed network; all of them if not given.
+    /// Name of the managed network [default: all of them].
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
 }
@@ -97,7 +97,7 @@ pub struct NetworkStatusArgs {
 /// Which managed network.
 #[derive(Debug, Args)]
 pub struct NetworkArgs {
-    /// Name of the managed network, which is also its bridge's.
+    /// Name of the managed network, which is also the name of its bridge.
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NETWORK)]
     pub network: String,
 }
@@ -113,15 +113,15 @@ pub struct NetworkDownArgs {
     pub force: bool,
 }
 
-/// Name of the managed network unless told otherwise.
+/// The default name of the managed network.
 pub const DEFAULT_NETWORK: &str = "softnet0";
 
 /// The VM's side.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "VM")]
 pub struct VmArgs {
-    /// Descriptor of the VM's socket: a datagram socket carries bare Ethernet frames, a stream socket frames behind a
-    /// 32-bit big-endian length.
+    /// Descriptor of the VM's socket: a datagram socket carries bare Ethernet frames, a stream socket carries
+    /// frames that are each preceded by a 32-bit big-endian length.
     #[arg(long, value_name = "FD", allow_negative_numbers = true)]
     pub vm_fd: Option<String>,
 
@@ -137,34 +137,37 @@ pub struct PortArgs {
     #[arg(long, value_name = "nat|host", default_value = "nat", help_heading = "Network")]
     pub vm_net_type: String,
 
-    /// Use this existing TAP, a port of a bridge; needs no privilege if the TAP belongs to the user.
+    /// Use this existing TAP, which is a port of a bridge or routed by the host. Needs no privilege if the
+    /// user owns the TAP.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub tap: Option<String>,
 
-    /// Add a TAP for the VM to this existing bridge, whatever serves DHCP there.
+    /// Add a TAP for the VM to this existing bridge. The VM uses the DHCP server that is there.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub bridge: Option<String>,
 
-    /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed [default:
-    /// softnet0]. Without the privilege to do so, passt is used instead.
+    /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed
+    /// [default: softnet0]. Without this option and without the privilege to set up a network, Softnet uses
+    /// passt instead.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub network: Option<String>,
 
-    /// Subnet of the managed network; one that does not collide with the host's routes if not given.
+    /// Subnet of the managed network [default: one that does not overlap the host's routes].
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "CIDR", help_heading = "Network")]
     pub subnet: Option<String>,
 
-    /// How many connections of the VM the host tracks at a time, on the managed network, 64 to 1048576 [default: 16384].
-    /// Further ones are dropped.
+    /// Limit of connections that the host tracks for the VM at a time on the managed network, 64 to 1048576
+    /// [default: 16384]. Further connections are dropped.
     #[cfg(target_os = "linux")]
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]
     pub connections: Option<String>,
 
-    /// Seconds until an unused DHCP lease expires, for the DHCP server that Softnet tunes or runs.
+    /// Seconds until an unused DHCP lease expires, 120 to 86400. Applies to the DHCP server that Softnet
+    /// runs, and to macOS's own.
     #[arg(
         long,
         visible_alias = "dhcp-lease-time",
@@ -179,17 +182,17 @@ pub struct PortArgs {
     #[arg(long, value_name = "EXT:INT,…", value_delimiter = ',', help_heading = "Network")]
     pub expose: Vec<String>,
 
-    /// Keep the DHCP lease at the end instead of giving it back.
+    /// Keep the DHCP lease at exit instead of releasing it.
     #[arg(long, help_heading = "Network")]
     pub no_release: bool,
 
-    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for the gateway and
-    /// every other address of the host.
-    /// The longest matching prefix decides. 0.0.0.0/0 opens everything, other VMs too.
+    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for the
+    /// gateway and every other address of the host. The longest matching prefix decides. 0.0.0.0/0 opens
+    /// everything, including other VMs.
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
     pub allow: Vec<String>,
 
-    /// Destinations that the VM may not reach; wins over --allow for the same prefix.
+    /// Destinations that the VM may not reach. Takes precedence over --allow for the same prefix.
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
     pub block: Vec<String>,
 
@@ -209,12 +212,12 @@ pub struct PortArgs {
     #[arg(long, value_name = "FD", allow_negative_numbers = true, help_heading = "Diagnostics")]
     pub ready_fd: Option<String>,
 
-    /// Print what was forwarded and dropped, and why, on standard error at the end. SIGUSR1 prints it at any time;
-    /// RUST_LOG=info or debug tells more.
+    /// Print how many frames were forwarded and dropped, and why, to standard error at exit. SIGUSR1 prints
+    /// this at any time; RUST_LOG=info or RUST_LOG=debug logs more.
     #[arg(long, help_heading = "Diagnostics")]
     pub stats: bool,
 
-    /// Ends at once, successfully: Tart's way to find out that sudo asks for no password.
+    /// Exits at once with success. Tart uses this to check that sudo asks for no password.
     #[arg(long, hide = true)]
     pub sudo_escalation_probing: bool,
 
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn run_takes_everything_behind_the_dashes() {
+    fn run_takes_everything_after_the_dashes() {
         let cli = Cli::try_parse_from(["softnet", "run", "--stats", "--", "vmm", "--fd", "{fd}"]).unwrap();
         let Some(Command::Run(run)) = cli.command else { panic!("not run") };
         assert_eq!(run.command, ["vmm", "--fd", "{fd}"]);

@@ -1,12 +1,13 @@
-//! Starting again with the privilege that macOS's vmnet asks for.
+//! Re-runs Softnet with the privilege that macOS's vmnet requires.
 //!
 //! On macOS 15 and older only root may use vmnet. A program that is not set-user-ID root runs itself again by
-//! `sudo --non-interactive`, which works if the administrator has allowed it without a password, and otherwise fails at
-//! once instead of asking. The new process is told whose it is, and becomes that user again before it reads a frame. From
-//! macOS 26 on, nothing of this is needed and nothing is done.
+//! `sudo --non-interactive`, which works if the administrator has allowed it without a password, and
+//! otherwise fails at once instead of asking. The new process gets the caller's user and group as arguments,
+//! and becomes that user again before it reads a frame. From macOS 26 on none of this is needed, and this
+//! module does nothing.
 //!
-//! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input. The environment is left
-//! behind.
+//! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input. The
+//! environment is not passed on.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -14,15 +15,15 @@ use std::path::Path;
 
 use crate::usage::UsageError;
 
-/// Not looked up in `PATH`, which is the caller's.
+/// Not looked up in `PATH`, which the caller controls.
 pub const SUDO: &str = "/usr/bin/sudo";
-/// What the new process is told, so that it does not try again.
+/// Tells the new process not to try again.
 pub const DONE: &str = "--sudo-escalation-done";
 
 /// Darwin's major version in macOS 26, whose vmnet needs no root.
 const DARWIN_OF_MACOS_26: u32 = 25;
 
-/// What decides whether to start again.
+/// The facts that decide whether to re-run through `sudo`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Situation {
     /// The effective user is root.
@@ -38,7 +39,7 @@ pub struct Situation {
 /// What to do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Plan {
-    /// Go on as this process is.
+    /// Continue in this process.
     Proceed,
     /// Run the program again by `sudo`.
     Again,
@@ -48,7 +49,7 @@ impl Situation {
     /// Decides.
     ///
     /// # Errors
-    /// When `sudo` was of no use, or would close a descriptor that is needed.
+    /// When `sudo` did not make this process root, or would close a descriptor that is needed.
     pub fn plan(&self) -> Result<Plan, UsageError> {
         if self.is_root || !needs_root(&self.darwin) {
             return Ok(Plan::Proceed);
@@ -57,15 +58,14 @@ impl Situation {
             return Err(UsageError::flag(DONE, "was given to a process that is not root; leave it out"));
         }
         if self.has_ready_fd {
-            let reason =
-                "does not pass through sudo, which this macOS takes; run Softnet as root or set its SUID bit";
+            let reason = "cannot pass through sudo, which vmnet needs on this macOS; run Softnet as root or set its SUID bit";
             return Err(UsageError::flag("--ready-fd", reason));
         }
         Ok(Plan::Again)
     }
 }
 
-/// Whether vmnet needs root on this version of Darwin; in doubt it does.
+/// Whether vmnet needs root on this version of Darwin; yes if the version is unknown.
 fn needs_root(darwin: &str) -> bool {
     let major = darwin.split('.').next().and_then(|major| major.parse::<u32>().ok());
     major.is_none_or(|major| major < DARWIN_OF_MACOS_26)
@@ -103,10 +103,10 @@ fn is_flag(argument: &OsStr, flag: &str) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"="))
 }
 
-/// The running program's path as it can be given to `sudo`: absolute, not a name that could mean another by now.
+/// The running program's absolute path, for `sudo`: a bare name could resolve to another program.
 ///
 /// # Errors
-/// When the system does not tell.
+/// When the system does not report it.
 pub fn this_program() -> std::io::Result<std::path::PathBuf> {
     std::path::absolute(std::env::current_exe()?)
 }
@@ -125,11 +125,11 @@ mod macos {
     use super::*;
     use crate::config::Config;
 
-    /// Returns `config` if this process has the privilege that vmnet needs; otherwise it becomes `sudo`, and returns
-    /// only if that is not there.
+    /// Returns `config` if this process has the privilege that vmnet needs; otherwise executes `sudo`, and
+    /// returns only if that fails.
     ///
     /// # Errors
-    /// When the privilege cannot be had; says what to do.
+    /// When the privilege cannot be obtained; the message says what to do.
     pub fn ensure(config: Config) -> anyhow::Result<Config> {
         let situation = Situation {
             is_root: geteuid().is_root(),
@@ -140,7 +140,7 @@ mod macos {
         match situation.plan()? {
             Plan::Proceed => Ok(config),
             Plan::Again => {
-                let program = this_program().context("find the running program")?;
+                let program = this_program().context("cannot find the path of the running program")?;
                 let ids = (getuid().as_raw(), getgid().as_raw());
                 let arguments = sudo_arguments(&program, std::env::args_os().skip(1), ids);
                 let error = Command::new(SUDO)
@@ -149,7 +149,7 @@ mod macos {
                     .stdin(Stdio::from(config.vm.into_socket()))
                     .exec();
                 Err(error)
-                    .context("start /usr/bin/sudo, which this macOS takes for vmnet; or set the SUID bit")
+                    .context("cannot start /usr/bin/sudo, which vmnet needs on this macOS; set Softnet's SUID bit instead")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What the event loop tells to whoever acts on the VM's lease outside of the filter, and what it is told in return.
+//! The interface between the event loop and the code that acts on the VM's lease outside the filter.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -9,27 +9,28 @@ use softnet_filter::{Lease, Timestamp};
 use crate::config::expose::Exposed;
 use crate::needs::Needs;
 
-/// Why Softnet has to end: what is beside the filter ended, refused, or said what the filter cannot hold.
+/// Why Softnet has to end: the follower ended or failed, or reported something that the filter cannot hold.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(pub String);
 
-/// What a follower has learnt of the world beside the frames.
+/// What a follower has learnt other than from frames.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Notice {
     /// All addresses of the host but the gateway's (rule H1). They replace those named before.
     HostAddresses(Vec<Ipv4Addr>),
     /// All ports of the host that lead to other VMs (rule H2). They replace those named before.
     Exposed(Vec<Exposed>),
-    /// The host is ready for the VM at this address: nothing of its former holder is left (rules H3 and H10).
+    /// The host is ready for the VM at this address: no state of its former holder is left (rules H3 and
+    /// H10).
     Settled(Ipv4Addr),
     /// The VM's end of its socket is closed.
     PeerGone,
 }
 
-/// Acts on the VM's lease outside of the filter: port forwards follow it.
+/// Acts on the VM's lease outside the filter: port forwards follow it.
 pub trait LeaseFollower: std::fmt::Debug {
-    /// Says which descriptors and system calls the follower needs once the process is sealed.
+    /// Declares the descriptors and system calls that the follower needs once the process is sealed.
     fn needs(&self, needs: &mut Needs);
     /// Lets `registry` wake the event loop under `token`, if the follower needs to be woken.
     fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()>;
@@ -43,7 +44,7 @@ pub trait LeaseFollower: std::fmt::Debug {
     /// When to call [`LeaseFollower::attend`] at the latest.
     fn deadline(&self) -> Option<Timestamp>;
 
-    /// What there is to know since the last call; the caller asks until it gets `None`, after every wake-up.
+    /// The next notice since the last call; the caller calls until it gets `None`, after every wake-up.
     ///
     /// # Errors
     /// When Softnet has to end.
@@ -51,12 +52,13 @@ pub trait LeaseFollower: std::fmt::Debug {
         Ok(None)
     }
 
-    /// Whether a new lease has to wait for [`Notice::Settled`] before the VM may hear of it.
+    /// Whether a new lease has to wait for [`Notice::Settled`] before the VM gets the server's answer.
     fn settles(&self) -> bool {
         false
     }
 
-    /// Whether it wants to hear when the VM falls silent and when it sends again: [`LeaseFollower::vm_is_quiet`].
+    /// Whether it wants to know when the VM falls silent and when it sends again:
+    /// [`LeaseFollower::vm_is_quiet`].
     fn watches_the_vm(&self) -> bool {
         false
     }

@@ -1,8 +1,8 @@
-//! What the DHCP server knows of a VM that had its lease before this Softnet started.
+//! Takes over the lease of a VM that got it before this Softnet started, from the DHCP server's file.
 //!
-//! A VM that resumes from suspension goes on with its address and asks for nothing before half of the lease is over.
-//! Its binding is therefore taken over from the server's own file, for exactly its MAC address. Both formats are read
-//! whole or not at all: in a file that is not understood nothing is trusted.
+//! A VM that resumes from suspension keeps its address and sends no DHCP request before half of the lease is
+//! over. Its binding is therefore taken over from the server's file, for exactly its MAC address. A file is
+//! parsed completely or rejected: if one line is invalid, no line is trusted.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ipnet::Ipv4Net;
 use softnet_filter::{AdoptError, Lease, MacAddr, Port, Resolvers, Timestamp};
 
-/// The longest file that is read; more than ten thousand leases.
-const LONGEST: u64 = 4 << 20;
+/// The longest file that is read, in bytes; enough for more than ten thousand leases.
+const MAX_SIZE: u64 = 4 << 20;
 /// What bootpd writes for a lease that never ends.
 const BOOTPD_NEVER: u64 = 0xffff_ffff;
 
@@ -23,7 +23,7 @@ const BOOTPD_NEVER: u64 = 0xffff_ffff;
 pub struct Binding {
     /// The leased address.
     pub address: Ipv4Addr,
-    /// The client's MAC address, if the file tells it.
+    /// The client's MAC address, if the file has it.
     pub mac: Option<MacAddr>,
     /// The client identifier as on the wire: type and value. `None` if the client sent none, or may have sent none.
     pub client_id: Option<Vec<u8>>,
@@ -31,7 +31,7 @@ pub struct Binding {
     pub ends: Option<u64>,
 }
 
-/// A file that does not say what it should.
+/// A file whose content is invalid.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("line {line}: {what}")]
 pub struct Malformed {
@@ -41,7 +41,7 @@ pub struct Malformed {
     pub what: &'static str,
 }
 
-/// Whose format a file has.
+/// The format of a lease file.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Format {
     /// macOS's bootpd.
@@ -55,13 +55,13 @@ pub enum Format {
 pub struct LeaseFile {
     /// Where it is.
     pub path: PathBuf,
-    /// How it is to be read.
+    /// Its format.
     pub format: Format,
-    /// Its content, if somebody has read it who knows when its server has written it whole.
+    /// Its content, if the caller has read it when the server was not writing it.
     pub content: Option<String>,
 }
 
-/// Why no lease was taken over although there is a file.
+/// Why no lease was taken over from an existing file.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
     /// It cannot be read.
@@ -69,7 +69,7 @@ pub enum TakeOverError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The cause.
         source: io::Error,
     },
     /// It cannot be understood.
@@ -80,12 +80,12 @@ pub enum TakeOverError {
         /// Where and why.
         source: Malformed,
     },
-    /// The filter does not believe it.
+    /// The filter rejects it.
     #[error("the lease of {address} in the server's file is not usable")]
     Refused {
         /// The leased address.
         address: Ipv4Addr,
-        /// What the filter says.
+        /// Why.
         source: AdoptError,
     },
 }
@@ -96,7 +96,7 @@ impl LeaseFile {
         LeaseFile { path: "/var/db/dhcpd_leases".into(), format: Format::Bootpd, content: None }
     }
 
-    /// All leases; none if there is no file yet.
+    /// All leases; an empty list if there is no file yet.
     ///
     /// # Errors
     /// When the file cannot be read or understood.
@@ -112,10 +112,10 @@ impl LeaseFile {
             .map_err(|source| TakeOverError::Malformed { path: self.path.clone(), source })
     }
 
-    /// Gives `port` the lease that the server has noted for `mac`, if there is one in `subnet` that has not ended.
+    /// Gives `port` the lease that the server's file has for `mac`, if one in `subnet` has not expired.
     ///
     /// # Errors
-    /// When there is a file, but nothing can be made of it.
+    /// When there is a file that cannot be used.
     pub fn take_over(
         &self,
         port: &mut Port,
@@ -124,7 +124,7 @@ impl LeaseFile {
         subnet: Ipv4Net,
         now: Timestamp,
     ) -> Result<(), TakeOverError> {
-        // A clock before 1970 makes every lease last; the filter's own clock starts then.
+        // A clock before 1970 counts as 1970, so that no lease has expired.
         let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let bindings = self.read()?;
         let Some(binding) = choose(&bindings, mac, subnet, today) else { return Ok(()) };
@@ -140,7 +140,7 @@ impl LeaseFile {
     }
 }
 
-/// The lease of `mac` in `subnet` that lasts longest beyond `today`.
+/// The lease of `mac` in `subnet` that ends last, if it ends after `today`.
 fn choose(bindings: &[Binding], mac: MacAddr, subnet: Ipv4Net, today: u64) -> Option<&Binding> {
     bindings
         .iter()
@@ -151,9 +151,9 @@ fn choose(bindings: &[Binding], mac: MacAddr, subnet: Ipv4Net, today: u64) -> Op
 
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    let length = File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)? as u64;
-    if length > LONGEST {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any lease file"));
+    let length = File::open(path)?.take(MAX_SIZE + 1).read_to_string(&mut text)? as u64;
+    if length > MAX_SIZE {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than 4 MiB"));
     }
     Ok(text)
 }
@@ -171,8 +171,8 @@ impl Format {
     }
 }
 
-/// Blocks of `{`, lines of `key=value`, and `}`, as Apple's published bootpd writes them. A client that sent an
-/// identifier is filed under it, also where the hardware address should be.
+/// Blocks of `{`, lines of `key=value`, and `}`, as Apple's published bootpd writes them. For a client that
+/// sent an identifier, bootpd writes that also in place of the hardware address.
 fn parse_bootpd(text: &str) -> Result<Vec<Binding>, Malformed> {
     let mut bindings = Vec::new();
     let mut open: Option<BootpdEntry> = None;
@@ -186,18 +186,18 @@ fn parse_bootpd(text: &str) -> Result<Vec<Binding>, Malformed> {
             ("{", None) => open = Some(BootpdEntry::default()),
             ("}", Some(_)) => {
                 let entry = open.take().unwrap_or_default();
-                bindings.push(entry.binding().ok_or(malformed("an entry without address, client or end"))?);
+                bindings.push(entry.binding().ok_or(malformed("an entry lacks its address, client or end"))?);
             }
             (_, Some(entry)) => {
                 let (key, value) = line.split_once('=').ok_or(malformed("neither key=value nor a brace"))?;
-                entry.set(key, value).ok_or(malformed("a value that is none"))?;
+                entry.set(key, value).ok_or(malformed("invalid value"))?;
             }
-            (_, None) => return Err(malformed("something outside of the braces")),
+            (_, None) => return Err(malformed("text outside the braces")),
         }
     }
     match open {
         None => Ok(bindings),
-        Some(_) => Err(Malformed { line: last, what: "the last brace is missing" }),
+        Some(_) => Err(Malformed { line: last, what: "the closing brace is missing" }),
     }
 }
 
@@ -211,7 +211,7 @@ struct BootpdEntry {
 }
 
 impl BootpdEntry {
-    /// Takes one line; keys that are not needed may say anything.
+    /// Parses one line; the values of other keys are ignored.
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
         match key {
             "ip_address" => self.address = Some(value.parse().ok()?),
@@ -231,7 +231,7 @@ impl BootpdEntry {
         Some(Binding {
             address: self.address?,
             mac,
-            // The hardware address is what bootpd takes for the identifier of a client that sends none.
+            // bootpd uses the hardware address as the identifier of a client that sends none.
             client_id: (identifier.first() != Some(&1)).then_some(identifier),
             ends: (ends != BOOTPD_NEVER).then_some(ends),
         })
@@ -275,7 +275,7 @@ fn parse_dnsmasq(text: &str) -> Result<Vec<Binding>, Malformed> {
                 let ends: u64 = ends.parse().map_err(|_| malformed)?;
                 bindings.push(Binding {
                     address: address.parse().map_err(|_| malformed)?,
-                    // Other hardware than Ethernet is written with its type in front.
+                    // Hardware other than Ethernet is written with its type as a prefix.
                     mac: mac.parse().ok(),
                     client_id: match client_id {
                         "*" => None,
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_own_living_lease_in_the_subnet_is_chosen() {
+    fn only_the_vms_unexpired_lease_in_the_subnet_is_chosen() {
         let other = MacAddr([2; 6]);
         let mut far = binding(9, MAC, Some(200));
         far.address = Ipv4Addr::new(10, 0, 0, 9);
@@ -417,7 +417,7 @@ mod tests {
         .unwrap()
     }
 
-    /// A file that is there as long as this.
+    /// A file that is removed when this is dropped.
     struct Temporary(LeaseFile);
 
     impl Temporary {
@@ -446,7 +446,7 @@ mod tests {
         Temporary::new("living", Format::Dnsmasq, &text).take_over(&mut port).unwrap();
         let lease = port.lease().unwrap();
         assert_eq!(lease.address, Ipv4Addr::new(192, 168, 64, 5));
-        // The clock may have gone on between the two readings.
+        // The clock may have advanced between the two readings.
         let expires = lease.expires.unwrap().as_nanos() / 1_000_000_000;
         assert!((1290..=1300).contains(&expires), "{expires}");
     }
@@ -462,7 +462,7 @@ mod tests {
             let error = Temporary::new(name, Format::Dnsmasq, text).take_over(&mut port).unwrap_err();
             assert!(error.to_string().contains(refused), "{error}");
         }
-        let long = " ".repeat(LONGEST as usize + 1);
+        let long = " ".repeat(MAX_SIZE as usize + 1);
         let error = Temporary::new("long", Format::Dnsmasq, &long).take_over(&mut port).unwrap_err();
         assert!(matches!(error, TakeOverError::Unreadable { .. }));
         let missing = LeaseFile { path: "/nonexistent/leases".into(), format: Format::Bootpd, content: None };

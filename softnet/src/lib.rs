@@ -1,4 +1,4 @@
-//! All of Softnet that touches the operating system.
+//! The part of Softnet that uses the operating system.
 //!
 //! `link` carries frames; `vm` and `host` implement it for the two sides and know neither the filter nor each other;
 //! `relay` is the event loop that knows both; `stage` takes a configuration through opened, sealed and running. The

@@ -10,7 +10,7 @@ use crate::sys::secure::is_secure_execution;
 pub fn init() {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !is_secure_execution() => EnvFilter::try_new(directives).unwrap_or_else(|error| {
-            eprintln!("softnet: RUST_LOG is not understood and ignored: {error}");
+            eprintln!("softnet: RUST_LOG is invalid and ignored: {error}");
             default_filter()
         }),
         _ => default_filter(),
@@ -20,7 +20,7 @@ pub fn init() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
-        // It would complain of a closed standard error on standard error, which is a panic.
+        // Reporting a closed standard error on standard error would panic.
         .log_internal_errors(false)
         .init();
 }

@@ -12,9 +12,9 @@ use softnet::logging;
 use softnet::stage::{Opened, Sealed};
 use softnet::usage::UsageError;
 
-/// Exit status for a command line that cannot be carried out, as clap has it.
+/// Exit status for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
-/// Exit status for whatever else went wrong.
+/// Exit status for every other failure.
 const FAILURE: u8 = 1;
 
 fn main() -> ExitCode {
@@ -36,18 +36,18 @@ fn main() -> ExitCode {
         #[cfg(not(target_os = "linux"))]
         Some(Command::Run(_) | Command::Network(_)) => Err(UsageError::flag(
             "softnet run and softnet network",
-            "are for Linux; on macOS, start the VM with `tart run --net-softnet`",
+            "work on Linux only; on macOS, start the VM with `tart run --net-softnet`",
         )
         .into()),
     };
-    ExitCode::from(outcome.map_or_else(|error| failure(&error), |()| 0))
+    ExitCode::from(outcome.map_or_else(|error| report_failure(&error), |()| 0))
 }
 
 /// The main job: filter the frames of one VM. Returns the exit status.
 fn filter(config: Config) -> u8 {
     let sealed = match open_and_seal(config) {
         Ok(sealed) => sealed,
-        Err(error) => return failure(&error),
+        Err(error) => return report_failure(&error),
     };
     match sealed.run() {
         Ok(ended) => {
@@ -55,8 +55,8 @@ fn filter(config: Config) -> u8 {
             0
         }
         Err(error) => {
-            // As it is: an `anyhow::Error` may make a backtrace, for which the seal ends the process.
-            tell(&error);
+            // Not as an `anyhow::Error`: that may capture a backtrace, for which the seal ends the process.
+            print_error(&error);
             FAILURE
         }
     }
@@ -68,21 +68,21 @@ fn open_and_seal(config: Config) -> anyhow::Result<Sealed> {
     Ok(Opened::open(config)?.seal()?)
 }
 
-/// Says on standard error what went wrong, and returns the exit status.
-fn failure(error: &anyhow::Error) -> u8 {
-    tell(error.as_ref());
+/// Prints the error and returns the exit status.
+fn report_failure(error: &anyhow::Error) -> u8 {
+    print_error(error.as_ref());
     if error.is::<UsageError>() { USAGE } else { FAILURE }
 }
 
-/// Says on standard error what went wrong, and why. Nobody reading it changes nothing about the status.
-fn tell(error: &dyn Error) {
+/// Prints the error and its causes to standard error. If that fails, the exit status stays the same.
+fn print_error(error: &dyn Error) {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        // Many messages end with their cause already.
-        let said = error.to_string();
-        if !text.ends_with(&said) {
-            let _ = write!(text, ": {said}");
+        // Many messages already end with their cause.
+        let reason = error.to_string();
+        if !text.ends_with(&reason) {
+            let _ = write!(text, ": {reason}");
         }
         cause = error.source();
     }

@@ -1,4 +1,4 @@
-//! `softnet network`: look at the managed network, and take it away.
+//! `softnet network`: show the managed network, or remove it.
 
 use std::io::{self, Write};
 
@@ -9,10 +9,10 @@ use crate::config::{NetworkName, network_name};
 use crate::host::network::{self, Forwarding};
 use crate::usage::UsageError;
 
-/// Carries out the command. What was asked for goes to standard output.
+/// Runs the command and prints its result to standard output.
 ///
 /// # Errors
-/// If the name is invalid, VMs are attached, or something cannot be removed.
+/// If the name is invalid, VMs are attached, or removal fails.
 pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match &args.action {
@@ -21,7 +21,10 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             None => {
                 let names = network::names()?;
                 if names.is_empty() {
-                    writeln!(out, "there is no network; the first Softnet that needs one makes it")?;
+                    writeln!(
+                        out,
+                        "there is no managed network; Softnet creates one when a VM first needs it"
+                    )?;
                 }
                 for name in &names {
                     show(&mut out, name)?;
@@ -29,7 +32,9 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             }
         },
         NetworkAction::Keep(_) if !getuid().is_root() => {
-            return Err(UsageError::flag("network keep", "is for Softnet itself only").into());
+            return Err(
+                UsageError::flag("network keep", "is run by Softnet itself only; do not call it").into()
+            );
         }
         NetworkAction::Keep(args) => {
             drop(out);
@@ -37,8 +42,8 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
             std::process::exit(status);
         }
         NetworkAction::Down(_) if !getuid().is_root() => {
-            // Whatever the program's file adds: the network is everybody's.
-            return Err(UsageError::flag("network down", "is for root only; use sudo").into());
+            // A set-user-ID bit is not enough: all users share the network.
+            return Err(UsageError::flag("network down", "requires root; use sudo").into());
         }
         NetworkAction::Down(args) => {
             let name = network_name(&args.network.network)?;
@@ -47,18 +52,18 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
                 writeln!(out, "there is no network {name}")?;
                 return Ok(());
             }
-            writeln!(out, "network {name} is gone")?;
+            writeln!(out, "network {name} was removed")?;
             if down.cut_off > 0 {
-                writeln!(out, "{} running VM(s) have no network now", down.cut_off)?;
+                writeln!(out, "{} running VM(s) lost their network", down.cut_off)?;
             }
             match down.forwarding {
                 Forwarding::Untouched => {}
-                Forwarding::TurnedOff => writeln!(out, "IPv4 forwarding is off again")?,
+                Forwarding::TurnedOff => writeln!(out, "IPv4 forwarding was turned off again")?,
                 Forwarding::LeftOnFor(other) => {
                     writeln!(
                         out,
-                        "IPv4 forwarding, which Softnet turned on, stays on for {other}, and so do the rules that keep the host from \
-                         forwarding for others; `softnet network down` ends both once {other} is gone"
+                        "IPv4 forwarding, which Softnet turned on, stays on because {other} may rely on it, and so do the \
+                         rules that drop other forwarded packets; run `softnet network down` again once {other} is gone"
                     )?;
                 }
             }

@@ -1,6 +1,8 @@
-//! What a running Softnet needs of the system: the descriptors that stay open and the system calls that stay allowed.
+//! What a running Softnet needs from the system: the descriptors that stay open and the system calls that
+//! stay allowed.
 //!
-//! Every part says what it needs beside the code that needs it, and the seal allows the union over the parts in use.
+//! Every part declares its needs beside the code that has them, and the seal allows the union over the parts
+//! in use.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -53,8 +55,8 @@ pub enum Syscall {
 }
 
 impl Syscall {
-    /// The whole surface of a sealed process, whatever parts are in use: at most 20. No release has the one that is
-    /// missing.
+    /// All system calls of a sealed process, whichever parts are in use: at most 20. The one that is missing
+    /// is used by debug builds only.
     pub const ALL: [Syscall; 20] = [
         Syscall::Read,
         Syscall::Write,
@@ -79,11 +81,11 @@ impl Syscall {
     ];
 }
 
-// None was forgotten: the one that no release has is the last.
+// Checks that none was forgotten: the one for debug builds is the last variant.
 const _: () = assert!(Syscall::FcntlGetFlags as usize == Syscall::ALL.len());
 
-/// What the allocator and the standard library need wherever they are. Memory grows for a log line or the end's
-/// statistics, never for a frame. The alternate signal stack and its guard are given back when `main` returns.
+/// What the allocator and the standard library always need. Memory grows for a log line or the end's
+/// statistics, never for a frame. The alternate signal stack and its guard are released when `main` returns.
 const RUNTIME: &[Syscall] = &[
     Syscall::Brk,
     Syscall::Mmap,
@@ -103,7 +105,7 @@ pub struct Needs {
 }
 
 impl Needs {
-    /// What every process needs to go on, write to standard error, and end.
+    /// What every process needs to run, write to standard error, and end.
     pub fn new() -> Self {
         let mut needs = Needs { descriptors: BTreeSet::new(), calls: RUNTIME.iter().copied().collect() };
         needs.descriptor(&std::io::stderr());
@@ -116,7 +118,7 @@ impl Needs {
         self.raw_descriptor(descriptor.as_fd().as_raw_fd());
     }
 
-    /// The descriptor `number`, which somebody else owns for the whole life of the process, stays open.
+    /// The descriptor `number`, which other code owns for the whole life of the process, stays open.
     pub fn raw_descriptor(&mut self, number: RawFd) {
         self.descriptors.insert(number);
     }

@@ -1,4 +1,5 @@
-//! Notices the death of the process that started Softnet, so that no filter outlives its VM's launcher (rule R3).
+//! Detects that the process that started Softnet has ended, so that no filter outlives its VM's launcher
+//! (rule R3).
 
 use std::io;
 
@@ -45,19 +46,19 @@ mod linux {
             }
         }
 
-        /// Says which descriptor the watch needs once the process is sealed. The poller alone uses it.
+        /// Declares the descriptor that the watch needs once the process is sealed. Only the poller uses it.
         pub fn needs(&self, needs: &mut Needs) {
             if let Some(pidfd) = &self.parent {
                 needs.descriptor(pidfd);
             }
         }
 
-        /// Whether the parent has to be asked for, because nothing wakes the loop.
+        /// Whether [`ParentWatch::is_gone`] has to be polled, because nothing wakes the loop.
         pub fn needs_probe(&self) -> bool {
             false
         }
 
-        /// Whether the parent is gone, where it has to be asked for.
+        /// Whether the parent is gone, where this has to be polled.
         pub fn is_gone(&self) -> bool {
             false
         }
@@ -69,7 +70,7 @@ mod portable {
     use super::*;
     use rustix::process::{Pid, getppid};
 
-    /// Remembers the parent; a process whose parent ends is given to another.
+    /// Remembers the parent; a process whose parent ends gets another one.
     #[derive(Debug)]
     pub struct ParentWatch {
         parent: Option<Pid>,
@@ -89,7 +90,7 @@ mod portable {
         /// Nothing that a seal could take away.
         pub fn needs(&self, _needs: &mut Needs) {}
 
-        /// Whether the parent has to be asked for, because nothing wakes the loop.
+        /// Whether [`ParentWatch::is_gone`] has to be polled, because nothing wakes the loop.
         pub fn needs_probe(&self) -> bool {
             true
         }

@@ -1,7 +1,8 @@
 //! `softnet run`: a VM and its filter as one command.
 //!
-//! Three processes: this one supervises; a fork of it is the filter, in a process group of its own so that a Ctrl-C meant
-//! for the VM does not cut its network; and the command is the VM. When one of them ends, so do the others.
+//! Three processes: this one supervises; a fork of it is the filter, in its own process group so that a
+//! Ctrl-C meant for the VM does not cut its network; and the command is the VM. When one of them ends, the
+//! others end too.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -25,13 +26,13 @@ use crate::sys::process::{self, Fork};
 use crate::sys::wait;
 use crate::vm::VmSocket;
 
-/// How long the filter may take for a clean end.
+/// How long the filter may take to end cleanly.
 const FILTER_GRACE: Duration = Duration::from_secs(5);
-/// How long the VM may take to end after it was asked to.
+/// How long the VM may take to end after SIGTERM.
 const VM_GRACE: Duration = Duration::from_secs(10);
 
-/// Runs the command behind a filter and returns its exit status; 128 plus the signal's number if a signal ended it, as
-/// shells have it. `filter` is what the forked process does with its configuration.
+/// Runs the command behind a filter and returns its exit status; 128 plus the signal's number if a signal
+/// ended it, as in a shell. The forked process calls `filter` with its configuration.
 ///
 /// # Errors
 /// When the arguments are wrong, the command cannot be started, or the filter fails while the VM runs.
@@ -42,21 +43,23 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     };
     let mut port = PortSettings::try_from(args.port)?;
     let start = Start::of_this_process()?;
-    // Root's own VM stays root's unless told otherwise; a set-user-ID bit is for the filter, never for the VM.
+    // A VM that root starts runs as root unless --user or --group is given. A set-user-ID bit is for the
+    // filter, never for the VM.
     let vm_user = if start.is_elevated() || port.user.is_some() || port.group.is_some() {
         Some(Identity::choose(port.user.as_deref(), port.group.as_deref(), &start, &System)?)
     } else {
         None
     };
     let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .context("socketpair")?;
+        .context("cannot create the VM's socket pair")?;
     crate::vm::raise_buffers(&vm_end);
-    let (told, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe")?;
-    let launcher = port.ready.replace(tell);
+    let (ready_rx, ready_tx) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("cannot create a pipe")?;
+    let launcher = port.ready.replace(ready_tx);
 
-    let filter = match process::fork().context("fork")? {
+    let filter = match process::fork().context("cannot fork the filter")? {
         Fork::Child => {
-            drop((vm_end, told, launcher));
+            drop((vm_end, ready_rx, launcher));
             let _ = rustix::process::setpgid(None, None);
             let vm = VmSocket::check(filter_end)?;
             std::process::exit(filter(Config { vm, vm_mac, port }).into());
@@ -67,13 +70,16 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     if let Some(user) = &vm_user
         && start.is_elevated()
     {
-        // From here on this process only passes things on, for which the caller's own rights are enough.
+        // From here on this process only forwards signals and status, for which the caller's rights are
+        // enough.
         user.assume().context("cannot give up the privilege of the set-user-ID bit")?;
     }
 
     // Blocked before the VM exists, so that no signal is lost between its start and the first wait.
     let mut signals = SignalFd::new()?;
-    let Some(ready) = wait_until_ready(told, &mut signals, &filter)? else { return filter.failed_to_start() };
+    let Some(ready) = wait_until_ready(ready_rx, &mut signals, &filter)? else {
+        return filter.failed_to_start();
+    };
     if let Some(launcher) = launcher {
         let _ = File::from(launcher).write_all(&ready);
     }
@@ -89,7 +95,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     supervise(&mut vm, filter, &mut signals)
 }
 
-/// What a process ends with.
+/// The exit status of a process.
 pub type ExitStatusByte = u8;
 
 /// A MAC address that no other interface has: locally administered, unicast, 46 random bits.
@@ -97,7 +103,7 @@ fn random_mac() -> anyhow::Result<MacAddr> {
     let mut octets = [0; 6];
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut octets))
-        .context("/dev/urandom")?;
+        .context("cannot read /dev/urandom for a random MAC address")?;
     octets[0] = (octets[0] & 0xfc) | 0x02;
     Ok(MacAddr(octets))
 }
@@ -111,7 +117,7 @@ fn start_vm(
     let (program, arguments) = arguments.split_first().context("no command was given")?;
     let mut command = Command::new(program);
     command.args(arguments);
-    // For wrapper scripts, which cannot write a placeholder.
+    // For wrapper scripts, whose command line has no placeholder.
     command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
     let become_user = move || user.as_ref().map_or(Ok(()), Identity::assume);
     process::spawn_with(&mut command, vm_end, become_user, Signal::TERM).with_context(|| {
@@ -119,22 +125,22 @@ fn start_vm(
     })
 }
 
-/// Waits for the filter's word that frames flow. `None` if it ended, or was told to end, before that.
+/// Waits until the filter reports that frames flow. `None` if it ended before that, by itself or by a signal.
 fn wait_until_ready(
-    told: OwnedFd,
+    ready_rx: OwnedFd,
     signals: &mut SignalFd,
     filter: &Filter,
 ) -> anyhow::Result<Option<Vec<u8>>> {
     let mut line = Vec::new();
-    let mut told = File::from(told);
+    let mut ready_rx = File::from(ready_rx);
     loop {
-        let [readable, signalled] = wait([told.as_fd(), signals.as_fd()], None)?;
+        let [readable, signalled] = wait([ready_rx.as_fd(), signals.as_fd()], None)?;
         if signalled && signals.read()?.is_some_and(Received::asks_to_end) {
             filter.signal(Signal::TERM);
         }
         if readable {
             let mut chunk = [0; 512];
-            match told.read(&mut chunk)? {
+            match ready_rx.read(&mut chunk)? {
                 0 => return Ok(line.ends_with(b"\n").then_some(line)),
                 count => line.extend_from_slice(&chunk[..count]),
             }
@@ -142,10 +148,10 @@ fn wait_until_ready(
     }
 }
 
-/// Passes signals on and waits for the end of either process; then ends the other.
+/// Forwards signals and waits until either process ends; then ends the other.
 fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::Result<ExitCode> {
     let vm_pid = Pid::from_child(vm);
-    let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("pidfd_open")?;
+    let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("cannot watch the VM's process")?;
     loop {
         let [vm_ended, filter_ended, signalled] =
             wait([vm_pidfd.as_fd(), filter.pidfd.as_fd(), signals.as_fd()], None)?;
@@ -161,7 +167,7 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
                 let _ = rustix::process::kill_process(vm_pid, Signal::KILL);
             }
             vm.wait()?;
-            anyhow::bail!("the filter ended ({status}) before the VM, which was ended too");
+            anyhow::bail!("the filter ended ({status}) before the VM, so the VM was stopped too");
         }
         if signalled && let Some(received) = signals.read()? {
             if received.asks_for_counters() {
@@ -182,14 +188,17 @@ struct Filter {
 
 impl Filter {
     fn new(pid: Pid) -> anyhow::Result<Self> {
-        Ok(Filter { pid, pidfd: pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")? })
+        Ok(Filter {
+            pid,
+            pidfd: pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the filter's process")?,
+        })
     }
 
     fn signal(&self, signal: Signal) {
         let _ = rustix::process::kill_process(self.pid, signal);
     }
 
-    /// Asks it to end, which gives the lease back, and waits; ends it by force if it takes too long.
+    /// Asks it to end, which releases the lease, and waits; kills it if it takes too long.
     fn end(self) {
         self.signal(Signal::TERM);
         if !wait([self.pidfd.as_fd()], Some(FILTER_GRACE)).is_ok_and(|[ended]| ended) {
@@ -208,7 +217,7 @@ impl Filter {
         }
     }
 
-    /// It has printed why; its status becomes ours.
+    /// It has printed why; this process exits with its status.
     fn failed_to_start(self) -> anyhow::Result<ExitCode> {
         Ok(exit_code(self.wait()))
     }
@@ -219,7 +228,7 @@ fn exit_code(status: ExitStatus) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX))
 }
 
-/// Waits until one of `fds` is readable or `limit` has passed; says which are.
+/// Waits until one of `fds` is readable or `limit` has passed; returns which are.
 fn wait<const N: usize>(
     fds: [std::os::fd::BorrowedFd<'_>; N],
     limit: Option<Duration>,
@@ -229,7 +238,7 @@ fn wait<const N: usize>(
     Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
-/// The words in a command that stand for the VM's descriptor and MAC address.
+/// The placeholders in a command for the VM's descriptor and MAC address.
 #[derive(Clone, Copy, Debug)]
 struct Placeholders {
     fd: i32,
@@ -237,7 +246,7 @@ struct Placeholders {
 }
 
 impl Placeholders {
-    /// `command` with the placeholders replaced; a QEMU command that has none gets its network card added.
+    /// `command` with the placeholders replaced; a QEMU command without one gets a network card added.
     fn fill(self, command: &[OsString]) -> Vec<OsString> {
         let filled: Vec<OsString> = command.iter().map(|word| self.replace(word)).collect();
         let is_qemu = command

@@ -1,5 +1,6 @@
-//! The life of a filtering process as types: a checked configuration is opened with whatever privilege there is, sealed
-//! without any, and run. The compiler sees to the order, and nothing after the seal needs what it took away.
+//! The life of a filtering process as types: a checked configuration is opened with the privilege that the
+//! process has, sealed, and run without any. The compiler enforces the order, and nothing after the seal
+//! needs what the seal took away.
 
 use std::fs::File;
 use std::io::Write;
@@ -34,9 +35,10 @@ impl Opened {
     /// Opens both sides of `config` and puts the port between them.
     ///
     /// # Errors
-    /// A [`crate::usage::UsageError`] for what the user can mend on the command line, anything else with its context.
+    /// A [`crate::usage::UsageError`] for what the user can fix on the command line; any other error with its
+    /// context.
     pub fn open(config: Config) -> anyhow::Result<Self> {
-        let identity = privileges(&config.port)?;
+        let identity = choose_identity(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
         let request = Request {
@@ -54,7 +56,7 @@ impl Opened {
             net_type: config.port.net_type,
             policy,
             mtu: uplink.mtu,
-            // Softnet starts dnsmasq so, and passt has one address to give.
+            // Softnet starts dnsmasq in this mode, and passt has only one address to give.
             server_files_by_mac: matches!(mode, Mode::Network | Mode::Passt),
             host_addresses: Vec::new(),
         })?;
@@ -65,7 +67,10 @@ impl Opened {
             let taken = file.take_over(&mut port, config.vm_mac, server, subnet, clock::now());
             if let Err(error) = taken {
                 let error: &dyn std::error::Error = &error;
-                tracing::warn!(error, "no lease is taken over; a VM that resumes has to ask for one");
+                tracing::warn!(
+                    error,
+                    "cannot take over the VM's lease; a VM that resumes has to request one"
+                );
             }
         }
         let ready_line = serde_json::json!({
@@ -94,25 +99,25 @@ impl Opened {
     /// Gives up all privilege.
     ///
     /// # Errors
-    /// When something cannot be given up; the process must then end.
+    /// When a part of the privilege cannot be given up; the process must then end.
     pub fn seal(self) -> Result<Sealed, SealError> {
         let mut needs = self.relay.needs();
         if let Some((ready, _)) = &self.ready {
             needs.descriptor(ready);
         }
         self.identity.log();
-        // The first use of a clock looks things up that a sealed process cannot.
+        // The first use of a clock makes lookups that a sealed process is not allowed to make.
         clock::now();
         sandbox::seal(&needs, &self.identity, self.require_sandbox)?;
         Ok(Sealed(self))
     }
 }
 
-/// Whom the process will become, if whoever started it may have what it asks for.
-fn privileges(settings: &PortSettings) -> anyhow::Result<Identity> {
+/// Chooses the user to become, after checking that the caller may have the host side that it asks for.
+fn choose_identity(settings: &PortSettings) -> anyhow::Result<Identity> {
     let start = Start::of_this_process()?;
     let identity = Identity::choose(settings.user.as_deref(), settings.group.as_deref(), &start, &System)?;
-    privilege::guard(&start, &settings.host)?;
+    privilege::prepare_elevated(&start, &settings.host)?;
     Ok(identity)
 }
 
@@ -121,14 +126,14 @@ fn privileges(settings: &PortSettings) -> anyhow::Result<Identity> {
 pub struct Sealed(Opened);
 
 impl Sealed {
-    /// Tells that frames flow, carries them until there is a reason to end, and gives the lease back.
+    /// Reports that frames flow, carries them until there is a reason to end, and releases the lease.
     ///
     /// # Errors
     /// When a link breaks.
     pub fn run(self) -> Result<Ended, RelayError> {
         let Opened { mut relay, ready, release, stats, .. } = self.0;
         if let Some((fd, line)) = ready {
-            // Nobody reading is no reason to end: the launcher may not care any more.
+            // A failed write is ignored: the launcher may have stopped reading.
             let _ = writeln!(File::from(fd), "{line}");
         }
         let outcome = relay.run();

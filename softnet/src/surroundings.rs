@@ -1,4 +1,5 @@
-//! What the filter is told of the host around it: its addresses (rule H1) and the ports that lead to other VMs (rule H2).
+//! Passes to the filter what it has to know of the host: its addresses (rule H1) and the ports that lead to
+//! other VMs (rule H2).
 
 use std::net::Ipv4Addr;
 
@@ -10,7 +11,7 @@ use crate::lease_follower::Error;
 /// All addresses of the host but the gateway's.
 ///
 /// # Errors
-/// When the filter cannot hold them: it must not go on without.
+/// When the filter cannot hold them: it must not run without them.
 pub fn set_host_addresses(port: &mut Port, addresses: &[Ipv4Addr]) -> Result<(), Error> {
     tracing::debug!(?addresses, "the host's addresses");
     port.set_host_addresses(addresses)

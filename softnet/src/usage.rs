@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A command line that cannot be carried out.
+/// An invalid command line.
 #[derive(Debug, Eq, PartialEq)]
 pub struct UsageError {
     flag: &'static str,
@@ -25,7 +25,7 @@ impl UsageError {
 impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.value {
-            // A value may hold anything; quoted and escaped it stays on one line.
+            // A value may contain any character; quoted and escaped it stays on one line.
             Some(value) => write!(f, "{} {value:?}: {}", self.flag, self.reason),
             None => write!(f, "{}: {}", self.flag, self.reason),
         }

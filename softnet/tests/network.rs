@@ -586,7 +586,10 @@ fn a_dead_members_forwards_go() -> Result<()> {
 fn one_mac_and_one_address_a_vm() -> Result<()> {
     let mut first = join(1)?;
     let text = join(1).err().context("one MAC twice")?.to_string();
-    ensure!(text.contains("02:00:00:00:00:01 is on network softnet0 already (process"), "{text}");
+    ensure!(
+        text.contains("network softnet0 already has a VM with the MAC address 02:00:00:00:00:01 (process"),
+        "{text}"
+    );
     let mut second = join(2)?;
     let plan: Plan = first.plan().clone();
     let address = Ipv4Addr::from_bits(plan.subnet.network().to_bits() + 9);
@@ -597,7 +600,7 @@ fn one_mac_and_one_address_a_vm() -> Result<()> {
     first.set_address(Some(address))?;
     let refused = second.set_address(Some(address));
     let text = refused.err().context("one address twice")?.to_string();
-    ensure!(text.contains(&format!("{address} is leased to 02:00:00:00:00:01")), "{text}");
+    ensure!(text.contains(&format!("{address} is already held by the VM 02:00:00:00:00:01")), "{text}");
     ensure!(matches!(second.set_address(Some(INTERNET)), Err(Error::NotOurs(..))));
     ensure!(matches!(second.set_address(Some(plan.gateway().addr())), Err(Error::NotOurs(..))));
     // A restart meets its predecessor still leaving, and waits for it.
@@ -651,6 +654,6 @@ fn status_names_the_firewall() -> Result<()> {
     let rules = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }";
     run("nft", &[rules])?;
     let shown = whole(&config().name)?.to_string();
-    ensure!(shown.contains("chain FORWARD of table ip filter drops what no rule accepts"), "{shown}");
+    ensure!(shown.contains("chain FORWARD of table ip filter drops packets that no rule accepts"), "{shown}");
     Ok(())
 }

@@ -29,7 +29,7 @@ use softnet::host::HostLink;
 use softnet::host::forwarder::Forward;
 use softnet::host::tap::Tap;
 use softnet::host::vmnet::{
-    Interface, Parameters, RawParameters, Refusal, Waker, host_link, station, wake_pair,
+    Interface, Parameters, RawParameters, Refusal, Waker, gateway_interface, host_link, wake_pair,
 };
 use softnet::link::{Cutter, FrameBatch, Link, Received, Sent};
 use softnet::parent::ParentWatch;
@@ -117,7 +117,7 @@ fn filter(config: Config) -> Result<()> {
     let (waker, wake) = wake_pair()?;
     let (interface, raw) = TapInterface::start("tap0", waker)?;
     let parameters = Parameters::try_from(raw)?;
-    let gateway = station(parameters.gateway)?.context("no interface has the gateway's address")?;
+    let gateway = gateway_interface(parameters.gateway)?.context("no interface has the gateway's address")?;
     ensure!(gateway.0 == "br0", "{} has the gateway's address", gateway.0);
     let HostLink { link, uplink, follower, .. } =
         host_link(interface, parameters, wake, gateway, config.port.expose.clone());

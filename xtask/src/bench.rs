@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what Softnet costs.
+//! `cargo xtask bench`: Softnet's performance.
 
 use std::process::{Command, ExitCode};
 
@@ -7,18 +7,18 @@ use anyhow::{Context, Result, ensure};
 use crate::cargo::{cargo, root};
 use crate::packages;
 
-/// What the benchmark compares with and counts by.
+/// The programs that the benchmark compares with, and the one that counts instructions.
 const BENCH: &[&str] = &["passt", "slirp4netns", "valgrind"];
 
-/// Compare Softnet with forwarders that filter nothing and with what a user would pick instead
+/// Compare Softnet with forwarders that filter nothing and with its alternatives
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// `filter` counts the instructions of a decision and nothing else; and the benchmark's own flags: --quick, --only
+    /// `filter` to count only the instructions of a decision, or flags of the benchmark: --quick, --only
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
 }
 
-/// Builds everything as it is released and starts the benchmark.
+/// Builds everything in release mode and starts the benchmark.
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure_installed(&[packages::LAB, BENCH])?;
     let built =

@@ -1,5 +1,5 @@
-//! Building for other systems than this one: Debian's compiler makes their standard library of the source that is
-//! packaged with it, so nothing comes from anywhere but Debian.
+//! Building for other systems than this one: Debian's compiler builds their standard library from the source
+//! that is packaged with it, so everything comes from Debian.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::cargo::root;
 
 /// The matched pair of compiler and standard library's source, and the lints.
 pub const PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"];
-/// Where Debian puts them. A rustup on the path is not used: its compilers do not fit the packaged source.
+/// Where Debian puts them. A rustup on the path is not used: its compilers do not match the packaged source.
 const BIN: &str = "/usr/bin";
 
 /// The toolchain with one build folder, apart from that of the host's own builds.
@@ -51,7 +51,7 @@ impl DebianRust {
         let mut command = Command::new(Path::new(BIN).join(program));
         command
             .current_dir(root())
-            // What the cargo that runs this command says of itself is not true of Debian's.
+            // The variables of the cargo that runs this command do not apply to Debian's.
             .env_remove("LD_LIBRARY_PATH")
             .env_remove("RUSTUP_TOOLCHAIN")
             .env_remove("RUSTUP_HOME")
@@ -99,7 +99,7 @@ fn path() -> OsString {
     path
 }
 
-/// Runs one step of a build and says how long it took.
+/// Runs one step of a build and prints how long it took.
 pub fn step(name: &str, mut command: Command) -> Result<()> {
     let started = Instant::now();
     println!("==> {name}");

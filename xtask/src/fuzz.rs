@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: long runs of the fuzz targets; `cargo test` only replays what they have found.
+//! `cargo xtask fuzz`: long runs of the fuzz targets. `cargo test` only replays their findings.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,13 +19,13 @@ const TARGETS: [(&str, &str); 7] = [
     ("offload_super_frame", "offload/tests/fixtures/super_frame"),
 ];
 
-/// The longest input: a super-frame and what a target reads before it.
+/// The longest input: a super-frame and the header that a target reads before it.
 const MAX_LEN: usize = 65_700;
 
 /// Fuzz one target or all of them, one after the other; needs a nightly compiler and cargo-fuzz
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// frame, sequence, dhcp, stream, leases, offload_batch or offload_super_frame; all of them if there is none
+    /// frame, sequence, dhcp, stream, leases, offload_batch or offload_super_frame; all of them by default
     target: Option<String>,
     /// Seconds for each target
     #[arg(default_value_t = 1_200)]
@@ -33,23 +33,25 @@ pub struct Args {
 }
 
 /// Seconds for each target of a short run.
-const SHORT: u64 = 10;
+pub const SHORT: u64 = 10;
 
-/// A short run of every target, as a part of all tests. `None` where there is no nightly compiler, without which none
-/// can be built; cargo-fuzz is installed if it is missing.
+/// A short run of every target, as a part of `cargo xtask test`. Installs cargo-fuzz if it is missing;
+/// returns `None` without a nightly compiler, which building a target requires.
 pub fn run_shortly() -> Result<Option<ExitCode>> {
     let works = |arguments: &[&str]| {
         let output = Command::new("cargo").current_dir(root()).args(arguments).output();
         output.is_ok_and(|output| output.status.success())
     };
     if !works(&["+nightly", "--version"]) {
-        println!("skipped: there is no nightly compiler (`rustup toolchain install nightly` brings it)");
+        println!(
+            "skipped: there is no nightly compiler (install it with `rustup toolchain install nightly`)"
+        );
         return Ok(None);
     }
     if !works(&["+nightly", "fuzz", "--version"]) {
         println!("installing cargo-fuzz");
         if !works(&["install", "--locked", "cargo-fuzz"]) {
-            bail!("cargo-fuzz cannot be installed: cargo install --locked cargo-fuzz");
+            bail!("cannot install cargo-fuzz; try: cargo install --locked cargo-fuzz");
         }
     }
     run(&Args { target: None, seconds: SHORT }).map(Some)
@@ -60,12 +62,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let chosen: Vec<_> =
         TARGETS.iter().filter(|(name, _)| args.target.as_ref().is_none_or(|target| target == name)).collect();
     if chosen.is_empty() {
-        bail!("there is no such target: {}", args.target.as_deref().unwrap_or_default());
+        let known: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "there is no target {}; the targets are {}",
+            args.target.as_deref().unwrap_or_default(),
+            known.join(", ")
+        );
     }
     for (name, seeds) in chosen {
         let corpus = PathBuf::from("fuzz/corpus").join(name);
-        fs::create_dir_all(root().join(&corpus)).context("make a folder for the corpus")?;
-        // By the name that rustup gives it, since the compiler that runs this is not the nightly one.
+        fs::create_dir_all(root().join(&corpus)).context("create a folder for the corpus")?;
+        // By rustup's name, because this program is run by another compiler than nightly.
         let status = Command::new("cargo")
             .current_dir(root())
             .args(["+nightly", "fuzz", "run", name])
@@ -81,9 +88,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .context("start cargo")?;
         if !status.success() {
             bail!(
-                "{name} failed. If there is no cargo-fuzz, `cargo install cargo-fuzz` brings it. If it found \
+                "{name} failed. If cargo-fuzz is missing, install it with `cargo install cargo-fuzz`. If it found \
                  something, the input is in fuzz/artifacts/{name}: move it to where cargo test replays it \
-                 (filter/tests/fixtures/{name}, or {seeds} for offload) in the commit that mends it."
+                 (filter/tests/fixtures/{name}, or {seeds} for offload) in the commit that fixes it."
             );
         }
     }

@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask NAME`. One command a file.
+//! The project's own commands: `cargo xtask NAME`. One command per file.
 #![expect(clippy::print_stdout, reason = "these are programs for people, and this is what they print")]
 
 mod arm64;

@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 
 use crate::cargo::cargo;
 
-/// Change the filter and the formats in every way that cargo-mutants knows, and list what no test notices
+/// Change the filter and the formats in every way that cargo-mutants knows, and list the changes that no test notices
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Further words for cargo-mutants, such as --file filter/src/arp.rs
+    /// Further arguments for cargo-mutants, such as --file filter/src/arp.rs
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
 }
@@ -27,7 +27,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .status()
         .context("start cargo")?;
     if !status.success() {
-        eprintln!("If there is no cargo-mutants, `cargo install cargo-mutants` brings it.");
+        eprintln!("If cargo-mutants is missing, install it with `cargo install cargo-mutants`.");
     }
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }

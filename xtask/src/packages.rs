@@ -1,10 +1,10 @@
-//! Debian packages: named when missing, installed when there is the right to.
+//! Debian packages: installs missing ones as root, and otherwise names them.
 
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// What builds and runs any lab: links, names, firewall, and the guests' programs.
+/// What every lab needs: links, names, firewall, and the guests' programs.
 pub const LAB: &[&str] = &["iproute2", "dnsmasq-base", "nftables", "busybox-static", "libc6-dev"];
 /// User-mode Linux guests.
 pub const UML: &[&str] = &["user-mode-linux"];
@@ -13,7 +13,8 @@ pub const QEMU: &[&str] = &["qemu-system-x86"];
 /// The network of a user without privilege.
 pub const UNPRIVILEGED: &[&str] = &["passt"];
 
-/// Fails without root, and says what to type: namespaces with several users in them, TAPs and NAT need it.
+/// Fails without root, and names the command to run: namespaces with several users in them, TAPs and NAT need
+/// it.
 ///
 /// # Errors
 /// Fails without root.
@@ -26,10 +27,10 @@ pub fn need_root(command: &str) -> Result<()> {
     )
 }
 
-/// Sees to it that these packages are there: installs what is missing as root, else says how.
+/// Ensures that these packages are installed: installs missing ones as root, and otherwise names the command.
 ///
 /// # Errors
-/// Fails without `apt-get`, without the right to install, and if the installation fails.
+/// Fails without `apt-get`, without root, and if the installation fails.
 pub fn ensure_installed(wanted: &[&[&str]]) -> Result<()> {
     let missing: Vec<&str> =
         wanted.iter().copied().flatten().copied().filter(|package| !installed(package)).collect();
@@ -59,7 +60,7 @@ fn apt_get(arguments: &[&str]) -> Result<()> {
         .stdin(Stdio::null())
         .status()
         .context(
-            "start apt-get (the lab's packages are Debian's; on other systems install their counterparts)",
+            "start apt-get (the lab needs Debian's packages; on other systems, install their equivalents)",
         )?;
     ensure!(status.success(), "apt-get {} failed", arguments.join(" "));
     Ok(())

@@ -1,4 +1,4 @@
-//! `cargo xtask release`: what is shipped, so built that anybody gets the same bytes, with a list of what is in it.
+//! `cargo xtask release`: the release files, built reproducibly, with a bill of materials.
 
 mod advisories;
 mod dependencies;
@@ -18,14 +18,14 @@ use crate::cargo::{cargo, root};
 /// Build the release: the program, its bill of materials (CycloneDX) and their checksums, in target/dist
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Build two copies of the sources from nothing and compare the bytes; look for the overflow checks in the program;
-    /// check the dependencies with cargo-deny, which is installed if it is missing
+    /// Build two copies of the sources from scratch and compare the bytes; verify that the program has
+    /// overflow checks; check the dependencies with cargo-deny, which is installed if it is missing
     #[arg(long, group = "checks")]
     check: bool,
-    /// Check the dependencies only; builds nothing
+    /// Check only the dependencies; build nothing
     #[arg(long, group = "checks")]
     check_dependencies: bool,
-    /// Take this clone of RustSec's advisory database instead of fetching it
+    /// Use this clone of RustSec's advisory database instead of fetching it
     #[arg(long, value_name = "DIR", requires = "checks")]
     advisory_db: Option<PathBuf>,
 }
@@ -60,7 +60,7 @@ fn dist() -> Result<bool> {
     Ok(true)
 }
 
-/// Every check is made, whatever became of those before it.
+/// Runs every check, also after a failed one.
 fn check(args: &Args) -> bool {
     let (mut wrong, mut unchecked) = (Vec::new(), Vec::new());
     let mut judge = |name, verdict: Result<Vec<String>>| match verdict {
@@ -79,7 +79,7 @@ fn check(args: &Args) -> bool {
     }
     match &wrong[..] {
         [] if unchecked.is_empty() => println!("==> ok"),
-        [] => println!("==> ok, but for what was NOT checked"),
+        [] => println!("==> ok, except for what was NOT checked"),
         wrong => println!("==> FAILED: {}", wrong.join(", ")),
     }
     wrong.is_empty()
@@ -93,7 +93,8 @@ const BUILT: &str = "release/softnet";
 /// Cargo's own folder are.
 fn make(sources: &Path, target: &Path) -> Result<Shipped> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("find Cargo's folder")?;
+    let home =
+        home.or_else(|| Some(std::env::home_dir()?.join(".cargo"))).context("cannot find Cargo's folder")?;
     // The last prefix that matches counts.
     let prefixes = [(sources, "/softnet"), (target, "/softnet/target"), (&*home, "/cargo")];
     let flags: Vec<String> =
@@ -101,7 +102,7 @@ fn make(sources: &Path, target: &Path) -> Result<Shipped> {
     let status = cargo("build --release --locked --package softnet --bin softnet --target-dir")
         .arg(target)
         .current_dir(sources)
-        // Separated so that a path may have spaces; whatever else the caller's environment says about flags is void.
+        // Separated so that a path may have spaces; this overrides all flags of the caller's environment.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env("CARGO_INCREMENTAL", "0")
         .status()

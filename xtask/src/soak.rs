@@ -1,4 +1,4 @@
-//! `cargo xtask soak`: whether Softnet lasts.
+//! `cargo xtask soak`: a long run with hundreds of VMs.
 
 use std::process::ExitCode;
 
@@ -7,22 +7,22 @@ use anyhow::{Context, Result};
 use crate::cargo::cargo;
 use crate::packages;
 
-/// Let VMs join, flood and leave one small network by the hundred, and see whether anything is lost or grows
+/// Run hundreds of VMs that join, flood and leave one small network, and check for lost or leaked resources
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What all random choices follow from
+    /// Seed for all random choices
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Minutes for which VMs join
     #[arg(long, default_value_t = 4.0, value_parser = minutes)]
     minutes: f64,
-    /// VMs at a time
+    /// VMs that run at the same time
     #[arg(long, default_value_t = 50)]
     vms: usize,
-    /// Only these ways to end: close, release, sigterm, sigint, early, worker, monitor, both
+    /// Ways in which a VM ends: close, release, sigterm, sigint, early, worker, monitor, both
     #[arg(long, value_name = "END,…")]
     ends: Option<String>,
-    /// Only these attackers, or none: desync, filler, hog, shadow, leak, sleep, drip, break
+    /// Attackers that take part, or none: desync, filler, hog, shadow, leak, sleep, drip, break
     #[arg(long, value_name = "ATTACKER,…")]
     attackers: Option<String>,
 }
@@ -30,11 +30,11 @@ pub struct Args {
 fn minutes(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(minutes) if (0.05..=1440.0).contains(&minutes) => Ok(minutes),
-        _ => Err("say a number of minutes, from 0.05 to 1440".to_owned()),
+        _ => Err("use a number of minutes from 0.05 to 1440".to_owned()),
     }
 }
 
-/// Builds everything as it is released and runs the test that is called soak, in its long form.
+/// Builds everything in release mode and runs the test `soak` in its long form.
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::need_root("soak")?;
     packages::ensure_installed(&[packages::LAB])?;

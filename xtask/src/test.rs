@@ -25,14 +25,14 @@ struct Tally {
     ignored: u64,
 }
 
-/// Runs every step, whatever became of those before it, and then says what failed.
+/// Runs every step, also after a failed one, and then lists what failed.
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.lints {
         packages::need_root("test")?;
         packages::ensure_installed(&[packages::LAB, packages::UML, packages::QEMU, packages::UNPRIVILEGED])?;
     }
     let mut documentation = cargo("doc --workspace --no-deps --quiet");
-    // The crates are the project's own: whoever reads that page has the private item in the next file.
+    // The crates are not published: a reader of that page has the private item in the next file.
     documentation.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
     let mut steps = vec![
         ("formatting", cargo("fmt --all --check")),
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         results.push((name, good, started.elapsed()));
     }
     if !args.lints {
-        println!("==> fuzzing, shortly");
+        println!("==> fuzzing ({} s per target)", crate::fuzz::SHORT);
         let started = Instant::now();
         let good = crate::fuzz::run_shortly().unwrap_or_else(|error| {
             println!("{error:#}");
@@ -62,14 +62,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         results.push(("fuzzing", good != Some(ExitCode::FAILURE), started.elapsed()));
     }
     println!();
-    // Once more, since much was printed behind them.
+    // Printed again, because much output followed them.
     failures.print();
     for (name, good, took) in &results {
         let verdict = if *good { "ok" } else { "FAILED" };
         println!("{name:<16}{verdict:<8}{:>6.1} s", took.as_secs_f64());
     }
     let took: Duration = results.iter().map(|(.., took)| *took).sum();
-    println!("{:<24}{:>6.1} s", "together", took.as_secs_f64());
+    println!("{:<24}{:>6.1} s", "total", took.as_secs_f64());
     if !args.lints {
         println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.ignored);
     }
@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs one step, shows what it prints while it prints it, counts the tests in it, and keeps what those that failed told.
+/// Runs one step, prints its output as it comes, counts its tests, and keeps the messages of failed ones.
 fn step(mut command: Command, tally: &mut Tally, failures: &mut Failures) -> Result<bool> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("start cargo")?;
     let output = child.stdout.take().context("standard output is piped")?;
@@ -90,7 +90,7 @@ fn step(mut command: Command, tally: &mut Tally, failures: &mut Failures) -> Res
     Ok(child.wait()?.success())
 }
 
-/// What the tests that failed told.
+/// The messages of failed tests.
 #[derive(Debug, Default)]
 struct Failures {
     lines: Vec<String>,
@@ -98,7 +98,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// Keeps a line that stands between `failures:` and the next `test result:`.
+    /// Keeps a line between `failures:` and the next `test result:`.
     fn add(&mut self, line: &str) {
         self.within = (self.within || line == "failures:") && !line.starts_with("test result: ");
         if self.within && !line.is_empty() {
@@ -114,7 +114,7 @@ impl Failures {
 }
 
 impl Tally {
-    /// Adds a line such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`; any other line adds nothing.
+    /// Adds a line such as `test result: ok. 12 passed; 0 failed; 1 ignored; …`; ignores any other line.
     fn add(&mut self, line: &str) {
         let Some((_, numbers)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
         else {

@@ -1,4 +1,4 @@
-//! Which host side a VM gets on Linux, and opening it.
+//! Chooses the VM's host side on Linux, and opens it.
 
 use super::Request;
 use crate::config::expose::Expose;
@@ -12,7 +12,7 @@ use crate::host::tap::Tap;
 use crate::host::{HostLink, Mode, Uplink, passt, port_state};
 use crate::leases::LeaseFile;
 use crate::link::{Link, StreamLink};
-use crate::monitor::{self, Custody, Place};
+use crate::monitor::{self, MonitorState, Place};
 use crate::netlink::{Kind, Netlink};
 use crate::usage::UsageError;
 use anyhow::Context;
@@ -23,7 +23,7 @@ use rustix::thread::CapabilitySet;
 /// The name of a new TAP; the kernel picks the number.
 const NEW_TAP: &str = "snt%d";
 
-/// An open host side, before the process is split.
+/// An open host side, before the process forks.
 struct Side {
     link: Box<dyn Link>,
     uplink: Uplink,
@@ -35,10 +35,10 @@ struct Side {
 
 /// Opens the host side that `request` asks for.
 ///
-/// The process forks: this returns in the child, and the parent stays as its [`monitor`].
+/// The process forks: this returns in the child, and the parent becomes its [`monitor`].
 ///
 /// # Errors
-/// A [`UsageError`] for what the user can mend on the command line; anything else with its context.
+/// A [`UsageError`] for what the user can fix on the command line; any other error with its context.
 pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
     let settings = request.settings;
     let side = match &settings.host {
@@ -55,7 +55,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
         }
         HostSide::Managed { explicit: true, network, .. } => {
             let reason =
-                "only root may set up a network; use sudo, or leave out --network and --subnet for passt";
+                "only root may set up a network; use sudo, or leave out --network and --subnet to use passt";
             Err(UsageError::new("--network", network.as_str(), reason).into())
         }
         HostSide::Managed { .. } => open_passt(request),
@@ -63,14 +63,15 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
     split(side, request)
 }
 
-/// Leaves the monitor behind, with all that is not for the process that parses frames.
+/// Forks: the parent becomes the monitor and keeps everything that the process that parses frames must not
+/// have.
 fn split(side: Side, request: &Request<'_>) -> anyhow::Result<HostLink> {
     let Side { link, uplink, mode, leases, place, exposed } = side;
     let addresses = AddressWatch::new(uplink.address)?;
     let (host_addresses, ports) = (addresses.known().to_vec(), exposed.known().to_vec());
-    let custody = Custody { place, addresses, exposed };
+    let state = MonitorState { place, addresses, exposed };
     let follower =
-        monitor::entrust(custody, request.vm, request.identity).context("cannot start the worker")?;
+        monitor::fork_worker(state, request.vm, request.identity).context("cannot start the worker")?;
     Ok(HostLink { link, uplink, mode, follower, leases, host_addresses, exposed: ports })
 }
 
@@ -81,7 +82,8 @@ fn managed_subnet(host: &HostSide) -> Option<Ipv4Net> {
     }
 }
 
-/// Whether this process may make interfaces and rules: root, and in a container with the capability too.
+/// Whether this process may create interfaces and rules: it is root and has the capability, which root in a
+/// container may lack.
 fn may_manage() -> bool {
     geteuid().is_root()
         && rustix::thread::capabilities(None)
@@ -113,17 +115,18 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { vm_mac, isolated, .. } = request;
     let unusable = |error: bridge::Error| UsageError::new("--bridge", name, error);
     if !may_manage() {
-        let reason = "only root may add to a bridge; use sudo, or a TAP that root made for you there (--tap)";
+        let reason = "only root may add a port to a bridge; use sudo, or --tap with a TAP that root created there for you";
         return Err(UsageError::new("--bridge", name, reason).into());
     }
     let mut netlink = Netlink::open()?;
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
-    // Before anything is made.
+    // Checked before anything is created.
     let gateway = bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
     let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| UsageError::new("--bridge", name, error))?;
-    // The second wall, for the case that the process that parses the frames is taken over (H10). The filter is the first.
+    // The second line of defence, after the filter, in case the process that parses the frames is compromised
+    // (H10).
     if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &gateway) {
-        tracing::warn!(%error, "the kernel checks neither the VM's MAC address on the bridge nor who of the host's users speaks DHCP there");
+        tracing::warn!(%error, "the kernel does not check the VM's MAC address on the bridge, and does not keep the host's users from sending DHCP there");
     }
     let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
     tap.set_gateway(gateway.address);
@@ -138,17 +141,18 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     })
 }
 
-/// passt holds no privilege and takes the forwards on its command line, so nothing has to follow the lease.
+/// passt has no privilege and gets the forwards on its command line, so nothing has to follow the lease.
 fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, .. } = request;
-    // passt says only that it could not bind; this says why. The ports are free again for it right after.
+    // passt reports only that it could not bind; this reports why. The ports are released for passt right
+    // after.
     drop(reserve(settings)?);
     let passt = passt::start(vm_mac, settings.net_type, &settings.expose).map_err(|error| match error {
         passt::Error::MacIsGateway(_) => {
             UsageError::new("--vm-mac-address", vm_mac.to_string(), error).into()
         }
         error => anyhow::Error::new(error)
-            .context("cannot use passt, which stands in for the managed network without privilege"),
+            .context("cannot start passt, which replaces the managed network for users without privilege"),
     })?;
     Ok(Side {
         uplink: Uplink {
@@ -184,7 +188,7 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
         connections: settings.connections,
     };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
-    let mut tap = Tap::attach(NEW_TAP, false).context("cannot make a TAP")?;
+    let mut tap = Tap::attach(NEW_TAP, false).context("cannot create a TAP")?;
     membership.attach(tap.name(), isolated)?;
     tap.set_gateway(membership.gateway().address);
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
@@ -198,7 +202,7 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
     })
 }
 
-/// What the user can mend on the command line is an error of the command line.
+/// Turns an error that the user can fix on the command line into a [`UsageError`].
 fn on_the_command_line(error: network::Error) -> anyhow::Error {
     use network::Error as E;
     match &error {
@@ -213,12 +217,12 @@ fn on_the_command_line(error: network::Error) -> anyhow::Error {
     }
 }
 
-/// Ready means that frames flow.
+/// Softnet reports ready only when frames flow.
 fn wait_until_frames_flow(netlink: &mut Netlink, tap: &Tap) -> anyhow::Result<()> {
     if !port_state::wait_until_frames_flow(netlink, tap.name())? {
         tracing::warn!(
             interface = tap.name(),
-            "the host does not carry this interface's frames yet; is it up, and its bridge?"
+            "the host does not carry this interface's frames yet; check that the interface and its bridge are up"
         );
     }
     Ok(())

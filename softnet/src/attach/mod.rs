@@ -1,4 +1,5 @@
-//! Opens the host side that the configuration names, and leaves the monitor beside it. The one place that knows all of them.
+//! Opens the host side that the configuration names, and starts the monitor. The only module that knows all
+//! host sides.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -16,16 +17,16 @@ pub use linux::open;
 #[cfg(target_os = "macos")]
 pub use macos::open;
 
-/// Who asks for a host side.
+/// A request for a host side.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// What the command line says.
+    /// The checked command line.
     pub settings: &'a PortSettings,
     /// The VM's MAC address.
     pub vm_mac: MacAddr,
-    /// Whether the VM reaches no other VM on its bridge.
+    /// Whether the VM must not reach other VMs on its bridge.
     pub isolated: bool,
-    /// The VM's socket, for whoever watches its far end from another process.
+    /// The VM's socket, whose far end the monitor may watch.
     pub vm: &'a VmSocket,
     /// The user that the process that parses frames will become.
     pub identity: &'a Identity,

@@ -1,4 +1,4 @@
-//! The preferences in the system's own store, by SystemConfiguration.
+//! The preferences in the system's store, by SystemConfiguration.
 //!
 //! `unsafe`, because the framework's calls are C and its values are counted references.
 #![expect(unsafe_code, reason = "SystemConfiguration and CoreFoundation are C interfaces")]
@@ -130,7 +130,7 @@ impl Preferences for SystemPreferences {
     }
 }
 
-/// What the framework says about the last call on this thread.
+/// The framework's error of the last call on this thread.
 fn failed(step: &'static str) -> BootpdError {
     // SAFETY: both calls take no pointer; the string is a constant of the framework.
     let reason = unsafe { std::ffi::CStr::from_ptr(SCErrorString(SCError())) };

@@ -1,9 +1,9 @@
 //! The lease time of macOS's DHCP server, bootpd.
 //!
-//! vmnet's DHCP range has some 250 addresses, and bootpd keeps each for a day unless told otherwise: a host that starts a
-//! few hundred VMs a day runs out. The time is a system preference of Internet Sharing, `bootpd` → `DHCPLeaseTimeSecs`
-//! in `com.apple.InternetSharing.default.plist`, which others may use too. So it is changed under the preferences' lock,
-//! only if it differs, and nothing beside it is touched.
+//! vmnet's DHCP range has some 250 addresses, and bootpd leases each for a day by default: a host that starts
+//! a few hundred VMs a day runs out. The time is a system preference of Internet Sharing, `bootpd` →
+//! `DHCPLeaseTimeSecs` in `com.apple.InternetSharing.default.plist`, which other programs may use too. So
+//! this module changes it under the preferences' lock, only if it differs, and touches no other key.
 
 #[cfg(target_os = "macos")]
 mod apple;
@@ -11,54 +11,54 @@ mod apple;
 #[cfg(target_os = "macos")]
 pub use apple::tune_system;
 
-/// The preferences as far as the lease time goes.
+/// Access to the lease time in the preferences.
 pub trait Preferences {
-    /// Waits for the lock, and sees what was written before it was had.
+    /// Waits for the lock, and then reads the latest state.
     ///
     /// # Errors
-    /// When the lock cannot be had, for instance without privilege.
+    /// When the lock cannot be taken, for instance without privilege.
     fn lock(&mut self) -> Result<(), BootpdError>;
     /// The lease time in seconds, if one is set.
     fn lease_time(&self) -> Option<u32>;
     /// Sets the lease time, and leaves all other keys as they are.
     ///
     /// # Errors
-    /// When the preferences do not take it.
+    /// When the preferences reject it.
     fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError>;
-    /// Makes the change last and tells those who use it.
+    /// Stores the change and notifies the programs that use it.
     ///
     /// # Errors
     /// When it cannot be stored.
     fn commit(&mut self) -> Result<(), BootpdError>;
-    /// Gives the lock back.
+    /// Releases the lock.
     fn unlock(&mut self);
 }
 
-/// Why the lease time was not set. It is a warning, not the end.
+/// Why the lease time was not set. Softnet only warns about it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("cannot {step} the system's DHCP preferences: {reason}")]
 pub struct BootpdError {
     /// What was tried.
     pub step: &'static str,
-    /// What the system said.
+    /// The system's message.
     pub reason: String,
 }
 
-/// What has become of the preference.
+/// The outcome of [`tune`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Tuned {
-    /// It was as it should be.
+    /// It already had the value.
     Already,
     /// It was changed.
     Changed,
 }
 
-/// Sets the lease time to `seconds`, if it is another.
+/// Sets the lease time to `seconds`, if it differs.
 ///
 /// # Errors
-/// The first step that failed; the lock is given back in any case.
+/// The first step that failed; the lock is released in any case.
 pub fn tune(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
-    // Nearly always; and reading needs no privilege.
+    // This is the usual case, and reading needs no privilege.
     if preferences.lease_time() == Some(seconds) {
         return Ok(Tuned::Already);
     }
@@ -69,7 +69,7 @@ pub fn tune(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, B
 }
 
 fn tune_locked(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
-    // Another Softnet may have been faster.
+    // Another Softnet may have set it while this one waited.
     if preferences.lease_time() == Some(seconds) {
         return Ok(Tuned::Already);
     }
@@ -82,11 +82,11 @@ fn tune_locked(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned
 mod tests {
     use super::*;
 
-    /// Preferences that note what is done to them.
+    /// Preferences that record the calls.
     #[derive(Debug, Default)]
     struct Fake {
         stored: Option<u32>,
-        /// What somebody else stores while the lock is waited for.
+        /// What another process stores while this one waits for the lock.
         meanwhile: Option<u32>,
         fails_at: Option<&'static str>,
         done: Vec<&'static str>,

@@ -1,4 +1,4 @@
-//! `--expose`: which of the host's ports lead to which of the VM's.
+//! `--expose`: which ports of the host lead to which ports of the VM.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -33,7 +33,7 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// A port of the host that leads to a VM, whichever port of it.
+/// A port of the host that leads to some port of a VM.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Exposed {
     /// The host's address that it is bound to; `None` means all of them.
@@ -69,20 +69,20 @@ pub struct Expose {
 pub enum ParseError {
     /// Not two or three parts.
     #[error(
-        "it is not of the form [ADDRESS:]EXTERNAL:INTERNAL[/tcp|/udp], such as 8080:80 or 127.0.0.1:5353:53/udp"
+        "is not of the form [ADDRESS:]EXTERNAL:INTERNAL[/tcp|/udp], such as 8080:80 or 127.0.0.1:5353:53/udp"
     )]
     Form,
-    /// A port that is none.
-    #[error("{0:?} is no port; ports are 1 to 65535")]
+    /// An invalid port.
+    #[error("{0:?} is not a port; ports are 1 to 65535")]
     Port(String),
-    /// An address that is none.
-    #[error("{0:?} is no IPv4 address of this host")]
+    /// An invalid address.
+    #[error("{0:?} is not an IPv4 address of this host (`ip address` lists them)")]
     Address(String),
-    /// IPv6 is not there yet.
+    /// IPv6 is not supported yet.
     #[error("IPv6 addresses cannot be exposed yet; give an IPv4 address")]
     Ipv6,
-    /// A transport that is none.
-    #[error("{0:?} is no transport; say /tcp or /udp")]
+    /// An unknown protocol.
+    #[error("{0:?} is not a protocol; use /tcp or /udp")]
     Protocol(String),
 }
 
@@ -110,7 +110,7 @@ impl FromStr for Expose {
 }
 
 fn parse_port(text: &str) -> Result<NonZeroU16, ParseError> {
-    // `u16::from_str` takes a leading plus sign, which no port number has.
+    // `u16::from_str` accepts a leading plus sign, which is not valid here.
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|_| digits).ok_or_else(|| ParseError::Port(text.to_owned()))
 }
@@ -125,7 +125,7 @@ fn parse_address(text: &str) -> Result<Ipv4Addr, ParseError> {
 }
 
 impl Expose {
-    /// The host's half of it.
+    /// The host's half of the entry.
     pub fn exposed(&self) -> Exposed {
         let address = self.address.filter(|address| !address.is_unspecified());
         Exposed { address, protocol: self.protocol, port: self.external }
@@ -136,7 +136,7 @@ impl Expose {
         self.address.unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
-    /// Whether the two claim the same port of the host: same port and transport, on the same address or on all.
+    /// Whether both use the same port of the host: same port and transport, on the same address or on all.
     pub fn collides_with(&self, other: &Expose) -> bool {
         let wild = self.bind_address().is_unspecified() || other.bind_address().is_unspecified();
         self.protocol == other.protocol
@@ -154,7 +154,7 @@ impl fmt::Display for Expose {
     }
 }
 
-/// The first two entries that claim the same port of the host, if any do.
+/// The first two entries that use the same port of the host, if any do.
 pub fn first_collision(exposes: &[Expose]) -> Option<(Expose, Expose)> {
     exposes.iter().enumerate().find_map(|(index, later)| {
         let earlier = exposes.get(..index)?.iter().find(|earlier| earlier.collides_with(later))?;

@@ -1,5 +1,5 @@
-//! The one place where arguments become a configuration, or an error that names the flag, the value, the reason and the
-//! fix. Nothing on the system is changed here.
+//! Turns arguments into a configuration, or into an error that names the flag, the value, the reason and the
+//! fix. This module changes nothing on the system.
 
 pub mod expose;
 mod network_name;
@@ -15,15 +15,15 @@ use crate::usage::UsageError;
 use crate::vm::VmSocket;
 use expose::Expose;
 
-/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server hands out no lease below two minutes, and more than a
-/// day brings back the exhaustion of addresses that a short lease cures.
+/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
+/// with more than a day the addresses may run out, which a short lease prevents.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 
-/// How many tracked connections one VM may have unless told otherwise (rule H4).
+/// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
 
-/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than the upper one
-/// unless somebody made it so.
+/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than
+/// the upper one by default.
 #[cfg(target_os = "linux")]
 const CONNECTIONS: std::ops::RangeInclusive<u32> = 64..=1_048_576;
 
@@ -34,13 +34,13 @@ pub enum HostSide {
     Tap(String),
     /// A new TAP in an existing bridge.
     Bridge(String),
-    /// The managed network, or passt without the privilege for it.
+    /// The managed network, or passt if the process lacks the privilege for it.
     Managed {
         /// Name of the network and its bridge.
         network: NetworkName,
-        /// Whether the user named it, and so would not want passt instead.
+        /// Whether the user asked for it explicitly, so that passt does not replace it.
         explicit: bool,
-        /// The subnet asked for.
+        /// The requested subnet.
         subnet: Option<ipnet::Ipv4Net>,
     },
 }
@@ -59,7 +59,7 @@ pub struct Config {
 /// What `softnet` and `softnet run` have in common, checked.
 #[derive(Debug)]
 pub struct PortSettings {
-    /// Whether the VM reaches the world.
+    /// Whether the VM reaches the internet.
     pub net_type: NetType,
     /// Where its frames go.
     pub host: HostSide,
@@ -67,9 +67,9 @@ pub struct PortSettings {
     pub lease_time: u32,
     /// How many connections of the VM the host tracks (rule H4).
     pub connections: u32,
-    /// Port forwards, none of which claims another's port.
+    /// Port forwards, each with its own port of the host.
     pub expose: Vec<Expose>,
-    /// Whether the lease is given back at the end.
+    /// Whether the lease is released at the end.
     pub release: bool,
     /// `--allow` and `--block`.
     pub rules: Vec<Rule>,
@@ -79,7 +79,7 @@ pub struct PortSettings {
     pub group: Option<String>,
     /// Whether a kernel without sandboxing is an error.
     pub require_sandbox: bool,
-    /// Where readiness is told.
+    /// The descriptor on which readiness is reported.
     pub ready: Option<OwnedFd>,
     /// Whether the counters are printed at the end.
     pub stats: bool,
@@ -99,7 +99,7 @@ impl TryFrom<(VmArgs, PortArgs)> for Config {
         let fd = vm.vm_fd.ok_or_else(|| {
             UsageError::flag(
                 "--vm-fd",
-                "is missing; pass the number of the VM's socket, or let `softnet run` make one",
+                "is missing; pass the number of the VM's socket, or let `softnet run` create one",
             )
         })?;
         let mac = vm.vm_mac_address.ok_or_else(|| {
@@ -120,7 +120,13 @@ impl TryFrom<PortArgs> for PortSettings {
         let net_type = match args.vm_net_type.as_str() {
             "nat" => NetType::Nat,
             "host" => NetType::Host,
-            other => return Err(UsageError::new("--vm-net-type", other, "is neither \"nat\" nor \"host\"")),
+            other => {
+                return Err(UsageError::new(
+                    "--vm-net-type",
+                    other,
+                    "is neither \"nat\" nor \"host\"; use one of the two",
+                ));
+            }
         };
         let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
@@ -193,7 +199,7 @@ fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, UsageError> {
     match expose::first_collision(&exposes) {
         None => Ok(exposes),
         Some((first, second)) => {
-            let reason = format!("exposes the port that {first} exposes already; a port leads to one place");
+            let reason = format!("uses the same port of the host as {first}; choose another");
             Err(UsageError::new("--expose", second.to_string(), reason))
         }
     }
@@ -204,7 +210,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError>
     let contradiction = |flag, other| {
         Err(UsageError::flag(
             flag,
-            format_args!("contradicts {other}; a VM has one host side, so give one of them"),
+            format_args!("contradicts {other}; a VM has one host side, so give only one of the two"),
         ))
     };
     match (&args.tap, &args.bridge) {
@@ -220,7 +226,7 @@ fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError>
         return Err(UsageError::flag(
             "--expose",
             format_args!(
-                "contradicts {flag}; forwards belong to the network that Softnet manages, so leave {flag} out"
+                "contradicts {flag}; ports are published on the managed network only, so leave {flag} out"
             ),
         ));
     }
@@ -248,8 +254,9 @@ fn host_side(_args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError
 fn connections(args: &PortArgs) -> Result<u32, UsageError> {
     let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
     if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
-        let reason =
-            format_args!("contradicts {flag}; it is for the network that Softnet manages, so leave one out");
+        let reason = format_args!(
+            "contradicts {flag}; it applies to the managed network only, so leave one of the two out"
+        );
         return Err(UsageError::flag("--connections", reason));
     }
     let error = || {
@@ -259,19 +266,18 @@ fn connections(args: &PortArgs) -> Result<u32, UsageError> {
     value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
 }
 
-/// The host's connection table is not Softnet's there.
+/// On other systems Softnet does not manage the host's connection table.
 #[cfg(not(target_os = "linux"))]
 fn connections(_args: &PortArgs) -> Result<u32, UsageError> {
     Ok(0)
 }
 
-/// A name that the kernel takes for an interface: 1 to 15 bytes, no slash, colon or white space.
+/// A name that the kernel accepts for an interface: 1 to 15 bytes, no slash, colon or white space.
 #[cfg(target_os = "linux")]
 fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> {
     let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
     if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
-        let reason =
-            "is no interface name; use 1 to 15 characters without spaces, slashes, colons and percent signs";
+        let reason = "is not a valid interface name; use 1 to 15 characters without spaces, slashes, colons or percent signs";
         return Err(UsageError::new(flag, name, reason));
     }
     Ok(name.to_owned())
@@ -280,7 +286,7 @@ fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> 
 /// The name of a managed network.
 ///
 /// # Errors
-/// When it cannot be one.
+/// When the name is invalid.
 pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
     name.parse().map_err(|error: NameError| UsageError::new("--network", name, error))
 }
@@ -289,9 +295,9 @@ pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
 fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, UsageError> {
     let error = |reason: &str| UsageError::new("--subnet", value, reason);
     let subnet: ipnet::Ipv4Net =
-        value.parse().map_err(|_| error("is no IPv4 network; write it as 192.168.77.0/24"))?;
+        value.parse().map_err(|_| error("is not an IPv4 network; write it as 192.168.77.0/24"))?;
     if !(16..=29).contains(&subnet.prefix_len()) {
-        return Err(error("has no useful size; use a prefix length from 16 to 29"));
+        return Err(error("has an unsupported size; use a prefix length from 16 to 29"));
     }
     if subnet.trunc() != subnet {
         return Err(error(&format!("has host bits set; write {}", subnet.trunc())));
@@ -319,18 +325,18 @@ fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {
 
 fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, UsageError> {
     let number: RawFd = value.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| {
-        UsageError::new(flag, value, "is no descriptor number; pass one such as 0 (standard input) or 3")
-    })?;
-    if number == libc::STDERR_FILENO {
-        return Err(UsageError::new(
+        UsageError::new(
             flag,
             value,
-            "is standard error, where Softnet writes its log; pass another",
-        ));
+            "is not a file descriptor number; pass one such as 0 (standard input) or 3",
+        )
+    })?;
+    if number == libc::STDERR_FILENO {
+        return Err(UsageError::new(flag, value, "is standard error, which Softnet logs to; pass another"));
     }
     sys::fd::adopt(number).map_err(|error| match error.raw_os_error() {
         Some(libc::EBADF) => {
-            UsageError::new(flag, value, "is not open; let the launcher pass it on without close-on-exec")
+            UsageError::new(flag, value, "is not open; let the launcher pass it without close-on-exec")
         }
         Some(libc::EBUSY) => {
             UsageError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")

@@ -5,23 +5,24 @@ use std::str::FromStr;
 
 use softnet_filter::NetType;
 
-/// What the run directory and the kernel use for other things.
+/// Names that the run directory and the kernel use for other things.
 const RESERVED: [&str; 6] = ["lock", "locks", "ip_forward", "all", "default", "lo"];
 
 /// The name of a managed network, which is its bridge's name too.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct NetworkName(String);
 
-/// Why a name cannot be a network's.
+/// Why a name is invalid.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error(
-    "a network's name is 1 to 15 of the characters a-z, A-Z, 0-9 and _, begins with a letter, and is none of {}",
+    "is not a valid network name; use 1 to 15 of the characters a-z, A-Z, 0-9 and _, begin with a letter, and use none of \
+     the reserved names {}",
     RESERVED.join(", ")
 )]
 pub struct NameError;
 
 impl NetworkName {
-    /// The network that a VM joins unless told otherwise. NAT and host-only VMs do not share one.
+    /// The network that a VM joins by default. NAT and host-only VMs do not share one.
     pub fn default_for(net_type: NetType) -> Self {
         NetworkName(match net_type {
             NetType::Nat => "softnet0".to_owned(),
@@ -38,8 +39,8 @@ impl NetworkName {
 impl FromStr for NetworkName {
     type Err = NameError;
 
-    /// The name becomes an interface's name, a file's name and a word in an nftables ruleset, so it holds nothing that
-    /// means anything to any of them.
+    /// The name becomes an interface's name, a file's name and a word in an nftables ruleset, so it contains
+    /// no character that is special to any of them.
     fn from_str(text: &str) -> Result<Self, NameError> {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());

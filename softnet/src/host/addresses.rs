@@ -1,7 +1,7 @@
 //! The IPv4 addresses of the host, as they come and go (rule H1).
 //!
-//! The kernel tells of each change by a multicast group of rtnetlink. The message itself counts for nothing: the addresses
-//! are asked for again, so a queue that overflowed loses nothing.
+//! The kernel reports each change to a multicast group of rtnetlink. The message's content is ignored: all
+//! addresses are queried again, so that an overflow of the queue loses nothing.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -17,33 +17,35 @@ use crate::netlink::{Error, Netlink};
 /// The multicast group of changes to IPv4 addresses (`RTNLGRP_IPV4_IFADDR`, `linux/rtnetlink.h`).
 const ADDRESS_CHANGES: u32 = 5;
 
-/// How many addresses are followed at most. A host that has more is followed for its global ones first: the others are
-/// closed to a VM unless an entry of `--allow` opens them.
+/// The largest number of addresses that are tracked. On a host with more, global ones come first: a VM cannot
+/// reach the others unless an entry of `--allow` opens them.
 pub const MOST: usize = 4096;
 
-/// The shortest time between two looks, so that a host whose addresses change all the time keeps no monitor busy.
-const PACE: Duration = Duration::from_millis(100);
+/// The shortest time between two queries, so that a host whose addresses change all the time does not keep
+/// the monitor busy.
+const QUERY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Watches the addresses of the network namespace that it was made in, but for one gateway's and the loopback network.
+/// Watches the addresses of the network namespace that it was created in, except one gateway's and the
+/// loopback network.
 #[derive(Debug)]
 pub struct AddressWatch {
     changes: Socket,
     netlink: Netlink,
     gateway: Ipv4Addr,
     known: Vec<Ipv4Addr>,
-    /// A change is not looked at before.
+    /// No query is made before this time.
     not_before: Timestamp,
-    /// A look failed or was put off, and is due again at `not_before`.
+    /// Whether a query failed and is due again at `not_before`.
     stale: bool,
 }
 
 impl AddressWatch {
-    /// Listens first and looks then, so that no change between the two is missed.
+    /// Subscribes first and queries then, so that no change between the two is missed.
     ///
     /// # Errors
-    /// When the kernel cannot be asked.
+    /// When the kernel cannot be queried.
     pub fn new(gateway: Ipv4Addr) -> Result<Self, Error> {
-        let changes = listen().map_err(Error::Open)?;
+        let changes = subscribe().map_err(Error::Open)?;
         let mut watch = AddressWatch {
             changes,
             netlink: Netlink::open()?,
@@ -52,31 +54,31 @@ impl AddressWatch {
             not_before: Timestamp::default(),
             stale: false,
         };
-        watch.known = watch.look()?;
+        watch.known = watch.query()?;
         Ok(watch)
     }
 
-    /// The addresses when they were last looked at, sorted.
+    /// The addresses at the last query, sorted.
     pub fn known(&self) -> &[Ipv4Addr] {
         &self.known
     }
 
-    /// What tells of a change.
+    /// The socket that becomes readable on a change.
     pub fn changes(&self) -> BorrowedFd<'_> {
         self.changes.as_fd()
     }
 
-    /// What is asked.
-    pub fn questions(&self) -> BorrowedFd<'_> {
+    /// The socket for queries.
+    pub fn query_socket(&self) -> BorrowedFd<'_> {
         self.netlink.as_fd()
     }
 
-    /// Whether to wait for a change; if not, [`AddressWatch::deadline`] says when to look.
-    pub fn listens(&self, now: Timestamp) -> bool {
+    /// Whether to wait for a change; if not, [`AddressWatch::deadline`] says when to query.
+    pub fn is_listening(&self, now: Timestamp) -> bool {
         now >= self.not_before
     }
 
-    /// When to look or to listen again.
+    /// When to query or to wait for changes again.
     pub fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         (self.stale || now < self.not_before).then_some(self.not_before)
     }
@@ -84,20 +86,20 @@ impl AddressWatch {
     /// The addresses, if they differ from those known. Call it when [`AddressWatch::changes`] is readable, and when the
     /// deadline has come.
     pub fn changed(&mut self, now: Timestamp) -> Option<&[Ipv4Addr]> {
-        // An overflown queue (ENOBUFS) is a change too.
-        let mut told = self.stale;
+        // An overflow of the queue (ENOBUFS) is a change too.
+        let mut notified = self.stale;
         loop {
             match self.changes.recv_from_full() {
-                Ok(_) => told = true,
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told = true,
+                Ok(_) => notified = true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => notified = true,
                 Err(_) => break,
             }
         }
-        if !told {
+        if !notified {
             return None;
         }
-        self.not_before = now.saturating_add(PACE);
-        match self.look() {
+        self.not_before = now.saturating_add(QUERY_INTERVAL);
+        match self.query() {
             Ok(addresses) => {
                 self.stale = false;
                 if addresses == self.known {
@@ -107,20 +109,20 @@ impl AddressWatch {
                 Some(&self.known)
             }
             Err(error) => {
-                tracing::warn!(%error, "the host's addresses may have changed; asking again");
+                tracing::warn!(%error, "cannot read the host's addresses, which may have changed; trying again");
                 self.stale = true;
                 None
             }
         }
     }
 
-    fn look(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
+    fn query(&mut self) -> Result<Vec<Ipv4Addr>, Error> {
         let all = self.netlink.all_addresses()?.into_iter().map(|(_, address)| address.addr());
         Ok(pick(all, self.gateway, MOST))
     }
 }
 
-fn listen() -> io::Result<Socket> {
+fn subscribe() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.add_membership(ADDRESS_CHANGES)?;
@@ -128,7 +130,7 @@ fn listen() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Those of `all` that count, sorted, at most `most`.
+/// The relevant addresses of `all`, sorted, at most `most`.
 fn pick(all: impl Iterator<Item = Ipv4Addr>, gateway: Ipv4Addr, most: usize) -> Vec<Ipv4Addr> {
     let counts = |address: &Ipv4Addr| {
         *address != gateway && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
@@ -140,7 +142,7 @@ fn pick(all: impl Iterator<Item = Ipv4Addr>, gateway: Ipv4Addr, most: usize) -> 
         tracing::warn!(
             count = addresses.len(),
             most,
-            "the host has more addresses than Softnet follows; the last private ones are not told to the filter"
+            "the host has more addresses than Softnet tracks; the filter does not know the last private ones"
         );
         addresses.sort_by_key(|address| address.is_private() || address.is_link_local());
         addresses.truncate(most);

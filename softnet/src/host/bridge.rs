@@ -1,10 +1,11 @@
-//! Bridges and their TAP ports: who the gateway of a port is, and how a new TAP becomes a port.
+//! Bridges and their TAP ports: finds the gateway of a port, and makes a new TAP a port.
 //!
-//! The filter trusts one address and one MAC as "the gateway" (rules L5, D4, B1). In the TAP modes both belong to the
-//! bridge that the TAP is a port of, or to the TAP itself if the host routes it without a bridge. They are read once, at
-//! start, so this module also makes sure that a bridge does not change its MAC when ports join or leave later.
+//! The filter trusts one address and one MAC as "the gateway" (rules L5, D4, B1). In the TAP modes both
+//! belong to the bridge that the TAP is a port of, or to the TAP itself if the host routes it without a
+//! bridge. They are read once, at start, so this module also ensures that a bridge keeps its MAC when ports
+//! join or leave later.
 //!
-//! Attaching to a TAP (`TUNSETIFF`) is [`super::tap`]'s; here are names and indices only.
+//! [`super::tap`] attaches to a TAP (`TUNSETIFF`); this module works on names and indices only.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +22,7 @@ pub struct Gateway {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// Its MAC.
+    /// Its MAC address.
     pub mac: MacAddr,
     /// Its primary IPv4 address.
     pub address: Ipv4Addr,
@@ -38,26 +39,26 @@ impl Gateway {
     }
 }
 
-/// Why a bridge or a TAP cannot serve. The caller adds the flag and its value.
+/// Why a bridge or a TAP cannot be used. The caller adds the flag and its value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such interface.
     #[error("there is no interface {0} (`ip link show` lists them)")]
     Missing(String),
     /// The interface is something else.
-    #[error("{0} is no bridge (`ip link show type bridge` lists them)")]
+    #[error("{0} is not a bridge (`ip link show type bridge` lists them)")]
     NotBridge(String),
     /// The interface is something else.
-    #[error("{0} is no TAP (`ip tuntap show` lists them; `ip tuntap add dev {0} mode tap` makes one)")]
+    #[error("{0} is not a TAP (`ip tuntap show` lists them; `ip tuntap add dev NAME mode tap` creates one)")]
     NotTap(String),
     /// A TUN device carries no Ethernet frames.
     #[error(
-        "{0} is a TUN, which carries no Ethernet frames; make a TAP with `ip tuntap add dev NAME mode tap`"
+        "{0} is a TUN, which carries no Ethernet frames; create a TAP with `ip tuntap add dev NAME mode tap`"
     )]
     Tun(String),
-    /// The TAP is a port of something that is no bridge.
+    /// The TAP is a port of something other than a bridge.
     #[error(
-        "{tap} is a port of {master}, which is no bridge; enslave it to a bridge with `ip link set {tap} master BRIDGE`"
+        "{tap} is a port of {master}, which is not a bridge; attach it to a bridge with `ip link set {tap} master BRIDGE`"
     )]
     ForeignMaster {
         /// The TAP.
@@ -72,13 +73,13 @@ pub enum Error {
     NoAddress(String),
     /// The TAP is neither a port nor routed.
     #[error(
-        "{0} is neither a bridge's port nor has it an IPv4 address; enslave it with `ip link set {0} master BRIDGE`, \
-         or route it with `ip address add ADDRESS/PREFIX dev {0}`"
+        "{0} is not a port of a bridge and has no IPv4 address; attach it to a bridge with `ip link set {0} master BRIDGE`, \
+         or give it an address with `ip address add ADDRESS/PREFIX dev {0}`"
     )]
-    Stray(String),
-    /// A gateway needs room for at least one VM beside it.
+    Unattached(String),
+    /// The subnet has no room for a VM besides the gateway.
     #[error(
-        "{name} has the address {address}, whose subnet has no room for a VM; give it a prefix of at most 30 bits"
+        "{name} has the address {address}, whose subnet has no room for a VM; use a prefix length of at most 30"
     )]
     NoRoom {
         /// The interface.
@@ -110,18 +111,18 @@ pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Erro
     }
     let Some(master) = tap.master else {
         return gateway(netlink, &tap).map_err(|error| match error {
-            Error::NoAddress(name) => Error::Stray(name),
+            Error::NoAddress(name) => Error::Unattached(name),
             other => other,
         });
     };
-    let master = netlink.link_at(master)?.ok_or_else(|| Error::Stray(tap.name.clone()))?;
+    let master = netlink.link_at(master)?.ok_or_else(|| Error::Unattached(tap.name.clone()))?;
     match master.kind {
         Kind::Bridge => gateway(netlink, &master),
         _ => Err(Error::ForeignMaster { tap: tap.name, master: master.name }),
     }
 }
 
-/// The gateway that `link`'s own first IPv4 address and MAC make.
+/// The gateway with `link`'s first IPv4 address and its MAC.
 pub fn gateway(netlink: &mut Netlink, link: &Link) -> Result<Gateway, Error> {
     let addresses = netlink.addresses(link.index)?;
     let (Some(address), Some(mac)) = (addresses.first(), link.mac) else {
@@ -169,8 +170,9 @@ pub fn join(
     gateway(netlink, &bridge)
 }
 
-/// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered one, so that
-/// no bridge prefers it for its own; never the VM's MAC itself, which the bridge would then take for its own station.
+/// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered
+/// one, so that no bridge prefers it for its own; never the VM's MAC itself, which the bridge would then
+/// treat as its own.
 fn port_mac(vm_mac: MacAddr) -> MacAddr {
     let [first, b, c, d, e, f] = vm_mac.octets();
     let last = if first == 0xfe { f ^ 1 } else { f };

@@ -1,5 +1,5 @@
-//! Files that other processes read or could have tampered with: written whole or not at all, never through a link, in
-//! directories that only root can write to.
+//! Files that other processes read or could have tampered with: written atomically, never through a symbolic
+//! link, in directories that only root can write to.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -18,7 +18,7 @@ pub struct Error {
 }
 
 impl Error {
-    /// What turns an error of the system into one that says what was done with `path`.
+    /// A function that adds the action and `path` to a system error.
     pub fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error { action, path: path.to_owned(), source }
     }
@@ -34,7 +34,7 @@ pub fn read(path: &Path) -> Result<Option<String>, Error> {
     }
 }
 
-/// Writes a file so that a reader sees the old content or the new, and never half of it.
+/// Writes a file so that a reader sees either the old or the new content.
 pub fn write_atomically(path: &Path, content: &str) -> Result<(), Error> {
     let staged = path.with_extension("new");
     let write = || {
@@ -49,7 +49,7 @@ pub fn write_atomically(path: &Path, content: &str) -> Result<(), Error> {
     })
 }
 
-/// Removes a file; it is no error if there is none.
+/// Removes a file; it is not an error if there is none.
 pub fn remove_file(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::new("remove", path)(error)),
@@ -81,7 +81,7 @@ pub fn create(path: &Path, mode: u32) -> Result<File, Error> {
             .mode(mode)
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
-        // Whatever the umask.
+        // Regardless of the umask.
         if file.metadata()?.mode() & mode != mode {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
@@ -90,7 +90,8 @@ pub fn create(path: &Path, mode: u32) -> Result<File, Error> {
     open().map_err(Error::new("open", path))
 }
 
-/// Creates the directory and makes sure that nobody else can have put anything into it, nor look into it if `mode` says so.
+/// Creates the directory and ensures that no other user can have written to it, nor can read it if `mode`
+/// forbids that.
 pub fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -106,14 +107,14 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<(), Error> {
         return Ok(());
     }
     if trusted {
-        // Whoever started Softnet may have an umask that hides what others must read: monitors without privilege among
-        // them (rule H2).
+        // The umask of the process that started Softnet may hide what others must read, for example monitors
+        // without privilege (rule H2).
         return fs::set_permissions(path, Permissions::from_mode(mode))
-            .map_err(Error::new("make readable", path));
+            .map_err(Error::new("change the mode of", path));
     }
     let message = match mode & 0o077 {
-        0 => "it is no directory that only root can enter; remove it and start again",
-        _ => "it is no directory that only root can write to; remove it and start again",
+        0 => "it is not a directory that only root can enter; remove it and start again",
+        _ => "it is not a directory that only root can write to; remove it and start again",
     };
     Err(Error::new("use", path)(io::Error::new(io::ErrorKind::PermissionDenied, message)))
 }
@@ -159,7 +160,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         make_directory(&path, 0o755).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o755);
-        // Nor at a second start.
+        // Also refused at a second start.
         for mode in [0o777, 0o733] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             for _ in 0..2 {

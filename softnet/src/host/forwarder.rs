@@ -1,8 +1,9 @@
-//! Which exposed ports should lead to the VM now, which do, and what has to change when the VM's address does.
+//! Tracks which exposed ports should lead to the VM and which do, and plans the changes when the VM's address
+//! changes.
 //!
-//! This half is pure. [`Forward`] is an entry of `--expose` together with the address that it leads to now; [`Forwarder`]
-//! compares what should be installed with what is, and says what to do and when to try again. How a forward is installed
-//! differs by platform and host mode.
+//! This half is pure. [`Forward`] is an entry of `--expose` together with the address that it leads to now;
+//! [`Forwarder`] compares what should be installed with what is, and plans the steps and retries. How a
+//! forward is installed differs by platform and host mode.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -32,9 +33,9 @@ impl fmt::Display for Forward {
 /// A step from what is installed to what should be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Op {
-    /// Take the forward away.
+    /// Remove the forward.
     Remove(Forward),
-    /// Put the forward in place.
+    /// Install the forward.
     Install(Forward),
 }
 
@@ -120,7 +121,7 @@ impl Forwarder {
         self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
     }
 
-    /// What is in place.
+    /// The installed forwards.
     pub fn installed(&self) -> &[Forward] {
         &self.installed
     }

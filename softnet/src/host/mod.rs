@@ -87,10 +87,10 @@ pub struct HostLink {
     pub mode: Mode,
     /// What follows the VM's lease.
     pub follower: Box<dyn LeaseFollower>,
-    /// Where the DHCP server notes its leases, if this process may know.
+    /// The DHCP server's lease file, if this process may read it.
     pub leases: Option<LeaseFile>,
-    /// The addresses of the host but the gateway's, as far as they are known. The follower tells of changes.
+    /// The addresses of the host except the gateway's, as far as known. The follower reports changes.
     pub host_addresses: Vec<Ipv4Addr>,
-    /// The ports of the host that lead to other VMs. The follower tells of changes.
+    /// The ports of the host that lead to other VMs. The follower reports changes.
     pub exposed: Vec<Exposed>,
 }

@@ -1,10 +1,10 @@
-//! Waiting until frames flow between a TAP and its host.
+//! Waits until frames flow between a TAP and its host.
 //!
-//! When a program attaches to a TAP, that and the bridge may get their carriers. The kernel starts their queues, and the
-//! bridge enables the TAP as a port, some time later: at once on an idle machine, many milliseconds later on a busy one, and
-//! seconds later under the spanning tree protocol. Until then frames are dropped in either direction, a VM's first
-//! DHCPDISCOVER or the answer for one, and the VM asks again only after seconds. The VM's socket keeps its frames meanwhile,
-//! so nothing is lost by waiting.
+//! When a program attaches to a TAP, the TAP and the bridge may get their carriers. Some time later the
+//! kernel starts their queues, and the bridge enables the TAP as a port: at once on an idle machine, many
+//! milliseconds later on a busy one, and seconds later under the spanning tree protocol. Until then frames
+//! are dropped in either direction, for example a VM's first DHCPDISCOVER or its answer, and the VM retries
+//! only after seconds. The VM's socket queues its frames meanwhile, so waiting loses nothing.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -19,18 +19,18 @@ use crate::sys::wait::{self, readable};
 /// The multicast group of changes to links (`RTNLGRP_LINK`, `linux/rtnetlink.h`).
 const LINK_CHANGES: u32 = 1;
 
-/// How long to wait: longer than the kernel needs without a spanning tree, shorter than a person's patience.
-const LIMIT: Duration = Duration::from_secs(2);
+/// How long to wait: longer than the kernel needs without a spanning tree, short enough for a user.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Waits until the host, through the bridge if there is one, carries the frames of `tap`; returns false if it still does not
-/// after two seconds, or if one of both is down, so that waiting leads to nothing.
+/// Waits until the host, through the bridge if there is one, carries the frames of `tap`; returns false if it
+/// still does not after two seconds, or if either is down.
 ///
 /// # Errors
-/// When the kernel cannot be asked.
+/// When the kernel cannot be queried.
 pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, Error> {
-    // Listening first, then looking: no change between the two is missed.
-    let changes = listen().map_err(Error::Open)?;
-    let deadline = Instant::now() + LIMIT;
+    // Subscribes first and queries then, so that no change between the two is missed.
+    let changes = subscribe().map_err(Error::Open)?;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let Some(port) = netlink.link(tap)?.filter(|link| link.up) else { return Ok(false) };
         let bridge = port.master.map(|index| netlink.link_at(index)).transpose()?.flatten();
@@ -49,7 +49,7 @@ pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, 
     }
 }
 
-fn listen() -> io::Result<Socket> {
+fn subscribe() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
     socket.add_membership(LINK_CHANGES)?;
@@ -57,10 +57,10 @@ fn listen() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Waits for a change to any link, and forgets what it was: the link is asked for anew.
+/// Waits for a change to any link, and discards the messages: the caller queries the link again.
 fn wait(changes: &Socket, left: Duration) -> io::Result<()> {
     wait::wait(&mut [readable(changes.as_fd())], Some(left))?;
-    // An overflown queue (ENOBUFS) is a change too.
+    // An overflow of the queue (ENOBUFS) is a change too.
     while changes.recv_from_full().is_ok() {}
     Ok(())
 }

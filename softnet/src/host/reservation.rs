@@ -1,7 +1,8 @@
-//! Keeps an exposed port from others: a socket that is bound and never listens.
+//! Reserves an exposed port: a socket that is bound and never listens.
 //!
-//! A port that somebody uses is thus an error at start, not a forward that shadows a service; and a program that comes
-//! later learns that the port is in use. Packets to the port are led to the VM before they get to the socket.
+//! So a port in use is an error at start, not a forward that shadows a service; and a program that starts
+//! later gets the error that the port is in use. Packets to the port are translated to the VM before they
+//! reach the socket.
 
 use std::io;
 use std::net::SocketAddrV4;
@@ -12,20 +13,20 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, soc
 
 use crate::config::expose::{Expose, Protocol};
 
-/// A port of the host that is ours while this lives.
+/// A port of the host that is reserved until this is dropped.
 #[derive(Debug)]
 pub struct Reservation(OwnedFd);
 
-/// Why a port cannot be had. The caller adds the flag and the value.
+/// Why a port cannot be reserved. The caller adds the flag and the value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody has it.
+    /// Another program uses it.
     #[error("port {0} is taken by another program (`ss -lntup` shows which); choose another")]
     Taken(u16),
     /// The address is not the host's.
-    #[error("{0} is no address of this host (`ip address` lists them)")]
+    #[error("{0} is not an address of this host (`ip address` lists them)")]
     NoSuchAddress(std::net::Ipv4Addr),
-    /// Privileged ports are for privileged users, whatever privilege Softnet has.
+    /// Only root may expose privileged ports, regardless of Softnet's privilege.
     #[error("only root may expose ports below {0}; choose a higher one")]
     Privileged(u32),
     /// Anything else.
@@ -34,10 +35,11 @@ pub enum Error {
 }
 
 impl Reservation {
-    /// Reserves the port of `expose`. `caller_is_root` says who started Softnet, not what it may do.
+    /// Reserves the port of `expose`. `caller_is_root` is about the user who started Softnet, not about its
+    /// privilege.
     ///
     /// # Errors
-    /// When the port or the address cannot be had.
+    /// When the port or the address is not available.
     pub fn make(expose: &Expose, caller_is_root: bool) -> Result<Self, Error> {
         let port = expose.external.get();
         let first_free = first_unprivileged_port();

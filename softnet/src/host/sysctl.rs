@@ -11,7 +11,7 @@ use super::files::Error;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// Sets the switches of the bridge itself. They vanish with it.
+/// Sets the switches of the bridge itself. They are removed with it.
 pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
     let conf = Path::new("/proc/sys/net/ipv4/conf").join(name);
     let forwarding = match net_type {
@@ -29,12 +29,12 @@ pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
     Ok(())
 }
 
-/// Keeps the host from speaking IPv6 on an interface of its own: the filter passes none, so it would only be dropped. A
-/// kernel without IPv6 has no such switch, and a container may not be allowed to turn it; both do no harm.
+/// Keeps the host from speaking IPv6 on an interface of Softnet's: the filter drops all of it. A kernel
+/// without IPv6 has no such switch, and a container may not be allowed to set it; both are harmless.
 pub fn silence_ipv6(name: &str) {
     let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
     if let Err(error) = set(&switch, "1") {
-        tracing::debug!(%error, "the host speaks IPv6 on an interface where nobody listens");
+        tracing::debug!(%error, "cannot turn IPv6 off on an interface that passes none");
     }
 }
 
@@ -45,7 +45,8 @@ pub fn forwarding() -> Result<bool, Error> {
     Ok(text.trim() != "0")
 }
 
-/// Turns forwarding on or off for the whole host. Writing resets other switches (ip-sysctl.rst), so ask first.
+/// Turns forwarding on or off for the whole host. Writing resets other switches (ip-sysctl.rst), so read it
+/// first.
 pub fn set_forwarding(on: bool) -> Result<(), Error> {
     set(Path::new(FORWARDING), if on { "1" } else { "0" })
 }

@@ -1,9 +1,9 @@
 //! A TAP: the kernel's end of a virtual Ethernet cable.
 //!
-//! A write costs about the same for 1,500 bytes as for many times that, so consecutive segments of the VM's streams are
-//! merged into super-frames on the way in, and the kernel hands over uncut ones on the way out; each frame has a
-//! virtio-net header that says what is left to do. The frames have been judged one by one before they are merged, and a
-//! super-frame from the host is judged as one before it is cut.
+//! A write costs about the same for 1,500 bytes as for many times that, so consecutive segments of the VM's
+//! streams are merged into super-frames on the way in, and the kernel delivers unsegmented ones on the way
+//! out; each frame has a virtio-net header that names the remaining work. The frames have been judged one by
+//! one before they are merged, and a super-frame from the host is judged as one before it is cut.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,7 +20,7 @@ use crate::link::{ETHERNET_HEADER, FrameBatch, Link, LinkError, Received, Regist
 use crate::needs::{Needs, Syscall};
 use crate::sys::tun;
 
-/// What a running link calls.
+/// The system calls of a running link.
 const SYSCALLS: &[Syscall] = &[Syscall::Readv, Syscall::Writev, Syscall::EpollCtl];
 
 const CLONE_DEVICE: &str = "/dev/net/tun";
@@ -59,8 +59,9 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Attaches to the TAP `name`; creates it if it does not exist (it then lives as long as this value). The kernel
-    /// picks the number for a name with `%d`. `multi_queue` must agree with how an existing TAP was created.
+    /// Attaches to the TAP `name`; creates it if it does not exist (it is then removed with this value). The
+    /// kernel picks the number for a name with `%d`. `multi_queue` must agree with how an existing TAP was
+    /// created.
     ///
     /// # Errors
     /// When the device is missing, busy or not permitted; each says what to do.
@@ -79,14 +80,15 @@ impl Tap {
             _ => TapError::Io(error),
         })?;
         let offloads = tun::offload(device.as_fd()).map_err(TapError::Io)?;
-        // Every kernel takes TCP super-frames behind a virtio-net header, UDP ones only those that give them too.
+        // Every kernel accepts TCP super-frames after a virtio-net header, UDP ones only kernels that also
+        // produce them.
         let coalescer = Coalescer::new(Features { tcp: true, udp: offloads.udp });
         tracing::debug!(name, ?offloads, "attached to the TAP");
         Ok(Tap { device: device.into(), name, registration: Registration::default(), coalescer })
     }
 
-    /// Says at which address the host itself listens. Datagrams to it are handed over one by one, so that the host's limits
-    /// on packets count each of them (rule H11).
+    /// Sets the address on which the host itself listens. Datagrams to it are handed over one by one, so that
+    /// the host's limits on packets count each of them (rule H11).
     pub fn set_gateway(&mut self, gateway: Ipv4Addr) {
         self.coalescer.set_single_datagrams_to(gateway.octets());
     }

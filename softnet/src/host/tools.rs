@@ -1,8 +1,8 @@
-//! The programs that Softnet starts: where they are looked for, and the surroundings that they get.
+//! The programs that Softnet starts: where it looks for them, and what they inherit.
 //!
-//! Softnet may run set-user-ID, so nothing about a child comes from the caller: the directories are fixed, the environment
-//! is empty, the working directory is `/`, and the child is root in every sense and not just effectively (dnsmasq, for one,
-//! looks at its real user).
+//! Softnet may run set-user-ID, so nothing about a child comes from the caller: the directories are fixed,
+//! the environment is empty, the working directory is `/`, and the child's real user is root too, not only
+//! the effective one (dnsmasq, for example, checks its real user).
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -56,7 +56,7 @@ impl Tool {
             .ok_or(Error::Missing(self))
     }
 
-    /// The program, with nothing inherited but what the caller of this function adds.
+    /// The program, which inherits only what the caller of this function adds.
     pub fn command(self) -> Result<Command, Error> {
         let mut command = Command::new(self.find()?);
         command
@@ -83,7 +83,8 @@ impl Tool {
             .spawn()
             .map_err(failed)?;
         if let Some(mut stdin) = child.stdin.take() {
-            // A program that stops reading says why on its standard error, which is the better message.
+            // A program that stops reading prints the reason to its standard error, which is the better
+            // message.
             match stdin.write_all(input.as_bytes()) {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(failed(error)),
                 _ => {}
@@ -94,7 +95,7 @@ impl Tool {
     }
 }
 
-/// The output of a program that succeeded, or what it said when it failed.
+/// The output of a program that succeeded, or its error message.
 pub fn checked(tool: Tool, output: Output) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
@@ -103,7 +104,7 @@ pub fn checked(tool: Tool, output: Output) -> Result<String, Error> {
     Err(Error::Failed { tool, status: output.status.to_string(), said })
 }
 
-/// A program that could not be found or did not do what it was asked for.
+/// A program that could not be found or that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is not installed.
@@ -121,7 +122,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It failed.
-    #[error("{} failed ({status}): {}", tool.name(), if said.is_empty() { "it did not say why" } else { said })]
+    #[error("{} failed ({status}): {}", tool.name(), if said.is_empty() { "it printed no reason" } else { said })]
     Failed {
         /// The program.
         tool: Tool,

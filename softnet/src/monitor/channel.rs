@@ -1,4 +1,5 @@
-//! The monitor's end of the channel: reads what the worker says, and says what it has to know, as fast as it listens.
+//! The monitor's end of the channel: reads the worker's reports, and sends it notices as fast as it reads
+//! them.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,22 +11,22 @@ use super::message::{REPORT_SIZE, Report, notice_to_bytes};
 use crate::config::expose::Exposed;
 use crate::lease_follower::Notice;
 
-/// What has come in on the channel.
+/// What was read from the channel.
 #[derive(Debug, Default, Eq, PartialEq)]
-pub struct Heard {
-    /// The last word on the VM's address; those before it count no more.
+pub struct Reports {
+    /// The last report on the VM's address; earlier ones are superseded.
     pub address: Option<Option<Ipv4Addr>>,
-    /// The last word on whether the VM is silent.
+    /// The last report on whether the VM is silent.
     pub quiet: Option<bool>,
-    /// Something that is no report.
+    /// Whether an invalid report came.
     pub garbage: bool,
-    /// The worker has closed its end.
+    /// Whether the worker has closed its end.
     pub closed: bool,
 }
 
-/// What is still to be said, the latest of each kind. So a worker that does not listen costs no memory.
+/// Unsent notices, only the latest of each kind, so that a worker that does not read costs no memory.
 #[derive(Debug, Default)]
-struct Unsaid {
+struct Outbox {
     peer_gone: bool,
     settled: Option<Ipv4Addr>,
     addresses: Option<Vec<Ipv4Addr>>,
@@ -36,75 +37,75 @@ struct Unsaid {
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
-    unsaid: Unsaid,
+    outbox: Outbox,
 }
 
 impl Channel {
     /// The end `socket`, which does not block.
     pub fn new(socket: OwnedFd) -> Self {
-        Channel { socket, unsaid: Unsaid::default() }
+        Channel { socket, outbox: Outbox::default() }
     }
 
-    /// Reads all that is there.
-    pub fn listen(&self) -> Heard {
-        let mut heard = Heard::default();
+    /// Reads all pending reports.
+    pub fn read_reports(&self) -> Reports {
+        let mut reports = Reports::default();
         loop {
-            // One byte more than a message, so that a longer one is not cut to look like one.
+            // One byte more than a message, so that a longer one is not truncated to a valid one.
             let mut bytes = [0; REPORT_SIZE + 1];
             match recv(&self.socket, &mut bytes[..], RecvFlags::DONTWAIT) {
                 // An empty message looks the same, and the worker sends none.
                 Ok((0, _)) => {
-                    heard.closed = true;
-                    return heard;
+                    reports.closed = true;
+                    return reports;
                 }
                 Ok((length, _)) => match bytes.get(..length).and_then(Report::from_bytes) {
-                    Some(Report::Lease(address)) => heard.address = Some(Some(address)),
-                    Some(Report::NoLease) => heard.address = Some(None),
-                    Some(Report::Quiet) => heard.quiet = Some(true),
-                    Some(Report::Active) => heard.quiet = Some(false),
+                    Some(Report::Lease(address)) => reports.address = Some(Some(address)),
+                    Some(Report::NoLease) => reports.address = Some(None),
+                    Some(Report::Quiet) => reports.quiet = Some(true),
+                    Some(Report::Active) => reports.quiet = Some(false),
                     None => {
-                        heard.garbage = true;
-                        return heard;
+                        reports.garbage = true;
+                        return reports;
                     }
                 },
                 Err(Errno::INTR) => {}
-                Err(_) => return heard,
+                Err(_) => return reports,
             }
         }
     }
 
-    /// Says `notice`, now or as soon as the worker listens.
-    pub fn say(&mut self, notice: Notice) {
+    /// Sends `notice`, now or as soon as the worker reads.
+    pub fn notify(&mut self, notice: Notice) {
         match notice {
-            Notice::PeerGone => self.unsaid.peer_gone = true,
-            Notice::Settled(address) => self.unsaid.settled = Some(address),
-            Notice::HostAddresses(addresses) => self.unsaid.addresses = Some(addresses),
-            Notice::Exposed(ports) => self.unsaid.exposed = Some(ports),
+            Notice::PeerGone => self.outbox.peer_gone = true,
+            Notice::Settled(address) => self.outbox.settled = Some(address),
+            Notice::HostAddresses(addresses) => self.outbox.addresses = Some(addresses),
+            Notice::Exposed(ports) => self.outbox.exposed = Some(ports),
         }
         self.flush();
     }
 
-    /// Whether something waits for the worker to listen.
+    /// Whether a notice waits for the worker to read.
     pub fn is_blocked(&self) -> bool {
-        let Unsaid { peer_gone, settled, addresses, exposed } = &self.unsaid;
+        let Outbox { peer_gone, settled, addresses, exposed } = &self.outbox;
         *peer_gone || settled.is_some() || addresses.is_some() || exposed.is_some()
     }
 
-    /// Says what is unsaid, as far as the channel takes it.
+    /// Sends unsent notices, as many as the channel accepts.
     pub fn flush(&mut self) {
-        // What the filter has to know comes before what opens it.
-        while let Some(notice) = self.unsaid.next() {
+        // Notices that restrict the filter are sent before `Settled`, which opens it.
+        while let Some(notice) = self.outbox.next() {
             let sent =
                 send(&self.socket, &notice_to_bytes(&notice), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
-            // A worker that is gone is noticed by its process.
+            // The end of the worker is detected through its process.
             if let Err(Errno::AGAIN | Errno::INTR | Errno::NOBUFS) = sent {
-                return self.unsaid.put_back(notice);
+                return self.outbox.put_back(notice);
             }
         }
     }
 }
 
-impl Unsaid {
+impl Outbox {
     fn next(&mut self) -> Option<Notice> {
         if std::mem::take(&mut self.peer_gone) {
             return Some(Notice::PeerGone);
@@ -144,46 +145,49 @@ mod tests {
         (Channel::new(monitor), worker)
     }
 
-    fn heard(messages: &[&[u8]], close: bool) -> Heard {
+    fn read(messages: &[&[u8]], close: bool) -> Reports {
         let (channel, worker) = pair();
         for message in messages {
             send(&worker, message, SendFlags::empty()).unwrap();
         }
         let kept = (!close).then_some(worker);
-        let heard = channel.listen();
+        let reports = channel.read_reports();
         drop(kept);
-        heard
+        reports
     }
 
     #[test]
     fn the_last_report_of_each_kind_counts() {
         let address = [192, 168, 64, 5].into();
         let lease = Report::Lease(address);
-        assert_eq!(heard(&[], false), Heard::default());
-        let both = heard(&[&lease.to_bytes(), &Report::Quiet.to_bytes(), &Report::NoLease.to_bytes()], false);
-        assert_eq!(both, Heard { address: Some(None), quiet: Some(true), ..Heard::default() });
-        let last_words = heard(&[&lease.to_bytes()], true);
-        assert_eq!(last_words, Heard { address: Some(Some(address)), closed: true, ..Heard::default() });
+        assert_eq!(read(&[], false), Reports::default());
+        let both = read(&[&lease.to_bytes(), &Report::Quiet.to_bytes(), &Report::NoLease.to_bytes()], false);
+        assert_eq!(both, Reports { address: Some(None), quiet: Some(true), ..Reports::default() });
+        let final_reports = read(&[&lease.to_bytes()], true);
+        assert_eq!(
+            final_reports,
+            Reports { address: Some(Some(address)), closed: true, ..Reports::default() }
+        );
     }
 
     #[test]
     fn garbage_is_garbage_whatever_comes_with_it() {
         let fine = Report::NoLease.to_bytes();
         for garbage in [&[1, 9, 0, 0, 0, 0][..], &[1, 1, 2, 3, 4], &[1, 0, 0, 0, 0, 0, 0], &[0xff; 4096]] {
-            assert!(heard(&[&fine, garbage, &fine], false).garbage, "{garbage:?}");
+            assert!(read(&[&fine, garbage, &fine], false).garbage, "{garbage:?}");
         }
     }
 
     #[test]
-    fn a_worker_that_does_not_listen_hears_the_latest_of_each_kind_later() {
+    fn a_worker_that_does_not_read_gets_the_latest_of_each_kind_later() {
         let (mut channel, worker) = pair();
         while !channel.is_blocked() {
-            channel.say(Notice::HostAddresses(vec![Ipv4Addr::LOCALHOST; 4096]));
+            channel.notify(Notice::HostAddresses(vec![Ipv4Addr::LOCALHOST; 4096]));
         }
         let latest = Notice::HostAddresses(vec![[192, 0, 2, 1].into()]);
         let settled = Notice::Settled([192, 168, 64, 5].into());
-        channel.say(settled.clone());
-        channel.say(latest.clone());
+        channel.notify(settled.clone());
+        channel.notify(latest.clone());
         let mut bytes = vec![0; 1 << 16];
         while recv(&worker, &mut *bytes, RecvFlags::DONTWAIT).is_ok() {}
         channel.flush();

@@ -1,5 +1,5 @@
-//! The worker's end: reports the lease and whether the VM is silent, hears what the monitor has learnt, and notices its
-//! death.
+//! The worker's end of the channel: reports the lease and whether the VM is silent, receives the monitor's
+//! notices, and detects its end.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -15,23 +15,24 @@ use super::message::{LONGEST_NOTICE, Report, notice_from_bytes};
 use crate::lease_follower::{Error, LeaseFollower, Notice};
 use crate::needs::{Needs, Syscall};
 
-/// What a running reporter calls.
+/// The system calls of a running reporter.
 const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::Recvfrom];
 
-/// When a report that did not fit into the channel is tried again.
+/// How soon a report that did not fit into the channel is sent again.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Reports to the monitor and hears it.
+/// Sends reports to the monitor and receives its notices.
 #[derive(Debug)]
 pub struct Reporter {
     channel: OwnedFd,
-    /// The lock of the place in the managed network: as long as this process may forward a frame, nobody else has the place.
+    /// The lock of the place in the managed network: no other process can take the place while this one may
+    /// forward frames.
     place: Option<OwnedFd>,
     /// The latest report on the lease, and on the VM's silence, that did not fit into the channel.
     unsent: [Option<Report>; 2],
-    /// When those are tried again.
+    /// When to send those again.
     retry_at: Option<Timestamp>,
-    /// Room for the longest notice, and a byte more to tell a longer one.
+    /// Room for the longest notice, and one more byte to detect a longer one.
     buffer: Box<[u8]>,
 }
 
@@ -59,7 +60,7 @@ impl Reporter {
                     self.retry_at = Some(now.saturating_add(RETRY));
                     return;
                 }
-                // `notice` tells when the monitor is gone.
+                // `notice` reports when the monitor has ended.
                 Ok(_) | Err(_) => *slot = None,
             }
         }
@@ -101,11 +102,11 @@ impl LeaseFollower for Reporter {
                 Err(Errno::INTR) => {}
                 // An empty message looks the same as the end, and the monitor sends none.
                 Err(_) | Ok((0, _)) => {
-                    return Err(Error("the monitor, Softnet's first process, is gone".to_owned()));
+                    return Err(Error("the monitor, Softnet's first process, has ended".to_owned()));
                 }
                 Ok((length, _)) => {
                     let notice = self.buffer.get(..length).and_then(notice_from_bytes);
-                    let garbage = || Error("the monitor sent bytes that are no message".to_owned());
+                    let garbage = || Error("the monitor sent an invalid message".to_owned());
                     return notice.ok_or_else(garbage).map(Some);
                 }
             }
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_is_heard_once_and_garbage_ends_the_worker() {
+    fn a_notice_is_read_once_and_garbage_ends_the_worker() {
         let (monitor, mut reporter) = pair();
         let notice = Notice::Settled([192, 168, 64, 5].into());
         send(&monitor, &notice_to_bytes(&notice), SendFlags::empty()).unwrap();

@@ -1,7 +1,7 @@
-//! The messages between the worker and the monitor, one a datagram.
+//! The messages between the worker and the monitor, one per datagram.
 //!
-//! Every message begins with [`VERSION`] and its kind. Both ends are the same program, so a message of another version,
-//! kind or length is the work of an attacker or a bug, and is refused as a whole.
+//! Every message begins with [`VERSION`] and its kind. Both ends are the same program, so a message of
+//! another version, kind or length comes from an attacker or a bug, and is refused as a whole.
 
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
@@ -28,14 +28,14 @@ const HEADER: usize = 2;
 /// Bytes of the longest notice.
 pub const LONGEST_NOTICE: usize = HEADER + MOST_ENTRIES * EXPOSED_SIZE;
 
-/// What the worker may say to the monitor.
+/// What the worker may report to the monitor.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Report {
     /// The VM holds this address now.
     Lease(Ipv4Addr),
     /// The VM holds no address.
     NoLease,
-    /// The VM has sent nothing for long.
+    /// The VM has not sent anything for a while.
     Quiet,
     /// The VM sends again.
     Active,
@@ -70,7 +70,7 @@ const SETTLED: u8 = 1;
 const HOST_ADDRESSES: u8 = 2;
 const EXPOSED: u8 = 3;
 
-/// The bytes of what the monitor says. Entries beyond [`MOST_ENTRIES`] are left out.
+/// The bytes of a notice. Entries beyond [`MOST_ENTRIES`] are left out.
 pub fn notice_to_bytes(notice: &Notice) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     match notice {
@@ -91,7 +91,7 @@ pub fn notice_to_bytes(notice: &Notice) -> Vec<u8> {
     bytes
 }
 
-/// What the monitor says in `bytes`; `None` if they are not exactly one notice.
+/// The notice in `bytes`; `None` if they are not exactly one.
 pub fn notice_from_bytes(bytes: &[u8]) -> Option<Notice> {
     let (header, body) = bytes.split_at_checked(HEADER)?;
     match *header {

@@ -1,43 +1,48 @@
-//! The monitor: the first process of every Softnet on Linux, which does what the process with the frames cannot or must not.
+//! The monitor: the first process of every Softnet on Linux. It does what the process that parses frames
+//! cannot or must not do.
 //!
 //! # Theory of operation
-//! [`entrust`] forks. The child goes on as the *worker*: it parses frames and will be sealed. The parent stays as the
-//! *monitor*: it closes every descriptor that it does not need, the VM's socket and the link to the host among them, and
-//! never sees a frame. It has four tasks, and the first is the managed network's only:
+//! [`fork_worker`] forks. The child continues as the *worker*: it parses frames and will be sealed. The
+//! parent becomes the *monitor*: it closes every descriptor that it does not need, including the VM's socket
+//! and the link to the host, and never sees a frame. It has four tasks, the first on the managed network
+//! only:
 //!
-//! - what needs privilege late ([`place`]): port forwards when the lease is known, a word with the server's file about whose
-//!   an address is, and taking all of it back at the end;
-//! - the host's addresses, which it tells the worker as they come and go (rule H1);
-//! - the ports of the host that lead to other VMs, likewise (rule H2);
-//! - the question whether the VM's end of a datagram socket is still open. The kernel answers it through a socket that can
-//!   list all of the host's sockets, so the worker must not have it (rule H10).
+//! - work that needs privilege after the seal ([`place`]): install port forwards when the lease is known,
+//!   check in the server's file which VM has an address, and undo all of it at the end;
+//! - tell the worker when the host's addresses change (rule H1);
+//! - tell the worker when the host's ports that lead to other VMs change (rule H2);
+//! - check whether the VM's end of a datagram socket is still open. That needs a netlink socket that can list
+//!   all of the host's sockets, so the worker must not have it (rule H10).
 //!
-//! On the managed network the monitor keeps root with two capabilities; elsewhere it becomes the user that the worker becomes,
-//! without any ([`privilege`]). Landlock and seccomp take from it what its tasks do not take ([`seal`]).
+//! On the managed network the monitor keeps root with two capabilities; elsewhere it becomes the user that
+//! the worker becomes, without any ([`privilege`]). Landlock and seccomp deny it what its tasks do not need
+//! ([`seal`]).
 //!
-//! The two talk over one socket, in messages of fixed kinds and bounded size ([`message`]). What the worker may say is "the
-//! VM's address is this", "it has none", "the VM is silent" and "it speaks again", and what that can cause was decided before
-//! the fork: the ports on the command line lead to that address if the network hands it out and the DHCP server's file gives
-//! it to this VM's MAC. Messages are acted upon at most every [`guard::PACE`]. What the monitor says is the state of the host
-//! and "settled": the worker keeps the answer with a new lease from the VM until the monitor has prepared the host for it.
+//! The two communicate over one socket, in messages of fixed kinds and bounded size ([`message`]). The worker
+//! may report "the VM's address is this", "it has none", "the VM is silent" and "it sends again", and the
+//! possible effects were fixed before the fork: the ports on the command line lead to that address if it is
+//! in the network's DHCP range and the DHCP server's file has it for this VM's MAC. The monitor acts on
+//! reports at most once per [`watch::REPORT_INTERVAL`]. It sends the state of the host, and "settled": the
+//! worker withholds the answer with a new lease from the VM until the monitor has prepared the host for it.
 //!
-//! Either's death is the other's end: the worker sees the channel close, the monitor waits for its child, cleans up and
-//! ends with the child's status. Both hold the lock of the place in the network, so it is free only when neither can send a
-//! frame any more; then the next start cleans up.
+//! If one ends, the other ends too: the worker sees the channel close; the monitor waits for its child,
+//! cleans up and exits with the child's status. Both hold the lock of the place in the network, so it is free
+//! only when neither can send a frame any more; then the next start cleans up.
 //!
-//! The worker gives the VM's lease back at its end. What the server has still noted for the VM after that, because the worker
-//! died before or the server's answer found no VM any more, leaving the network gives back ([`Membership::leave`]). That takes
-//! no privilege and nothing of the worker's but its word for the address, and ends no other VM's lease.
+//! The worker releases the VM's lease when it ends. If it died before, or the server's answer came after the
+//! VM was gone, the server still lists a lease; leaving the network releases that ([`Membership::leave`]).
+//! This needs no privilege and nothing from the worker but the address that it reported, and ends no other
+//! VM's lease.
 //!
 //! [`Membership::leave`]: crate::host::network::Membership::leave
 
 mod channel;
 mod follower;
-mod guard;
 mod message;
 mod place;
 mod privilege;
 mod seal;
+mod watch;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -54,23 +59,23 @@ use crate::sys::process::{Fork, fork, keep_only};
 use crate::vm::{PeerWatch, VmSocket};
 use channel::Channel;
 use follower::Reporter;
-use guard::{Guard, Watches};
+use watch::{Monitor, Watches};
 
 pub use place::Place;
 
-/// Confines the monitor: its identity, its capabilities, its files and its system calls. `has_place` says whether it acts for
-/// a managed network; `worker` is the one process that it signals where it does not.
+/// Confines the monitor: its identity, its capabilities, its files and its system calls. `has_place` says
+/// whether it serves a managed network; if not, `worker` is the only process that it may signal.
 ///
 /// # Errors
-/// When something cannot be given up.
+/// When a part of the privilege cannot be given up.
 pub fn confine(has_place: bool, identity: &Identity, worker: Pid) -> io::Result<()> {
     privilege::reduce(has_place, identity)?;
     seal::seal(has_place, worker)
 }
 
-/// What the monitor keeps.
+/// What the monitor holds.
 #[derive(Debug)]
-pub struct Custody {
+pub struct MonitorState {
     /// The place in the managed network, if the VM is on one.
     pub place: Option<Place>,
     /// The host's addresses.
@@ -79,14 +84,18 @@ pub struct Custody {
     pub exposed: ExposedWatch,
 }
 
-/// Forks. The child returns, with the means to report and to hear; the parent stays behind as the monitor and ends the
-/// process when the child has ended.
+/// Forks. The child returns with its end of the channel; the parent becomes the monitor and exits when the
+/// child has ended.
 ///
-/// Signals are held from before the fork, so that none ends the parent and leaves its work undone.
+/// Signals are blocked before the fork, so that none ends the parent before it has cleaned up.
 ///
 /// # Errors
-/// When the process cannot be split.
-pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Result<Box<dyn LeaseFollower>> {
+/// When the process cannot fork.
+pub fn fork_worker(
+    state: MonitorState,
+    vm: &VmSocket,
+    identity: &Identity,
+) -> io::Result<Box<dyn LeaseFollower>> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (monitor_end, worker_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let signals = SignalFd::new()?;
@@ -94,15 +103,16 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
         Fork::Child => {
             signals.release()?;
             drop(monitor_end);
-            let place = custody.place.as_ref().map(|place| place.membership.hold()).transpose()?;
+            let place = state.place.as_ref().map(|place| place.membership.duplicate_lock()).transpose()?;
             // Closes the worker's copies; the ports and the lock of an address stay with the parent.
-            drop(custody);
+            drop(state);
             Ok(Box::new(Reporter::new(worker_end, place)))
         }
         Fork::Parent(worker) => {
             drop(worker_end);
-            let Custody { place, addresses, exposed } = custody;
-            // The only process that ever has it; made while its namespace may still be entered.
+            let MonitorState { place, addresses, exposed } = state;
+            // Only this process ever has the watch. It is created before the namespace's files become
+            // inaccessible.
             let watches = Watches { peer: watch_peer(vm), addresses, exposed };
             let channel = Channel::new(monitor_end);
             let confined = {
@@ -112,10 +122,10 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
                 keep_only(&keep).and_then(|()| confine(place.is_some(), identity, worker))
             };
             let status = match confined {
-                Ok(()) => Guard::new(place, watches, channel).watch(worker, signals),
+                Ok(()) => Monitor::new(place, watches, channel).watch(worker, signals),
                 Err(error) => {
                     // The worker sees the channel close and ends too.
-                    tracing::error!(%error, "cannot give up what belongs to the worker");
+                    tracing::error!(%error, "cannot confine the monitor");
                     drop((place, channel));
                     1
                 }
@@ -128,7 +138,7 @@ pub fn entrust(custody: Custody, vm: &VmSocket, identity: &Identity) -> io::Resu
 fn watch_peer(vm: &VmSocket) -> Option<PeerWatch> {
     vm.watch_peer()?
         .inspect_err(|error| {
-            tracing::debug!(%error, "the kernel cannot tell when the VM's socket closes; watching the parent only");
+            tracing::debug!(%error, "the kernel cannot report when the VM closes its socket; watching only the parent process");
         })
         .ok()
 }

@@ -1,6 +1,6 @@
-//! What the monitor keeps. Without a place in a managed network that is nothing: it becomes the user that the worker
-//! becomes, who may signal the worker. With one it keeps of root what nft needs to change the network's table, and the
-//! right to signal the worker, who is another user by then.
+//! The privilege that the monitor keeps. Without a place in a managed network it keeps none: it becomes the
+//! same user as the worker, and may signal it. With one it stays root with only the capabilities that nft
+//! needs to change the network's table, and the right to signal the worker, which is another user by then.
 
 use std::io;
 
@@ -13,11 +13,11 @@ use crate::sandbox;
 
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN.union(CapabilitySet::KILL);
 
-/// What a monitor needs besides if an ordinary user started it: inside the lock its real user is root, and behind it that
-/// user again (rule H9).
+/// What a monitor also needs if an ordinary user started it: while it holds the lock its real user is root,
+/// and afterwards that user again (rule H9).
 const TO_RETURN: CapabilitySet = CapabilitySet::SETUID;
 
-/// Keeps what a place in the managed network takes, if there is one, and nothing otherwise.
+/// Keeps the privilege for a place in the managed network, if there is one, and none otherwise.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -25,17 +25,17 @@ pub fn reduce(has_place: bool, identity: &Identity) -> io::Result<()> {
     if has_place { reduce_root() } else { sandbox::give_up_privilege(identity).map_err(io::Error::other) }
 }
 
-/// Gives up every capability but two, for itself and for the programs that it starts, and the caller's groups. Its files
-/// under `/run/softnet` are root's, which takes none.
+/// Gives up every capability but two, for itself and for the programs that it starts, and the caller's
+/// groups. Root owns its files under `/run/softnet`, so they need no capability.
 ///
-/// After a set-user-ID start the real user stays the caller, because that is whom the kernel lets signal this process: who
-/// started a Softnet must be able to stop it (kill(2)).
+/// After a set-user-ID start the real user stays the caller, so that the kernel lets the caller signal this
+/// process: the user who started a Softnet must be able to stop it (kill(2)).
 ///
 /// # Errors
 /// When the kernel refuses.
 fn reduce_root() -> io::Result<()> {
     match set_thread_groups(&[]) {
-        // A user namespace of an ordinary user's may have no say over groups.
+        // In a user namespace that an ordinary user created, this may be forbidden.
         Ok(()) | Err(Errno::PERM) => {}
         Err(error) => return Err(error.into()),
     }

@@ -1,22 +1,23 @@
-//! What Landlock and seccomp leave to the monitor.
+//! What Landlock and seccomp allow the monitor.
 //!
 //! Without a place in a managed network it starts no program and changes nothing: it reads the run directory, asks the kernel
 //! over sockets that are open, and signals the worker. Any other call ends it, and with it the worker.
 //!
-//! With a place it starts nft, under the same limits. What a C library or another version of nft may call cannot be known
-//! for every host, so a call that is not listed fails as if the kernel did not have it, and the list is as long as ordinary
-//! programs need. Not in it is what makes a foothold more than one: namespaces, mounts, other processes' memory, kernel
-//! modules, keys, bpf, io_uring, the clock. Its files are the system's programs and settings to read, and the run directory.
+//! With a place it starts nft, under the same limits. Which calls a C library or another version of nft makes
+//! cannot be known for every host, so a call that is not listed fails as if the kernel did not have it, and
+//! the list covers what ordinary programs need. It leaves out the calls that extend an attacker's foothold:
+//! namespaces, mounts, other processes' memory, kernel modules, keys, bpf, io_uring, the clock. Its files are
+//! the system's programs and settings to read, and the run directory.
 //!
-//! A kernel without Landlock or seccomp is told of, and refused under `--require-sandbox`, by the worker.
+//! The worker reports a kernel without Landlock or seccomp, and refuses it under `--require-sandbox`.
 
 use std::io;
 
 use rustix::process::Pid;
 
-use crate::sandbox::{Calls, Files, Otherwise, limit_files};
+use crate::sandbox::{Calls, Files, OnDenied, limit_files};
 
-/// The directory of all networks, of every network namespace.
+/// The run directory of the networks of all network namespaces.
 const RUN: &str = "/run/softnet";
 
 /// Gives up what the monitor does not need.
@@ -27,7 +28,7 @@ pub fn seal(has_place: bool, worker: Pid) -> io::Result<()> {
     let files = if has_place { FILES_OF_A_PLACE } else { files_to_watch() };
     let landlock = limit_files(&files)?;
     let calls = if has_place { calls_of_a_place()? } else { calls_to_watch(worker)? };
-    let seccomp = calls.limit()?;
+    let seccomp = calls.apply()?;
     tracing::debug!(landlock, seccomp, "the monitor is sealed");
     Ok(())
 }
@@ -37,22 +38,22 @@ const FILES_OF_A_PLACE: Files<'static> = Files {
     read: &["/proc", "/run", "/dev/urandom", "/dev/random"],
     execute: &["/usr", "/lib", "/lib64", "/bin", "/sbin", "/etc"],
     write: &[RUN, "/dev/null"],
-    // Its rules are by TCP port, and the monitor's network is the host's.
+    // Landlock restricts TCP ports by number, and the monitor works on the host's network.
     network: true,
 };
 
-/// The run directory. Where nobody has made it yet, root may later, and it is to be seen then.
+/// The run directory, or its parent if it does not exist yet: root may create it later.
 fn files_to_watch() -> Files<'static> {
     let read: &[&str] = if std::path::Path::new(RUN).is_dir() { &[RUN] } else { &["/run"] };
     Files { read, ..Files::default() }
 }
 
-/// By which the standard library looks what the processor can do (`linux/prctl.h`).
+/// The standard library uses it to detect the processor's features (`linux/prctl.h`).
 const PR_GET_AUXV: u64 = 0x4155_5856;
 
 fn calls_to_watch(worker: Pid) -> io::Result<Calls> {
     let executable = libc::PROT_EXEC as u64;
-    Calls::new(TO_WATCH, Otherwise::Kill)
+    Calls::new(TO_WATCH, OnDenied::Kill)
         .with_argument(libc::SYS_kill, 0, u64::from(worker.as_raw_pid().unsigned_abs()))?
         .with_argument(libc::SYS_prctl, 0, PR_GET_AUXV)?
         .without_bits(libc::SYS_mmap, 2, executable)?
@@ -68,8 +69,8 @@ fn calls_of_a_place() -> io::Result<Calls> {
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWCGROUP;
     let all: Vec<i64> = TO_WATCH.iter().chain(TO_RUN_PROGRAMS).chain(LEGACY).copied().collect();
-    // Without clone3, whose arguments no filter can see; C libraries use clone then.
-    Calls::new(&all, Otherwise::Missing).without_bits(libc::SYS_clone, 0, NAMESPACES as u64)
+    // Without clone3, whose arguments a filter cannot inspect; C libraries then fall back to clone.
+    Calls::new(&all, OnDenied::Enosys).without_bits(libc::SYS_clone, 0, NAMESPACES as u64)
 }
 
 /// The loop, the watches, the log, the allocator and the end.
@@ -115,7 +116,8 @@ const TO_WATCH: &[i64] = &[
     libc::SYS_exit_group,
 ];
 
-/// Locks and files of the run directory, the kernel's and the DHCP server's sockets, and what a program that is started calls.
+/// For locks and files of the run directory, sockets to the kernel and the DHCP server, and the programs that
+/// are started.
 const TO_RUN_PROGRAMS: &[i64] = &[
     libc::SYS_bind,
     libc::SYS_capget,

@@ -24,9 +24,9 @@ pub trait Accounts {
     fn user_by_id(&self, uid: RawUid) -> Option<Account>;
     /// The group called `name`, or with `name` as its number.
     fn group(&self, name: &str) -> Option<Gid>;
-    /// The groups that `account` is a member of, `gid` among them.
+    /// The groups that `account` is a member of, including `gid`.
     fn groups_of(&self, account: &Account, gid: Gid) -> Vec<Gid>;
-    /// Whether a process here can become `account`: a user namespace may not know it.
+    /// Whether a process here can become `account`: a user namespace may not map it.
     fn can_become(&self, account: &Account) -> bool;
 }
 
@@ -87,7 +87,8 @@ impl From<User> for Account {
     }
 }
 
-/// Whether the user namespace's map in the file `path` has `id`. Where there is no such file there are no namespaces.
+/// Whether the user namespace's map in the file `path` has `id`. Without such a file there are no user
+/// namespaces, and every id is valid.
 fn is_mapped(path: &str, id: u32) -> bool {
     fs::read_to_string(path).map_or(true, |map| map_contains(&map, id))
 }

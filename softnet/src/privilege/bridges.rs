@@ -1,15 +1,15 @@
-//! What a user may ask for who has privilege only by the program's set-user-ID bit: the administrator's list in
-//! `/etc/softnet/bridges.conf`, in the manner of QEMU's bridge helper.
+//! What a user may request whose privilege comes only from the program's set-user-ID bit: the administrator's
+//! list in `/etc/softnet/bridges.conf`, similar to that of QEMU's bridge helper.
 //!
 //! ```text
-//! # one rule a line; a deny wins over every allow, and what nothing allows is denied
+//! # one rule per line; a deny takes precedence over every allow, and the default is deny
 //! allow virbr0
 //! deny  br-office
 //! allow all
 //! ```
 //!
-//! A name is that of a bridge (`--bridge`), a TAP (`--tap`) or a network that Softnet manages (`--network`, `--subnet`).
-//! The default network as it is needs no rule, but can be denied.
+//! A name is the name of a bridge (`--bridge`), a TAP (`--tap`) or a network that Softnet manages
+//! (`--network`, `--subnet`). The default network with its default subnet needs no rule, but can be denied.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -25,7 +25,7 @@ use crate::usage::UsageError;
 /// Where the administrator's list is.
 const PATH: &str = "/etc/softnet/bridges.conf";
 
-/// Refuses a host side that the list does not give to everybody.
+/// Refuses a host side that the list does not allow.
 ///
 /// # Errors
 /// When it is not allowed, or the list cannot be trusted.
@@ -62,18 +62,18 @@ fn is_default(network: &NetworkName) -> bool {
 /// Why the list cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    /// Somebody other than root could have written it.
-    #[error("{0} could have been written by others than root; chown root it and chmod go-w it")]
+    /// Users other than root could have written it.
+    #[error("users other than root can write to {0}; run `chown root {0}` and `chmod go-w {0}`")]
     Untrusted(String),
     /// It cannot be read.
     #[error("{PATH} cannot be read: {0}")]
     Unreadable(#[from] io::Error),
-    /// It does not make sense, so that it would be a guess what was meant.
-    #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"")]
+    /// It has an invalid line, whose meaning would be a guess.
+    #[error("{PATH}, line {0}: neither \"allow NAME\" nor \"deny NAME\"; correct the line")]
     Syntax(usize),
 }
 
-/// What the list says of a name.
+/// What the list says about a name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Entry {
     /// A rule allows it, and no rule denies it.
@@ -101,7 +101,7 @@ impl Bridges {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Bridges::default()),
             other => other?,
         };
-        // Whoever may write the directory may replace the file.
+        // A user who may write to the directory may replace the file.
         let directory = path.parent().unwrap_or(Path::new("/"));
         for (metadata, path) in [(fs::metadata(directory)?, directory), (file.metadata()?, path)] {
             if metadata.uid() != 0 || metadata.mode() & 0o022 != 0 {
@@ -113,7 +113,7 @@ impl Bridges {
         text.parse()
     }
 
-    /// What the list says of `name`.
+    /// What the list says about `name`.
     fn entry(&self, name: &str) -> Entry {
         let names = |list: &[String]| list.iter().any(|listed| listed == name || listed == ALL);
         match (names(&self.denied), names(&self.allowed)) {

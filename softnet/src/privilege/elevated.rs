@@ -1,15 +1,15 @@
-//! A start with more privilege than its caller has: what it may ask for, and what it inherits besides arguments.
+//! A start with more privilege than its caller has: limits what it may request, and resets what it inherits.
 
 use super::Start;
 use crate::config::HostSide;
 
-/// Refuses what an elevated caller may not ask for, and replaces the surroundings that it chose. Any other caller is
-/// as good as the process, and nothing changes.
+/// Refuses what an elevated caller may not request, and resets the attributes that the process inherited from
+/// it. For any other caller, who has the same privilege as the process, it does nothing.
 ///
 /// # Errors
-/// A [`crate::usage::UsageError`] for what is refused; anything else when the kernel does not do its part.
+/// A [`crate::usage::UsageError`] for what is refused; any other error when a system call fails.
 #[cfg(target_os = "linux")]
-pub fn guard(start: &Start, host: &HostSide) -> anyhow::Result<()> {
+pub fn prepare_elevated(start: &Start, host: &HostSide) -> anyhow::Result<()> {
     if start.is_elevated() {
         super::bridges::permit(host)?;
         linux::replace_surroundings()?;
@@ -17,9 +17,9 @@ pub fn guard(start: &Start, host: &HostSide) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nothing: the set-user-ID bit is how everybody starts Softnet on macOS, and there is one host side.
+/// Does nothing: on macOS all users start Softnet by the set-user-ID bit, and there is only one host side.
 #[cfg(not(target_os = "linux"))]
-pub fn guard(_start: &Start, _host: &HostSide) -> anyhow::Result<()> {
+pub fn prepare_elevated(_start: &Start, _host: &HostSide) -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -37,8 +37,9 @@ mod linux {
 
     const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
 
-    /// Makes the process's surroundings ordinary ones, before it does what others rely on: a DHCP server must not die of
-    /// its first user's CPU limit, a file not be writable for all, a child's end not go unnoticed.
+    /// Resets what the process inherited, before it starts what other users rely on: the first user's CPU
+    /// limit must not kill a DHCP server, no file may be writable for all, and the end of a child must be
+    /// noticed.
     pub fn replace_surroundings() -> io::Result<()> {
         umask(Mode::from_raw_mode(0o022));
         let lifted =
@@ -46,9 +47,9 @@ mod linux {
         for (resource, limit) in
             lifted.map(|resource| (resource, UNLIMITED)).into_iter().chain([(Resource::Nofile, DESCRIPTORS)])
         {
-            // Only root raises limits. Whoever cannot does nothing that others rely on.
+            // Only root can raise limits. A process that cannot starts nothing that other users rely on.
             let _ = setrlimit(resource, limit);
         }
-        sys::process::hear_of_children()
+        sys::process::reset_sigchld()
     }
 }

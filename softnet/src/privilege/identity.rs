@@ -1,4 +1,4 @@
-//! Whom the process that parses frames becomes. Never root.
+//! The user that the process that parses frames becomes. Never root.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use crate::usage::UsageError;
 
 /// The user made for Softnet, if the system has one.
 const DEDICATED: &str = "softnet";
-/// The user who owns nothing.
+/// The user that owns no files.
 const NOBODY: &str = "nobody";
 
 /// Who started this process.
@@ -44,36 +44,36 @@ impl Start {
         })
     }
 
-    /// Whether the process has more privilege than its caller, whose arguments and environment are then not to be
+    /// Whether the process has more privilege than its caller, whose arguments and environment are then not
     /// trusted.
     pub fn is_elevated(&self) -> bool {
         self.secure || self.real != self.effective
     }
 
-    /// Whether the caller is root, and not only the process.
+    /// Whether the caller is root, not only the process.
     pub fn is_by_root(&self) -> bool {
         self.real.0.is_root()
     }
 }
 
-/// Why it is this identity.
+/// How the identity was chosen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Origin {
-    /// The one who started Softnet.
+    /// The user who started Softnet.
     Caller,
     /// `--user`.
     Flag,
-    /// The one who called `sudo`.
+    /// The user who called `sudo`.
     Sudo,
     /// The user `softnet`.
     Dedicated,
-    /// The user `nobody`, for lack of a better one.
+    /// The user `nobody`, because there is no better one.
     Nobody,
-    /// The user namespace has nobody but its root, who is an ordinary user outside.
+    /// The user namespace maps only its root, which is an unprivileged user outside.
     OnlyOne,
 }
 
-/// A user to become, for good.
+/// A user to become permanently.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Identity {
     /// Real, effective and saved user.
@@ -90,7 +90,7 @@ impl Identity {
     /// Chooses for the arguments `--user` and `--group`.
     ///
     /// # Errors
-    /// When one of them does not exist, is root, or is not the caller's to name.
+    /// When one of them does not exist, is root, or the caller may not name it.
     pub fn choose(
         user: Option<&str>,
         group: Option<&str>,
@@ -103,7 +103,9 @@ impl Identity {
         };
         if let Some(name) = group {
             let error = |reason| UsageError::new("--group", name, reason);
-            let gid = accounts.group(name).ok_or_else(|| error("is no group of this system"))?;
+            let gid = accounts
+                .group(name)
+                .ok_or_else(|| error("is not a group of this system; name an existing one"))?;
             if start.is_by_root() {
                 if gid.is_root() {
                     return Err(error("is root's; name the group of an ordinary user"));
@@ -116,20 +118,20 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Says who was chosen, if nobody asked for it.
+    /// Logs the choice, if it does not follow from the arguments or the caller.
     pub fn log(&self) {
         let uid = self.uid.as_raw();
         match self.origin {
             Origin::Caller | Origin::Flag => {}
-            Origin::Sudo => tracing::info!(uid, "becoming the user who called sudo"),
-            Origin::Dedicated => tracing::info!(uid, "becoming the user softnet"),
+            Origin::Sudo => tracing::info!(uid, "switching to the user who called sudo"),
+            Origin::Dedicated => tracing::info!(uid, "switching to the user softnet"),
             Origin::Nobody => tracing::warn!(
                 uid,
-                "started by root without --user: becoming nobody; a user of Softnet's own is better (useradd --system softnet)"
+                "started by root without --user: switching to nobody; a dedicated user is safer (useradd --system softnet)"
             ),
             Origin::OnlyOne => {
                 tracing::info!(
-                    "this user namespace has no other user; staying the one who made it, without capabilities"
+                    "this user namespace maps no other user; keeping the current one, without capabilities"
                 );
             }
         }
@@ -141,7 +143,7 @@ fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity
     let account = accounts
         .user(name)
         .or_else(|| accounts.user_by_id(name.parse().ok()?))
-        .ok_or_else(|| error("is no user of this system"))?;
+        .ok_or_else(|| error("is not a user of this system; name an existing one"))?;
     if account.uid.is_root() {
         return Err(error("is root, who must not parse a VM's frames; name an ordinary user"));
     }
@@ -152,7 +154,7 @@ fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity
         return Ok(caller(start));
     }
     if !accounts.can_become(&account) {
-        return Err(error("is unknown in this user namespace; name a user whom it maps"));
+        return Err(error("is not mapped in this user namespace; name a user that is"));
     }
     Ok(identity(&account, account.gid, Origin::Flag, accounts))
 }
@@ -162,7 +164,7 @@ fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageErr
         return Ok(caller(start));
     }
     if !start.effective.0.is_root() {
-        // Root started a program that is set-user-ID for somebody else.
+        // Root started a program that is set-user-ID for another user.
         let (uid, gid) = start.effective;
         return Ok(Identity { uid, gid, groups: vec![gid], origin: Origin::Caller });
     }
@@ -200,16 +202,16 @@ fn identity(account: &Account, gid: Gid, origin: Origin, accounts: &impl Account
 
 #[cfg(target_os = "linux")]
 impl Identity {
-    /// Becomes this identity for good: supplementary groups, then real, effective and saved group and user. Makes only
+    /// Becomes this identity permanently: supplementary groups, then real, effective and saved group and user. Makes only
     /// plain system calls for the calling thread, so it may run between fork and exec.
     ///
     /// # Errors
-    /// When the system refuses, or root could be had back.
+    /// When the system refuses, or the process could become root again.
     pub fn assume(&self) -> io::Result<()> {
         use rustix::process::{getegid, geteuid, getgid, getuid};
         use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid, set_thread_uid};
 
-        // A caller's groups are the process's already.
+        // The process already has the caller's groups.
         if !matches!(self.origin, Origin::Caller | Origin::OnlyOne) {
             set_thread_groups(&self.groups)?;
         }
@@ -223,10 +225,10 @@ impl Identity {
 
 #[cfg(not(target_os = "linux"))]
 impl Identity {
-    /// Becomes this identity for good: supplementary groups, group and user.
+    /// Becomes this identity permanently: supplementary groups, group and user.
     ///
     /// # Errors
-    /// When the system refuses, or root could be had back.
+    /// When the system refuses, or the process could become root again.
     pub fn assume(&self) -> io::Result<()> {
         use nix::unistd::{setgid, setuid};
         use rustix::process::{getegid, geteuid, getgid, getuid};
@@ -355,7 +357,9 @@ mod tests {
         for (start, name) in [(start(0, 0), "root"), (start(1000, 0), "root"), (start(0, 0), "0")] {
             assert!(chosen(&start, Some(name), None).unwrap_err().contains("is root"));
         }
-        assert!(chosen(&start(0, 0), Some("carl"), None).unwrap_err().contains("no user of this system"));
+        assert!(
+            chosen(&start(0, 0), Some("carl"), None).unwrap_err().contains("is not a user of this system")
+        );
     }
 
     #[test]
@@ -368,10 +372,12 @@ mod tests {
                 .unwrap_err()
                 .contains("not a group of the calling user")
         );
-        // Without privilege the kernel changes no group, not even to one's own.
+        // Without privilege the kernel does not even change to another group of the caller.
         let unprivileged = Start { effective: (uid(1000), gid(1000)), ..member };
         assert!(chosen(&unprivileged, None, Some("kvm")).unwrap_err().contains("only root"));
         assert!(chosen(&start(0, 0), None, Some("wheel")).unwrap_err().contains("is root's"));
-        assert!(chosen(&start(0, 0), None, Some("none")).unwrap_err().contains("no group of this system"));
+        assert!(
+            chosen(&start(0, 0), None, Some("none")).unwrap_err().contains("is not a group of this system")
+        );
     }
 }

@@ -1,31 +1,33 @@
 //! What the process that touches frames gives up before it reads the first one.
 //!
 //! # Theory of operation
-//! A VM writes what Softnet parses, so the parser is assumed to fall one day. After the seal it must hold nothing worth
-//! stealing: every stage below takes away one kind of thing, and none relies on another. The order is forced: each stage
-//! needs something that a later one takes.
+//! The VM controls what Softnet parses, so assume that an attacker takes the parser over. After the seal the
+//! process must hold nothing of value: every stage below removes one kind of access, and none relies on
+//! another. The order is forced: each stage needs something that a later one removes.
 //!
-//! 1. **Descriptors.** All are closed but those that the links, the timer and the log need ([`crate::needs::Needs`]). Not earlier,
-//!    because until then links are being opened; before the rest, so that no descriptor of the old world survives.
-//! 2. **Names.** New network, mount, IPC, host name and cgroup namespaces: a network without interfaces, and an empty
-//!    read-only file system without even the right to look into it. Needs `CAP_SYS_ADMIN`, so it comes before the
-//!    capabilities go; a user without privilege gets them by a user namespace where the kernel permits that. Sockets and
-//!    TAPs that are open keep working: they belong to the namespace that they were opened in.
-//! 3. **Capabilities for ever.** The bounding set is emptied and the secure bits are locked, so that no later identity
-//!    brings a capability back. Needs `CAP_SETPCAP`.
-//! 4. **Identity.** Supplementary groups, group and user: real, effective and saved, of the user who started Softnet or
-//!    was named. The kernel drops all capabilities with the last root identity; they are cleared again explicitly, and
-//!    the ambient and inheritable sets with them. See [`crate::privilege`].
-//! 5. **Ways back.** `no_new_privs`; not dumpable, so no other process of the same user reads the memory or attaches; no
-//!    new descriptor, process or core file by resource limits.
-//! 6. **Landlock.** No file, no TCP port, no abstract socket and no signal outside of the process. It holds where stage 2
-//!    could not be had, and closes what descriptors open: a Unix datagram socket could otherwise be asked to send to
+//! 1. **Descriptors.** All are closed except those that the links, the timer and the log need
+//!    ([`crate::needs::Needs`]). Not earlier, because links are opened until then; before the rest, so that
+//!    no earlier descriptor survives.
+//! 2. **Names.** New network, mount, IPC, host name and cgroup namespaces: a network without interfaces, and
+//!    an empty read-only file system without even the right to look into it. Needs `CAP_SYS_ADMIN`, so it
+//!    comes before the capabilities are dropped; a user without privilege gets the namespaces through a user
+//!    namespace where the kernel permits that. Open sockets and TAPs keep working: they belong to the
+//!    namespace that they were opened in.
+//! 3. **Capabilities, permanently.** The bounding set is emptied and the secure bits are locked, so that no
+//!    later identity brings a capability back. Needs `CAP_SETPCAP`.
+//! 4. **Identity.** Supplementary groups, group and user: real, effective and saved, of the user who started
+//!    Softnet or whom `--user` names. The kernel drops all capabilities with the last root identity; they are
+//!    cleared again explicitly, and the ambient and inheritable sets with them. See [`crate::privilege`].
+//! 5. **Ways back.** `no_new_privs`; not dumpable, so that no other process of the same user reads the memory
+//!    or attaches; resource limits forbid new descriptors, processes and core files.
+//! 6. **Landlock.** No file, no TCP port, no abstract socket and no signal outside of the process. It works
+//!    where stage 2 failed, and also limits open descriptors: a Unix datagram socket could otherwise send to
 //!    *any* address of the host.
-//! 7. **System calls.** seccomp allows the calls that the parts in use have declared, and ends the process for any other.
-//!    Last, because it forbids all of the above.
+//! 7. **System calls.** seccomp allows the calls that the parts in use have declared, and ends the process
+//!    for any other. Last, because it forbids the calls of the stages above.
 //!
-//! What is not here: what the frames may contain (the filter), and what is done with privilege while frames flow (the
-//! privileged parent, another process).
+//! Not in this module: what frames may contain (the filter), and the work that needs privilege while frames
+//! flow (the monitor, another process).
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -34,7 +36,7 @@ mod portable;
 
 #[cfg(target_os = "linux")]
 pub use linux::{
-    Calls, Files, Otherwise, give_up_privilege, keep_capabilities, limit_files, restrict_by_landlock, seal,
+    Calls, Files, OnDenied, give_up_privilege, keep_capabilities, limit_files, restrict_by_landlock, seal,
 };
 #[cfg(not(target_os = "linux"))]
 pub use portable::seal;
@@ -59,7 +61,7 @@ impl std::fmt::Display for Missing {
     }
 }
 
-/// Why a process could not be sealed. It must not go on.
+/// Why a process could not be sealed. It must end.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// A stage failed.

@@ -1,4 +1,4 @@
-//! The seal where the system has no more to offer than users and resource limits.
+//! The seal on systems that offer no more than users.
 
 use super::SealError;
 use crate::needs::Needs;

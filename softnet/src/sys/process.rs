@@ -75,7 +75,7 @@ pub fn ensure_single_thread() -> io::Result<()> {
 ///
 /// # Errors
 /// Those of `sigaction(2)`.
-pub fn hear_of_children() -> io::Result<()> {
+pub fn reset_sigchld() -> io::Result<()> {
     // SAFETY: the default disposition runs no code of ours.
     match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
         libc::SIG_ERR => Err(io::Error::last_os_error()),

@@ -206,7 +206,10 @@ pub fn a_worker_that_lives_keeps_its_place() -> Result<()> {
     kill(monitor, Signal::SIGKILL)?;
     ensure!(until(|| is_gone(monitor)), "the monitor stays");
     let refused = Vm::start(FIRST, &[]).err().context("another Softnet has the place of one that lives")?;
-    ensure!(format!("{refused:#}").contains("is on network softnet0 already"), "{refused:#}");
+    ensure!(
+        format!("{refused:#}").contains("network softnet0 already has a VM with the MAC address"),
+        "{refused:#}"
+    );
     kill(worker, Signal::SIGCONT)?;
     ensure!(until(|| is_gone(worker)), "the worker stays");
     leased(FIRST, &[])?;
@@ -237,7 +240,7 @@ fn only_the_server_was_missed(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Resul
     renews(vm, address, gateway)?;
     let log = keeper_log();
     let news = log.trim_start_matches(&before);
-    let repairs: Vec<&str> = news.lines().filter(|line| line.contains("making the network whole")).collect();
+    let repairs: Vec<&str> = news.lines().filter(|line| line.contains("repairing the network")).collect();
     ensure!(repairs.len() == 1 && repairs[0].contains("the server"), "{news}");
     Ok(())
 }
@@ -418,7 +421,7 @@ pub fn it_sleeps_while_no_vm_runs() -> Result<()> {
         keeper_log()
     );
     let (code, said, _) = softnet(&["network", "down"])?;
-    ensure!(code == 0 && said.contains("is gone"), "{code} {said}");
+    ensure!(code == 0 && said.contains("was removed"), "{code} {said}");
     ensure!(is_gone(keeper), "the keeper stayed");
     Ok(())
 }

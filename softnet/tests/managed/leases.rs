@@ -252,7 +252,7 @@ pub fn a_lease_waits_for_a_server_that_was_killed_too() -> Result<()> {
     kill_all(&mut vm)?;
     kill_the_server()?;
     let (code, said, _) = softnet(&["network", "down"])?;
-    ensure!(code == 0 && said.contains("network softnet0 is gone"), "{code} {said}");
+    ensure!(code == 0 && said.contains("network softnet0 was removed"), "{code} {said}");
     ensure!(run("find", &["/run/softnet", "-name", "softnet0"])?.is_empty());
     Ok(())
 }
@@ -275,7 +275,11 @@ pub fn an_answer_that_finds_no_vm_is_given_back_too() -> Result<()> {
     vm.request(&offer)?;
     let Vm { port, mut softnet, .. } = vm;
     drop(port);
-    ensure!(softnet.wait()?.success() && softnet.log().contains("the next start looks"), "{}", softnet.log());
+    ensure!(
+        softnet.wait()?.success() && softnet.log().contains("the next start checks"),
+        "{}",
+        softnet.log()
+    );
     resume(server)?;
     let (_second, _) = leased(SECOND, &[])?;
     ensure!(!is_leased(FIRST), "still leased:\n{}", leases());

@@ -68,7 +68,7 @@ pub fn no_user_can_lock_what_matters() -> Result<()> {
     let (mut second, _) = leased(SECOND, &[])?;
     ensure!(second.softnet.stop()?.success() && vm.softnet.stop()?.success());
     let (code, said, complaint) = softnet(&["network", "down"])?;
-    ensure!(code == 0 && said.contains("is gone"), "{code} {said} {complaint}");
+    ensure!(code == 0 && said.contains("was removed"), "{code} {said} {complaint}");
     Ok(())
 }
 
@@ -181,7 +181,7 @@ pub fn a_set_user_id_start_changes_no_setting() -> Result<()> {
     command.arg(format!("--vm-mac-address={SECOND}")).stdin(theirs);
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
-    ensure!(softnet.log().contains("the network's lease time stays"), "{}", softnet.log());
+    ensure!(softnet.log().contains("keeping the network's lease time"), "{}", softnet.log());
     ensure!(server()? == before, "the server was restarted");
     ensure!(fs::read_to_string("/run/softnet/softnet0/network")?.contains("lease-time 600"));
     Ok(())

@@ -308,7 +308,7 @@ fn a_disk_that_fills_up() -> Result<()> {
         ensure!(full.is_some_and(|error| error.kind() == std::io::ErrorKind::StorageFull));
         vm.lease().context(name)?;
         // The server cannot note the lease either, so nobody can be sure whose the address is.
-        let said = || vm.softnet.log().contains("cannot note the VM's address");
+        let said = || vm.softnet.log().contains("cannot record the VM's address");
         ensure!(until(said), "{name}: not a word of it: {}", vm.softnet.log());
         ensure!(!table().contains("elements"), "{name}: a forward leads to an address that is not noted");
         end(&vm)?;
@@ -326,7 +326,7 @@ fn a_taken_port_is_refused() -> Result<()> {
     let log = refusal(FIRST, &[&format!("--expose={port}:80")])?;
     ensure!(log.contains("--expose") && log.contains("is taken by another program"), "{log}");
     let log = refusal(FIRST, &["--expose=192.0.2.1:8080:80"])?;
-    ensure!(log.contains("192.0.2.1 is no address of this host"), "{log}");
+    ensure!(log.contains("192.0.2.1 is not an address of this host"), "{log}");
     ensure!(Host::main()?.ip("-oneline link")?.lines().count() == 1, "something was touched");
     ensure!(!Path::new("/run/softnet").exists());
     Ok(())
@@ -407,7 +407,7 @@ fn a_held_address_is_refused() -> Result<()> {
     vm.lease()?;
     let status = vm.softnet.wait()?;
     ensure!(
-        status.code() == Some(1) && vm.softnet.log().contains("is leased to"),
+        status.code() == Some(1) && vm.softnet.log().contains("is already held by"),
         "{status} {}",
         vm.softnet.log()
     );
@@ -423,7 +423,7 @@ fn hex(line: &str) -> Option<Vec<u8>> {
 
 fn status_and_down() -> Result<()> {
     let (code, said, _) = softnet(&["network", "status"])?;
-    ensure!(code == 0 && said.starts_with("there is no network; the first Softnet"), "{code} {said}");
+    ensure!(code == 0 && said.starts_with("there is no managed network"), "{code} {said}");
     let mut vm = Vm::start(FIRST, &["--expose=5000:80"])?;
     let address = vm.lease()?.to_string();
     let shown = || softnet(&["network", "status"]).map(|(_, shown, _)| shown).unwrap_or_default();
@@ -433,8 +433,8 @@ fn status_and_down() -> Result<()> {
     ensure!(code == 1 && refused.contains("has 1 running VM(s); stop them first"), "{code} {refused}");
     vm.softnet.stop()?;
     let (code, said, _) = softnet(&["network", "down"])?;
-    ensure!(code == 0 && said.contains("network softnet0 is gone"), "{code} {said}");
-    ensure!(said.contains("IPv4 forwarding is off again"), "{said}");
+    ensure!(code == 0 && said.contains("network softnet0 was removed"), "{code} {said}");
+    ensure!(said.contains("IPv4 forwarding was turned off again"), "{said}");
     ensure!(softnet(&["network", "down"])?.1 == "there is no network softnet0\n");
     Ok(())
 }
@@ -462,10 +462,10 @@ fn what_cannot_serve_is_refused() -> Result<()> {
     main.ip("link add br0 type bridge")?;
     for (flag, reason) in [
         ("--bridge=none", "there is no interface none"),
-        ("--bridge=lo", "lo is no bridge"),
+        ("--bridge=lo", "lo is not a bridge"),
         ("--bridge=br0", "br0 has no IPv4 address"),
-        ("--network=br0", "interface br0 exists and is no network of Softnet's"),
-        ("--tap=lo", "lo is no TAP"),
+        ("--network=br0", "interface br0 exists and was not created by Softnet"),
+        ("--tap=lo", "lo is not a TAP"),
     ] {
         let log = refusal(FIRST, &[flag])?;
         ensure!(log.contains(reason), "{flag}: {log}");
@@ -492,7 +492,7 @@ fn a_host_only_vm() -> Result<()> {
     ensure!(until(|| vm.softnet.counters().is_ok_and(|now| now.drops_since(&before).len() == 1)));
     ensure!(vm.softnet.stop()?.success());
     let (code, said, _) = softnet(&["network", "down", "--network=softnet_host0"])?;
-    ensure!(code == 0 && said.contains("network softnet_host0 is gone"), "{code} {said}");
+    ensure!(code == 0 && said.contains("network softnet_host0 was removed"), "{code} {said}");
     Ok(())
 }
 
@@ -606,7 +606,7 @@ fn what_passt_needs_is_said() -> Result<()> {
     let (code, log) = word(&["--network=mine"])?;
     ensure!(code == Some(2) && log.contains("only root may set up a network"), "{code:?} {log}");
     let (code, log) = word(&["--bridge=br0"])?;
-    ensure!(code == Some(2) && log.contains("only root may add to a bridge"), "{code:?} {log}");
+    ensure!(code == Some(2) && log.contains("only root may add a port to a bridge"), "{code:?} {log}");
     let (code, log) = word(&["--expose=80:80"])?;
     ensure!(code == Some(2) && log.contains("only root may expose ports below 1024"), "{code:?} {log}");
     Ok(())

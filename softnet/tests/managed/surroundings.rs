@@ -102,7 +102,7 @@ pub fn h10_the_vm_that_the_server_contradicts_is_ended() -> Result<()> {
     second.request(&offer)?;
     DhcpServer::told(&second.port, kind::ACK, 7)?;
     first.softnet.wait().context("the first VM's Softnet goes on")?;
-    ensure!(second.softnet.log().contains("ending the one"), "{}", second.softnet.log());
+    ensure!(second.softnet.log().contains("stopping the VM that still holds"), "{}", second.softnet.log());
     let record =
         || std::fs::read_to_string(format!("/run/softnet/softnet0/ports/{SECOND}")).unwrap_or_default();
     ensure!(until(|| record().contains(&format!("address {address}\n"))), "{}", second.softnet.log());

@@ -313,7 +313,7 @@ fn no_router() -> Result<()> {
     unreachable_from(&world.lan, at(INTERNET, 80))?;
     hello_from(&vm.host, at(INTERNET, 80))?;
     let shown = whole(&config().name)?.to_string();
-    ensure!(shown.contains("turned on by Softnet, for its networks alone"), "{shown}");
+    ensure!(shown.contains("turned on by Softnet for its networks only"), "{shown}");
 
     // What others set up for routing later works as if they had turned it on themselves.
     world.main.bridge("docker0", "10.55.0.1/24")?;

@@ -133,7 +133,7 @@ pub fn a_kernel_that_lacks_something_is_told_apart() -> Result<()> {
         on_a_kernel_without(&mut lenient, number, errno)?;
         let mut softnet = Softnet::spawn(lenient)?;
         softnet.ready()?;
-        ensure!(until(|| softnet.log().contains("confines Softnet less")), "{}", softnet.log());
+        ensure!(until(|| softnet.log().contains("Softnet is confined less")), "{}", softnet.log());
         ensure!(softnet.log().contains(missing), "{}", softnet.log());
         vm.send(&Arp::request(Mac([2, 0, 0, 0, 0, 2]), [10, 0, 0, 2].into(), [10, 0, 0, 1].into()).frame())?;
         ensure!(softnet.stop()?.success(), "{}", softnet.log());

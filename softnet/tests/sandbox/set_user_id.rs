@@ -99,8 +99,8 @@ pub fn it_takes_only_what_the_list_allows() -> Result<()> {
         refused(&filter(arguments)?.0.output()?, &[arguments[0], "ask the administrator to add \"allow "])?;
     }
     fs::set_permissions("/etc/softnet/bridges.conf", fs::Permissions::from_mode(0o666))?;
-    refused(&filter(&["--tap", Segment::TAP])?.0.output()?, &["others than root"])?;
-    refused(&program(&["network", "down", "--force"]).output()?, &["network down", "root only"])?;
+    refused(&filter(&["--tap", Segment::TAP])?.0.output()?, &["users other than root"])?;
+    refused(&program(&["network", "down", "--force"]).output()?, &["network down", "requires root"])?;
     let links = Host::main()?.ip("-oneline link show")?;
     ensure!(!links.contains("softnet") && !links.contains("snt"), "something was made: {links}");
     Ok(())

@@ -1,6 +1,6 @@
 //! Debian's packages for a machine of another kind, unpacked and not installed: a kernel and the programs that tests need.
 //!
-//! apt gets folders and an architecture of its own, so this machine's packages and lists stay as they are.
+//! apt gets its own folders and architecture, so this machine's packages and lists stay unchanged.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ const PROGRAMS: [&str; 2] = ["iproute2", "busybox-static"];
 /// The smallest kernel.
 const KERNEL: &str = "linux-image-cloud-arm64";
 
-/// Unpacks into `place` what is not there yet and returns the tree.
+/// Unpacks missing packages into `place` and returns the tree.
 pub fn unpack(place: &Path) -> Result<PathBuf> {
     let tree = place.join("tree");
     if tree.exists() {
@@ -45,7 +45,7 @@ pub fn unpack(place: &Path) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// apt with folders of its own.
+/// apt with its own folders.
 struct Apt {
     place: PathBuf,
 }
@@ -57,9 +57,9 @@ impl Apt {
         }
         let release = fs::read_to_string("/etc/os-release").context("tell which Debian this is")?;
         let release = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-        let release = release.context("this is no release of Debian")?;
+        let release = release.context("this system is not a Debian release")?;
         let key = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg";
-        // Newer kernels know more of Landlock.
+        // Newer kernels have more of Landlock.
         let suites = [release.to_owned(), format!("{release}-backports")];
         let sources = suites.map(|suite| format!("deb [{key}] http://deb.debian.org/debian {suite} main\n"));
         fs::write(place.join("sources.list"), sources.concat())?;

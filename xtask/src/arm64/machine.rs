@@ -1,7 +1,8 @@
-//! A machine with such a processor, emulated, and all that it has in memory.
+//! An emulated machine with such a processor, with all files in memory.
 //!
-//! It is a whole machine because the kernel is the other half of the seal: an emulator of programs makes their system
-//! calls to the kernel that is there, and that one neither sees ARM's numbers nor confines what is emulated.
+//! It emulates the whole machine because the seal depends on the kernel: an emulator of single programs
+//! passes their system calls to the host's kernel, which neither sees ARM's numbers nor confines the emulated
+//! program.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,14 +16,14 @@ use lab::stage::run as run_program;
 
 use super::debian;
 
-/// The emulator, and what unpacks the kernel's modules.
+/// The emulator, and the program that unpacks the kernel's modules.
 pub const PACKAGES: &[&str] = &["qemu-system-arm", "xz-utils"];
 
 const COMMAND_LINE: &str = "--foreground 1200 qemu-system-aarch64 -machine virt -cpu cortex-a72 -smp 2 -m 1024 -nodefaults \
     -no-user-config -no-reboot -display none -monitor none -serial stdio -append";
 const KERNEL_COMMAND_LINE: &str = "console=ttyAMA0 quiet panic=-1";
 
-/// What process 1 says when the tests have ended, before their status.
+/// Process 1 prints this when the tests have ended, before their status.
 const MARK: &str = "tests-ended-with:";
 
 /// What the tests need of the kernel beyond its image, in the order in which it loads.

@@ -1,7 +1,8 @@
 //! `cargo xtask arm64`: Softnet for ARM's 64-bit processors, built on another.
 //!
-//! What differs there is the number of each system call that the seal allows, which calls there are, and C's `char`,
-//! which has no sign. The compiler sees the last; for the others the tests of the seal run on an emulated [`machine`].
+//! These differ: the number of each system call that the seal allows, the set of calls, and C's `char`, which
+//! is unsigned. The compiler checks the last; for the others the tests of the seal run on an emulated
+//! [`machine`].
 
 mod debian;
 mod machine;
@@ -19,7 +20,7 @@ use crate::packages;
 /// Build Softnet for aarch64 Linux: the lints and the program
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only lint; build no program
+    /// Run the lints only; build no program
     #[arg(long, conflicts_with = "test")]
     check: bool,
     /// Also run the tests of the seal, with that program, on an emulated machine
@@ -33,12 +34,12 @@ const PACKAGES: &[&str] = &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"];
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 const LINKER: &str = "/usr/bin/aarch64-linux-gnu-gcc";
 
-/// Lints, builds, and runs what was asked for.
+/// Lints, builds, and runs the requested tests.
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure_installed(&[debian_rust::PACKAGES, PACKAGES])?;
     let build = DebianRust::new(root().join("target/arm64"))
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", LINKER)
-        // Nobody debugs there, and the machine has it all in memory.
+        // No debug information: the machine keeps all files in memory.
         .env("CARGO_PROFILE_DEV_DEBUG", "0");
     let lints = build.cargo("clippy").args(["--workspace", "--all-targets", "--target", TARGET]);
     step("lints", lints.args(["--", "-D", "warnings"]).command())?;
@@ -51,7 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.test {
         packages::ensure_installed(&[machine::PACKAGES])?;
         let tests = build_tests(&build)?;
-        // Where the tests look for the one that was built along with them.
+        // The path at which the tests expect the program.
         let place = build.target().join(TARGET).join("debug/softnet");
         machine::run(&build.target().join("machine"), &tests, &build.program(TARGET), &place)?;
     }
@@ -68,5 +69,5 @@ fn build_tests(build: &DebianRust) -> Result<PathBuf> {
     let messages = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>();
     let is_test = |message: &Value| message["target"]["name"] == "sandbox";
     let test = messages.filter_map(Result::ok).find(is_test).context("cargo built no such test")?;
-    Ok(test["executable"].as_str().context("the test is no program")?.into())
+    Ok(test["executable"].as_str().context("the test has no executable")?.into())
 }

@@ -1,4 +1,4 @@
-//! What the hostile guest tries, and what should come of it.
+//! What the hostile guest tries, and the expected results.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -11,7 +11,7 @@ use lab::wire::{Arp, Dhcp, IPV4, Ipv4, Mac, dhcp_kind, ethernet, icmp, udp};
 use super::Cast;
 use super::table::{Outcome, Row};
 
-/// How long an attempt that should fail is given, in milliseconds.
+/// Timeout of an attempt that should fail, in milliseconds.
 const PATIENCE_MS: u64 = 1500;
 
 /// A stranger's hardware address.
@@ -23,7 +23,7 @@ pub fn perform(cast: &mut Cast, world: &World) -> Result<Vec<Row>> {
     let mut rows = good(cast)?;
     rows.extend(forbidden_places(cast)?);
     rows.extend(forged_frames(cast)?);
-    // The last word have those who should not have been reached, and the neighbour.
+    // Finally, the services that must not have been reached report, and so does the other guest.
     for (service, before) in world.services.iter().zip(before) {
         let address = *service.at.ip();
         if [LAN, METADATA].contains(&address) {
@@ -116,7 +116,7 @@ fn forged_frames(cast: &mut Cast) -> Result<Vec<Row>> {
             Ipv4::new(own, alice, icmp(8, 0, &ping)).frame(alice_mac, own_mac),
         ),
         (
-            "a DHCP server of its own",
+            "a forged DHCP server",
             "dhcp-ports",
             Dhcp::server(dhcp_kind::OFFER, 1, alice_mac, own).packet(own, alice).frame(alice_mac, own_mac),
         ),
@@ -165,7 +165,8 @@ fn parse_mac(text: &str) -> Result<Mac> {
 fn attempt(guest: &mut Guest, what: &str, reason: Option<&str>, request: &Request) -> Result<Row> {
     let before = guest.softnet.counters()?;
     let answer = guest.ask(request)?;
-    // A forged frame always leaves the guest; whether it got further only the counters tell, once Softnet has read it.
+    // A forged frame always leaves the guest; only the counters show whether Softnet forwarded it, once it
+    // has read it.
     let forged = matches!(request, Request::Send { .. });
     let mut drops = guest.softnet.counters()?.drops_since(&before);
     if let (true, Some(reason)) = (forged, reason) {
@@ -198,7 +199,7 @@ fn attempt(guest: &mut Guest, what: &str, reason: Option<&str>, request: &Reques
     Ok(Row { what: what.to_owned(), expected, seen, detail })
 }
 
-/// The last line that says something.
+/// The last line that is not empty.
 fn summary(output: &str) -> String {
     output.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
 }

@@ -1,6 +1,6 @@
-//! `cargo xtask demo`: two real guests behind Softnet, one of them hostile, and a table of what came of it.
+//! `cargo xtask demo`: two real guests behind Softnet, one of them hostile, and a table of results.
 //!
-//! All of it happens in namespaces of its own: the internet, the LAN and the metadata service are hosts in there.
+//! Everything runs in private namespaces: the internet, the LAN and the metadata service are hosts in there.
 
 mod attempts;
 mod table;
@@ -19,10 +19,10 @@ use lab::stage::{self, Stage};
 
 use crate::{cargo, packages};
 
-/// Boot two real Linux guests behind Softnet, let one of them misbehave, and show what came of it
+/// Boot two real Linux guests behind Softnet, let one of them attack, and show a table of results
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What runs the guests
+    /// The VMM that runs the guests
     #[arg(long, value_enum, default_value_t = Machine::Uml)]
     vmm: Machine,
 }
@@ -31,7 +31,7 @@ pub struct Args {
 enum Machine {
     /// User-mode Linux
     Uml,
-    /// QEMU without hardware help
+    /// QEMU without hardware acceleration
     Qemu,
 }
 
@@ -44,7 +44,7 @@ impl Machine {
     }
 }
 
-/// Prepares outside, where there is a network; shows inside, where there is none.
+/// Prepares outside the namespaces, with a network; shows inside, without one.
 pub fn run(args: &Args, stage: Stage) -> Result<ExitCode> {
     match stage {
         Stage::Outside => {
@@ -68,9 +68,9 @@ pub fn run(args: &Args, stage: Stage) -> Result<ExitCode> {
 
 /// The guests and what they know of each other.
 struct Cast {
-    /// The guest that misbehaves.
+    /// The hostile guest.
     mallory: Guest,
-    /// The guest that minds its own business.
+    /// The peaceful guest.
     alice: Guest,
     /// The hostile guest's lease.
     mallory_lease: Lease,
@@ -84,7 +84,7 @@ fn show(vmm: Vmm) -> Result<ExitCode> {
     say("building an internet, a LAN and a cloud's metadata service in namespaces without a way out");
     let world = World::build()?;
     for service in &world.services {
-        // What the host itself can reach, a guest is kept from by Softnet alone.
+        // If the host can reach it, only Softnet keeps a guest from it.
         hello(service.at, Duration::from_secs(5))
             .with_context(|| format!("reach {} from the host", service.at))?;
     }

@@ -1,19 +1,19 @@
-//! The demo's result: one row an attempt.
+//! The demo's results: one row per attempt.
 
-/// One attempt and what came of it.
+/// One attempt and its result.
 #[derive(Debug)]
 pub struct Row {
     /// Who tried what.
     pub what: String,
-    /// What should come of it.
+    /// The expected result.
     pub expected: Outcome,
-    /// What came of it.
+    /// The actual result.
     pub seen: Outcome,
-    /// What was heard or why it failed, for people.
+    /// The answer or the error, for people.
     pub detail: String,
 }
 
-/// What can come of an attempt.
+/// The result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The attempt succeeded.
@@ -25,7 +25,7 @@ pub enum Outcome {
 }
 
 impl Row {
-    /// True if what came of it is what should.
+    /// Whether the result is as expected.
     pub fn is_right(&self) -> bool {
         self.expected == self.seen
     }

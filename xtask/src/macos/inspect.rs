@@ -1,9 +1,11 @@
-//! What a finished program for macOS is made of, read from its Mach-O headers, and what it must be made of.
+//! Reads the contents of a finished program for macOS from its Mach-O headers, and compares them with the
+//! expected ones.
 //!
-//! Nothing built here can be run here, so the file itself is the evidence: that each slice is for the right processor and
-//! system, loads what it should and nothing else, imports from the frameworks the functions that [`Expected`] lists and
-//! none that older systems lack (a stripped program's symbol table names no imported data), and carries a code signature whose every page hash is true. Apple's processors refuse to run a
-//! program without one.
+//! The program cannot run on this system, so the file itself is checked: that each slice is for the right
+//! processor and system, loads what it should and nothing else, imports from the frameworks the functions
+//! that [`Expected`] lists and none that older systems lack (a stripped program's symbol table names no
+//! imported data), and has a code signature with a correct hash for every page. Apple's processors refuse to
+//! run a program without one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -84,11 +86,11 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The code signature as far as it matters.
+/// The checked parts of the code signature.
 #[derive(Debug, Eq, PartialEq)]
 struct Signature {
     ad_hoc: bool,
-    /// Pages whose hash was found true.
+    /// Pages whose hash is correct.
     pages: usize,
 }
 
@@ -99,11 +101,11 @@ pub fn slices(file: &[u8]) -> Result<Vec<Slice>> {
 }
 
 impl Slice {
-    /// Says every way in which this slice is not as `expected`.
+    /// Fails with every difference between this slice and `expected`.
     pub fn check(&self, expected: &Expected) -> Result<()> {
         let mut wrong = Vec::new();
         if self.minimum_version != expected.minimum_version {
-            wrong.push(format!("it asks for macOS {:?} at least", self.minimum_version));
+            wrong.push(format!("it requires macOS {:?} or newer", self.minimum_version));
         }
         let libraries: BTreeSet<String> = self.libraries.iter().cloned().collect();
         wrong.extend(difference("library", &libraries, &expected.libraries));
@@ -147,7 +149,7 @@ fn difference(
 }
 
 fn slice(data: &[u8]) -> Result<Slice> {
-    let header = Header::parse(data, 0).context("a slice is no 64-bit Mach-O file")?;
+    let header = Header::parse(data, 0).context("a slice is not a 64-bit Mach-O file")?;
     let endian = header.endian()?;
     let architecture = match header.cputype(endian) {
         macho::CPU_TYPE_ARM64 => Architecture::Arm64,
@@ -168,7 +170,7 @@ fn slice(data: &[u8]) -> Result<Slice> {
                 minimum_version = Some((packed >> 16, packed >> 8 & 0xff));
             }
             LoadCommandVariant::Dylib(dylib) if command.cmd() != macho::LC_ID_DYLIB => {
-                ensure!(command.cmd() == macho::LC_LOAD_DYLIB, "a library is not loaded in the ordinary way");
+                ensure!(command.cmd() == macho::LC_LOAD_DYLIB, "a library is not loaded by LC_LOAD_DYLIB");
                 let name = command.string(endian, dylib.dylib.name)?;
                 libraries.push(String::from_utf8(name.to_vec())?);
             }
@@ -212,7 +214,7 @@ const HASH_SHA256: u8 = 2;
 
 /// Reads the signature `blob` of the slice `data` and compares the hash of every page.
 fn verify_signature(blob: &[u8], data: &[u8]) -> Result<Signature> {
-    ensure!(word(blob, 0)? == EMBEDDED_SIGNATURE, "the signature is no embedded signature");
+    ensure!(word(blob, 0)? == EMBEDDED_SIGNATURE, "the signature is not an embedded signature");
     for index in 0..word(blob, 8)? as usize {
         let offset = word(blob, 12 + 8 * index + 4)? as usize;
         let directory = blob.get(offset..).context("a cut signature")?;
@@ -230,8 +232,8 @@ fn verify_directory(directory: &[u8], data: &[u8]) -> Result<Signature> {
     let limit = word(directory, 32)? as usize;
     let [hash_size, hash_type, _platform, page_shift] =
         *directory.get(36..40).and_then(|bytes| bytes.first_chunk()).context("a cut code directory")?;
-    ensure!(hash_size == 32 && hash_type == HASH_SHA256, "the signature's hashes are no SHA-256");
-    let code = data.get(..limit).context("the signature covers more than there is")?;
+    ensure!(hash_size == 32 && hash_type == HASH_SHA256, "the signature's hashes are not SHA-256");
+    let code = data.get(..limit).context("the signature covers more than the file has")?;
     let pages = code.chunks(1 << page_shift);
     ensure!(pages.len() == slots, "{slots} hashes for {} pages", pages.len());
     for (index, page) in pages.enumerate() {

@@ -1,8 +1,8 @@
 //! `cargo xtask macos`: Softnet for macOS, built and inspected on Linux.
 //!
-//! Debian's compiler and linker build for Apple's systems; what they lack is Apple's SDK, of which the linker needs only
-//! which library exports which symbol ([`sdk`]). Nothing of what is built can run here: lints and tests are compiled, and
-//! the program is taken apart ([`inspect`]).
+//! Debian's compiler and linker build for Apple's systems; what they lack is Apple's SDK, of which the linker
+//! needs only which library exports which symbol ([`sdk`]). The results cannot run on this system: lints and
+//! tests are only compiled, and the program is inspected ([`inspect`]).
 
 mod inspect;
 mod sdk;
@@ -18,10 +18,10 @@ use crate::debian_rust::{self, DebianRust, step};
 use crate::packages;
 use inspect::{Architecture, Expected};
 
-/// Build Softnet for macOS: lints and tests for arm64, a universal program, and proof of what it is made of
+/// Build Softnet for macOS: lints and tests for arm64, a universal program, and an inspection of its contents
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Only compile and lint for arm64; build no program
+    /// Compile and lint for arm64 only; build no program
     #[arg(long)]
     check: bool,
 }
@@ -35,10 +35,10 @@ const ARM64: &str = "aarch64-apple-darwin";
 const X86_64: &str = "x86_64-apple-darwin";
 /// The oldest macOS that Tart runs on.
 const MINIMUM_VERSION: (u32, u32) = (13, 0);
-/// What runs on a Mac; the lab, the tests with real guests and these commands are Linux's.
+/// The crates that run on a Mac; the lab, the tests with real guests and these commands need Linux.
 const CRATES: [&str; 4] = ["softnet-filter", "softnet-offload", "softnet-wire", "softnet"];
 
-/// Builds, inspects, and says what came out.
+/// Builds, inspects, and prints the result.
 pub fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure_installed(&[debian_rust::PACKAGES, PACKAGES])?;
     let target = root().join("target/macos");
@@ -86,7 +86,7 @@ fn toolchain(target: PathBuf, sdk: &Path) -> DebianRust {
         .env("CARGO_TARGET_X86_64_APPLE_DARWIN_RUSTFLAGS", &flags)
 }
 
-/// Asserts what the universal program is made of.
+/// Checks the contents of the universal program.
 fn prove(program: &Path) -> Result<()> {
     println!("==> {}", program.display());
     let list = root().join("packaging/macos/imports.txt");

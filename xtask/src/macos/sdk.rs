@@ -1,9 +1,9 @@
 //! The part of Apple's SDK that the linker needs: which library exports which symbol.
 //!
-//! The lists under `packaging/macos/sdk` name, in their first line, where the stub lies in an SDK, what the library is
-//! called at run time, and its versions; then one symbol a line. They are the whole of what Softnet may import: a symbol
-//! that is not listed does not link. Every symbol in them exists since macOS 13 or earlier, but for those of
-//! `vmnet.txt` that [`super::inspect`] keeps out of the program.
+//! The lists under `packaging/macos/sdk` name, in their first line, where the stub lies in an SDK, what the
+//! library is called at run time, and its versions; then one symbol a line. They are all that Softnet may
+//! import: a symbol that is not listed does not link. Every symbol in them exists since macOS 13 or earlier,
+//! but for those of `vmnet.txt` that [`super::inspect`] keeps out of the program.
 
 use std::fmt::Write;
 use std::fs;
@@ -23,7 +23,7 @@ struct Library {
     symbols: Vec<String>,
 }
 
-/// Writes the stubs of all `lists` into the folder `sdk`, anew where they differ.
+/// Writes the stubs of all `lists` into the folder `sdk`, if they differ.
 pub fn write(lists: &Path, sdk: &Path) -> Result<()> {
     let mut count = 0;
     for entry in fs::read_dir(lists).with_context(|| format!("read {}", lists.display()))? {
@@ -58,7 +58,7 @@ impl Library {
         let symbols: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
         for symbol in &symbols {
             let is_word = symbol.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_$".contains(&byte));
-            ensure!(is_word, "{symbol:?} is no symbol");
+            ensure!(is_word, "{symbol:?} is not a symbol");
         }
         Ok(Library {
             stub: stub.into(),
@@ -92,7 +92,7 @@ impl Library {
     }
 }
 
-/// Leaves a file alone that is as it should be, so that nothing is linked again for it.
+/// Does not touch a file with the right content, so that nothing is linked again.
 fn write_if_changed(path: &Path, contents: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|present| present == contents) {
         return Ok(());

@@ -6,13 +6,13 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Where RustSec's is, which cargo-deny takes if it is not told of another.
+/// RustSec's database, which cargo-deny uses by default.
 pub const PUBLIC: &str = "https://github.com/RustSec/advisory-db";
-/// The branch that cargo-deny takes of it.
+/// The branch of it that cargo-deny uses.
 const BRANCH: &str = "main";
-/// Seconds until a fetch is given up. It takes ten where there is a network.
+/// Seconds until a fetch is given up. With a network it takes ten.
 pub const LIMIT: &str = "60";
-/// What has not been brought up to date for as long says too little about today's dependencies.
+/// A database that was not updated for this long says too little about today's dependencies.
 const OLDEST: &str = "90.days";
 
 /// A database on this machine.
@@ -29,7 +29,7 @@ impl Database {
     pub fn open(folder: &Path) -> Result<Self> {
         ensure!(
             folder.join("crates").is_dir(),
-            "{} is no advisory database: it has no crates/",
+            "{} is not an advisory database: it has no crates/",
             folder.display()
         );
         let folder = folder.canonicalize().with_context(|| format!("open {}", folder.display()))?;
@@ -60,13 +60,13 @@ impl Database {
         let output = clone.arg(folder).env("GIT_TERMINAL_PROMPT", "0").output().context("start timeout")?;
         // What timeout(1) ends with when it had to end the command.
         if output.status.code() == Some(124) {
-            bail!("{source} brought nothing for {limit} s");
+            bail!("{source} did not answer within {limit} s");
         }
         said(&output).with_context(|| format!("fetch {source}"))?;
         Database::open(folder)
     }
 
-    /// Makes one in `folder` with an advisory against every version of `package`.
+    /// Creates a database in `folder` with an advisory against every version of `package`.
     pub fn plant(folder: &Path, package: &str) -> Result<Self> {
         let advisories = folder.join("crates").join(package);
         fs::create_dir_all(&advisories)?;
@@ -114,7 +114,7 @@ mod tests {
         let source = format!("http://{}/advisory-db", silent.local_addr().unwrap());
         let folder = place("silent");
         let error = Database::fetch(&source, "1", &folder).unwrap_err().to_string();
-        assert_eq!(error, format!("{source} brought nothing for 1 s"));
+        assert_eq!(error, format!("{source} did not answer within 1 s"));
         drop(silent);
         let error = Database::fetch(&source, "20", &folder).unwrap_err();
         assert!(format!("{error:#}").starts_with(&format!("fetch {source}: fatal: ")), "{error:#}");

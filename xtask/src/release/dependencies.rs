@@ -1,7 +1,8 @@
 //! The dependencies, judged by cargo-deny and `deny.toml`: licences, bans, sources, yanked versions, advisories.
 //!
-//! Only the advisory database does not come from the registry. It may be a clone on disk, and where it cannot be fetched
-//! everything else is still checked; that is said, and is no failure. Each time a planted advisory has to be found first.
+//! Only the advisory database does not come from the registry. It may be a clone on disk, and where it cannot
+//! be fetched everything else is still checked; this is reported, and does not count as a failure. Each run
+//! first verifies that a planted advisory is found.
 
 use std::fs;
 use std::path::Path;
@@ -25,8 +26,12 @@ pub fn check(advisory_db: Option<&Path>) -> Result<Vec<String>> {
     let planted = Database::plant(&place.join("planted"), "libc")?;
     let output = deny(&place, &planted, &["advisories"])?.output().context("start cargo")?;
     let finds = !output.status.success() && String::from_utf8_lossy(&output.stderr).contains(PLANTED);
-    ensure!(finds, "cargo-deny misses a planted advisory: {}", String::from_utf8_lossy(&output.stderr));
-    println!("a planted advisory is found");
+    ensure!(
+        finds,
+        "cargo-deny does not find a planted advisory: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    println!("cargo-deny finds a planted advisory");
 
     let mut unchecked = Vec::new();
     if !refresh_index() {
@@ -34,20 +39,20 @@ pub fn check(advisory_db: Option<&Path>) -> Result<Vec<String>> {
     }
     let mut checks = vec!["licenses", "bans", "sources", "advisories"];
     let database = given.map_or_else(|| Database::fetch(PUBLIC, LIMIT, &place.join("fetched")), Ok);
-    let database = database.inspect(|database| println!("the advisories are those of {}", database.date));
+    let database = database.inspect(|database| println!("the advisory database is of {}", database.date));
     let database = database.unwrap_or_else(|error| {
-        unchecked.push(format!("advisories: {error:#}; --advisory-db takes a clone from disk"));
+        unchecked.push(format!("advisories: {error:#}; pass a local clone with --advisory-db"));
         // Yanked versions belong to the check of advisories, which wants a database: the planted one, known by now.
         checks.insert(0, "--allow=vulnerability");
         planted
     });
     let status = deny(&place, &database, &checks)?.status().context("start cargo")?;
-    ensure!(status.success(), "cargo-deny found something");
+    ensure!(status.success(), "cargo-deny found a problem; it is above");
     remove(&place)?;
     Ok(unchecked)
 }
 
-/// Sees to it that there is a cargo-deny.
+/// Installs cargo-deny if it is missing.
 fn install() -> Result<()> {
     let mut version = cargo("deny --version");
     if version.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
@@ -55,12 +60,12 @@ fn install() -> Result<()> {
     }
     println!("installing cargo-deny, which takes some minutes");
     let status = cargo("install --quiet --locked cargo-deny").status().context("start cargo")?;
-    ensure!(status.success(), "cargo-deny cannot be installed: cargo install --locked cargo-deny");
+    ensure!(status.success(), "cannot install cargo-deny; try: cargo install --locked cargo-deny");
     Ok(())
 }
 
-/// Brings what the registry says of each locked crate up to date, since a build asks for nothing that it has already.
-/// `false` if the registry cannot be reached.
+/// Updates the registry's data about each locked crate, because a build does not query crates that it already
+/// has. `false` if the registry cannot be reached.
 fn refresh_index() -> bool {
     let mut update = Command::new("timeout");
     update.current_dir(root()).args(["--kill-after=5", LIMIT]).arg(cargo("").get_program());
@@ -68,7 +73,7 @@ fn refresh_index() -> bool {
     status.is_ok_and(|status| status.success())
 }
 
-/// A check of cargo-deny's that takes `database` for the public one, and clones it into `place`.
+/// A cargo-deny check that uses `database` in place of the public one, and clones it into `place`.
 fn deny(place: &Path, database: &Database, words: &[&str]) -> Result<Command> {
     let name = database.folder.file_name().context("a database has a name")?;
     let clones = place.join("clones").join(name);
@@ -86,7 +91,7 @@ fn deny(place: &Path, database: &Database, words: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// `deny.toml`, but that what it clones lies in `folder` and not in Cargo's, where other projects' checks look.
+/// `deny.toml`, changed to clone into `folder` and not into Cargo's folder, which other projects' checks use.
 fn with_clones_in(folder: &Path, config: &str) -> Result<String> {
     let section = "[advisories]\n";
     let (before, after) = config.split_once(section).context("deny.toml has no [advisories]")?;

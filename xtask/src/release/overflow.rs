@@ -1,4 +1,4 @@
-//! Whether a program was built with overflow checks, told from its bytes.
+//! Whether a program was built with overflow checks, according to its bytes.
 //!
 //! A failing check panics with a message of core's. The linker keeps of core what is called, and core itself is compiled
 //! without the checks, so a program has these messages if and only if its own code checks.
@@ -16,7 +16,10 @@ const MESSAGES: [&str; 3] = [
 pub fn check(bytes: &[u8]) -> Result<()> {
     let has = |message: &&&str| bytes.windows(message.len()).any(|window| window == message.as_bytes());
     let missing: Vec<_> = MESSAGES.iter().filter(|message| !has(message)).collect();
-    ensure!(missing.is_empty(), "the program was built WITHOUT overflow checks: it cannot say {missing:?}");
+    ensure!(
+        missing.is_empty(),
+        "the program was built WITHOUT overflow checks: it lacks the messages {missing:?}"
+    );
     Ok(())
 }
 
@@ -27,7 +30,8 @@ mod tests {
 
     use super::*;
 
-    /// Arithmetic on what only the command line tells, and enough of the standard library to bring in what it brings.
+    /// Arithmetic on values from the command line, and the parts of the standard library that have such
+    /// messages of their own.
     const PROGRAM: &str = r#"
         fn main() {
             let [a, b, c] = [1, 2, 3].map(|at| std::env::args().nth(at).unwrap().parse::<u32>().unwrap());

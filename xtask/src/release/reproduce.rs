@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use super::{PROGRAM, Shipped, checksum, make, overflow, remove};
 use crate::cargo::root;
 
-/// A path that gets in moves what lies behind it.
+/// A path in the output would shift everything after it.
 const NAMES: [&str; 2] = ["one", "another-one"];
 
 /// Builds both copies, prints size and hash of what comes out, and compares.
@@ -37,10 +37,10 @@ pub fn check() -> Result<()> {
     }
     let differing = differing(&builds[0], &builds[1]);
     ensure!(differing.is_empty(), "two clean builds DIFFER in {}", differing.join(" and "));
-    println!("two clean builds of two copies give the same bytes");
+    println!("two clean builds of two copies are identical");
     for (_, program) in builds[0].iter().filter(|(name, _)| *name == PROGRAM) {
         overflow::check(program)?;
-        println!("the program checks for overflow");
+        println!("the program has overflow checks");
     }
     Ok(())
 }
@@ -49,12 +49,12 @@ fn differing(one: &Shipped, other: &Shipped) -> Vec<&'static str> {
     one.iter().zip(other).filter(|(one, other)| one != other).map(|((name, _), _)| *name).collect()
 }
 
-/// The files that Git tracks in the working tree `tree` and that are there.
+/// The files that Git tracks and that exist in the working tree `tree`.
 fn tracked(tree: &Path) -> Result<Vec<PathBuf>> {
     let output =
         Command::new("git").current_dir(tree).args(["ls-files", "-z"]).output().context("start git")?;
     ensure!(output.status.success(), "git ls-files: {}", String::from_utf8_lossy(&output.stderr));
-    let names = String::from_utf8(output.stdout).context("a tracked file's name is no UTF-8")?;
+    let names = String::from_utf8(output.stdout).context("a tracked file's name is not UTF-8")?;
     let files = names.split_terminator('\0').map(PathBuf::from);
     Ok(files.filter(|file| tree.join(file).symlink_metadata().is_ok()).collect())
 }

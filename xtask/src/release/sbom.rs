@@ -1,6 +1,6 @@
 //! The bill of materials: every crate that is compiled into a program, in CycloneDX 1.5 (ECMA-424).
 //!
-//! It has no serial number and no time, so that the same sources have the same bill.
+//! It has no serial number and no time, so that the same sources give the same bill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cargo::cargo;
 
-/// The bill of the program that the crate `name` makes of `sources` and whose bytes have the SHA-256 `checksum`.
+/// The bill of the program that the crate `name` in `sources` builds; `checksum` is the SHA-256 of its bytes.
 pub fn of(name: &str, checksum: &str, sources: &Path) -> Result<String> {
     let mut metadata = cargo("metadata --format-version 1 --locked --filter-platform");
     let output = metadata.arg(host()?).current_dir(sources).output().context("start cargo")?;

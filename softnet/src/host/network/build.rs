@@ -1,4 +1,4 @@
-//! Making a network whole, and taking it away. Both under the run directory's lock, both idempotent.
+//! Creates, repairs and removes a network. Each runs under the run directory's lock and is idempotent.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -19,38 +19,39 @@ use crate::host::sysctl;
 use crate::host::tools::Tool;
 use crate::netlink::{Kind, Link, Netlink};
 
-/// About how many leases of the dead a start gives back, so that the messages fit into dnsmasq's socket, whose queue holds
-/// some 160 of them. The next start goes on.
-const AT_ONCE: usize = 64;
+/// Approximate limit of leases released per start, so that the messages fit into dnsmasq's socket queue,
+/// which holds some 160 of them. The next start continues.
+const MAX_RELEASES: usize = 64;
 
-/// Makes the network whole: creates it, or puts right what is missing or different.
+/// Creates the network, or repairs what is missing or different.
 ///
 /// # Errors
-/// If the name or the subnet belongs to somebody else, the network was made with other settings, a program is missing, or
-/// the kernel refuses. What was done before the error stays, and the next start goes on from there.
+/// If the name or the subnet is used by something else, the network was created with other settings, a
+/// program is missing, or the kernel refuses. Changes made before the error stay, and the next start
+/// continues from there.
 pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
     ensure_locked(config, None, &run_dir, &lock)
 }
 
-/// The same for a VM that is about to join, if one is named, and under a lock that the caller goes on holding.
+/// The same for a VM that is about to join, if `joining` names one, and under a lock that the caller keeps.
 pub(super) fn ensure_locked(
     config: &NetworkConfig,
     joining: Option<MacAddr>,
     run_dir: &RunDir,
     lock: &Lock,
 ) -> Result<(Plan, Gateway), Error> {
-    // Before anything is touched.
+    // Checked before anything is changed.
     Tool::Nft.find()?;
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
     let directory = run_dir.network(config.name.as_str());
-    make_whole(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
+    repair_or_create(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
 }
 
-/// Makes the network of `plan` whole as a start does, with the keeper's own way to `serve` on the bridge with
-/// an index.
+/// Repairs the network of `plan` as a start does; `serve` is the keeper's function that ensures the server
+/// for the bridge with the given index.
 pub(super) fn repair(
     plan: &Plan,
     run_dir: &RunDir,
@@ -59,10 +60,10 @@ pub(super) fn repair(
 ) -> Result<(), Error> {
     let Plan { name, net_type, lease_time, .. } = plan.clone();
     let config = NetworkConfig { name, subnet: None, net_type, lease_time };
-    make_whole(&config, None, run_dir, lock, serve).map(drop)
+    repair_or_create(&config, None, run_dir, lock, serve).map(drop)
 }
 
-fn make_whole(
+fn repair_or_create(
     config: &NetworkConfig,
     joining: Option<MacAddr>,
     run_dir: &RunDir,
@@ -74,7 +75,7 @@ fn make_whole(
     let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
     directory.create()?;
     let (path, text) = (directory.file("network"), record::write_plan(&plan));
-    // A repair must not fail for want of room on the disk.
+    // Written only if it differs: a repair must not fail on a full disk.
     if files::read(&path)?.as_deref() != Some(text.as_str()) {
         files::write_atomically(&path, &text)?;
     }
@@ -87,16 +88,17 @@ fn make_whole(
         files::write_atomically(&run_dir.forwarding_marker(), &text)?;
     }
     rules::apply(run_dir, lock)?;
-    // Behind the rules that keep the host from becoming a router for others by it (rule H5).
+    // After the rules that keep this from making the host a router for others (rule H5).
     if turn_on {
         sysctl::set_forwarding(true)?;
     }
     serve(gateway.index)?;
-    bury(&plan, &directory, joining, lock)?;
+    reap(&plan, &directory, joining, lock)?;
     Ok((plan, gateway))
 }
 
-/// The plan: what the network has, if it is there, and what the start asks for. Returns the bridge too, if it is there.
+/// Makes the plan from the existing network, if any, and from what the start requests. Also returns the
+/// bridge, if it exists.
 fn decide(
     config: &NetworkConfig,
     directory: &NetworkDir,
@@ -113,7 +115,8 @@ fn decide(
 
     let mut present = recorded.as_ref().map(|recorded| recorded.subnet);
     if let Some(link) = &link {
-        // The MAC comes of the name alone, so a bridge that has it is ours even if /run was emptied.
+        // The MAC is derived from the name alone, so a bridge that has it is Softnet's even if /run was
+        // emptied.
         let marked = link.mac == Some(plan(Ipv4Net::default()).mac());
         if link.kind != Kind::Bridge || !(marked || recorded.is_some()) {
             return Err(Error::Foreign(name.clone()));
@@ -142,7 +145,8 @@ fn decide(
     }
 }
 
-/// What of the network is not as it should be, looking only at what is cheap to look at: not at the table, nor the server.
+/// The first part of the network that is not as planned. Checks only what is cheap: not the table, nor the
+/// server.
 pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'static str>, Error> {
     let mut netlink = Netlink::open()?;
     let name = plan.name.as_str();
@@ -162,7 +166,7 @@ pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'
         return Ok(Some("forwarding"));
     }
     for (tap, isolated) in members.iter().filter_map(|member| member.tap.as_ref()) {
-        // One that is gone is its Softnet's business.
+        // A TAP that is gone is handled by its Softnet.
         if let Some(port) = netlink.link(tap)?
             && !is_in_place(&port, &link, *isolated)
         {
@@ -172,7 +176,8 @@ pub(super) fn differs(plan: &Plan, members: &[MemberRecord]) -> Result<Option<&'
     Ok(None)
 }
 
-/// How long a lease is to last: the latest start decides for all, unless it has more privilege than its caller (rule H9).
+/// The lease time: the latest start sets it for all VMs, unless it has more privilege than its caller (rule
+/// H9).
 fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> Duration {
     match recorded {
         Some(recorded) if lock.is_elevated() => {
@@ -181,7 +186,7 @@ fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> D
                 tracing::warn!(
                     seconds,
                     network = %config.name,
-                    "the network's lease time stays; only root changes a network that is there"
+                    "keeping the network's lease time; only root may change an existing network"
                 );
             }
             recorded.lease_time
@@ -190,7 +195,7 @@ fn lease_time(config: &NetworkConfig, recorded: Option<&Plan>, lock: &Lock) -> D
     }
 }
 
-/// Sees to it that the bridge is there with its address, and that the members' TAPs are its ports.
+/// Ensures that the bridge exists with its address, and that the members' TAPs are its ports.
 fn ensure_bridge(
     plan: &Plan,
     link: Option<Link>,
@@ -236,7 +241,8 @@ fn is_in_place(port: &Link, bridge: &Link, isolated: bool) -> bool {
     port.up && port.master == Some(bridge.index) && port.isolated == Some(isolated)
 }
 
-/// Puts the TAP of a running member back where it belongs, if somebody deleted the bridge under it, or took the TAP down.
+/// Attaches the TAP of a running member to the bridge again, if the bridge was deleted or the TAP was taken
+/// down.
 fn reattach(
     netlink: &mut Netlink,
     tap: &str,
@@ -246,39 +252,41 @@ fn reattach(
 ) -> Result<(), Error> {
     let Some(port) = netlink.link(tap)? else { return Ok(()) };
     if !is_in_place(&port, bridge, isolated) {
-        tracing::warn!(tap, bridge = bridge.name, "putting a VM's TAP back on its bridge");
+        tracing::warn!(tap, bridge = bridge.name, "attaching a VM's TAP to its bridge again");
         bridge::join(netlink, tap, bridge, member.mac, isolated)?;
     }
     Ok(())
 }
 
-/// Removes what the dead left behind, and gives their leases back. That of the VM that is `joining` stays, because its new
-/// Softnet takes it over.
-fn bury(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
+/// Reaps members whose process is gone and releases their leases. The lease of the VM that is `joining`
+/// stays, because its new Softnet takes it over.
+fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
     let mut addresses = BTreeSet::new();
-    for left_behind in claim::left_behind(&directory.leases())? {
-        let (claim, _) = left_behind?;
+    for orphan in claim::orphaned(&directory.leases())? {
+        let (claim, _) = orphan?;
         addresses.extend(claim.name().and_then(|name| name.parse::<Ipv4Addr>().ok()));
         claim.release()?;
     }
     if let Err(error) = rules::forget(&addresses) {
-        tracing::warn!(%error, "flows of VMs that were killed stay until they end or their addresses are given away");
+        tracing::warn!(%error, "cannot delete the tracked connections of VMs that were killed; they stay until they time out or their addresses are leased again");
     }
-    let dead: Vec<(Claim, String)> = claim::left_behind(&directory.ports())?.collect::<Result<_, _>>()?;
-    // What the dead had sent may still wait for the server, and the lease of the VM that is joining is read next.
-    if !dead.is_empty() && !dnsmasq::settle(directory) {
-        tracing::warn!("dnsmasq is slow to answer; leases of VMs that were killed may stay until they end");
+    let dead: Vec<(Claim, String)> = claim::orphaned(&directory.ports())?.collect::<Result<_, _>>()?;
+    // Messages of dead members may still be queued for the server, and the joining VM's lease is read next.
+    if !dead.is_empty() && !dnsmasq::wait_until_idle(directory) {
+        tracing::warn!("dnsmasq is slow; leases of VMs that were killed may stay until they expire");
     }
-    let mut given_back = 0;
+    let mut released = 0;
     for (claim, text) in dead {
         let dead = record::read_member(&text).filter(|dead| dead.release && joining != Some(dead.mac));
         if let Some(dead) = dead {
-            if given_back >= AT_ONCE {
+            if released >= MAX_RELEASES {
                 continue;
             }
             match dnsmasq::release_all(plan, directory, dead.mac, dead.address) {
-                Ok(count) => given_back += count,
-                Err(error) => tracing::warn!(%error, "the lease ends by itself"),
+                Ok(count) => released += count,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot release the lease of a VM that was killed; it stays until it expires")
+                }
             }
         }
         claim.release()?;
@@ -292,18 +300,18 @@ pub(super) fn hands_out(plan: &Plan, address: Ipv4Addr) -> bool {
     (first..=last).contains(&address)
 }
 
-/// What taking a network down came to.
+/// The result of removing a network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Down {
-    /// There was something to take down.
+    /// Whether there was anything to remove.
     pub existed: bool,
-    /// VMs that were attached and have no network now.
+    /// How many running VMs lost their network.
     pub cut_off: usize,
-    /// What became of IPv4 forwarding.
+    /// The state of IPv4 forwarding.
     pub forwarding: Forwarding,
 }
 
-/// What became of the host's IPv4 forwarding.
+/// The state of the host's IPv4 forwarding after a network was removed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Forwarding {
     /// Softnet had not turned it on.
@@ -319,10 +327,11 @@ pub fn names() -> Result<Vec<NetworkName>, Error> {
     Ok(RunDir::of_this_namespace().networks()?.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
-/// Takes the network away: dnsmasq, table, bridge and directory. It is no error if there is none.
+/// Removes the network: dnsmasq, table, bridge and directory. It is not an error if there is none.
 ///
 /// # Errors
-/// [`Error::InUse`] if VMs are attached and `force` is not given, [`Error::Foreign`] if the name is somebody else's.
+/// [`Error::InUse`] if VMs are attached and `force` is not given, [`Error::Foreign`] if the interface is not
+/// Softnet's.
 pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
@@ -356,7 +365,7 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     }
     directory.remove()?;
     let forwarding = restore_forwarding(&run_dir, &taps, &mut netlink)?;
-    // Behind forwarding: until it is off, the rules keep the host from being a router.
+    // After forwarding: until it is off, the rules keep the host from being a router.
     rules::apply_without(name, &run_dir, &lock)?;
     if let Some(subnet) = subnet {
         rules::forget_subnet(subnet);
@@ -364,8 +373,9 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     Ok(Down { existed, cut_off: attached, forwarding })
 }
 
-/// Turns IPv4 forwarding off if Softnet turned it on and nobody has come to rely on it since. As long as it stays on because
-/// of Softnet, the rules against crossing do too (rule H5). `taps` are those of VMs that are cut off.
+/// Turns IPv4 forwarding off if Softnet turned it on and no other interface may rely on it since. As long as
+/// it stays on because of Softnet, the rules against crossing stay too (rule H5). `taps` are those of VMs
+/// that lose their network.
 fn restore_forwarding(
     run_dir: &RunDir,
     taps: &BTreeSet<String>,

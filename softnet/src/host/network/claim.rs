@@ -1,4 +1,4 @@
-//! A public file with a lock beside it that says that its owner lives, and who of many owners does.
+//! Public files, each with a lock that its owner holds while it is alive.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -12,13 +12,14 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use crate::host::files::{Error, create, list, make_directory, read, remove_file};
 use crate::sys::incarnation::Incarnation;
 
-/// The directory of all that is locked, which only root can enter.
+/// The directory of all locks, which only root can enter.
 pub const LOCKS: &str = "locks";
 
-/// Begins the line of a public file that names the process whose it is.
+/// The prefix of the line in a public file that names the owning process.
 const HOLDER: &str = "holder ";
 
-/// What belongs to `path` under [`LOCKS`], for a path that lies `depth` levels below its network's directory.
+/// The counterpart of `path` under [`LOCKS`], for a path that lies `depth` levels below its network's
+/// directory.
 pub fn counterpart(path: &Path, depth: usize) -> PathBuf {
     match path.ancestors().nth(depth + 1) {
         Some(base) => base.join(LOCKS).join(path.strip_prefix(base).unwrap_or(path)),
@@ -29,8 +30,8 @@ pub fn counterpart(path: &Path, depth: usize) -> PathBuf {
 /// How deep members' and leases' files lie in their network's directory.
 const CLAIM_DEPTH: usize = 2;
 
-/// A public file, and the lock beside it that says that its owner lives. The lock is the inode's, so the locked file is never
-/// replaced while it is held.
+/// A public file, and the lock that its owner holds while it is alive. The lock belongs to the inode, so the
+/// locked file is never replaced while it is held.
 #[derive(Debug)]
 pub struct Claim {
     lock: File,
@@ -39,13 +40,15 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claims `path`, a file under `ports/` or `leases/`; `None` if a living process has it. Call it under the [`Lock`].
+    /// Claims `path`, a file under `ports/` or `leases/`; `None` if a running process has it. Call it under
+    /// the [`Lock`].
     pub fn take(path: PathBuf) -> Result<Option<Claim>, Error> {
         let lock_path = counterpart(&path, CLAIM_DEPTH);
         for directory in lock_path.ancestors().skip(1).take(2).collect::<Vec<_>>().into_iter().rev() {
             make_directory(directory, 0o700)?;
         }
-        // For reading only: the process with the frames keeps a copy, and must have nothing to write to.
+        // Read-only: the process that parses frames keeps a copy, and must not have a file that it can write
+        // to.
         let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = rustix::fs::open(&lock_path, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| Error::new("open", &lock_path)(error.into()))?;
@@ -57,8 +60,9 @@ impl Claim {
         }
     }
 
-    /// The claim with its first content. One that cannot say whose it is, on a full disk, is given up and leaves no file.
-    pub fn saying(mut self, content: &str) -> Result<Claim, Error> {
+    /// Writes the first content. If that fails, for example on a full disk, the claim is released and leaves
+    /// no file.
+    pub fn with_content(mut self, content: &str) -> Result<Claim, Error> {
         match self.write(content) {
             Ok(()) => Ok(self),
             Err(error) => {
@@ -68,8 +72,8 @@ impl Claim {
         }
     }
 
-    /// Replaces the public file's content, with a line about this process at its end. Readers hold the [`Lock`], and so does
-    /// the caller.
+    /// Replaces the public file's content, and adds a line about this process. Readers and the caller hold
+    /// the [`Lock`].
     pub fn write(&mut self, content: &str) -> Result<(), Error> {
         let content = match Incarnation::of_this_process() {
             Some(holder) => format!("{content}{HOLDER}{holder}\n"),
@@ -89,14 +93,15 @@ impl Claim {
         self.path.file_name()?.to_str()
     }
 
-    /// Whether the locked file is still the one at its path, and not removed with the network's directory.
-    pub fn stands(&self) -> bool {
-        stands(&self.lock, &self.lock_path)
+    /// Whether the locked file is still the one at its path, and was not removed with the network's
+    /// directory.
+    pub fn is_current(&self) -> bool {
+        is_current(&self.lock, &self.lock_path)
     }
 
-    /// Gives the claim up and removes its files, if they are still its. Call it under the [`Lock`].
+    /// Releases the claim and removes its files, if they are still its own. Call it under the [`Lock`].
     pub fn release(self) -> Result<(), Error> {
-        if !self.stands() {
+        if !self.is_current() {
             return Ok(());
         }
         remove_file(&self.path)?;
@@ -111,18 +116,18 @@ impl AsFd for Claim {
 }
 
 /// Whether `file` is the one at `path`.
-pub fn stands(file: &File, path: &Path) -> bool {
+pub fn is_current(file: &File, path: &Path) -> bool {
     let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     let own = file.metadata().map(identity);
     own.is_ok_and(|own| fs::symlink_metadata(path).map(identity).is_ok_and(|there| there == own))
 }
 
-/// The files in `directory` whose owners are dead, with their content as far as it can be read. They are the caller's now,
-/// who releases them or leaves them to the next. Call it under the [`Lock`].
-pub fn left_behind(
+/// Claims the files in `directory` whose owners are dead, and returns them with their content as far as it
+/// can be read. The caller releases them, or drops them for the next start. Call it under the [`Lock`].
+pub fn orphaned(
     directory: &Path,
 ) -> Result<impl Iterator<Item = Result<(Claim, String), Error>> + use<>, Error> {
-    // A process may have died between its lock and its file.
+    // A process may have died after taking its lock and before writing its file.
     let mut names: BTreeSet<String> = list(directory)?.into_iter().collect();
     names.extend(list(&counterpart(directory, CLAIM_DEPTH - 1))?);
     let directory = directory.to_owned();
@@ -134,8 +139,8 @@ pub fn left_behind(
     Ok(names.into_iter().filter_map(look))
 }
 
-/// The content of every file in `directory` that a living process has claimed, by file name.
-pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
+/// The content of every file in `directory` that a running process has claimed, by file name.
+pub fn claimed(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     let mut found = Vec::new();
     for name in list(directory)? {
         let path = directory.join(&name);
@@ -146,7 +151,8 @@ pub fn living(directory: &Path) -> Result<Vec<(String, String)>, Error> {
     Ok(found)
 }
 
-/// Whether a living process has claimed `path`. Who may not look at locks asks whether the process that the file names lives.
+/// Whether a running process has claimed `path`. A caller that may not open locks checks whether the process
+/// that the file names is alive.
 pub fn is_claimed(path: &Path) -> bool {
     let lock_path = counterpart(path, CLAIM_DEPTH);
     match File::open(&lock_path) {
@@ -203,13 +209,13 @@ mod tests {
         claim.write("a longer content\n").unwrap();
         claim.write("short\n").unwrap();
         assert!(Claim::take(path.clone()).unwrap().is_none());
-        assert_eq!(living(&scratch.ports()).unwrap().len(), 1);
-        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 0);
+        assert_eq!(claimed(&scratch.ports()).unwrap().len(), 1);
+        assert_eq!(orphaned(&scratch.ports()).unwrap().count(), 0);
         drop(claim);
         assert!(path.exists(), "a death removes nothing");
-        assert_eq!(living(&scratch.ports()).unwrap(), []);
-        assert_eq!(left_behind(&scratch.ports()).unwrap().count(), 1, "and neither does a look");
-        let (claim, content) = left_behind(&scratch.ports()).unwrap().next().unwrap().unwrap();
+        assert_eq!(claimed(&scratch.ports()).unwrap(), []);
+        assert_eq!(orphaned(&scratch.ports()).unwrap().count(), 1, "and neither does a look");
+        let (claim, content) = orphaned(&scratch.ports()).unwrap().next().unwrap().unwrap();
         assert!(content.starts_with("short\nholder "), "{content}");
         assert!(Claim::take(path.clone()).unwrap().is_none());
         claim.release().unwrap();
@@ -221,11 +227,12 @@ mod tests {
         let scratch = Scratch::new("removed");
         let path = scratch.ports().join("one");
         let first = Claim::take(path.clone()).unwrap().unwrap();
-        assert!(first.stands());
+        assert!(first.is_current());
         fs::remove_file(scratch.0.join("locks/net/ports/one")).unwrap();
-        assert!(!first.stands());
-        let second = Claim::take(path.clone()).unwrap().expect("the file is another").saying("").unwrap();
-        assert!(second.stands() && !first.stands());
+        assert!(!first.is_current());
+        let second =
+            Claim::take(path.clone()).unwrap().expect("the file is another").with_content("").unwrap();
+        assert!(second.is_current() && !first.is_current());
         first.release().unwrap();
         assert!(path.exists());
         second.release().unwrap();
@@ -237,6 +244,6 @@ mod tests {
         let scratch = Scratch::new("link");
         let path = scratch.ports().join("link");
         std::os::unix::fs::symlink("/etc/hostname", &path).unwrap();
-        assert!(Claim::take(path).unwrap().unwrap().saying("mine").is_err());
+        assert!(Claim::take(path).unwrap().unwrap().with_content("mine").is_err());
     }
 }

@@ -1,7 +1,8 @@
-//! Two VMs that both claim one address: what the DHCP server's file says, and the end of the one that is wrong.
+//! Resolves a conflict of two VMs over one address: reads the DHCP server's file, and signals the Softnet of
+//! the VM that must not have it.
 //!
-//! A binding in one Softnet can outlive the server's, for instance while its VM was frozen, and the server has given the
-//! address to another VM since. The file is the truth.
+//! A binding in one Softnet can outlive the server's, for instance while its VM was frozen, and the server
+//! has given the address to another VM since. The file is authoritative.
 
 use std::net::Ipv4Addr;
 
@@ -17,7 +18,7 @@ use super::record::{self, MemberRecord};
 use super::run_dir::NetworkDir;
 use crate::host::files;
 
-/// Whether the server's file gives `address` to `mac`; `None` if it gives it to nobody.
+/// Whether the server's file gives `address` to `mac`; `None` if no VM has it.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -30,10 +31,11 @@ pub fn server_gives(
     Ok(leases.iter().find(|lease| lease.address == address).map(|lease| lease.mac == mac))
 }
 
-/// Sends `signal` to the Softnet that holds `address`, and says which VM's it is; `None` if nobody holds it.
+/// Sends `signal` to the Softnet that holds `address`, and returns its VM's MAC; `None` if no process holds
+/// it.
 ///
-/// The process is the one whose number stands in the member's file: it is opened first, and then its claim has to be held
-/// still, so that the number cannot be another process's by now.
+/// The member's file has the number of the process. The process is opened first, and its claim is checked
+/// afterwards, so that the number cannot have been reused by another process.
 ///
 /// # Errors
 /// When the files cannot be read or the process cannot be signalled.

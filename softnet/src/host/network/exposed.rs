@@ -1,11 +1,12 @@
-//! The ports of the host that lead to other VMs, as their Softnets note them in the run directory (rule H2).
+//! The ports of the host that lead to other VMs, as their Softnets record them in the run directory (rule
+//! H2).
 //!
-//! Every line `expose` of every member's file counts, of whichever managed network of this network namespace, and of a
-//! Softnet that was killed too: a port that leads nowhere is closed to a VM for nothing, which harms nobody.
+//! Every `expose` line of every member's file counts, of all managed networks of this network namespace,
+//! including files of a Softnet that was killed: closing a port that leads nowhere is harmless.
 //!
-//! inotify tells of a change (inotify(7)), and only the files that it names are read again, so that a host of many VMs can
-//! start one more at little cost. The number of inotify instances of a user is limited; without one the directories' times
-//! are compared at each [`ExposedWatch::tick`].
+//! inotify reports changes (inotify(7)), and only the files that it names are read again, so that starting
+//! one more VM is cheap on a host with many. The number of inotify instances of a user is limited; without
+//! one the directories' times are compared at each [`ExposedWatch::tick`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -25,26 +26,27 @@ use super::run_dir::RunDir;
 use crate::config::NetworkName;
 use crate::config::expose::{Expose, Exposed};
 
-/// How many exposed ports are followed at most. The kernel's rules close the others too, on the managed network.
+/// How many exposed ports are tracked at most. On the managed network the kernel's rules close the rest too.
 pub const MOST: usize = 4096;
 /// How many members' files are read at most.
 const MOST_FILES: usize = 16_384;
 /// How much of a member's file is read at most, in bytes.
 const LONGEST_FILE: u64 = 1 << 18;
 
-/// The shortest time between two looks, so that a start, which writes its file several times, is one.
-const PACE: Duration = Duration::from_millis(100);
+/// The shortest time between two reads, so that a start, which writes its file several times, causes only
+/// one.
+const READ_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a change of a directory looks like.
+/// The events that are a change of a directory.
 const NAMES: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::DELETE)
     .union(WatchFlags::MOVED_FROM)
     .union(WatchFlags::MOVED_TO)
     .union(WatchFlags::ONLYDIR);
-/// What a change of a member's file looks like. It stays open for its owner's life.
-const CONTENT: WatchFlags = NAMES.union(WatchFlags::MODIFY);
+/// The events that are a change of a member's file.
+const NAMES_AND_CONTENT: WatchFlags = NAMES.union(WatchFlags::MODIFY);
 
-/// The directory of the locks, which is no network's.
+/// The directory of the locks, which belongs to no network.
 const LOCKS: &str = "locks";
 
 /// A member's file: the network's name and the file's.
@@ -56,17 +58,18 @@ pub struct ExposedWatch {
     root: PathBuf,
     own: Option<Member>,
     inotify: Option<OwnedFd>,
-    /// The networks whose members' files a watch is about, by its number; all other watches are about directories.
+    /// The network of each watch on members' files, by the watch's number; all other watches are on
+    /// directories.
     ports: BTreeMap<i32, String>,
     files: BTreeMap<Member, Vec<Exposed>>,
     known: Vec<Exposed>,
     not_before: Timestamp,
-    /// The times of the directories, where nothing tells of a change.
+    /// The modification times of the directories, where inotify is not available.
     times: Vec<Option<SystemTime>>,
 }
 
 impl ExposedWatch {
-    /// Watches from now on, and looks. `own` is the VM's own place, whose ports do not count.
+    /// Starts watching, and reads the current state. `own` is the VM's own place, whose ports do not count.
     pub fn new(own: Option<(&NetworkName, MacAddr)>) -> Self {
         let own = own.map(|(network, mac)| (network.to_string(), mac.to_string()));
         Self::at(RunDir::of_this_namespace().root().to_owned(), own)
@@ -74,7 +77,7 @@ impl ExposedWatch {
 
     fn at(root: PathBuf, own: Option<Member>) -> Self {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).inspect_err(|error| {
-            tracing::info!(%error, "no inotify instance is left (fs.inotify.max_user_instances); looking each second");
+            tracing::info!(%error, "no inotify instance is left (fs.inotify.max_user_instances); polling every second");
         });
         let mut watch = ExposedWatch {
             root,
@@ -91,41 +94,41 @@ impl ExposedWatch {
         watch
     }
 
-    /// The exposed ports when they were last looked at, sorted.
+    /// The exposed ports at the last read, sorted.
     pub fn known(&self) -> &[Exposed] {
         &self.known
     }
 
-    /// What tells of a change, if anything does.
+    /// The descriptor that becomes readable on a change, if inotify is available.
     pub fn changes(&self) -> Option<BorrowedFd<'_>> {
         self.inotify.as_ref().map(AsFd::as_fd)
     }
 
     /// Whether to wait for a change.
-    pub fn listens(&self, now: Timestamp) -> bool {
+    pub fn is_listening(&self, now: Timestamp) -> bool {
         now >= self.not_before
     }
 
-    /// When to listen again.
+    /// When to wait for changes again.
     pub fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         (now < self.not_before).then_some(self.not_before)
     }
 
     /// The exposed ports, if they differ from those known. Call it when [`ExposedWatch::changes`] is readable.
     pub fn changed(&mut self, now: Timestamp) -> Option<&[Exposed]> {
-        self.not_before = now.saturating_add(PACE);
+        self.not_before = now.saturating_add(READ_INTERVAL);
         let (touched, rescan) = self.read_changes();
         if rescan {
             self.scan();
         } else {
             for member in touched {
-                self.look_at(member);
+                self.read_member(member);
             }
         }
         self.compare()
     }
 
-    /// The same, without a word from inotify. Call it about once a second; it does nothing where inotify works.
+    /// The same without inotify. Call it about once a second; it does nothing if inotify works.
     pub fn tick(&mut self) -> Option<&[Exposed]> {
         if self.inotify.is_some() || self.times() == self.times {
             return None;
@@ -168,42 +171,43 @@ impl ExposedWatch {
     fn scan(&mut self) {
         self.ports.clear();
         self.files.clear();
-        // Before the reading, so that what changes meanwhile is seen at the next tick.
+        // Before reading, so that the next tick detects changes made meanwhile.
         self.times = if self.inotify.is_none() { self.times() } else { Vec::new() };
-        if !self.watch_way_to_root() {
+        if !self.watch_path_to_root() {
             return;
         }
         for network in networks(&self.root) {
             let directory = self.root.join(&network);
             self.watch(&directory, NAMES);
             let ports = directory.join("ports");
-            if let Some(watch) = self.watch(&ports, CONTENT) {
+            if let Some(watch) = self.watch(&ports, NAMES_AND_CONTENT) {
                 self.ports.insert(watch, network.clone());
             }
             for name in names(&ports) {
                 if self.files.len() >= MOST_FILES {
                     tracing::warn!(
                         most = MOST_FILES,
-                        "more VMs than Softnet follows; their exposed ports may be open to this one"
+                        "more VMs run than Softnet tracks; this VM may reach the exposed ports of the others"
                     );
                     return;
                 }
-                self.look_at((network.clone(), name));
+                self.read_member((network.clone(), name));
             }
         }
     }
 
-    /// Watches the run directory, or what is there of the way to it. Returns whether it is there.
-    fn watch_way_to_root(&self) -> bool {
+    /// Watches the run directory, or its nearest existing ancestor. Returns whether the run directory exists.
+    fn watch_path_to_root(&self) -> bool {
         let mut way: Vec<&Path> = self.root.ancestors().take(3).collect();
         way.reverse();
         for directory in way {
             let is_root = directory == self.root;
-            let below = way_below(directory, &self.root);
-            // What lies above the run directory belongs to others, and is watched only until there is more of the way.
+            let below = next_step(directory, &self.root);
+            // Directories above the run directory belong to others, and are watched only until the next one
+            // on the path exists.
             if is_root || below.as_ref().is_some_and(|below| !below.is_dir()) {
                 self.watch(directory, NAMES);
-                // It may have been made just before the watch.
+                // It may have been created just before the watch.
                 if is_root || below.is_some_and(|below| !below.is_dir()) {
                     return is_root && directory.is_dir();
                 }
@@ -224,8 +228,8 @@ impl ExposedWatch {
     }
 
     /// Reads one member's file.
-    fn look_at(&mut self, member: Member) {
-        // A file that is about to replace a member's has another name.
+    fn read_member(&mut self, member: Member) {
+        // A file that is about to replace a member's file has another name.
         if self.own.as_ref() == Some(&member) || member.1.parse::<MacAddr>().is_err() {
             return;
         }
@@ -238,7 +242,7 @@ impl ExposedWatch {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.files.remove(&member);
             }
-            // What it said last stays.
+            // The last known content stays.
             Err(error) => tracing::debug!(%error, path = %path.display(), "cannot read"),
         }
     }
@@ -248,13 +252,13 @@ impl ExposedWatch {
         all.sort_unstable();
         all.dedup();
         if all.len() > MOST {
-            tracing::warn!(count = all.len(), most = MOST, "more ports are exposed than Softnet follows");
+            tracing::warn!(count = all.len(), most = MOST, "more ports are exposed than Softnet tracks");
             all.truncate(MOST);
         }
         all
     }
 
-    /// When the directories changed last.
+    /// The modification times of the directories and files.
     fn times(&self) -> Vec<Option<SystemTime>> {
         let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
         let mut times = vec![time(&self.root)];
@@ -267,13 +271,13 @@ impl ExposedWatch {
     }
 }
 
-/// The first step from `directory` towards `target`.
-fn way_below(directory: &Path, target: &Path) -> Option<PathBuf> {
+/// The next directory on the path from `directory` to `target`.
+fn next_step(directory: &Path, target: &Path) -> Option<PathBuf> {
     let first = target.strip_prefix(directory).ok()?.components().next()?;
     Some(directory.join(first))
 }
 
-/// The names of what may be networks' directories.
+/// The names that may be networks' directories.
 fn networks(root: &Path) -> Vec<String> {
     let is_network = |name: &String| name != LOCKS && name.parse::<NetworkName>().is_ok();
     names(root).into_iter().filter(is_network).collect()
@@ -333,7 +337,7 @@ mod tests {
         ports
     }
 
-    /// Waits until inotify has told of all that leads to `expected`.
+    /// Waits until inotify has reported all changes that lead to `expected`.
     fn becomes(watch: &mut ExposedWatch, expected: &[&str]) {
         let expected = ports(expected);
         while watch.known() != expected {

@@ -1,11 +1,11 @@
 //! A running Softnet's part in a managed network: its place on the bridge, its leased address, its forwards.
 //!
-//! The files under `ports/` and `leases/` are the truth, and the kernel's table is made from them: whoever changes a file
-//! renders the table anew, for all members, under the lock. So a start repairs what others had installed, and removes what
-//! a killed one left.
+//! The files under `ports/` and `leases/` are the truth, and the kernel's table is made from them: a process
+//! that changes a file renders the table again, for all members, under the lock. So a start also repairs the
+//! rules of others, and removes those of a killed Softnet.
 //!
-//! The lease is the DHCP server's, and the VM's own Softnet gives it back. Where it died before, whoever leaves in its place
-//! does that ([`dnsmasq::release_all`]), and if nobody was left to leave, the next start.
+//! The VM's worker normally releases the lease. If it died first, its monitor does that when it leaves the
+//! network ([`dnsmasq::release_all`]), and if that died too, the next start does.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,25 +33,26 @@ use crate::host::forwarder::{Forward, Op};
 use crate::leases::{Format, LeaseFile};
 use crate::netlink::Netlink;
 
-/// How long the same VM's last Softnet may take to leave: whoever restarts a VM seldom waits for its end.
-const PREDECESSOR: Duration = Duration::from_secs(3);
+/// How long the same VM's previous Softnet may take to leave: a VM is often restarted before it has ended.
+const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Who joins.
+/// The VM that joins.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
     /// The VM's MAC.
     pub mac: MacAddr,
     /// The ports that it will expose.
     pub exposes: Vec<Expose>,
-    /// Whether its lease is given back at the end.
+    /// Whether its lease is released at the end.
     pub release: bool,
     /// How many tracked connections it may have (rule H4).
     pub connections: u32,
 }
 
-/// A place in the network, held until it is left or the process dies.
+/// A place in the network, held until it is left or the process ends.
 ///
-/// Dropping it leaves the network, if it is dropped by the process that joined: a forked child that inherits one must not.
+/// Dropping it leaves the network, if the process that joined drops it; in a forked child, dropping it does
+/// nothing.
 #[derive(Debug)]
 pub struct Membership {
     run_dir: RunDir,
@@ -61,12 +62,13 @@ pub struct Membership {
     record: MemberRecord,
     port: Option<Claim>,
     lease: Option<Claim>,
-    /// Locks of former addresses that the rules may still have for this VM.
+    /// Locks of former addresses that the rules may still allow this VM.
     withheld: Vec<Claim>,
 }
 
 impl Membership {
-    /// Makes the network whole and takes a place in it, in one step, so that no `down` comes between.
+    /// Creates or repairs the network and takes a place in it, under one lock, so that no `down` comes
+    /// between.
     ///
     /// # Errors
     /// Those of [`super::ensure`]; [`Error::MacTaken`] if a running Softnet has this MAC.
@@ -95,10 +97,10 @@ impl Membership {
             tracing::warn!(
                 asked = member.connections,
                 given = largest,
-                "the VM's share of connections is a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
+                "the VM's connection limit is cut to a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
             );
         }
-        let port = port.saying(&record::write_member(&record))?;
+        let port = port.with_content(&record::write_member(&record))?;
         Ok(Membership {
             run_dir,
             directory,
@@ -111,12 +113,12 @@ impl Membership {
         })
     }
 
-    /// What was decided for the network.
+    /// The network's settings.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Where the network's DHCP server notes its leases.
+    /// The lease file of the network's DHCP server.
     pub fn lease_file(&self) -> LeaseFile {
         let content = dnsmasq::lease_text(&self.directory).ok();
         LeaseFile { path: dnsmasq::lease_file(&self.directory), format: Format::Dnsmasq, content }
@@ -132,11 +134,11 @@ impl Membership {
         self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
     }
 
-    /// Another descriptor of the place's lock, which stays taken until both are closed.
+    /// Another descriptor of the place's lock, which stays locked until both are closed.
     ///
     /// # Errors
     /// When there are too many descriptors.
-    pub fn hold(&self) -> std::io::Result<OwnedFd> {
+    pub fn duplicate_lock(&self) -> std::io::Result<OwnedFd> {
         let port = self.port.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
         port.as_fd().try_clone_to_owned()
     }
@@ -147,7 +149,7 @@ impl Membership {
         let mut netlink = Netlink::open()?;
         let name = self.plan.name.as_str();
         let bridge = match bridge::find(&mut netlink, name) {
-            // Somebody has deleted it since the network was made whole, and its keeper waits for the lock.
+            // The bridge was deleted since the network was repaired, and its keeper waits for the lock.
             Err(bridge::Error::Missing(_)) => {
                 repair(&self.plan, &self.run_dir, &lock, |_| {
                     service::ensure(&self.plan.name, &self.directory, &lock)
@@ -158,7 +160,7 @@ impl Membership {
         };
         self.record.tap = Some((tap.to_owned(), isolated));
         self.write(&lock)?;
-        // Before the bridge takes a frame from it.
+        // Before the bridge accepts a frame from it.
         rules::apply_for_tap(tap, &self.run_dir, &lock)?;
         // The rules keep the ports free from now on.
         rules::forget_shadows(&self.record.exposes);
@@ -166,13 +168,13 @@ impl Membership {
         Ok(())
     }
 
-    /// Notes which address the VM has now, takes the address's lock, and lets the VM's TAP send from it (rule H10). What
-    /// conntrack knows of the former address and of the new one is forgotten when this returns (rule H3).
+    /// Records the VM's address, takes the address's lock, and lets the VM's TAP send from it (rule H10).
+    /// Tracked connections of the former and the new address are deleted when this returns (rule H3).
     ///
     /// # Errors
     /// [`Error::LeaseTaken`] if another VM has it, [`Error::NotOurs`] if the network does not hand it out,
-    /// [`Error::NotLeased`] if the server's file does not have it for this VM; then no address is noted. Whatever else fails
-    /// leaves none noted either.
+    /// [`Error::NotLeased`] if the server's file does not have it for this VM; then no address is recorded.
+    /// After any other error none is recorded either.
     pub fn set_address(&mut self, address: Option<Ipv4Addr>) -> Result<(), Error> {
         if address == self.record.address {
             return Ok(());
@@ -180,7 +182,7 @@ impl Membership {
         let lock = self.lock()?;
         let former = self.record.address.take();
         let claimed = match address.map(|address| self.claim(address)).transpose() {
-            // Nothing has changed, and whoever asks will ask again.
+            // Nothing has changed, and the caller will retry.
             Err(error) if former.is_none() => return Err(error),
             claimed => claimed,
         };
@@ -189,13 +191,15 @@ impl Membership {
             self.record.address = address;
             self.lease = lease;
         });
-        // It may still give the former one back, or ask for it again.
+        // The VM may still release the former address, or request it again.
         self.record.last = former.or(self.record.last);
         self.record.forwards.retain(|forward| Some(forward.to) == address);
-        let noted = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
-        // Between the rules, which hold the former address back and lead nobody to the new one yet, and whoever is next.
+        let recorded = self.write(&lock).and_then(|()| rules::apply(&self.run_dir, &lock));
+        // After the rules, which block the former address and forward nothing to the new one yet, and before
+        // another VM can get it.
         let forgotten = rules::forget(&former.into_iter().chain(self.record.address).collect());
-        // What waits for somebody to answer for the address is the former holder's. The new one is asked for again.
+        // Packets that wait for an ARP answer are the former holder's. The kernel resolves the new holder
+        // again.
         let forget = |address| -> Result<(), crate::netlink::Error> {
             let mut netlink = Netlink::open()?;
             let bridge = netlink.link(self.plan.name.as_str())?;
@@ -203,17 +207,17 @@ impl Membership {
         };
         for address in former.into_iter().chain(self.record.address) {
             if let Err(error) = forget(address) {
-                tracing::debug!(%error, "packets for the address's former holder may still wait");
+                tracing::debug!(%error, "cannot delete the neighbour entry; packets for the address's former holder may still be queued");
             }
         }
-        // Where the rules may still have it, nobody else gets it before this VM is gone.
+        // If the rules may still allow the address, no other VM gets it before this VM is gone.
         match former_claim {
-            Some(former) if noted.is_ok() => former.release()?,
+            Some(former) if recorded.is_ok() => former.release()?,
             Some(former) => self.withheld.push(former),
             None => {}
         }
         claimed?;
-        noted?;
+        recorded?;
         forgotten.map_err(Error::Conntrack)
     }
 
@@ -223,7 +227,7 @@ impl Membership {
         if !hands_out(&self.plan, address) {
             return Err(Error::NotOurs(address, self.plan.name.clone()));
         }
-        // Whoever reports it has parsed the VM's frames, and may be taken over by them.
+        // The worker that reports the address parses the VM's frames, and may be compromised.
         let leases = dnsmasq::leases(&self.directory)?;
         if !leases.iter().any(|lease| lease.mac == mac && lease.address == address) {
             return Err(Error::NotLeased { mac, address });
@@ -234,27 +238,29 @@ impl Membership {
                 files::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
             return Err(Error::LeaseTaken { address, holder });
         };
-        Ok(lease.saying(&format!("{}\n", self.record.mac))?)
+        Ok(lease.with_content(&format!("{}\n", self.record.mac))?)
     }
 
-    /// Whether the DHCP server's file gives `address` to this VM; `None` if it gives it to nobody, or cannot be read.
+    /// Whether the DHCP server's file gives `address` to this VM; `None` if no VM has it, or the file cannot
+    /// be read.
     pub fn server_gives(&self, address: Ipv4Addr) -> Option<bool> {
         dispute::server_gives(&self.directory, self.record.mac, address).unwrap_or_else(|error| {
-            tracing::warn!(%error, "cannot look whose address it is");
+            tracing::warn!(%error, "cannot read which VM has the address");
             None
         })
     }
 
-    /// Ends the Softnet that holds `address` by `signal`, and says which VM's it is; `None` if nobody holds it any more.
+    /// Sends `signal` to the Softnet that holds `address`, and returns its VM's MAC; `None` if no process
+    /// holds it any more.
     ///
     /// # Errors
-    /// When it cannot be found out or ended.
+    /// When the holder cannot be determined or signalled.
     pub fn evict(&self, address: Ipv4Addr, signal: Signal) -> Result<Option<MacAddr>, Error> {
         let lock = self.lock()?;
         dispute::evict(&self.directory, address, signal, &lock)
     }
 
-    /// Carries out all `ops` or none. Forwards lead to the address noted by [`Membership::set_address`] only.
+    /// Carries out all `ops` or none. Forwards lead to the address recorded by [`Membership::set_address`] only.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), Error> {
         let former = self.record.forwards.clone();
         for &op in ops {
@@ -278,65 +284,66 @@ impl Membership {
         applied
     }
 
-    /// Notes that the VM has given its address back and is about to leave, which makes the host forget the address.
-    pub fn has_no_address(&mut self) {
+    /// Records that the VM has released its address and is about to leave, which removes the address from the
+    /// host.
+    pub fn address_released(&mut self) {
         self.record.last = self.record.address.take().or(self.record.last);
     }
 
     /// Leaves the network: forwards, lease and place are gone afterwards. The TAP goes with its descriptor.
     ///
-    /// The lease is the VM's own Softnet to give back. What the DHCP server has still noted for the VM when it has acted on all
-    /// that came from there, that Softnet did not live to give back, and it is given back here. Until then the place is kept,
-    /// so that the VM's next Softnet takes no lease over that is about to end.
+    /// Normally the worker releases the lease. If it was killed first, dnsmasq still lists the lease after
+    /// processing the worker's messages, and this releases it. Until then the place is kept, so that the VM's
+    /// next Softnet does not take over a lease that is about to be released.
     pub fn leave(mut self) -> Result<(), Error> {
-        self.give_up()
+        self.leave_network()
     }
 
-    fn give_up(&mut self) -> Result<(), Error> {
+    fn leave_network(&mut self) -> Result<(), Error> {
         let (Some(port), lease) = (self.port.take(), self.lease.take()) else { return Ok(()) };
-        // Before the lock, for which others wait.
-        let settled = !self.record.release || dnsmasq::settle(&self.directory);
+        // Before taking the lock, which others wait for.
+        let idle = !self.record.release || dnsmasq::wait_until_idle(&self.directory);
         let lock = self.run_dir.lock()?;
-        let stands = port.stands();
+        let is_current = port.is_current();
         for lease in lease.into_iter().chain(std::mem::take(&mut self.withheld)) {
             lease.release()?;
         }
         let MemberRecord { mac, address, last, release, .. } = self.record;
-        let given_back = if release && stands {
+        let released = if release && is_current {
             dnsmasq::release_all(&self.plan, &self.directory, mac, address).map(|count| {
-                // Acted on before anybody else asks.
-                settled && (count == 0 || dnsmasq::settle(&self.directory))
+                // dnsmasq must process it before another VM sends a request.
+                idle && (count == 0 || dnsmasq::wait_until_idle(&self.directory))
             })
         } else {
             Ok(true)
         };
-        match given_back {
+        match released {
             Ok(true) => port.release()?,
-            // It sees to a server first, and finds the file without its lock.
+            // The next start ensures a server first, and then finds the file without its lock.
             Ok(false) => {
-                tracing::warn!("dnsmasq is slow to answer; the next start looks whether a lease is left");
+                tracing::warn!("dnsmasq is slow; the next start checks whether a lease is left");
                 drop(port);
             }
             Err(error) => {
-                tracing::warn!(%error, "the next start tries again");
+                tracing::warn!(%error, "cannot release the VM's lease; the next start tries again");
                 drop(port);
             }
         }
-        if !stands {
+        if !is_current {
             return Ok(());
         }
         let applied = rules::apply(&self.run_dir, &lock);
         if let Err(error) = rules::forget(&address.into_iter().chain(last).collect()) {
-            tracing::warn!(%error, "flows of the VM stay until they end or its address is given away");
+            tracing::warn!(%error, "cannot delete the VM's tracked connections; they stay until they time out or its address is leased again");
         }
         applied
     }
 
-    /// Waits for the lock. The network may have been taken down by force since, and even been made anew.
+    /// Waits for the lock. The network may have been removed by force since, and even created again.
     fn lock(&self) -> Result<Lock, Error> {
         let lock = self.run_dir.lock()?;
         match &self.port {
-            Some(port) if port.stands() => Ok(lock),
+            Some(port) if port.is_current() => Ok(lock),
             _ => Err(Error::Gone(self.plan.name.clone())),
         }
     }
@@ -349,12 +356,12 @@ impl Membership {
     }
 }
 
-/// Takes the lock once nobody has the place at `path`, or after [`PREDECESSOR`].
+/// Takes the lock once the place at `path` is free, or after [`PREDECESSOR_TIMEOUT`].
 fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> {
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + PREDECESSOR_TIMEOUT;
     loop {
         let lock = run_dir.lock()?;
-        if !claim::is_claimed(path) || Instant::now() >= give_up {
+        if !claim::is_claimed(path) || Instant::now() >= deadline {
             return Ok(lock);
         }
         drop(lock);
@@ -376,8 +383,8 @@ impl Drop for Membership {
         if self.record.pid != std::process::id() {
             return;
         }
-        if let Err(error) = self.give_up() {
-            tracing::warn!(%error, network = %self.plan.name, "the next start will clean up");
+        if let Err(error) = self.leave_network() {
+            tracing::warn!(%error, network = %self.plan.name, "cannot leave the network cleanly; the next start will clean up");
         }
     }
 }

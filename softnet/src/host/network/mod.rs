@@ -1,13 +1,14 @@
-//! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet makes and all later ones join.
+//! The managed network: a bridge with NAT, DHCP and DNS that the first Softnet creates and all later ones
+//! join.
 //!
-//! It is the counterpart of what vmnet is on macOS. The parts are the kernel's and dnsmasq's; Softnet only puts them in
-//! place: a bridge with a MAC and an address of its own ([`build`]), nftables rules ([`ruleset`]), one dnsmasq
-//! ([`dnsmasq`]), the kernel's switches ([`super::sysctl`]) and a directory with locks ([`run_dir`]). Each start goes through
-//! all of them and puts right what is missing or different, and while VMs run the network's [`keeper`] does the same when
-//! something breaks. A network that is whole costs a start a few milliseconds.
+//! It is the counterpart of vmnet on macOS. The kernel and dnsmasq do the work; Softnet only sets them up: a
+//! bridge with its own MAC and address ([`build`]), nftables rules ([`ruleset`]), one dnsmasq ([`dnsmasq`]),
+//! the kernel's switches ([`super::sysctl`]) and a directory with locks ([`run_dir`]). Each start checks all of them
+//! and repairs what is missing or different, and while VMs run the network's [`keeper`] does the same when
+//! something breaks. For an intact network this takes a few milliseconds.
 //!
-//! A running Softnet is a [`Membership`]: it holds locks that die with it, so that whatever a killed one left behind is
-//! recognised by the next start and removed. The network itself stays until `softnet network down`.
+//! A running Softnet is a [`Membership`]: it holds locks that end with its process, so that the next start
+//! recognises and removes what a killed one left. The network itself stays until `softnet network down`.
 
 pub mod build;
 mod claim;
@@ -45,30 +46,31 @@ pub use status::{Status, status};
 /// MTU of the bridge and so of every VM on it, in bytes: that of Ethernet.
 pub const MTU: u32 = 1500;
 
-/// Lease time unless told otherwise. Short, so that a pool survives VMs that come and go without a farewell.
+/// The default lease time. Short, so that the pool is not exhausted by VMs that end without releasing their
+/// leases.
 pub const DEFAULT_LEASE_TIME: Duration = Duration::from_secs(600);
 
-/// What a start asks for.
+/// What a start requests.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct NetworkConfig {
     /// Which network.
     pub name: NetworkName,
-    /// Its subnet; `None` takes what the network has, or a free one for a new network.
+    /// Its subnet; `None` uses that of the existing network, or a free one for a new network.
     pub subnet: Option<Ipv4Net>,
-    /// Whether its VMs reach the world.
+    /// Whether its VMs reach the internet.
     pub net_type: NetType,
-    /// How long a lease lasts. The latest start decides for all.
+    /// How long a lease lasts. The latest start sets it for all VMs.
     pub lease_time: Duration,
 }
 
-/// What was decided for a network.
+/// The settings of a network.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Plan {
     /// Its name and its bridge's.
     pub name: NetworkName,
     /// Its subnet, without host bits.
     pub subnet: Ipv4Net,
-    /// Whether its VMs reach the world.
+    /// Whether its VMs reach the internet.
     pub net_type: NetType,
     /// How long a lease lasts.
     pub lease_time: Duration,
@@ -91,13 +93,13 @@ impl Plan {
     }
 }
 
-/// Why a managed network cannot be had. The message stands alone.
+/// Why the managed network cannot be set up. Messages are complete; callers add no context.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The name belongs to somebody else's interface.
+    /// An interface with this name exists and is not Softnet's.
     #[error(
-        "interface {0} exists and is no network of Softnet's; join it with --bridge {0} if it is a bridge, or choose \
-         another name with --network"
+        "interface {0} exists and was not created by Softnet; use --bridge {0} if it is a bridge, or choose another name \
+         with --network"
     )]
     Foreign(NetworkName),
     /// The subnet cannot be used.
@@ -123,7 +125,7 @@ pub enum Error {
     },
     /// NAT and host-only VMs do not share a network.
     #[error(
-        "network {name} was made for --vm-net-type {present}; choose another --network, or remove it with \
+        "network {name} was created for --vm-net-type {present}; choose another --network, or remove it with \
          `softnet network down --network {name}`"
     )]
     TypeDiffers {
@@ -134,7 +136,7 @@ pub enum Error {
     },
     /// Another VM with this MAC runs.
     #[error(
-        "a VM with the MAC {mac} is on network {name} already{}; give each VM a MAC of its own",
+        "network {name} already has a VM with the MAC address {mac}{}; give each VM its own MAC address",
         match pid { Some(pid) => format!(" (process {pid})"), None => String::new() }
     )]
     MacTaken {
@@ -145,12 +147,12 @@ pub enum Error {
         /// The Softnet that has it.
         pid: Option<u32>,
     },
-    /// The VM claims to be its own gateway.
-    #[error("the VM's MAC {0} is the gateway's; give the VM another")]
+    /// The VM has the gateway's MAC.
+    #[error("the VM's MAC address {0} is the gateway's; give the VM another")]
     MacIsGateway(MacAddr),
     /// Another VM holds the address that was leased to this one.
     #[error(
-        "{address} is leased to {holder} already, so this VM must not have it; `softnet network status` shows both"
+        "{address} is already held by the VM {holder}, so this VM must not use it; `softnet network status` shows both"
     )]
     LeaseTaken {
         /// The address.
@@ -158,7 +160,7 @@ pub enum Error {
         /// The VM that has it.
         holder: String,
     },
-    /// The Softnet of a VM that holds another's address could not be told to end.
+    /// The Softnet of a VM that holds another VM's address could not be signalled.
     #[error("cannot signal process {pid}, whose VM holds {address}: {source}")]
     Evict {
         /// The address.
@@ -168,18 +170,18 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The address lies outside of the network.
-    #[error("{0} is no address that network {1} hands out")]
+    /// The address is outside the DHCP range.
+    #[error("{0} is outside the DHCP range of network {1}")]
     NotOurs(Ipv4Addr, NetworkName),
-    /// The server has not noted the address for this VM.
-    #[error("the DHCP server has not leased {address} to {mac}, so this VM must not have it")]
+    /// The server's file does not have the address for this VM.
+    #[error("the DHCP server has not leased {address} to {mac}, so this VM must not use it")]
     NotLeased {
         /// The VM.
         mac: MacAddr,
         /// The address.
         address: Ipv4Addr,
     },
-    /// The network was taken down under a running VM.
+    /// The network was removed while the VM was running.
     #[error("network {0} was taken down; stop the VM and start it again")]
     Gone(NetworkName),
     /// VMs are attached.
@@ -198,8 +200,8 @@ pub enum Error {
     /// The kernel's interfaces.
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
-    /// The kernel could not be made to forget the flows of an address.
-    #[error("connection tracking cannot forget the flows of an address that changes hands: {0}")]
+    /// The tracked connections of an address could not be deleted.
+    #[error("cannot delete the tracked connections of an address that changes hands: {0}")]
     Conntrack(std::io::Error),
     /// nft.
     #[error(transparent)]
@@ -207,7 +209,7 @@ pub enum Error {
     /// dnsmasq.
     #[error(transparent)]
     Dnsmasq(#[from] dnsmasq::Error),
-    /// The keeper could not do what it was asked for.
+    /// The keeper reported an error.
     #[error("{0}")]
     Keeper(String),
     /// The run directory, or the kernel's switches.
@@ -215,7 +217,7 @@ pub enum Error {
     Files(#[from] files::Error),
 }
 
-/// The word for a network's type that the command line and the files use.
+/// The name of a network's type on the command line and in files.
 pub(crate) fn type_name(net_type: NetType) -> &'static str {
     match net_type {
         NetType::Nat => "nat",

@@ -1,4 +1,5 @@
-//! The text of the files in the run directory: one `key value` a line, the keys in any order, unknown ones passed over.
+//! The text of the files in the run directory: one `key value` per line, the keys in any order, unknown ones
+//! ignored.
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use softnet_filter::{MacAddr, NetType};
 
-use super::claim::living;
+use super::claim::claimed;
 use super::lock::Lock;
 use super::run_dir::NetworkDir;
 use super::{Error, Plan, type_name};
@@ -21,7 +22,7 @@ pub fn write_plan(plan: &Plan) -> String {
     format!("subnet {subnet}\ntype {}\nlease-time {}\n", type_name(*net_type), lease_time.as_secs())
 }
 
-/// The plan of the network `name`; `None` if the text is not one that [`write_plan`] made.
+/// The plan of the network `name`; `None` if [`write_plan`] did not write the text.
 pub fn read_plan(name: &NetworkName, text: &str) -> Option<Plan> {
     let net_type = match value(text, "type")? {
         "nat" => NetType::Nat,
@@ -36,7 +37,7 @@ pub fn read_plan(name: &NetworkName, text: &str) -> Option<Plan> {
     })
 }
 
-/// What a running Softnet says of itself in its file under `ports/`.
+/// The content of a running Softnet's file under `ports/`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct MemberRecord {
     /// The VM's MAC, which is the file's name too.
@@ -47,20 +48,20 @@ pub struct MemberRecord {
     pub tap: Option<(String, bool)>,
     /// The VM's address, once the lease is known.
     pub address: Option<Ipv4Addr>,
-    /// The address that it had before, from which it may ask for it again (rule C10).
+    /// The address that it had before, from which it may request it again (rule C10).
     pub last: Option<Ipv4Addr>,
     /// How many tracked connections it may have (rule H4).
     pub connections: u32,
-    /// Whether the lease is given back at the end.
+    /// Whether the lease is released at the end.
     pub release: bool,
     /// The ports that it exposes.
     pub exposes: Vec<Expose>,
-    /// The forwards that are to be installed now.
+    /// The forwards that have to be installed now.
     pub forwards: Vec<Forward>,
 }
 
 impl MemberRecord {
-    /// A VM that has nothing yet.
+    /// A VM without TAP, address and ports.
     pub fn new(mac: MacAddr, pid: u32) -> Self {
         MemberRecord {
             mac,
@@ -105,7 +106,7 @@ pub fn write_member(member: &MemberRecord) -> String {
     text
 }
 
-/// What a member's file says; `None` if it is not one that [`write_member`] made.
+/// The record in a member's file; `None` if [`write_member`] did not write it.
 pub fn read_member(text: &str) -> Option<MemberRecord> {
     let tap = value(text, "tap").map(|tap| (tap.to_owned(), value(text, "isolated") != Some("false")));
     let forward = |line: &str| {
@@ -133,10 +134,10 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// The members that live.
+/// The members whose process is alive.
 pub fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
-    let living = living(&directory.ports())?;
-    Ok(living.iter().filter_map(|(_, text)| read_member(text)).collect())
+    let claimed = claimed(&directory.ports())?;
+    Ok(claimed.iter().filter_map(|(_, text)| read_member(text)).collect())
 }
 
 #[cfg(test)]

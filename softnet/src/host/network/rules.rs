@@ -1,4 +1,4 @@
-//! Puts the rules in place that the members' files ask for, and makes conntrack forget what they no longer do.
+//! Loads the rules for the members' files, and deletes tracked connections that the rules no longer allow.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -21,23 +21,24 @@ use crate::host::tools::Tool;
 use crate::netlink::conntrack::{self, Flow};
 use crate::netlink::{self, Netlink, nftables};
 
-/// What this kernel has turned out to lack.
+/// The features that this kernel has, as far as probed.
 static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
 
-/// Whether it was said that source ports are scarce.
-static SCARCE: AtomicBool = AtomicBool::new(false);
+/// Whether scarce source ports were reported.
+static SCARCE_REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// Puts the rules of all networks of this namespace in place, in one transaction. A part that the kernel lacks is left out and
-/// said once.
+/// Loads the rules of all networks of this namespace, in one transaction. A part that the kernel lacks is
+/// left out and reported once.
 ///
 /// # Errors
-/// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10 takes.
+/// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10
+/// accepts.
 pub fn apply(run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     apply_after(&|_| String::new(), run_dir, lock)
 }
 
-/// The same, and removes the tables of the network `gone`, whose files are gone, and those for TAPs that are gone, of VMs on
-/// bridges of others, in the same transaction.
+/// The same, and in the same transaction removes the tables of the network `gone`, whose files are removed,
+/// and those for removed TAPs on bridges that Softnet does not manage.
 ///
 /// # Errors
 /// Those of [`apply`].
@@ -46,8 +47,8 @@ pub fn apply_without(gone: &NetworkName, run_dir: &RunDir, lock: &Lock) -> Resul
     apply_after(&|features| ruleset::removal(gone.as_str(), features) + &stale, run_dir, lock)
 }
 
-/// The same, and removes the rules for an earlier TAP of this name, which a VM on a bridge of others had (`--bridge`), in the
-/// same transaction.
+/// The same, and in the same transaction removes the rules for an earlier TAP of this name on a bridge that
+/// Softnet does not manage (`--bridge`).
 ///
 /// # Errors
 /// Those of [`apply`].
@@ -60,7 +61,7 @@ pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Err
 }
 
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
-    let snapshot = look(run_dir, lock)?;
+    let snapshot = take_snapshot(run_dir, lock)?;
     warn_of_scarce_ports(&snapshot);
     let render = || {
         let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,49 +77,52 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
         Tool::Nft.run(&["-f", "-"], &format!("{before}{removal}{rules}")).map(|_| rules)
     };
     let rules = load("").or_else(|_| {
-        // The counts stay as long as they can: a table of that name that is not as we make it goes first.
-        let anew = ruleset::removal_of_shared();
-        load(&anew).or_else(|_| {
+        // Keeps the counts if possible: removes the shared tables only if they block the load, because they
+        // differ from Softnet's.
+        let removal_of_shared = ruleset::removal_of_shared();
+        load(&removal_of_shared).or_else(|_| {
             probe();
-            load(&anew)
+            load(&removal_of_shared)
         })
     })?;
-    note(&rules, &snapshot, before, run_dir)
+    record(&rules, &snapshot, before, run_dir)
 }
 
-/// Brings the kernel from the rules that were noted to these by adding elements alone, if that is all that they differ in and
-/// nobody else has changed a thing: the kernel waits some 15 ms for the end of whatever a transaction removes, and a start or
-/// a new lease removes nothing. Returns false if it takes a replacement.
+/// Updates the kernel from the recorded rules to these by only adding elements, if they differ in nothing
+/// else and no other program has changed the tables: the kernel takes some 15 ms to free what a transaction
+/// removes, and a start or a new lease removes nothing. Returns false if the rules have to be replaced.
 fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
-    let noted = files::read(&run_dir.rules_file()).ok().flatten();
-    let Some(additions) = noted.and_then(|noted| ruleset::additions(&noted, rules)) else { return false };
+    let recorded = files::read(&run_dir.rules_file()).ok().flatten();
+    let Some(additions) = recorded.and_then(|recorded| ruleset::additions(&recorded, rules)) else {
+        return false;
+    };
     if !generation::is_as_noted(run_dir) {
         return false;
     }
     let before = nftables::generation().ok();
     additions.is_empty()
-        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && note(rules, snapshot, before, run_dir).is_ok()
+        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && record(rules, snapshot, before, run_dir).is_ok()
 }
 
-/// Notes that the kernel has these rules, after one transaction since the generation `before`.
-fn note(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
+/// Records that the kernel has these rules, after one transaction since the generation `before`.
+fn record(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDir) -> Result<(), Error> {
     let path = run_dir.rules_file();
     if snapshot.networks.is_empty() {
         files::remove_file(&run_dir.generation_file())?;
         return Ok(files::remove_file(&path)?);
     }
-    // The keeper tells changes by others from this one by it.
+    // The keeper uses it to distinguish changes by others from this one.
     generation::note(run_dir, before);
-    // The rules are in place. Without the note, on a full disk, they are only rendered once more than needed.
+    // The rules are loaded. Without the record, on a full disk, they are only loaded once more than needed.
     if let Err(error) = files::write_atomically(&path, rules) {
-        tracing::debug!(%error, "it is not noted which rules the kernel has");
+        tracing::debug!(%error, "cannot record which rules the kernel has");
         files::remove_file(&path)?;
     }
     Ok(())
 }
 
-/// Whether the kernel was last given the rules that the members' files and the host's sockets and interfaces ask for now. Starts
-/// no program. It does not look whether somebody has changed the tables since.
+/// Whether the rules that were last loaded match the members' files and the host's sockets and interfaces
+/// now. Starts no program, and does not check whether the tables were changed since.
 ///
 /// # Errors
 /// If the files or the interfaces cannot be read.
@@ -133,12 +137,12 @@ pub fn rules_are_current() -> Result<bool, Error> {
 /// # Errors
 /// Those of [`rules_are_current`].
 pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
-    let noted = files::read(&run_dir.rules_file())?;
+    let recorded = files::read(&run_dir.rules_file())?;
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(noted == Some(ruleset::replacement(&look(run_dir, lock)?, features)))
+    Ok(recorded == Some(ruleset::replacement(&take_snapshot(run_dir, lock)?, features)))
 }
 
-fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
+fn take_snapshot(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
     let mut networks = Vec::new();
     for name in run_dir.networks()? {
         let directory = run_dir.network(&name);
@@ -153,19 +157,19 @@ fn look(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {
         member.exposes.iter().copied().chain(forwards).collect::<Vec<_>>()
     };
     let exposed = members.flat_map(exposes).map(|expose| expose.external.get()).collect();
-    // A TAP is there before it is a port of its bridge.
+    // A TAP exists before it is a port of its bridge.
     let taps = networks.iter().flat_map(|network| &network.members).filter_map(|member| member.tap.as_ref());
     let bridges = networks.iter().map(|network| network.plan.name.as_str());
     let own: BTreeSet<&str> = bridges.chain(taps.map(|(tap, _)| tap.as_str())).collect();
     let marker = files::read(&run_dir.forwarding_marker())?;
-    let host = Host::look(marker.as_deref(), exposed, &own)?;
+    let host = Host::read(marker.as_deref(), exposed, &own)?;
     Ok(Snapshot { networks, host })
 }
 
 fn warn_of_scarce_ports(snapshot: &Snapshot) {
     let ports = snapshot.host.port_count();
     let scarce = !snapshot.networks.is_empty() && ports < DEFAULT_CONNECTIONS as usize;
-    if scarce && !SCARCE.swap(true, Ordering::Relaxed) {
+    if scarce && !SCARCE_REPORTED.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             ports,
             "few source ports are left for the VMs' connections; shorten net.ipv4.ip_local_port_range or use fewer services \
@@ -174,7 +178,8 @@ fn warn_of_scarce_ports(snapshot: &Snapshot) {
     }
 }
 
-/// Finds out which parts the kernel lacks, and says so. An nft that fails at everything tells nothing of the kernel.
+/// Probes which parts the kernel lacks, and reports them. If nft fails at everything, the kernel's features
+/// are unknown.
 fn probe() {
     if Tool::Nft.run(&["-c", "-f", "-"], ruleset::PLAIN_PROBE).is_err() {
         return;
@@ -188,15 +193,20 @@ fn probe() {
     }
 }
 
-/// Makes conntrack forget every flow that one of `addresses` is an end of: whoever has one next inherits nothing (rule H3).
+/// Deletes every tracked connection with an end in `addresses`, so that the next VM with such an address
+/// inherits none (rule H3).
 ///
 /// # Errors
-/// Those of the kernel, but none if it tracks no connections.
+/// Those of the kernel; no error if it does not track connections.
 pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     match conntrack::forget_addresses(addresses) {
         Ok(0) => Ok(()),
         Ok(count) => {
-            tracing::debug!(count, ?addresses, "forgot the flows of addresses that change hands");
+            tracing::debug!(
+                count,
+                ?addresses,
+                "deleted the tracked connections of addresses that change hands"
+            );
             Ok(())
         }
         Err(error) if tracks_nothing(&error) => Ok(()),
@@ -204,7 +214,7 @@ pub fn forget(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<()> {
     }
 }
 
-/// Makes conntrack forget every flow of a network that is taken down.
+/// Deletes every tracked connection of a network that is being removed.
 pub fn forget_subnet(subnet: Ipv4Net) {
     let of_subnet = |flow: &Flow| {
         [flow.original, flow.reply]
@@ -212,9 +222,11 @@ pub fn forget_subnet(subnet: Ipv4Net) {
             .any(|tuple| subnet.contains(&tuple.source) || subnet.contains(&tuple.destination))
     };
     match conntrack::forget(of_subnet) {
-        Ok(count) => tracing::debug!(count, %subnet, "forgot the flows of the network"),
+        Ok(count) => tracing::debug!(count, %subnet, "deleted the network's tracked connections"),
         Err(error) if tracks_nothing(&error) => {}
-        Err(error) => tracing::warn!(%error, %subnet, "flows of the network stay until they end"),
+        Err(error) => {
+            tracing::warn!(%error, %subnet, "cannot delete the network's tracked connections; they stay until they time out")
+        }
     }
 }
 
@@ -222,20 +234,20 @@ fn tracks_nothing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL))
 }
 
-/// Makes conntrack forget what was decided before ports were led to where they lead now: UDP clients that sent earlier are led
-/// there too, and no flow of another VM goes on to catch what is for an exposed port (rule H6). Flows that pass through the host
-/// to the same port of others stay.
+/// Deletes tracked connections from before the forwards were installed: UDP clients that sent earlier then
+/// reach the VM too, and no flow of another VM keeps receiving packets for an exposed port (rule H6). Flows
+/// through the host to the same port of other machines stay.
 pub fn forget_before(installed: &[Forward]) {
     forget_flows(installed.iter().map(|forward| (forward.expose, Some(forward.to))).collect());
 }
 
-/// Makes conntrack forget the flows of VMs that were given these ports of the host as source ports before they were exposed: no
+/// Deletes the flows of VMs that got these ports of the host as source ports before they were exposed: no
 /// later flow gets one (rule H6).
 pub fn forget_shadows(exposes: &[Expose]) {
     forget_flows(exposes.iter().map(|expose| (*expose, None)).collect());
 }
 
-/// Both, for exposed ports with the address that they lead to, if they lead to one.
+/// Does both, for exposed ports with the address that they lead to, if any.
 fn forget_flows(exposed: Vec<(Expose, Option<Ipv4Addr>)>) {
     if exposed.is_empty() {
         return;
@@ -260,9 +272,9 @@ fn forget_flows(exposed: Vec<(Expose, Option<Ipv4Addr>)>) {
         })
     });
     match forgotten {
-        Ok(count) => tracing::debug!(count, "forgot earlier flows"),
+        Ok(count) => tracing::debug!(count, "deleted earlier tracked connections"),
         Err(error) => {
-            tracing::warn!(%error, "clients that sent earlier are not led to the VM before they pause")
+            tracing::warn!(%error, "cannot delete earlier tracked connections; clients that are sending already reach the VM only after a pause")
         }
     }
 }

@@ -1,25 +1,27 @@
-//! What a managed network keeps on disk, under `/run/softnet`, and the locks that make many Softnets one.
+//! The files of managed networks, under `/run/softnet`, and the locks that coordinate many Softnets.
 //!
 //! ```text
 //! /run/softnet/ip_forward                 Softnet turned IPv4 forwarding on, so the last network turns it off
-//! /run/softnet/NAME/network               what was decided for the network
+//! /run/softnet/NAME/network               the network's settings
 //! /run/softnet/NAME/dnsmasq.{pid,leases}
 //! /run/softnet/NAME/server                the keeper and its dnsmasq
 //! /run/softnet/NAME/ports/MAC             one running Softnet: what it exposes
 //! /run/softnet/NAME/leases/ADDRESS        which VM holds the address
-//! /run/softnet/locks/lock                 flock: whoever changes anything holds it
-//! /run/softnet/locks/NAME/keeper          flocked by the network's keeper while it lives
-//! /run/softnet/locks/NAME/ports/MAC       flocked by the Softnet that the public file is of
+//! /run/softnet/locks/lock                 flock: held by the process that changes anything
+//! /run/softnet/locks/NAME/keeper          flocked by the network's keeper while it runs
+//! /run/softnet/locks/NAME/ports/MAC       flocked by the Softnet that owns the public file
 //! /run/softnet/locks/NAME/leases/ADDRESS  likewise
 //! ```
 //!
-//! A lock needs no more than an open descriptor (flock(2)), so what is locked lies in a directory that only root can enter
-//! (rule H9), and what others may read is never locked. A lock dies with its process, so a public file without one is what a
-//! killed Softnet left behind. It counts for nothing, and the next start removes it under the outer lock. Who may not see
-//! the locks judges by the process and its time of start, which the public file names.
+//! A lock needs no more than an open descriptor (flock(2)), so locked files lie in a directory that only root
+//! can enter (rule H9), and files that others may read are never locked. A lock ends with its process, so a
+//! public file without one was left by a killed Softnet. It is ignored, and the next start removes it under
+//! the outer lock. A process that cannot see the locks checks the process and its start time, which the
+//! public file names.
 //!
-//! Interfaces and tables belong to a network namespace, and `/run` does not. In any other namespace than that of process 1
-//! the directory is `/run/softnet/netns-INODE` instead, so that namespaces do not take each other's networks for theirs.
+//! Interfaces and tables belong to a network namespace, and `/run` does not. In any other namespace than that
+//! of process 1 the directory is `/run/softnet/netns-INODE` instead, so that namespaces do not confuse their
+//! networks.
 
 use std::fs;
 use std::io;
@@ -54,17 +56,17 @@ impl RunDir {
         &self.root
     }
 
-    /// Waits for the lock, creating the directory if need be.
+    /// Waits for the lock; creates the directory if it is missing.
     ///
     /// # Errors
-    /// After [`super::lock::PATIENCE`], with the file and who holds it.
+    /// After [`super::lock::LOCK_TIMEOUT`], with the file and the process that holds it.
     pub fn lock(&self) -> Result<Lock, Error> {
         self.lock_if(Wait::Bounded).and_then(|lock| {
             lock.ok_or_else(|| Error::new("lock", &self.lock_file())(io::ErrorKind::TimedOut.into()))
         })
     }
 
-    /// The lock, if nobody holds it.
+    /// The lock, if it is free.
     pub fn try_lock(&self) -> Result<Option<Lock>, Error> {
         self.lock_if(Wait::Never)
     }
@@ -85,12 +87,12 @@ impl RunDir {
         self.root.join("ip_forward")
     }
 
-    /// The file that says which generation of the kernel's ruleset is Softnet's.
+    /// The file with the generation of the kernel's ruleset that Softnet loaded.
     pub fn generation_file(&self) -> PathBuf {
         self.root.join(LOCKS).join("rules.generation")
     }
 
-    /// The file with the rules that the kernel was given last. Its name cannot be a network's.
+    /// The file with the rules that were loaded last. Its name cannot be a network's.
     pub fn rules_file(&self) -> PathBuf {
         self.root.join(LOCKS).join("rules.nft")
     }
@@ -149,7 +151,7 @@ impl NetworkDir {
         counterpart(&self.root, 0)
     }
 
-    /// Removes the directory with all that is in it; it is no error if there is none.
+    /// Removes the directory and its content; it is not an error if there is none.
     pub fn remove(&self) -> Result<(), Error> {
         for directory in [&self.root, &self.locks()] {
             match fs::remove_dir_all(directory) {

@@ -1,6 +1,6 @@
-//! Asking the network's keeper: that the server runs, or that both end. A keeper is started if there is none.
+//! Asks the network's keeper to run the server, or to end together with it. Starts a keeper if there is none.
 //!
-//! The process that is asked is in [`super::keeper`]; here is what both sides must know.
+//! The keeper itself is in [`super::keeper`]; this module has what both sides need.
 
 use std::fs::File;
 use std::io;
@@ -26,29 +26,29 @@ use crate::host::files;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 
-/// How long a keeper may take for what it is asked, a slow end of the former server included.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a keeper may take to answer, including a slow end of the former server.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the end of the last keeper is waited for.
-pub const PREDECESSOR: Duration = Duration::from_secs(5);
+/// How long to wait for the previous keeper to end.
+pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks for the server to be the right one, and to run.
+/// Asks the keeper to run the right server.
 pub const SERVE: &str = "serve";
-/// Asks for the server's end, and the keeper's.
+/// Asks the keeper to end the server and itself.
 pub const END: &str = "end";
-/// The answer, if it is no error's text.
+/// The answer on success; any other answer is an error's text.
 pub const DONE: &str = "ok";
 
 /// The longest message.
-pub const LONGEST: usize = 4096;
+pub const MAX_MESSAGE: usize = 4096;
 
-/// Sees to it that the network has a keeper and the right server runs.
+/// Ensures that the network has a keeper and that the right server runs.
 ///
 /// # Errors
-/// The keeper's, if it cannot start the server; or when there is no way to start a keeper.
+/// The keeper's, if it cannot start the server; or when no keeper can be started.
 pub fn ensure(name: &NetworkName, directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
     if is_kept(directory) {
-        match reach(directory).and_then(|channel| ask(&channel, SERVE)) {
+        match connect_to_keeper(directory).and_then(|channel| ask(&channel, SERVE)) {
             Ok(answer) => return answer.map_err(Error::Keeper),
             Err(error) => {
                 tracing::warn!(%error, network = %name, "the keeper does not answer; starting another");
@@ -72,7 +72,7 @@ pub fn ensure(name: &NetworkName, directory: &NetworkDir, _lock: &Lock) -> Resul
 pub fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
     if is_kept(directory) {
         let processes = processes(directory);
-        match reach(directory).and_then(|channel| ask(&channel, END)) {
+        match connect_to_keeper(directory).and_then(|channel| ask(&channel, END)) {
             Ok(_) => processes.into_iter().for_each(wait_for),
             Err(error) => tracing::warn!(%error, "the keeper does not answer; killing it"),
         }
@@ -81,17 +81,17 @@ pub fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
     Ok(dnsmasq::stop(directory)?)
 }
 
-/// Whether a keeper or its warden lives.
+/// Whether a keeper or its warden is alive.
 fn is_kept(directory: &NetworkDir) -> bool {
     File::open(lock_file(directory)).is_ok_and(|file| claim::is_locked(&file))
 }
 
-/// The file that a living keeper has locked, with its warden's and its own process in it.
+/// The file that a running keeper has locked; it lists the warden and the keeper.
 pub fn lock_file(directory: &NetworkDir) -> PathBuf {
     directory.locked_file("keeper")
 }
 
-/// Where a keeper is asked.
+/// The socket on which a keeper is asked.
 pub fn socket_file(directory: &NetworkDir) -> PathBuf {
     directory.locked_file("keeper.sock")
 }
@@ -102,7 +102,7 @@ fn processes(directory: &NetworkDir) -> Vec<Incarnation> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Kills what is left of a keeper.
+/// Kills the remaining processes of a keeper.
 fn kill(directory: &NetworkDir) -> Result<(), Error> {
     let left = processes(directory);
     for process in left.iter().filter(|process| process.lives()) {
@@ -119,7 +119,7 @@ fn wait_for(process: Incarnation) {
         return;
     };
     if process.lives() {
-        readable(&descriptor, PREDECESSOR);
+        readable(&descriptor, EXIT_TIMEOUT);
     }
 }
 
@@ -127,16 +127,16 @@ fn pid_of(process: Incarnation) -> Option<Pid> {
     i32::try_from(process.pid).ok().and_then(Pid::from_raw)
 }
 
-/// The way to a keeper that runs.
-fn reach(directory: &NetworkDir) -> io::Result<OwnedFd> {
+/// Connects to a running keeper.
+fn connect_to_keeper(directory: &NetworkDir) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(socket_file(directory))?;
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     loop {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         match connect(&socket, &address) {
             Ok(()) => return Ok(socket),
-            // One that was killed is being replaced.
-            Err(_) if is_kept(directory) && Instant::now() < give_up => {
+            // A killed keeper is being replaced.
+            Err(_) if is_kept(directory) && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error.into()),
@@ -144,13 +144,13 @@ fn reach(directory: &NetworkDir) -> io::Result<OwnedFd> {
     }
 }
 
-/// Says `word` and waits for the answer: an error's text, or nothing.
+/// Sends `word` and waits for the answer: an error's text, or nothing.
 fn ask(channel: &OwnedFd, word: &str) -> io::Result<Result<(), String>> {
     send(channel, word.as_bytes(), SendFlags::NOSIGNAL)?;
-    if !readable(channel, PATIENCE) {
+    if !readable(channel, ANSWER_TIMEOUT) {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    let mut bytes = [0; LONGEST];
+    let mut bytes = [0; MAX_MESSAGE];
     let (length, _) = recv(channel, &mut bytes[..], RecvFlags::DONTWAIT)?;
     match bytes.get(..length) {
         None | Some([]) => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -160,10 +160,10 @@ fn ask(channel: &OwnedFd, word: &str) -> io::Result<Result<(), String>> {
 }
 
 /// Waits until there is something to read.
-pub fn readable(descriptor: &OwnedFd, patience: Duration) -> bool {
-    let give_up = Instant::now() + patience;
+pub fn readable(descriptor: &OwnedFd, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
     loop {
-        let left = give_up.saturating_duration_since(Instant::now());
+        let left = deadline.saturating_duration_since(Instant::now());
         let Ok(timeout) = left.try_into() else { return false };
         match poll(&mut [PollFd::new(descriptor, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}
@@ -172,7 +172,8 @@ pub fn readable(descriptor: &OwnedFd, patience: Duration) -> bool {
     }
 }
 
-/// Starts a pair of warden and keeper as this program's `network keep`, with a channel to the keeper if one is `asked` for.
+/// Starts a warden and a keeper by running this program as `network keep`, with a channel to the keeper if
+/// `asked`.
 pub fn start(name: &NetworkName, asked: bool) -> io::Result<Option<OwnedFd>> {
     let (ours, theirs) = if asked {
         let (ours, theirs) =

@@ -15,27 +15,27 @@ use crate::netlink::{Link, Netlink};
 /// A network as it is at this moment.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
-    /// What was decided for it.
+    /// Its settings.
     pub plan: Plan,
-    /// Its bridge; `None` if somebody deleted it.
+    /// Its bridge; `None` if it was deleted.
     pub bridge: Option<Link>,
     /// The process that serves DHCP and DNS; `None` if it does not run.
     pub dnsmasq: Option<u32>,
-    /// The process that keeps the network whole; `None` if it does not run.
+    /// The keeper's process; `None` if it does not run.
     pub keeper: Option<u32>,
     /// Whether the nftables table is there; `None` if the caller may not know.
     pub table: Option<bool>,
-    /// Whether Softnet turned IPv4 forwarding on, and so keeps the host from forwarding for others.
+    /// Whether Softnet turned IPv4 forwarding on, and therefore keeps the host from forwarding for others.
     pub forwarding: bool,
-    /// Chains of the host's own firewall that drop what they do not know, the VMs' packets perhaps among it.
+    /// Chains of the host's firewall that drop by default, and so perhaps the VMs' packets.
     pub obstacles: Vec<String>,
-    /// The server's leases, those of VMs that have ended included.
+    /// The server's leases, including those of VMs that have ended.
     pub leases: Vec<LeaseEntry>,
     /// The running VMs.
     pub members: Vec<MemberRecord>,
 }
 
-/// Looks at the network `name`, changing nothing; `None` if there is none.
+/// The status of the network `name`; changes nothing. `None` if there is no such network.
 pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     let run_dir = RunDir::of_this_namespace();
     let directory = run_dir.network(name.as_str());
@@ -43,7 +43,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     else {
         return Ok(None);
     };
-    let members = claim::living(&directory.ports())?;
+    let members = claim::claimed(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
     let chains =
@@ -85,7 +85,7 @@ fn obstacles(chains: &str) -> Vec<String> {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MISSING: &str = "missing (the next start puts it back)";
+        const MISSING: &str = "missing (the next start restores it)";
         let Status { plan, .. } = self;
         writeln!(f, "network {} ({})", plan.name, type_name(plan.net_type))?;
         match &self.bridge {
@@ -115,13 +115,13 @@ impl fmt::Display for Status {
         if self.forwarding {
             writeln!(
                 f,
-                "  routing  turned on by Softnet, for its networks alone: packets between other interfaces are dropped"
+                "  routing  turned on by Softnet for its networks only: packets between other interfaces are dropped"
             )?;
         }
         for obstacle in &self.obstacles {
             writeln!(
                 f,
-                "  firewall {obstacle} drops what no rule accepts; let it accept {} both ways",
+                "  firewall {obstacle} drops packets that no rule accepts; let it accept those from and to {}",
                 plan.name
             )?;
         }

@@ -1,14 +1,15 @@
-//! Which subnet a managed network gets: one that no route of the host leads into.
+//! Chooses the subnet of a managed network: one that overlaps no route of the host.
 
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use softnet_wire::special::{Block, PRIVATE_USE, SHARED_ADDRESS_SPACE};
 
-/// A default route cut in pieces (0.0.0.0/1 and 128.0.0.0/1, as VPNs install it) takes no address away from anybody.
+/// Shorter prefixes count as parts of a default route (VPNs install 0.0.0.0/1 and 128.0.0.0/1), which
+/// conflict with no subnet.
 const SHORTEST_SPECIFIC_PREFIX: u8 = 8;
 
-/// The ranges that a subnet may lie in: private or shared addresses, which the filter's rule D3 holds for not global. In a
+/// The ranges that a subnet may lie in: private or shared addresses, which the filter's rule D3 treats as not global. In a
 /// public subnet a VM's neighbours would count as the internet.
 const ALLOWED: [Block<Ipv4Addr>; 4] = [PRIVATE_USE[0], PRIVATE_USE[1], PRIVATE_USE[2], SHARED_ADDRESS_SPACE];
 
@@ -16,25 +17,27 @@ const ALLOWED: [Block<Ipv4Addr>; 4] = [PRIVATE_USE[0], PRIVATE_USE[1], PRIVATE_U
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Error {
     /// Outside of the private ranges.
-    #[error("{0} is not private; take one from 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10")]
+    #[error(
+        "{0} is not private; use a network within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"
+    )]
     NotPrivate(Ipv4Net),
     /// Too large or too small.
-    #[error("a subnet of {0} bits does not do; give it a prefix of 16 to 29 bits, such as {1}/24")]
+    #[error("a prefix length of {0} is not supported; use 16 to 29, such as {1}/24")]
     Size(u8, Ipv4Addr),
     /// The host already routes some of it.
     #[error("{subnet} overlaps {route}, which the host already routes; choose another with --subnet")]
     Taken {
-        /// The subnet asked for.
+        /// The requested subnet.
         subnet: Ipv4Net,
-        /// The route in its way.
+        /// The route that it overlaps.
         route: Ipv4Net,
     },
     /// All candidates overlap something.
-    #[error("no private subnet is free of the host's routes; choose one with --subnet")]
+    #[error("every candidate subnet overlaps a route of the host; choose one with --subnet")]
     Exhausted,
 }
 
-/// Checks a subnet that the user asked for and takes off its host bits.
+/// Checks a subnet that the user requested and clears its host bits.
 pub fn validate(subnet: Ipv4Net) -> Result<Ipv4Net, Error> {
     if !(16..=29).contains(&subnet.prefix_len()) {
         return Err(Error::Size(subnet.prefix_len(), subnet.network()));
@@ -45,7 +48,7 @@ pub fn validate(subnet: Ipv4Net) -> Result<Ipv4Net, Error> {
     if private { Ok(subnet) } else { Err(Error::NotPrivate(subnet)) }
 }
 
-/// `wanted` if no route is in its way, or the first candidate of which that is true.
+/// `wanted`, or else the first candidate, if it overlaps no route.
 pub fn choose(wanted: Option<Ipv4Net>, routes: &[Ipv4Net]) -> Result<Ipv4Net, Error> {
     match wanted {
         Some(subnet) => match obstacle(subnet, routes) {
@@ -74,7 +77,7 @@ fn obstacle(subnet: Ipv4Net, routes: &[Ipv4Net]) -> Option<Ipv4Net> {
     routes.iter().copied().find(|route| route.prefix_len() >= SHORTEST_SPECIFIC_PREFIX && overlaps(route))
 }
 
-/// The range that vmnet uses on macOS first, then ranges that home and company networks seldom use.
+/// The range that vmnet uses on macOS first, then ranges that home and company networks rarely use.
 fn candidates() -> impl Iterator<Item = Ipv4Net> {
     let home = (64..128).map(|third| Ipv4Addr::new(192, 168, third, 0));
     let middle = (16..32).rev().map(|second| Ipv4Addr::new(172, second, 251, 0));

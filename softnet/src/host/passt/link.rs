@@ -1,7 +1,8 @@
-//! The stream to passt, with one thing put right: passt sends its DHCP replies without a UDP checksum.
+//! The stream to passt, with one correction: passt sends its DHCP replies without a UDP checksum.
 //!
-//! IPv4 allows that (RFC 768), and the filter does not (rule B1), because on a bridge a reply is worth no more than the
-//! checks it passes. Here nobody but passt is at the far end, so the checksum is filled in for exactly those packets.
+//! IPv4 allows that (RFC 768), and the filter does not (rule B1), because on a bridge any host could have
+//! sent a reply. Here only passt is at the far end, so this link fills in the checksum for exactly those
+//! packets.
 
 use std::io;
 

@@ -1,11 +1,11 @@
-//! Networking without privilege: passt(1), which turns the VM's frames into sockets of the user's.
+//! Networking without privilege: passt(1), which turns the VM's frames into the user's sockets.
 //!
-//! passt is told everything that the filter has to know beforehand (addresses, MAC, MTU), so nothing is learnt from it. It
-//! is its own DHCP server, in the gateway's name. It runs as a daemon in namespaces of its own and ends when the socket to
-//! it closes, that is, with Softnet, however that ends.
+//! Softnet gives passt everything that the filter has to know beforehand (addresses, MAC, MTU), so it learns
+//! nothing from passt. passt is also the DHCP server, under the gateway's address. It runs as a daemon in its
+//! own namespaces and ends when its socket closes, that is, when Softnet ends for any reason.
 //!
-//! One thing is deliberately switched off: passt leads connections to the gateway to the host's loopback. What listens on
-//! 127.0.0.1 was not meant for a VM.
+//! One feature is deliberately switched off: passt can forward connections to the gateway to the host's
+//! loopback. Services on 127.0.0.1 are not meant for a VM.
 
 mod link;
 
@@ -27,22 +27,20 @@ use crate::sys::process;
 
 pub use link::PasstLink;
 
-/// MTU that passt tells the VM, in bytes.
+/// The MTU that passt announces to the VM, in bytes.
 pub const MTU: u16 = 1500;
 
-/// MAC of the gateway that passt plays: locally administered, "SN" as on the managed network.
+/// MAC of the gateway that passt emulates: locally administered, "SN" as on the managed network.
 const GATEWAY_MAC: MacAddr = MacAddr([0x0a, b'S', b'N', 0, 0, 1]);
 
-/// Why passt cannot serve.
+/// Why passt cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is missing or failed.
     #[error(transparent)]
     Tool(#[from] tools::Error),
-    /// It uses the interface of the default route, and there is none.
-    #[error(
-        "the host has no IPv4 default route, without which passt does not start; connect the host to a network first"
-    )]
+    /// passt uses the interface of the default route, and the host has no such route.
+    #[error("the host has no IPv4 default route, which passt needs; connect the host to a network first")]
     NoRoute,
     /// No subnet is free.
     #[error(transparent)]
@@ -51,19 +49,19 @@ pub enum Error {
     #[error(transparent)]
     Netlink(#[from] netlink::Error),
     /// The socket pair.
-    #[error("cannot make a socket pair: {0}")]
+    #[error("cannot create a socket pair: {0}")]
     Socket(#[source] io::Error),
     /// The VM's MAC is taken.
-    #[error("{0} is the gateway's MAC; give the VM another")]
+    #[error("{0} is the gateway's MAC address; give the VM another")]
     MacIsGateway(MacAddr),
 }
 
 /// A running passt.
 #[derive(Debug)]
 pub struct Passt {
-    /// Our end of the stream socket to it; it ends when this closes.
+    /// Softnet's end of the stream socket to it; passt ends when this closes.
     pub socket: OwnedFd,
-    /// The gateway that it plays.
+    /// The MAC of the gateway that it emulates.
     pub gateway: MacAddr,
     /// The gateway's address with the subnet's prefix.
     pub address: Ipv4Net,
@@ -78,10 +76,10 @@ struct Settings<'a> {
     resolver: Option<Ipv4Addr>,
 }
 
-/// Starts passt for the VM and waits until it serves.
+/// Starts passt for the VM and waits until it is ready.
 ///
 /// # Errors
-/// When it is not installed, the host has no default route, or passt says that it cannot.
+/// When it is not installed, the host has no default route, or passt fails.
 pub fn start(vm_mac: MacAddr, net_type: NetType, exposes: &[Expose]) -> Result<Passt, Error> {
     if vm_mac == GATEWAY_MAC {
         return Err(Error::MacIsGateway(vm_mac));
@@ -100,7 +98,7 @@ pub fn start(vm_mac: MacAddr, net_type: NetType, exposes: &[Expose]) -> Result<P
         .args(arguments(&Settings { subnet, net_type, exposes, resolver }))
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    // The process that is started ends when its daemon serves, or with what it has to say.
+    // The started process ends when its daemon is ready, or with an error message.
     let failed = |source| tools::Error::Start { tool: Tool::Passt, source };
     let child = process::spawn_with(&mut command, &theirs, || Ok(()), Signal::TERM).map_err(failed)?;
     drop(theirs);
@@ -124,8 +122,8 @@ fn arguments(settings: &Settings<'_>) -> Vec<String> {
     match (settings.net_type, settings.resolver) {
         // A VM without a way out gets no resolver through which data could leave.
         (NetType::Host, _) | (_, None) => add("--dns", "none".to_owned()),
-        // A resolver on the host's loopback is reached by the gateway's port 53. passt offers the loopback address too,
-        // where a VM finds nothing and goes on with the second.
+        // A resolver on the host's loopback is reached by the gateway's port 53. passt offers the loopback
+        // address too, where a VM gets no answer and uses the second one.
         (NetType::Nat, Some(resolver)) if resolver.is_loopback() => {
             add("--dns", resolver.to_string());
             add("--dns", gateway.to_string());
@@ -136,7 +134,7 @@ fn arguments(settings: &Settings<'_>) -> Vec<String> {
     for (protocol, option) in [(Protocol::Tcp, "--tcp-ports"), (Protocol::Udp, "--udp-ports")] {
         let mut entries = settings.exposes.iter().filter(|expose| expose.protocol == protocol).peekable();
         if entries.peek().is_none() {
-            // Said outright, because passt forwards the UDP ports of exposed TCP ports otherwise.
+            // Explicit, because passt otherwise forwards the UDP ports of exposed TCP ports.
             add(option, "none".to_owned());
         }
         for expose in entries {
@@ -155,7 +153,7 @@ fn first_resolver(text: &str) -> Option<Ipv4Addr> {
     text.lines().find_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok())
 }
 
-/// What passt wrote, without what it says where there is no system logger.
+/// passt's messages, without those about a missing system logger.
 fn without_noise(said: &[u8]) -> Vec<u8> {
     let lines = said.split(|&byte| byte == b'\n');
     let told = lines.filter(|line| !line.starts_with(b"Failed to send ") && !line.is_empty());

@@ -22,7 +22,7 @@ use crate::usage::UsageError;
 
 /// How long the host's bridge may take to get its address after vmnet has started the interface.
 const BRIDGE_LIMIT: Duration = Duration::from_secs(5);
-/// How often it is looked for meanwhile.
+/// How often to look for it meanwhile.
 const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 
 /// Starts the interface that `settings` ask for.
@@ -32,13 +32,13 @@ const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink> {
     check_exposes(&settings.expose)?;
     if let Err(error) = crate::bootpd::tune_system(settings.lease_time) {
-        tracing::warn!(%error, "the DHCP server's lease time stays as it is; many short-lived VMs may exhaust its addresses");
+        tracing::warn!(%error, "cannot set the DHCP server's lease time; many short-lived VMs may exhaust its addresses");
     }
-    let (waker, wake) = wake::pair().context("make the socket that wakes the event loop")?;
+    let (waker, wake) = wake::pair().context("cannot create the socket that wakes the event loop")?;
     let (interface, raw) = Apple::start(settings.net_type, isolated, waker).map_err(not_started)?;
     let parameters = Parameters::try_from(raw)?;
-    let station = bridge_of(parameters.gateway)?;
-    Ok(host_link(interface, parameters, wake, station, settings.expose.clone()))
+    let gateway = wait_for_bridge(parameters.gateway)?;
+    Ok(host_link(interface, parameters, wake, gateway, settings.expose.clone()))
 }
 
 fn not_started(error: Error) -> anyhow::Error {
@@ -53,20 +53,22 @@ fn not_started(error: Error) -> anyhow::Error {
         Error::VmnetErrorStatus(Status::SharingServiceBusy) => {
             anyhow::Error::new(error).context("vmnet is busy; Internet Sharing may hold its network")
         }
-        other => anyhow::Error::new(other).context("start a vmnet interface"),
+        other => anyhow::Error::new(other).context("cannot start a vmnet interface"),
     }
 }
 
 /// Waits for the host's bridge.
-fn bridge_of(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
+fn wait_for_bridge(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
     let started = Instant::now();
     loop {
-        if let Some(station) = gateway::station(address).context("list the host's interfaces")? {
-            return Ok(station);
+        if let Some(gateway) =
+            gateway::gateway_interface(address).context("cannot list the host's interfaces")?
+        {
+            return Ok(gateway);
         }
         anyhow::ensure!(
             started.elapsed() < BRIDGE_LIMIT,
-            "no interface of this host has got vmnet's address {address}"
+            "no interface of this host has vmnet's address {address}, so the gateway is unknown"
         );
         std::thread::sleep(BRIDGE_PAUSE);
     }
@@ -97,7 +99,7 @@ impl Apple {
         let waker = Arc::new(waker);
         let first = Arc::clone(&waker);
         interface.set_event_callback(Events::PACKETS_AVAILABLE, move |_, _| waker.wake())?;
-        // What arrived before the callback was there has no wake-up of its own.
+        // Frames that arrived before the callback was set have no wake-up of their own.
         first.wake();
         let (reads, writes) = (Batch::preallocate(BATCH_FRAMES), Batch::preallocate(BATCH_FRAMES));
         Ok((Apple { interface, reads, writes }, raw))
@@ -170,7 +172,7 @@ impl Interface for Apple {
 }
 
 impl Drop for Apple {
-    /// No callback first, then no interface. A callback that is running meanwhile has the socket to itself.
+    /// Clears the callback first, then stops the interface. A callback that is still running owns its socket.
     fn drop(&mut self) {
         let cleared = self.interface.clear_event_callback();
         let stopped = self.interface.finalize();

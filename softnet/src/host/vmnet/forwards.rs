@@ -13,7 +13,7 @@ use crate::host::forwarder::{Forwarder, Op};
 use crate::lease_follower::{self, LeaseFollower};
 use crate::needs::Needs;
 
-/// Keeps vmnet's forwards what the VM's lease says; takes them away when dropped.
+/// Keeps vmnet's forwards in step with the VM's lease; removes them when dropped.
 #[derive(Debug)]
 pub struct VmnetForwards<I: Interface> {
     interface: Rc<RefCell<I>>,
@@ -26,7 +26,7 @@ impl<I: Interface> VmnetForwards<I> {
         VmnetForwards { interface, forwarder: Forwarder::new(exposes) }
     }
 
-    /// Takes every step that is due. One that fails holds up no other, and is tried again later.
+    /// Executes every step that is due. A failed one delays no other, and is tried again later.
     fn apply(&mut self, now: Timestamp) {
         let mut interface = self.interface.borrow_mut();
         let mut failed = false;
@@ -39,7 +39,7 @@ impl<I: Interface> VmnetForwards<I> {
                 (Ok(()), Op::Install(forward)) => tracing::info!(%forward, "forwarding"),
                 (Ok(()), Op::Remove(forward)) => tracing::info!(%forward, "no longer forwarding"),
                 (Err(error), Op::Install(forward) | Op::Remove(forward)) => {
-                    tracing::warn!(%forward, %error, "vmnet did not change a forward; trying again later");
+                    tracing::warn!(%forward, %error, "vmnet did not change a port forward; trying again later");
                     failed = true;
                     continue;
                 }
@@ -79,7 +79,7 @@ impl<I: Interface> Drop for VmnetForwards<I> {
         let mut interface = self.interface.borrow_mut();
         for forward in self.forwarder.installed() {
             if let Err(error) = interface.remove_forward(forward) {
-                tracing::warn!(%forward, %error, "vmnet did not take a forward away; it ends with the interface");
+                tracing::warn!(%forward, %error, "vmnet did not remove a port forward; it ends with the interface");
             }
         }
     }

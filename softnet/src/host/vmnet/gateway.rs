@@ -1,5 +1,5 @@
-//! Who the gateway is: vmnet tells its address but not its MAC address, which the filter has to know (rules L5, B1). It is
-//! that of the host's own interface with this address, the bridge that vmnet makes.
+//! Finds the gateway: vmnet reports its IP address but not its MAC address, which the filter has to know
+//! (rules L5, B1). It is the MAC of the host's interface with this address, the bridge that vmnet creates.
 
 use std::net::Ipv4Addr;
 
@@ -9,7 +9,7 @@ use nix::ifaddrs::getifaddrs;
 ///
 /// # Errors
 /// When the system does not list its interfaces.
-pub fn station(address: Ipv4Addr) -> std::io::Result<Option<(String, [u8; 6])>> {
+pub fn gateway_interface(address: Ipv4Addr) -> std::io::Result<Option<(String, [u8; 6])>> {
     let mut name = None;
     for interface in getifaddrs()? {
         let own = interface.address.as_ref().and_then(|address| address.as_sockaddr_in());

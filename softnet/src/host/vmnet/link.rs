@@ -1,4 +1,4 @@
-//! Frames to and from a vmnet interface, many a call.
+//! Frames to and from a vmnet interface, many per call.
 
 use std::cell::RefCell;
 use std::io;
@@ -26,7 +26,7 @@ impl<I: Interface> VmnetLink<I> {
 }
 
 impl<I: Interface> Link for VmnetLink<I> {
-    /// The interest is always in reading: vmnet does not tell when it could take more.
+    /// The interest is always in reading: vmnet does not report when it can take more.
     fn register(&mut self, registry: &Registry, token: Token, _interest: mio::Interest) -> io::Result<()> {
         self.wake.register(registry, token)
     }
@@ -56,7 +56,7 @@ impl<I: Interface> Link for VmnetLink<I> {
         Ok(Received::More)
     }
 
-    /// What the interface does not take is lost: it never tells when it has room again.
+    /// What the interface does not take is lost: it never reports when it has room again.
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
         let mut interface = self.interface.borrow_mut();
         let mut most = self.parameters.max_write.min(BATCH_FRAMES);

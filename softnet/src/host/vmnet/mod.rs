@@ -1,10 +1,12 @@
-//! The host side of macOS: Apple's vmnet framework, which gives a VM NAT, DHCP and DNS, or a network of the host alone.
+//! The host side of macOS: Apple's vmnet framework, which gives a VM NAT, DHCP and DNS, or a network with the
+//! host only.
 //!
-//! Everything but the calls into the framework (`apple.rs`) is written against the narrow [`Interface`] and runs on any
-//! system, so that its tests do too: [`VmnetLink`] carries batches of frames, [`VmnetForwards`] makes port forwards
-//! follow the VM's lease, [`Waker`] turns the framework's callbacks into something to poll.
+//! Everything except the calls into the framework (`apple.rs`) is written against the narrow [`Interface`],
+//! so that it and its tests run on any system: [`VmnetLink`] carries batches of frames, [`VmnetForwards`]
+//! makes port forwards follow the VM's lease, [`Waker`] turns the framework's callbacks into something to
+//! poll.
 //!
-//! Used are only calls that macOS 13 has; the network objects of macOS 26 are not.
+//! It uses only calls that macOS 13 has, not the network objects of macOS 26.
 
 #[cfg(target_os = "macos")]
 mod apple;
@@ -34,14 +36,14 @@ use crate::usage::UsageError;
 #[cfg(target_os = "macos")]
 pub use apple::open;
 pub use forwards::VmnetForwards;
-pub use gateway::station;
+pub use gateway::gateway_interface;
 pub use link::VmnetLink;
 pub use wake::{Wake, Waker, pair as wake_pair};
 
-/// A started vmnet interface. Dropping it stops it; no callback of it runs after that.
+/// A started vmnet interface. Dropping it stops it; none of its callbacks runs after that.
 ///
-/// Implementations are given a [`Waker`] when they start, and call it from whatever thread whenever frames may have
-/// arrived; once for many is enough, if it comes after the last of them.
+/// Implementations are given a [`Waker`] when they start, and call it from any thread whenever frames may
+/// have arrived; one call for many frames is enough, if it comes after the last one.
 pub trait Interface: fmt::Debug {
     /// Fills `buffers` from the front with frames that have arrived, writes their lengths to `lengths`, and returns how
     /// many there were; 0 says that nothing is left.
@@ -53,37 +55,37 @@ pub trait Interface: fmt::Debug {
     /// Takes `frames` from the front and returns how many, at least one.
     ///
     /// # Errors
-    /// See [`Refusal`]; none was taken then.
+    /// See [`Refusal`]; no frame was taken then.
     fn write(&mut self, frames: &[&[u8]]) -> Result<usize, Refusal>;
 
-    /// Leads a port of the host to the VM.
+    /// Forwards a port of the host to the VM.
     ///
     /// # Errors
-    /// When the framework does not; it may later.
+    /// When the framework refuses; a later call may succeed.
     fn add_forward(&mut self, forward: &Forward) -> Result<(), Refusal>;
 
-    /// Takes the forward away.
+    /// Removes the forward.
     ///
     /// # Errors
-    /// When the framework does not; it may later.
+    /// When the framework refuses; a later call may succeed.
     fn remove_forward(&mut self, forward: &Forward) -> Result<(), Refusal>;
 }
 
-/// Why the framework did not do what it was asked.
+/// Why a call into the framework failed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// Its buffers are full, or memory is short. Frames are lost, the interface is not.
     #[error("its buffers are exhausted")]
     Exhausted,
-    /// It does not like a frame or an argument.
+    /// It rejects a frame or an argument.
     #[error("it refused the argument ({0})")]
     Argument(String),
-    /// The interface does not work any more.
+    /// The interface has failed.
     #[error("{0}")]
     Broken(String),
 }
 
-/// What a started interface says of itself, checked.
+/// The parameters that a started interface reports, checked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Parameters {
     /// The host's address on the VM's network.
@@ -100,23 +102,23 @@ pub struct Parameters {
     pub max_write: usize,
 }
 
-/// A parameter without which, or with which, nothing can be done.
+/// A missing or invalid parameter.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ParameterError {
-    /// The framework did not say.
-    #[error("vmnet does not tell the interface's {0}")]
+    /// The framework did not report it.
+    #[error("vmnet did not report the interface's {0}")]
     Missing(&'static str),
-    /// The framework said nonsense.
-    #[error("vmnet tells {value:?} as the interface's {name}")]
+    /// The framework reported an invalid value.
+    #[error("vmnet reported the invalid {name} {value:?} for the interface")]
     Senseless {
         /// Which parameter.
         name: &'static str,
-        /// What it says.
+        /// The value.
         value: String,
     },
 }
 
-/// The same as the framework words it: text and wide numbers.
+/// The same as the framework reports it: text and wide numbers.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct RawParameters {
     /// First address of the DHCP range, which the host has itself.
@@ -127,7 +129,7 @@ pub struct RawParameters {
     pub mtu: Option<u64>,
     /// Largest frame in bytes.
     pub max_packet_size: Option<u64>,
-    /// Most frames in one read; macOS before 13 does not say, and takes one.
+    /// Most frames in one read; macOS before 13 does not report it, and handles one.
     pub read_max_packets: Option<u64>,
     /// Most frames in one write.
     pub write_max_packets: Option<u64>,
@@ -143,7 +145,7 @@ impl TryFrom<RawParameters> for Parameters {
             .map_err(|_| ParameterError::Senseless { name: "subnet mask", value: mask.to_string() })?;
         let max_frame = length("maximum packet size", raw.max_packet_size)?;
         let mtu = length("MTU", raw.mtu)?.min(max_frame.saturating_sub(ETHERNET_HEADER));
-        // What a frame's length field can say; more would be a super-frame, which is not asked for.
+        // The limit of a frame's length field; more would be a super-frame, which was not requested.
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
         let batch = |packets: Option<u64>| packets.map_or(1, |packets| packets.clamp(1, 1 << 16) as usize);
         Ok(Parameters {
@@ -168,17 +170,17 @@ fn length(name: &'static str, value: Option<u64>) -> Result<usize, ParameterErro
     sane.ok_or_else(|| ParameterError::Senseless { name, value: value.to_string() })
 }
 
-/// Forwards that vmnet can make: it takes no address of the host.
+/// Checks that vmnet can make the forwards: it cannot bind them to one address of the host.
 ///
 /// # Errors
-/// Names the first that it cannot make.
+/// The first forward that it cannot make.
 pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
     let bound = exposes.iter().find(|expose| expose.address.is_some_and(|address| !address.is_unspecified()));
     match bound {
         None => Ok(()),
         Some(expose) => {
             let reason = format!(
-                "names an address of the host, which macOS's vmnet cannot; write {}:{}/{}",
+                "names an address of the host, which macOS's vmnet does not support; write {}:{}/{}",
                 expose.external, expose.internal, expose.protocol
             );
             Err(UsageError::new("--expose", expose.to_string(), reason))
@@ -186,7 +188,7 @@ pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
     }
 }
 
-/// A host side over a started `interface`, whose wake-ups come by `wake`. `station` is the gateway's interface name and
+/// A host side over a started `interface`, whose wake-ups come by `wake`. `gateway` is the gateway's interface name and
 /// MAC address.
 pub fn host_link<I: Interface + 'static>(
     interface: I,
@@ -195,7 +197,7 @@ pub fn host_link<I: Interface + 'static>(
     (name, mac): (String, [u8; 6]),
     exposes: Vec<Expose>,
 ) -> HostLink {
-    // Forwards are taken away before the interface goes, and it goes with whichever of the two is dropped last.
+    // Forwards are removed before the interface stops; it stops when the last of the two is dropped.
     let interface = Rc::new(RefCell::new(interface));
     HostLink {
         uplink: Uplink {

@@ -1,5 +1,6 @@
-//! The code above the framework against a stand-in with the framework's habits: frames come by another thread, one
-//! callback stands for many frames, reads and writes come in batches, buffers run out, forwards fail.
+//! Tests the code above the framework against a stand-in that behaves like it: frames come from another
+//! thread, one callback stands for many frames, reads and writes come in batches, buffers run out, forwards
+//! fail.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +16,7 @@ use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Losses, Received, S
 
 const MAX_FRAME: usize = 1514;
 /// Long enough for any machine; a test that needs it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 const PARAMETERS: Parameters = Parameters {
     gateway: Ipv4Addr::new(192, 168, 64, 1),
@@ -31,11 +32,11 @@ const PARAMETERS: Parameters = Parameters {
 struct State {
     arrived: VecDeque<Vec<u8>>,
     written: Vec<Vec<u8>>,
-    /// What the next writes say instead of taking frames, in order.
+    /// The errors of the next writes, in order.
     refusals: VecDeque<Refusal>,
     /// How many frames a write takes at most.
     write_limit: Option<usize>,
-    /// What the next changes of forwards say, in order.
+    /// The errors of the next changes of forwards, in order.
     forward_refusals: VecDeque<Refusal>,
     log: Vec<String>,
 }
@@ -104,7 +105,7 @@ impl Drop for FakeInterface {
     }
 }
 
-/// A link, what is behind it, and how to wake it.
+/// A link, its stand-in network, and its waker.
 fn link() -> (VmnetLink<FakeInterface>, Network, Waker) {
     let (waker, wake) = wake::pair().unwrap();
     let network = Network::default();
@@ -134,7 +135,7 @@ fn no_wake_up_is_lost_however_many_are_merged() {
     let producer = std::thread::spawn(move || {
         for number in 0..FRAMES {
             let mut state = network.state();
-            // A callback only for the first frame behind an empty queue: the rest must be found by reading on.
+            // A callback only for the first frame of an empty queue: the link must read on to find the rest.
             let wake = state.arrived.is_empty();
             state.arrived.push_back(number.to_be_bytes().to_vec());
             drop(state);
@@ -147,7 +148,7 @@ fn no_wake_up_is_lost_however_many_are_merged() {
     let mut events = Events::with_capacity(4);
     let mut expected = 0;
     while expected < FRAMES {
-        poll.poll(&mut events, Some(PATIENCE)).unwrap();
+        poll.poll(&mut events, Some(TIMEOUT)).unwrap();
         assert!(!events.is_empty(), "asleep with {expected} of {FRAMES} frames");
         loop {
             batch.clear();
@@ -211,13 +212,13 @@ fn a_thousand_wake_ups_are_one() {
         waker.wake();
     }
     let mut events = Events::with_capacity(4);
-    poll.poll(&mut events, Some(PATIENCE)).unwrap();
+    poll.poll(&mut events, Some(TIMEOUT)).unwrap();
     assert_eq!(events.iter().count(), 1);
     assert_eq!(link.recv(&mut FrameBatch::new(MAX_FRAME)).unwrap(), Received::Drained);
     poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
     assert!(events.is_empty(), "nothing has happened since");
     waker.wake();
-    poll.poll(&mut events, Some(PATIENCE)).unwrap();
+    poll.poll(&mut events, Some(TIMEOUT)).unwrap();
     assert!(!events.is_empty(), "the flag was not cleared");
 }
 

@@ -1,9 +1,9 @@
-//! From a callback on some thread of the framework to an event of the loop.
+//! Turns a callback on a thread of the framework into an event of the loop.
 //!
-//! The callback must neither wait nor fail: it sets a flag and, if that was not set, sends one byte that nobody is
-//! missed for. The loop takes the byte, clears the flag, and only then reads frames. So a frame that arrived before the
-//! flag was cleared is read, and the callback of one that arrives later finds the flag cleared and sends a byte: no
-//! wake-up is lost, and a thousand of them cost one.
+//! The callback must neither wait nor fail: it sets a flag and, if that was not set, sends one byte and
+//! ignores errors. The loop takes the byte, clears the flag, and only then reads frames. So a frame that
+//! arrived before the flag was cleared is read, and the callback of one that arrives later finds the flag
+//! cleared and sends a byte: no wake-up is lost, and a thousand of them cost one.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -46,7 +46,7 @@ impl Waker {
     /// Frames may have arrived. Never waits and never panics, also when the loop's end is gone.
     pub fn wake(&self) {
         if !self.pending.swap(true, Ordering::SeqCst) {
-            // A full socket wakes the loop just as well, and nobody is left to wake behind a closed one.
+            // A full socket wakes the loop too, and behind a closed one the loop is gone.
             let _ = (&self.sender).write(&[0]);
         }
     }
@@ -61,7 +61,7 @@ impl Wake {
         registry.register(&mut self.receiver, token, Interest::READABLE)
     }
 
-    /// Takes note of the wake-ups so far. Whatever caused them can be read after this.
+    /// Consumes the wake-ups so far. The frames that caused them can be read after this.
     pub fn acknowledge(&mut self) {
         if self.pending.load(Ordering::SeqCst) {
             let mut bytes = [0; 16];
@@ -70,7 +70,7 @@ impl Wake {
         }
     }
 
-    /// Says which descriptors this needs.
+    /// Declares the descriptors that this needs.
     pub fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.receiver);
     }

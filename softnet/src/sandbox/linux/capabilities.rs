@@ -9,7 +9,7 @@ use rustix::thread::{
     set_capabilities_secure_bits, set_no_new_privs,
 };
 
-/// User ids mean nothing for capabilities, none outlives a change of user, none becomes ambient; for ever.
+/// User ids grant no capabilities, none survives a change of user, none becomes ambient; all locked.
 const SECURE_BITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
     .union(CapabilitiesSecureBits::NO_ROOT_LOCKED)
     .union(CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED)
@@ -17,20 +17,21 @@ const SECURE_BITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
     .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE)
     .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED);
 
-/// Takes every capability out of the bounding set and locks the secure bits. Without `CAP_SETPCAP` nothing can be done,
-/// and nothing has to be: what an unprivileged process could get by the bounding set, `no_new_privs` keeps from it.
+/// Removes every capability from the bounding set and locks the secure bits. Without `CAP_SETPCAP` this is
+/// impossible, and unnecessary: `no_new_privs` denies an unprivileged process what the bounding set would
+/// allow.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn empty_bounding_set() -> io::Result<()> {
     if limit_bounding_set(CapabilitySet::empty())? {
-        // Whoever started Softnet may have set and locked more.
+        // The process that started Softnet may have set and locked more.
         set_capabilities_secure_bits(capabilities_secure_bits()? | SECURE_BITS)?;
     }
     Ok(())
 }
 
-/// Keeps of its capabilities those in `kept`, and lets no program that it starts have others.
+/// Keeps only the capabilities in `kept`, for this process and for the programs that it starts.
 ///
 /// # Errors
 /// When the kernel refuses.
@@ -44,8 +45,8 @@ pub fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     Ok(set_no_new_privs(true)?)
 }
 
-/// Takes all capabilities but `kept` out of the bounding set. `false` if that takes a privilege that the process does not
-/// have.
+/// Removes all capabilities but `kept` from the bounding set. `false` if the process lacks the privilege for
+/// that.
 fn limit_bounding_set(kept: CapabilitySet) -> io::Result<bool> {
     if !capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         return Ok(false);
@@ -62,7 +63,7 @@ fn limit_bounding_set(kept: CapabilitySet) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Clears the ambient, inheritable, permitted and effective sets, and looks whether they are clear.
+/// Clears the ambient, inheritable, permitted and effective sets, and verifies that they are clear.
 ///
 /// # Errors
 /// When the kernel refuses or something is left.
@@ -78,5 +79,5 @@ pub fn drop_all() -> io::Result<()> {
     if (left.effective | left.permitted | left.inheritable).is_empty() {
         return Ok(());
     }
-    Err(io::Error::other("the kernel kept some"))
+    Err(io::Error::other("the kernel kept some of them"))
 }

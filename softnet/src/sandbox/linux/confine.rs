@@ -1,4 +1,5 @@
-//! Narrower surroundings for a process that is not the one with the frames: the monitor, and the programs that it starts.
+//! Confinement for the monitor and the programs that it starts. The process that parses frames has its own,
+//! stricter seal.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
@@ -15,21 +16,21 @@ use seccompiler::{
 
 use super::landlock::NEWEST;
 
-/// Which files stay within reach. What does not exist is left out.
+/// The files that stay accessible. Paths that do not exist are ignored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Files<'a> {
     /// Files and directories that may be read.
     pub read: &'a [&'a str],
-    /// Those whose programs may be started as well.
+    /// Files and directories that may be read and executed.
     pub execute: &'a [&'a str],
-    /// Those that may be changed in every way as well.
+    /// Files and directories that may be read and changed in every way.
     pub write: &'a [&'a str],
-    /// TCP ports stay within reach.
+    /// Whether TCP ports stay accessible.
     pub network: bool,
 }
 
-/// Takes away all files but `files`, TCP ports unless they stay, and abstract sockets outside of this process and its
-/// children. `false` if the kernel has no Landlock.
+/// Removes access to all files but `files`, to TCP ports unless they stay, and to abstract sockets outside
+/// this process and its children. `false` if the kernel has no Landlock.
 ///
 /// # Errors
 /// When a kernel that has Landlock refuses.
@@ -52,40 +53,40 @@ pub fn limit_files(files: &Files<'_>) -> io::Result<bool> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-/// What becomes of a system call that is not allowed.
+/// What happens on a system call that is not allowed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Otherwise {
+pub enum OnDenied {
     /// It ends the process.
     Kill,
-    /// It fails as on a kernel that does not have it (`ENOSYS`), for which C libraries have another way.
-    Missing,
+    /// It fails as on a kernel without it (`ENOSYS`), for which C libraries have a fallback.
+    Enosys,
 }
 
 /// System calls that stay allowed, by number.
 #[derive(Clone, Debug)]
 pub struct Calls {
     allowed: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: Otherwise,
+    on_denied: OnDenied,
 }
 
 impl Calls {
     /// `calls`, with any arguments.
-    pub fn new(calls: &[i64], otherwise: Otherwise) -> Self {
-        Calls { allowed: calls.iter().map(|&call| (call, Vec::new())).collect(), otherwise }
+    pub fn new(calls: &[i64], on_denied: OnDenied) -> Self {
+        Calls { allowed: calls.iter().map(|&call| (call, Vec::new())).collect(), on_denied }
     }
 
-    /// `call` as well, if its argument number `index` is `value`.
+    /// Also allows `call` if its argument number `index` is `value`.
     ///
     /// # Errors
-    /// When no rule can be made of it.
+    /// When the rule is invalid.
     pub fn with_argument(self, call: i64, index: u8, value: u64) -> io::Result<Self> {
         self.with(call, SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value))
     }
 
-    /// `call` as well, if its argument number `index` has none of the bits of `mask`.
+    /// Also allows `call` if its argument number `index` has none of the bits of `mask`.
     ///
     /// # Errors
-    /// When no rule can be made of it.
+    /// When the rule is invalid.
     pub fn without_bits(self, call: i64, index: u8, mask: u64) -> io::Result<Self> {
         let none = SeccompCmpOp::MaskedEq(mask);
         self.with(call, SeccompCondition::new(index, SeccompCmpArgLen::Qword, none, 0))
@@ -98,19 +99,19 @@ impl Calls {
         Ok(self)
     }
 
-    /// Limits this process and its children to them for the rest of their lives. `false` if the kernel has no seccomp
+    /// Permanently limits this process and its children to these calls. `false` if the kernel has no seccomp
     /// filters, or the filter cannot be written for this architecture.
     ///
     /// # Errors
     /// When a kernel that has them refuses.
-    pub fn limit(self) -> io::Result<bool> {
+    pub fn apply(self) -> io::Result<bool> {
         let Ok(architecture) = TargetArch::try_from(ARCH) else { return Ok(false) };
-        let otherwise = match self.otherwise {
-            Otherwise::Kill => SeccompAction::KillProcess,
-            Otherwise::Missing => SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
+        let on_denied = match self.on_denied {
+            OnDenied::Kill => SeccompAction::KillProcess,
+            OnDenied::Enosys => SeccompAction::Errno(libc::ENOSYS.unsigned_abs()),
         };
         let program: BpfProgram =
-            SeccompFilter::new(self.allowed, otherwise, SeccompAction::Allow, architecture)
+            SeccompFilter::new(self.allowed, on_denied, SeccompAction::Allow, architecture)
                 .and_then(TryInto::try_into)
                 .map_err(io::Error::other)?;
         match apply_filter(&program) {

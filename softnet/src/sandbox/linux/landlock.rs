@@ -1,4 +1,4 @@
-//! Landlock with every right that it knows taken and none granted (landlock(7)).
+//! A Landlock ruleset that handles every right and grants none (landlock(7)).
 
 use std::io;
 
@@ -6,11 +6,11 @@ use ::landlock::{
     ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The newest interface whose rights are taken. Older kernels take what they know of it.
+/// The newest interface whose rights are handled. Older kernels handle the subset that they know.
 pub(super) const NEWEST: ABI = ABI::V10;
 
-/// Takes all access to files, TCP and UDP ports, abstract sockets and other processes that is not through an open
-/// descriptor. `false` if the kernel has no Landlock.
+/// Removes all access to files, TCP and UDP ports, abstract sockets and other processes, except through open
+/// descriptors. `false` if the kernel has no Landlock.
 ///
 /// # Errors
 /// When a kernel that has Landlock refuses.

@@ -1,4 +1,4 @@
-//! Leaves the host's names behind: interfaces, mounts, IPC objects, the host name, cgroups (namespaces(7)).
+//! Hides the host's interfaces, mounts, IPC objects, host name and cgroups in new namespaces (namespaces(7)).
 
 use std::fs;
 use std::io;
@@ -10,64 +10,67 @@ use rustix::process::{chdir, geteuid, pivot_root};
 
 use crate::privilege::Identity;
 
-/// Which of the host's names are out of sight.
+/// Which of the host's resources are hidden.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct Left {
-    /// Interfaces and network sockets: the network has nothing but a loopback that is down.
+pub struct Unshared {
+    /// Interfaces and network sockets: the network namespace has only a loopback interface that is down.
     pub network: bool,
-    /// Files: the file system is an empty directory that nobody may look into.
+    /// Files: the root is an empty directory without permissions.
     pub files: bool,
 }
 
-/// What is left beside the user namespace. Not processes: that namespace would hold children only.
-const NAMES: CloneFlags = CloneFlags::CLONE_NEWNET
+/// The namespaces to create. No PID namespace: it would contain children only.
+const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNET
     .union(CloneFlags::CLONE_NEWNS)
     .union(CloneFlags::CLONE_NEWIPC)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWCGROUP);
 
-/// A directory that is there on every system, for the moment until it is the root.
-const PLACE: &str = "/proc";
+/// A directory that exists on every system; the empty root is mounted there first.
+const NEW_ROOT: &str = "/proc";
 
-/// Leaves as much as the system permits. With `CAP_SYS_ADMIN` that is all; without, it takes a user namespace, which many
-/// systems deny. Both are fine: the stages after this one do not build on it.
-pub fn leave(identity: &Identity) -> Left {
-    let left = unshare(NAMES).map_err(io::Error::from).or_else(|denied| {
-        // The new user namespace maps this one user, so it is of no use to somebody who has yet to become another.
-        if identity.uid == geteuid() { leave_as_user(identity) } else { Err(denied) }
+/// Creates as many namespaces as the system permits. With `CAP_SYS_ADMIN` that is all of them; without, this
+/// needs a user namespace, which many systems deny. A failure is acceptable: the later stages do not rely on
+/// this one.
+pub fn unshare_all(identity: &Identity) -> Unshared {
+    let left = unshare(NAMESPACES).map_err(io::Error::from).or_else(|denied| {
+        // The new user namespace maps this one user, so a process that has yet to switch to another user
+        // cannot use it.
+        if identity.uid == geteuid() { unshare_as_user(identity) } else { Err(denied) }
     });
     if let Err(error) = left {
-        tracing::info!(%error, "this process may make no namespaces; it still sees the names of the host's");
-        return Left::default();
+        tracing::info!(%error, "cannot create namespaces; this process still sees the host's interfaces and mounts");
+        return Unshared::default();
     }
     match empty_root() {
-        Ok(()) => Left { network: true, files: true },
+        Ok(()) => Unshared { network: true, files: true },
         Err(error) => {
-            tracing::info!(%error, "the file system could not be left; Landlock alone keeps it out of reach");
-            Left { network: true, files: false }
+            tracing::info!(%error, "cannot switch to an empty root directory; Landlock alone denies access to files");
+            Unshared { network: true, files: false }
         }
     }
 }
 
-/// The same for a user without privilege, who is given it over new namespaces only.
-fn leave_as_user(identity: &Identity) -> io::Result<()> {
+/// The same for a user without privilege: a new user namespace gives privilege over the other new namespaces
+/// only.
+fn unshare_as_user(identity: &Identity) -> io::Result<()> {
     let (uid, gid) = (identity.uid.as_raw(), identity.gid.as_raw());
-    unshare(NAMES | CloneFlags::CLONE_NEWUSER)?;
-    // Without a mapping all ids turn into 65534, of whom no file system can be made.
+    unshare(NAMESPACES | CloneFlags::CLONE_NEWUSER)?;
+    // Unmapped ids appear as 65534, which may not mount a file system.
     let own = Path::new("/proc/self");
     fs::write(own.join("setgroups"), "deny")?;
     fs::write(own.join("uid_map"), format!("{uid} {uid} 1"))?;
     fs::write(own.join("gid_map"), format!("{gid} {gid} 1"))
 }
 
-/// Makes an empty read-only directory the root and lets go of the old one.
+/// Makes an empty read-only directory the root and unmounts the old one.
 fn empty_root() -> io::Result<()> {
-    // Nothing of this is to be seen outside.
+    // So that no mount propagates to the host.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("none", PLACE, "tmpfs", flags, c"size=4096,nr_inodes=1,mode=000")?;
-    chdir(PLACE)?;
-    // The old root now lies over the new one, and goes.
+    mount("none", NEW_ROOT, "tmpfs", flags, c"size=4096,nr_inodes=1,mode=000")?;
+    chdir(NEW_ROOT)?;
+    // The old root now lies on top of the new one.
     pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     chdir("/")?;

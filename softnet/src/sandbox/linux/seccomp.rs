@@ -1,4 +1,4 @@
-//! The declared system calls as a seccomp filter (seccomp(2)): what is not in it ends the process.
+//! The declared system calls as a seccomp filter (seccomp(2)): any other call ends the process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env::consts::ARCH;
@@ -33,7 +33,7 @@ impl Filter {
         compile().map(|program| Some(Filter(program))).map_err(io::Error::other)
     }
 
-    /// Confines this process for the rest of its life. `false` if the kernel has no seccomp filters.
+    /// Permanently confines this process. `false` if the kernel has no seccomp filters.
     ///
     /// # Errors
     /// When a kernel that has them refuses.
@@ -84,7 +84,7 @@ const EPOLL_WAIT: i64 = libc::SYS_epoll_wait;
 #[cfg(not(all(target_arch = "x86_64", target_env = "gnu")))]
 const EPOLL_WAIT: i64 = libc::SYS_epoll_pwait;
 
-/// Which arguments the call may have; no rule if any.
+/// Restrictions on the call's arguments; no rule allows all.
 fn rules(call: Syscall) -> Result<Vec<SeccompRule>, BackendError> {
     use SeccompCmpArgLen::{Dword, Qword};
     use SeccompCmpOp::{Eq, MaskedEq};

@@ -1,4 +1,4 @@
-//! The server's command line, which is its whole configuration.
+//! The server's command line, which is its complete configuration.
 
 use std::fs;
 
@@ -9,20 +9,21 @@ use crate::host::network::run_dir::NetworkDir;
 use crate::host::network::{Plan, subnet};
 use crate::host::tools::Tool;
 
-/// Open questions that each VM of a full network has room for: the rules let a burst of 50 pass and then 20 a second, and
-/// dnsmasq keeps a question open for 10 s if no answer comes (rule H4).
+/// Open DNS queries for each VM of a full network: the rules let a burst of 50 pass and then 20 a second, and
+/// dnsmasq keeps a query open for 10 s if no answer comes (rule H4).
 const QUESTIONS: u64 = 250;
-/// The most questions that dnsmasq is told to keep open: some tens of megabytes, if all VMs of a large network ask in vain.
+/// The limit of open queries for dnsmasq: some tens of megabytes, if no query of a large network is answered.
 const MOST_QUESTIONS: u64 = 65_000;
 
 /// TCP connections that the rules let each VM of a full network have (rule H4).
 const CONNECTIONS: u64 = 4;
-/// TCP connections for the host, and for those that dnsmasq still keeps of VMs that have gone: its own limit.
+/// TCP connections for the host, and for VMs that have left and whose connections dnsmasq still keeps: its
+/// default limit.
 const OTHER_CONNECTIONS: u64 = 20;
-/// The most TCP connections, each of which is a process: what a small host can bear.
+/// The limit of TCP connections, each of which is a process: what a small host can handle.
 const MOST_CONNECTIONS: u64 = 1_100;
 
-/// What the installed dnsmasq knows that others do not.
+/// Options that only some versions of dnsmasq have.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Options {
     /// `--no-ident`, since 2.86.
@@ -32,7 +33,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Asks the installed dnsmasq.
+    /// Reads them from the help of the installed dnsmasq.
     pub fn of_the_installed() -> Self {
         Options::in_help(&Tool::Dnsmasq.run(&["--help"], "").unwrap_or_default())
     }
@@ -45,7 +46,7 @@ impl Options {
     }
 }
 
-/// One share more than the VMs have is for the host.
+/// One share more than for the VMs, for the host.
 fn questions(pool: u64) -> u64 {
     pool.saturating_add(1).saturating_mul(QUESTIONS).min(MOST_QUESTIONS)
 }
@@ -54,7 +55,7 @@ fn connections(pool: u64) -> u64 {
     pool.saturating_mul(CONNECTIONS).saturating_add(OTHER_CONNECTIONS).min(MOST_CONNECTIONS)
 }
 
-/// The user that dnsmasq runs as: its own if its package made one.
+/// The user that dnsmasq runs as: `dnsmasq` if its package created that.
 pub fn user() -> &'static str {
     let own = fs::read_to_string("/etc/passwd")
         .is_ok_and(|passwd| passwd.lines().any(|line| line.starts_with("dnsmasq:")));
@@ -66,7 +67,7 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
     let (first, last) = subnet::pool(plan.subnet);
     let pool = u64::from(last.to_bits()).saturating_sub(first.to_bits().into()).saturating_add(1);
     let mut arguments = vec![
-        // The host's own configuration is another server's.
+        // The host's configuration file belongs to another server.
         "--conf-file=/dev/null".to_owned(),
         format!("--user={user}"),
         format!("--pid-file={}", pid_file(directory).display()),
@@ -76,27 +77,28 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         "--bind-interfaces".to_owned(),
         format!("--dhcp-range={first},{last},{},{}", plan.subnet.netmask(), plan.lease_time.as_secs()),
         "--dhcp-authoritative".to_owned(),
-        // Probing delays an offer by seconds, and no VM can use an address that it was not given.
+        // Probing delays an offer by seconds, and no VM can use an address that was not leased to it.
         "--no-ping".to_owned(),
-        // One address a MAC: the firmware, the installer and the system of one VM, each with a client identifier of its
-        // own, would take three.
+        // One address per MAC: otherwise the firmware, the installer and the system of one VM, with different
+        // client identifiers, would take three.
         "--dhcp-ignore-clid".to_owned(),
         format!("--dhcp-lease-max={pool}"),
-        // A VM must not be able to name itself what another VM looks up.
+        // A VM must not be able to claim a name that another VM looks up.
         "--dhcp-ignore-names".to_owned(),
         "--no-hosts".to_owned(),
         "--quiet-dhcp".to_owned(),
-        // The keeper is its parent, and hears how it ends.
+        // The keeper is its parent, and gets its exit status.
         "--keep-in-foreground".to_owned(),
     ];
     if options.no_ident {
-        // `version.bind` and `servers.bind` tell a VM what to attack, and which servers the host asks (rule H11).
+        // `version.bind` and `servers.bind` tell a VM dnsmasq's version, and which servers the host uses
+        // (rule H11).
         arguments.push("--no-ident".to_owned());
     }
     match plan.net_type {
         NetType::Nat => {
             arguments.extend(["--domain-needed".to_owned(), "--bogus-priv".to_owned()]);
-            // Room for every VM's share (rule H4): what one VM may have open is the table's to limit.
+            // Room for every VM's share (rule H4): the nftables rules limit what one VM may have open.
             arguments.push(format!("--dns-forward-max={}", questions(pool)));
             if options.tcp_connections {
                 arguments.push(format!("--max-tcp-connections={}", connections(pool)));

@@ -1,4 +1,4 @@
-//! What the server has noted, and whether it has acted on all that it was sent.
+//! Reads the server's leases, and waits until it has processed everything sent to it.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -12,13 +12,13 @@ use super::process::running;
 use crate::host::files;
 use crate::host::network::run_dir::NetworkDir;
 
-/// How long dnsmasq may take to act on what it was sent, some thousand times what it needs on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for dnsmasq to process its queue; it needs about a thousandth of this on an idle machine.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The kernel's list of UDP sockets over IPv4 in this network namespace.
 const UDP_SOCKETS: &str = "/proc/net/udp";
 
-/// One lease as dnsmasq notes it.
+/// One lease in dnsmasq's file.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct LeaseEntry {
     /// When it ends, in seconds since 1970; 0 is never.
@@ -29,30 +29,31 @@ pub struct LeaseEntry {
     pub address: Ipv4Addr,
 }
 
-/// Waits until the server has acted on all that it was sent before. Returns false if it has not after a second; a server that
-/// does not run is waited for by nobody.
-pub fn settle(directory: &NetworkDir) -> bool {
-    // In this order: what has left the queue is acted on before dnsmasq sleeps again.
+/// Waits, at most a second, until dnsmasq has processed everything sent to it. Returns false on timeout, and
+/// true at once if dnsmasq is not running.
+pub fn wait_until_idle(directory: &NetworkDir) -> bool {
+    // In this order: dnsmasq processes a message that has left the queue before it sleeps again.
     let queue_is_empty = || queued(&fs::read_to_string(UDP_SOCKETS).unwrap_or_default()) == 0;
-    running(directory).is_none_or(|pid| until(|| (queue_is_empty() && sleeps(pid)).then_some(())).is_some())
+    running(directory)
+        .is_none_or(|pid| poll_until(|| (queue_is_empty() && is_sleeping(pid)).then_some(())).is_some())
 }
 
-/// The leases in the server's file; lines of another shape are passed over.
+/// The leases in the server's file; lines of another form are ignored.
 pub fn leases(directory: &NetworkDir) -> Result<Vec<LeaseEntry>, files::Error> {
     Ok(lease_text(directory)?.lines().filter_map(parse_lease).collect())
 }
 
-/// The server's file. dnsmasq rewrites it in place for every change, so it is read again until it was whole, but for no
-/// longer than a second.
+/// The server's file. dnsmasq rewrites it in place for every change, so it is read again until it is
+/// complete, but for no longer than a second.
 pub fn lease_text(directory: &NetworkDir) -> Result<String, files::Error> {
     let path = lease_file(directory);
     let stamp = || fs::metadata(&path).ok().map(|file| (file.len(), file.modified().ok()));
     let server = running(directory);
-    let whole = until(|| {
+    let whole = poll_until(|| {
         let before = stamp();
         let text = files::read(&path).map(Option::unwrap_or_default);
-        // A rewrite that was under way is over when dnsmasq sleeps, and has left its time or its length.
-        let rests = server.is_none_or(sleeps);
+        // A rewrite in progress is over when dnsmasq sleeps, and has changed the file's time or length.
+        let rests = server.is_none_or(is_sleeping);
         let is_whole = text.as_ref().is_ok_and(|text| {
             stamp() == before && before.map_or(0, |(length, _)| length) == text.len() as u64
         });
@@ -69,12 +70,12 @@ fn parse_lease(line: &str) -> Option<LeaseEntry> {
     Some(LeaseEntry { expires, mac, address: fields.next()?.parse().ok()? })
 }
 
-/// Asks again each millisecond, for a second.
-fn until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
-    let give_up = Instant::now() + PATIENCE;
+/// Tries again every millisecond, for a second.
+fn poll_until<T>(answer: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + IDLE_TIMEOUT;
     loop {
         let answer = answer();
-        if answer.is_some() || Instant::now() >= give_up {
+        if answer.is_some() || Instant::now() >= deadline {
             return answer;
         }
         std::thread::sleep(Duration::from_millis(1));
@@ -93,8 +94,8 @@ fn queued(sockets: &str) -> u64 {
     sockets.lines().filter_map(queue).sum()
 }
 
-/// Whether the process waits for something to do, or is gone (proc_pid_stat(5)).
-fn sleeps(pid: u32) -> bool {
+/// Whether the process is sleeping, or is gone (proc_pid_stat(5)).
+fn is_sleeping(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('S'))
 }

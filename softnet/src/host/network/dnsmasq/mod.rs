@@ -1,7 +1,7 @@
 //! The DHCP and DNS server of a managed network: one dnsmasq, the child of the network's [`super::keeper`].
 //!
-//! Its whole configuration is its command line ([`arguments`]). [`process`] starts, finds and ends it, [`leases`] reads what
-//! it has noted, and [`release`] gives leases back in the place of a Softnet that did not live to.
+//! Its complete configuration is its command line ([`arguments`]). [`process`] finds and ends it, [`leases`]
+//! reads its lease file, and [`release`] releases leases on behalf of a Softnet process that was killed.
 
 pub mod arguments;
 mod leases;
@@ -18,7 +18,7 @@ use super::run_dir::NetworkDir;
 use crate::host::files;
 use crate::host::tools;
 
-pub use leases::{LeaseEntry, lease_text, leases, settle};
+pub use leases::{LeaseEntry, lease_text, leases, wait_until_idle};
 pub use process::{keeper, running, stop};
 pub use release::release_all;
 
@@ -36,8 +36,8 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// It did not take a lease back.
-    #[error("the lease of {address} cannot be given back for {mac}: {source}")]
+    /// A lease could not be released.
+    #[error("cannot release the lease of {address} for {mac}: {source}")]
     Release {
         /// The VM.
         mac: MacAddr,
@@ -51,12 +51,12 @@ pub enum Error {
     Files(#[from] files::Error),
 }
 
-/// Where the server notes its leases.
+/// The server's lease file.
 pub fn lease_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.leases")
 }
 
-/// Where the server notes its process.
+/// The server's PID file.
 pub fn pid_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.pid")
 }

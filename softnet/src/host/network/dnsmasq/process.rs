@@ -1,9 +1,10 @@
-//! The server's process: started by the keeper as its child, found by what the keeper noted, and ended.
+//! Finds and ends the server's process. The keeper starts it as its child and records it.
 //!
-//! Only root writes to the network's directory, so the process that the file `server` there names is the server; with its
-//! time of start it is not mistaken for another. What merely looks like a dnsmasq, any user can start, and it counts for
-//! nothing (rule H9). One case is left: a server whose keeper and file are gone. It is looked for among the processes of root
-//! and of dnsmasq's user that run the very program that Softnet would start.
+//! Only root writes to the network's directory, so the process that the file `server` there names is the
+//! server; the recorded start time distinguishes it from a later process with the same number. A process that
+//! merely looks like dnsmasq is ignored, because any user can start one (rule H9). One case remains: a server
+//! whose keeper and file are gone. It is searched for among the processes of root and of dnsmasq's user that
+//! run the program that Softnet would start.
 
 use std::fmt;
 use std::fs;
@@ -21,10 +22,10 @@ use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::Tool;
 use crate::sys::incarnation::Incarnation;
 
-/// How long dnsmasq may take to end before it is killed.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long dnsmasq may take to end after SIGTERM before it is killed.
+const TERM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The processes that the keeper's public file names.
+/// The processes in the keeper's public file.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Server {
     /// The keeper.
@@ -45,19 +46,19 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    /// What the file says; nothing if there is none.
-    pub fn noted(directory: &NetworkDir) -> Self {
+    /// The content of the file; empty if there is none.
+    pub fn recorded(directory: &NetworkDir) -> Self {
         let text = files::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
         let process =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
         Server { keeper: process("keeper "), dnsmasq: process("dnsmasq ") }
     }
 
-    /// Notes it.
+    /// Writes the file.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn note(&self, directory: &NetworkDir) -> Result<(), files::Error> {
+    pub fn record(&self, directory: &NetworkDir) -> Result<(), files::Error> {
         files::write_atomically(&Server::file(directory), &self.to_string())
     }
 
@@ -68,15 +69,15 @@ impl Server {
 
 /// The running server of the network, if there is one. Any user may ask.
 pub fn running(directory: &NetworkDir) -> Option<u32> {
-    Server::noted(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
+    Server::recorded(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
 }
 
 /// The keeper of the network, if there is one. Any user may ask.
 pub fn keeper(directory: &NetworkDir) -> Option<u32> {
-    Server::noted(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
+    Server::recorded(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
 }
 
-/// Ends the server of a keeper that is gone, if it runs. Takes the right to look at other users' processes.
+/// Ends the server of a keeper that is gone, if it runs. Needs the right to inspect other users' processes.
 ///
 /// # Errors
 /// When it cannot be ended.
@@ -87,14 +88,14 @@ pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
     kill_all(orphans(directory))
 }
 
-/// Kills processes that nobody waits for, and waits until all are gone: children that dnsmasq forked for TCP connections
-/// among them, which do not end at SIGTERM and live for minutes.
+/// Kills orphaned processes, and waits until all are gone. They include children that dnsmasq forked for TCP
+/// connections, which do not end on SIGTERM and live for minutes.
 fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
-    let give_up = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TERM_TIMEOUT;
     let mut dying = Vec::new();
     for pid in pids {
         let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-        // One that is gone already is as good.
+        // A process that is already gone is fine.
         if let Ok(process) = pidfd_open(raw, PidfdFlags::empty()) {
             let _ = pidfd_send_signal(&process, Signal::KILL);
             dying.push((pid, process));
@@ -102,14 +103,14 @@ fn kill_all(pids: Vec<u32>) -> Result<(), Error> {
     }
     for (pid, process) in dying {
         let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
-        if !ended(&process, give_up.saturating_duration_since(Instant::now())).map_err(failed)? {
+        if !ended(&process, deadline.saturating_duration_since(Instant::now())).map_err(failed)? {
             return Err(failed(rustix::io::Errno::TIMEDOUT));
         }
     }
     Ok(())
 }
 
-/// The dnsmasqs of this network, of whatever keeper.
+/// All dnsmasq processes of this network, of any keeper.
 fn orphans(directory: &NetworkDir) -> Vec<u32> {
     let Ok(program) = Tool::Dnsmasq.find().map(|path| fs::canonicalize(&path).unwrap_or(path)) else {
         return Vec::new();
@@ -151,7 +152,7 @@ fn command_line(pid: u32) -> Option<Vec<String>> {
 /// Asks the process to end, waits, and kills it if it does not.
 ///
 /// # Errors
-/// When the kernel refuses, or it has not ended even so.
+/// When the kernel refuses, or the process does not end.
 pub fn end(pid: u32) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::End { pid, source: errno.into() };
     let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
@@ -166,16 +167,16 @@ pub fn end(pid: u32) -> Result<(), Error> {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             Err(errno) => return Err(failed(errno)),
         }
-        if ended(&process, PATIENCE).map_err(failed)? {
+        if ended(&process, TERM_TIMEOUT).map_err(failed)? {
             return Ok(());
         }
     }
     Err(failed(rustix::io::Errno::TIMEDOUT))
 }
 
-fn ended(process: &OwnedFd, patience: Duration) -> rustix::io::Result<bool> {
+fn ended(process: &OwnedFd, limit: Duration) -> rustix::io::Result<bool> {
     let mut waiting = [PollFd::new(process, PollFlags::IN)];
-    let timeout = patience.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
+    let timeout = limit.try_into().map_err(|_| rustix::io::Errno::INVAL)?;
     Ok(poll(&mut waiting, Some(&timeout))? > 0)
 }
 

@@ -1,4 +1,4 @@
-//! Giving leases back in the place of a Softnet that did not live to.
+//! Releases leases on behalf of a Softnet process that was killed.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -11,17 +11,18 @@ use super::leases::leases;
 use crate::host::network::Plan;
 use crate::host::network::run_dir::NetworkDir;
 
-/// Tells the server that the VM `mac` gives `address` back, in place of a Softnet that did not live to tell it.
+/// Tells the server that the VM `mac` releases `address`, on behalf of a Softnet process that was killed.
 ///
-/// The message goes from the gateway's address to itself, so it takes no privilege and stays on the host. To dnsmasq it
-/// comes from the bridge, although loopback carries it: the kernel notes the interface that has the address as the one of
-/// arrival. dnsmasq takes a release from any port, and does not answer, so there is nothing to wait for.
+/// The message goes from the gateway's address to itself, so it needs no privilege and stays on the host.
+/// dnsmasq sees it arrive on the bridge, although loopback carries it: the kernel reports the interface that
+/// has the address. dnsmasq accepts a release from any port, and does not answer, so there is nothing to wait
+/// for.
 ///
-/// Leases are filed by MAC, and dnsmasq ends one only if the message names both its MAC and its address. So it changes
-/// nothing to give a lease back twice, or one whose address another VM has been given since.
+/// dnsmasq ends a lease only if the message names both its MAC and its address. So it is harmless to release
+/// a lease twice, or one whose address was leased to another VM since.
 ///
 /// # Errors
-/// When the gateway's address is gone, or nobody serves there as far as the kernel can tell at once.
+/// When the gateway's address is gone, or the kernel reports at once that no server listens there.
 pub fn release(plan: &Plan, mac: MacAddr, address: Ipv4Addr) -> Result<(), Error> {
     let server = plan.gateway().addr();
     let message = release_message(mac, address, server, std::process::id());
@@ -29,16 +30,16 @@ pub fn release(plan: &Plan, mac: MacAddr, address: Ipv4Addr) -> Result<(), Error
         let socket = UdpSocket::bind((server, 0))?;
         socket.connect((server, SERVER_PORT))?;
         socket.send(&message)?;
-        // That nobody listens, loopback says before the call returns.
+        // If no server listens, loopback reports that before the call returns.
         socket.take_error()?.map_or(Ok(()), Err)
     };
     send().map_err(|source| Error::Release { mac, address, source })?;
-    tracing::info!(%mac, %address, "gave the lease back in the VM's place");
+    tracing::info!(%mac, %address, "released the VM's lease on its behalf");
     Ok(())
 }
 
-/// Gives back `known` and whatever else the server has noted for the VM `mac`, as [`release`] does one address: a Softnet may
-/// have died between the server's answer and its VM's. Says how many those were.
+/// Releases `known` and every other address that the server's file has for the VM `mac`, as [`release`] does:
+/// a Softnet may have died after the server's answer and before its VM used the address. Returns how many.
 ///
 /// # Errors
 /// Those of [`release`], or if the server's file cannot be read.

@@ -1,18 +1,19 @@
-//! The keeper of a managed network: it has the DHCP and DNS server for a child and sees to it that the network stays whole.
+//! The keeper of a managed network: runs the DHCP and DNS server as its child and repairs the network.
 //!
 //! # Theory of operation
-//! A network belongs to nobody who uses it (rule H8). So whoever first needs its server starts a process that inherits
-//! nothing ([`surroundings`]) and asks it, as every later start does, to serve ([`super::service`]): one word over a socket in the
-//! directory that only root can enter, and one word or an error back. The asking process holds the lock meanwhile, and the
-//! keeper works in its name.
+//! A network must not depend on any single user of it (rule H8). So the first Softnet that needs the server
+//! starts a process that inherits nothing ([`surroundings`]) and asks it, as every later start does, to serve
+//! ([`super::service`]): one word over a socket in the directory that only root can enter, and one word or an
+//! error back. The asking process holds the lock meanwhile, and the keeper works under that lock.
 //!
-//! While VMs run, the keeper listens to what the kernel tells of interfaces, addresses, forwarding and tables ([`events`]),
-//! hears of its child's end and stops, and looks at the child's sockets now and then ([`server`]). Where something is not as
-//! it should be, it does what a start does, under the lock ([`watch`]). It never waits for the lock: who holds it may be
-//! waiting for the keeper.
+//! While VMs run, the keeper receives the kernel's events about interfaces, addresses, forwarding and tables
+//! ([`events`]), notices when its child ends or is stopped, and checks the child's sockets periodically
+//! ([`server`]). If something is missing or changed, it repairs it as a start does, under the lock
+//! ([`watch`]). It never waits for the lock: the holder may be waiting for the keeper.
 //!
-//! There are two processes. The *warden* does nothing but wait, and starts another keeper if its child dies; the keeper
-//! starts another pair if its warden does. A running Softnet could not: it has given up what a server needs.
+//! There are two processes. The *warden* only waits, and starts another keeper if its child dies; the keeper
+//! starts another pair if its warden dies. A running Softnet could not do that: it has given up the privilege
+//! that a server needs.
 
 mod events;
 mod server;
@@ -30,22 +31,22 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 
 use super::claim;
 use super::run_dir::{NetworkDir, RunDir};
-use super::service::{LONGEST, PREDECESSOR, lock_file, readable};
+use super::service::{EXIT_TIMEOUT, MAX_MESSAGE, lock_file, readable};
 use crate::config::NetworkName;
 use crate::host::files;
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::process::Fork;
 
-/// The status of a keeper that could not begin.
-const UNABLE: i32 = 3;
+/// The exit status of a keeper that could not start.
+const CANNOT_START: i32 = 3;
 
 /// How soon a keeper that died is replaced.
-const AGAIN: Duration = Duration::from_millis(200);
+const RESTART_DELAY: Duration = Duration::from_millis(200);
 
-/// What a program does first whose command line is that of a keeper. Returns the status to end with; `None` for any other
-/// command line. Every program that calls [`super::ensure`] or joins a network must call this, because it is started again as
-/// the keeper.
+/// Runs the keeper if the command line is a keeper's, and returns the exit status; `None` for any other
+/// command line. Every program that calls [`super::ensure`] or joins a network must call this first, because
+/// it is started again as the keeper.
 pub fn as_asked() -> Option<i32> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
@@ -54,7 +55,7 @@ pub fn as_asked() -> Option<i32> {
     }
 }
 
-/// Is the warden and the keeper of the network, until it is asked to end. Returns the status to end with.
+/// Runs the warden and the keeper of the network until they are asked to end. Returns the exit status.
 pub fn keep(name: &NetworkName) -> i32 {
     status(warden(name))
 }
@@ -76,43 +77,43 @@ fn warden(name: &NetworkName) -> io::Result<()> {
     let run_dir = RunDir::of_this_namespace();
     let directory = run_dir.network(name.as_str());
     let channel = surroundings::take_channel()?;
-    match settle(&directory) {
-        Ok(lock) => guard(name, run_dir, directory, lock, channel),
+    match take_over(&directory) {
+        Ok(lock) => supervise(name, run_dir, directory, lock, channel),
         Err(error) => {
-            tell(channel.as_ref(), &error);
+            answer_error(channel.as_ref(), &error);
             Err(error)
         }
     }
 }
 
-/// Takes the place of the network's only keeper, in a surrounding of its own. The lock is its life's.
-fn settle(directory: &NetworkDir) -> io::Result<File> {
+/// Resets what was inherited, and takes the lock of the network's only keeper, which is held until it ends.
+fn take_over(directory: &NetworkDir) -> io::Result<File> {
     surroundings::take_log(&directory.file("keeper.log"))?;
-    surroundings::settle_in();
+    surroundings::reset_inherited();
     let lock = files::create(&lock_file(directory), 0o600).map_err(io::Error::other)?;
-    let give_up = Instant::now() + PREDECESSOR;
+    let deadline = Instant::now() + EXIT_TIMEOUT;
     while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-        if Instant::now() >= give_up {
-            return Err(io::Error::other("another keeper does not end"));
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("the previous keeper does not end"));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(lock)
 }
 
-/// Answers who asked with the reason why nobody will serve.
-fn tell(channel: Option<&OwnedFd>, error: &io::Error) {
+/// Answers the asking process with the reason why there will be no server.
+fn answer_error(channel: Option<&OwnedFd>, error: &io::Error) {
     if let Some(channel) = channel {
-        // What is unread when the socket closes would take the answer with it.
-        if readable(channel, PREDECESSOR) {
-            let _ = recv(channel, &mut [0; LONGEST][..], RecvFlags::DONTWAIT);
+        // Unread data would discard the answer when the socket closes.
+        if readable(channel, EXIT_TIMEOUT) {
+            let _ = recv(channel, &mut [0; MAX_MESSAGE][..], RecvFlags::DONTWAIT);
         }
         let _ = send(channel, error.to_string().as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
-/// Sees to it that there is a keeper until one ends as it should, or the first cannot begin.
-fn guard(
+/// Restarts the keeper until one ends successfully, or the first cannot start.
+fn supervise(
     name: &NetworkName,
     run_dir: RunDir,
     directory: NetworkDir,
@@ -128,25 +129,25 @@ fn guard(
                 let status = match watch::Keeper::new(name, run_dir, directory, lock, own) {
                     Ok(keeper) => status(keeper.asked_by(channel).watch(&warden)),
                     Err(error) => {
-                        tell(channel.as_ref(), &error);
+                        answer_error(channel.as_ref(), &error);
                         status(Err(error));
-                        UNABLE
+                        CANNOT_START
                     }
                 };
                 sys::process::exit_now(status)
             }
             Fork::Parent(keeper) => {
-                // The keeper's alone, so that its end is seen.
+                // Only the keeper holds the channel, so that the other side notices its end.
                 channel = None;
                 let status = reap(keeper);
                 if status == Some(0)
-                    || first && status == Some(UNABLE)
-                    || !claim::stands(&lock, &lock_file(&directory))
+                    || first && status == Some(CANNOT_START)
+                    || !claim::is_current(&lock, &lock_file(&directory))
                 {
                     return Ok(());
                 }
                 tracing::warn!(network = %name, "the keeper died; starting another");
-                std::thread::sleep(AGAIN);
+                std::thread::sleep(RESTART_DELAY);
                 first = false;
             }
         }

@@ -19,19 +19,19 @@ use crate::host::tools::{self, Tool};
 use crate::sys;
 use crate::sys::incarnation::Incarnation;
 
-/// How long it may take to serve.
-const START: Duration = Duration::from_secs(8);
+/// How long it may take to become ready.
+const START_TIMEOUT: Duration = Duration::from_secs(8);
 
-/// A server that is stopped again within this time is replaced.
+/// A server that is stopped (SIGSTOP) again within this time is replaced.
 const STOPPED_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long one that was killed may take to be gone.
-const ENDS: Duration = Duration::from_millis(500);
+/// How long to wait for a killed server to be gone.
+const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The ports of DHCP and DNS, as the kernel's list of sockets has them.
+/// The ports of DHCP and DNS, as written in the kernel's list of sockets.
 const PORTS: [&str; 2] = ["0043", "0035"];
 
-/// A server that runs.
+/// A running server.
 #[derive(Debug)]
 pub struct Served {
     process: Incarnation,
@@ -39,27 +39,27 @@ pub struct Served {
     arguments: Vec<String>,
     bridge: u32,
     continued: Option<Instant>,
-    /// Its sockets by inode, with what waited in each at the last look.
+    /// Its sockets by inode, with the bytes queued in each at the last check.
     sockets: BTreeMap<u64, u64>,
-    /// The processor time that it had used then.
+    /// The processor time that it had used at the last check.
     used: u64,
 }
 
-/// What was heard of the child.
+/// The server's state.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum News {
-    /// Nothing of importance.
-    Well,
+pub enum Health {
+    /// It works.
+    Good,
     /// It has ended, or has to be ended.
     Lost,
 }
 
 impl Served {
-    /// Starts the network's server and waits until it serves. `bridge` is the bridge's index: sockets do not survive their
-    /// interface.
+    /// Starts the network's server and waits until it is ready. `bridge` is the bridge's index: the sockets
+    /// are lost with the interface.
     ///
     /// # Errors
-    /// When it does not serve, with what it says itself.
+    /// When it does not become ready, with its error message.
     pub fn start(plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> Result<Self, Error> {
         let arguments = arguments(plan, directory, user(), options);
         let pid_file = pid_file(directory);
@@ -77,27 +77,30 @@ impl Served {
             let said = said.trim().to_owned();
             Error::Tool(tools::Error::Failed { tool: Tool::Dnsmasq, status, said })
         };
-        let give_up = Instant::now() + START;
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
             if let Some(status) = child.try_wait().map_err(failed)? {
                 return Err(said(&mut child, status.to_string()));
             }
-            // It notes its process once its sockets are bound.
+            // It writes its PID file once its sockets are bound.
             let noted = files::read(&pid_file).ok().flatten();
             if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
                 break;
             }
-            if Instant::now() >= give_up {
+            if Instant::now() >= deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(said(&mut child, format!("it does not serve after {} s", START.as_secs())));
+                return Err(said(
+                    &mut child,
+                    format!("it was not ready after {} s", START_TIMEOUT.as_secs()),
+                ));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // What it says from now on, it says to the system's log.
+        // From now on it logs to the system's log.
         child.stderr = None;
         let Some(process) = Incarnation::of(child.id()) else {
-            return Err(said(&mut child, "it ended at once".to_owned()));
+            return Err(said(&mut child, "it ended right after its start".to_owned()));
         };
         let mut served =
             Served { process, child, arguments, bridge, continued: None, sockets: BTreeMap::new(), used: 0 };
@@ -115,47 +118,47 @@ impl Served {
         self.bridge == bridge && self.arguments == arguments(plan, directory, user(), options)
     }
 
-    /// Hears whether it has ended or was stopped. One that was stopped goes on, once.
-    pub fn hear(&mut self) -> News {
+    /// Checks whether it has ended or was stopped. A stopped server is continued, once.
+    pub fn check_child(&mut self) -> Health {
         let Some(pid) = i32::try_from(self.process.pid).ok().and_then(Pid::from_raw) else {
-            return News::Lost;
+            return Health::Lost;
         };
-        let mut news = News::Well;
+        let mut health = Health::Good;
         while let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             if !status.stopped() {
-                return News::Lost;
+                return Health::Lost;
             }
             if self.continued.is_some_and(|before| before.elapsed() < STOPPED_AGAIN) {
-                news = News::Lost;
+                health = Health::Lost;
                 continue;
             }
             self.continued = Some(Instant::now());
-            tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; it goes on");
+            tracing::warn!(pid = self.process.pid, "dnsmasq was stopped; continuing it");
             let _ = kill_process(pid, Signal::CONT);
         }
-        news
+        health
     }
 
-    /// Looks whether it still has its sockets and reads them. It does not if something has waited since the last look, not
-    /// less than then, and it has done nothing meanwhile.
-    pub fn look(&mut self) -> News {
+    /// Checks that it still has its sockets and reads them. It does not read if data was queued at the last
+    /// check, no less is queued now, and it has used no processor time meanwhile.
+    pub fn check_sockets(&mut self) -> Health {
         let waiting = udp_sockets();
         let used = processor_time(self.process.pid);
         let rested = used == self.used;
         self.used = used;
-        let mut news = News::Well;
+        let mut health = Health::Good;
         for (inode, before) in &mut self.sockets {
             match waiting.get(inode) {
-                None => news = News::Lost,
+                None => health = Health::Lost,
                 Some(&now) => {
                     if rested && *before > 0 && now >= *before {
-                        news = News::Lost;
+                        health = Health::Lost;
                     }
                     *before = now;
                 }
             }
         }
-        news
+        health
     }
 
     /// Ends it.
@@ -170,12 +173,13 @@ impl Served {
         Ok(())
     }
 
-    /// Ends it at once: it may be in no state to end by itself.
+    /// Kills it: it may be unable to end by itself.
     pub fn kill(mut self) {
         let _ = self.child.kill();
-        // Its sockets are closed when it has ended, and that it has is heard of later: a debugger may keep what is left of it.
-        let give_up = Instant::now() + ENDS;
-        while self.process.lives() && Instant::now() < give_up {
+        // Its sockets close when it has ended. The exit status may come later: a debugger may keep the
+        // zombie.
+        let deadline = Instant::now() + KILL_TIMEOUT;
+        while self.process.lives() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
         let _ = self.child.try_wait();
@@ -196,7 +200,7 @@ impl Served {
     }
 }
 
-/// The UDP sockets for DHCP and DNS in this network namespace: inode, and how many bytes wait.
+/// The UDP sockets for DHCP and DNS in this network namespace: inode, and how many bytes are queued.
 fn udp_sockets() -> BTreeMap<u64, u64> {
     read_sockets(&fs::read_to_string("/proc/net/udp").unwrap_or_default())
 }
@@ -213,8 +217,9 @@ fn read_sockets(list: &str) -> BTreeMap<u64, u64> {
     list.lines().filter_map(socket).collect()
 }
 
-/// The processor time of a process: in nanoseconds, or in clock ticks where the kernel does not tell
-/// (`Documentation/scheduler/sched-stats.rst`, proc_pid_stat(5)). A tick is longer than a server takes for a few answers.
+/// The processor time of a process: in nanoseconds, or in clock ticks where the kernel does not report those
+/// (`Documentation/scheduler/sched-stats.rst`, proc_pid_stat(5)). A tick is longer than the server needs for
+/// a few answers.
 fn processor_time(pid: u32) -> u64 {
     let exact = fs::read_to_string(format!("/proc/{pid}/schedstat")).ok();
     if let Some(time) = exact.and_then(|text| text.split(' ').next()?.parse().ok()) {
@@ -226,7 +231,8 @@ fn processor_time(pid: u32) -> u64 {
     fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-/// The server that an earlier keeper left, if any, is ended: it is nobody's child, so nobody would hear of its end.
+/// Ends the server that an earlier keeper left, if any: it is not this keeper's child, so its end would go
+/// unnoticed.
 pub fn end_orphans(directory: &NetworkDir) -> Result<(), Error> {
     dnsmasq::stop(directory)
 }

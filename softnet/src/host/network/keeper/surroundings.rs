@@ -1,4 +1,5 @@
-//! A surrounding that owes nothing to whoever started the keeper: what a service has that the system starts.
+//! Resets everything that the keeper inherited from the process that started it, so that it runs like a
+//! system service.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,11 +14,11 @@ use rustix::thread::{CapabilitySet, CpuSet, sched_setaffinity, set_name};
 use crate::sandbox;
 use crate::sys;
 
-/// The control group that keepers and servers live in, at the root of each hierarchy.
+/// The control group of keepers and servers, at the root of each hierarchy.
 const GROUP: &str = "softnet";
 
-/// What the keeper, nft and dnsmasq need: interfaces, tables and switches; the server's sockets and its change of user; and
-/// to look at, and end, the server, which is another user's process.
+/// What the keeper, nft and dnsmasq need: to change interfaces, tables and switches; for the server, to open
+/// its sockets and to change its user; and to inspect and end the server, which runs as another user.
 const KEPT: [CapabilitySet; 8] = [
     CapabilitySet::NET_ADMIN,
     CapabilitySet::NET_RAW,
@@ -29,7 +30,7 @@ const KEPT: [CapabilitySet; 8] = [
     CapabilitySet::SYS_PTRACE,
 ];
 
-/// Nothing limits it that is not the machine's own.
+/// Resource limits of a system service.
 const LIMITS: [(Resource, Option<u64>, Option<u64>); 11] = [
     (Resource::Cpu, None, None),
     (Resource::Fsize, None, None),
@@ -41,14 +42,15 @@ const LIMITS: [(Resource, Option<u64>, Option<u64>); 11] = [
     (Resource::Core, Some(0), None),
     (Resource::Memlock, Some(8 << 20), Some(8 << 20)),
     (Resource::Locks, None, None),
-    // A server's questions and connections are sockets.
+    // Each of the server's queries and connections is a socket.
     (Resource::Nofile, Some(16_384), Some(65_536)),
 ];
 
-/// Leaves one thing behind.
+/// Resets one inherited attribute.
 type Step = fn() -> io::Result<()>;
 
-/// The channel that the starter made the standard input, if it did; standard input leads nowhere afterwards.
+/// Takes the channel from standard input, if the starter passed one there; standard input and output become
+/// /dev/null.
 pub fn take_channel() -> io::Result<Option<OwnedFd>> {
     let stdin = io::stdin();
     let channel = match FileType::from_raw_mode(fstat(&stdin)?.st_mode) {
@@ -61,7 +63,7 @@ pub fn take_channel() -> io::Result<Option<OwnedFd>> {
     Ok(channel)
 }
 
-/// Makes the file at `path` the standard error, which is the log.
+/// Redirects standard error, the log, to the file at `path`.
 pub fn take_log(path: &Path) -> io::Result<()> {
     let file = OpenOptions::new()
         .append(true)
@@ -72,15 +74,15 @@ pub fn take_log(path: &Path) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(&file)?)
 }
 
-/// Leaves everything behind that was inherited. What cannot be left is said: the keeper then still serves.
-pub fn settle_in() {
+/// Resets everything that was inherited. A failure is logged only: the keeper still works.
+pub fn reset_inherited() {
     let steps: [(&str, Step); 7] = [
-        ("the signals' effects", sys::process::default_signals),
-        ("the limits", lift_limits),
+        ("the signal dispositions", sys::process::default_signals),
+        ("the resource limits", lift_limits),
         ("the priority", || Ok(setpriority_process(None, 0)?)),
         ("the scheduling policy", sys::process::default_scheduling),
-        ("the choice of processors", any_processor),
-        ("the score of the out-of-memory killer", || fs::write("/proc/self/oom_score_adj", "0")),
+        ("the CPU affinity", any_processor),
+        ("the OOM score", || fs::write("/proc/self/oom_score_adj", "0")),
         ("the capabilities", bound_capabilities),
     ];
     umask(Mode::from_raw_mode(0o022));
@@ -88,12 +90,12 @@ pub fn settle_in() {
     // Before the capabilities go.
     for path in hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default()) {
         if let Err(error) = join_group(&path) {
-            tracing::warn!(%error, hierarchy = %path.display(), "the network's server stays in its starter's control group");
+            tracing::warn!(%error, hierarchy = %path.display(), "dnsmasq stays in the control group of the process that started the keeper");
         }
     }
     for (what, step) in steps {
         if let Err(error) = step() {
-            tracing::warn!(%error, "{what} of the starter stay the network's server's");
+            tracing::warn!(%error, "cannot reset {what}; dnsmasq inherits what the keeper was started with");
         }
     }
 }
@@ -102,7 +104,7 @@ fn lift_limits() -> io::Result<()> {
     let mut outcome = Ok(());
     for (resource, current, maximum) in LIMITS {
         if let Err(error) = setrlimit(resource, Rlimit { current, maximum }) {
-            // A container's root may not raise what is the most for it.
+            // Root in a container may not raise its hard limit.
             let most = getrlimit(resource).maximum;
             let current = [current, most].into_iter().flatten().min();
             if setrlimit(resource, Rlimit { current, maximum: most }).is_err() {
@@ -124,7 +126,7 @@ fn bound_capabilities() -> io::Result<()> {
     sandbox::keep_capabilities(kept)
 }
 
-/// Where hierarchies of control groups are mounted, by the text of `mountinfo` (proc_pid_mountinfo(5)).
+/// The mount points of control group hierarchies, from the text of `mountinfo` (proc_pid_mountinfo(5)).
 fn hierarchies(mounts: &str) -> Vec<PathBuf> {
     let mount = |line: &str| {
         let (place, kind) = line.split_once(" - ")?;
@@ -141,7 +143,8 @@ fn join_group(root: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    // A group of version 1's cpuset holds nobody before it has processors and memory (cgroup-v1/cpusets.rst).
+    // A cpuset group of version 1 accepts no process before it has processors and memory
+    // (cgroup-v1/cpusets.rst).
     for name in ["cpuset.cpus", "cpuset.mems"] {
         if File::open(root.join("cgroup.sane_behavior")).is_ok()
             && let Ok(all) = fs::read_to_string(root.join(name))

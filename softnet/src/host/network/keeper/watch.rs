@@ -1,4 +1,4 @@
-//! The keeper's loop: serves who asks, hears what changes, and repairs under the lock.
+//! The keeper's loop: answers requests, receives events, and repairs under the lock.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -15,7 +15,7 @@ use rustix::process::{WaitOptions, waitpid};
 use rustix::thread::set_name;
 
 use super::events::{Events, Happened};
-use super::server::{News, Served, end_orphans};
+use super::server::{Health, Served, end_orphans};
 use crate::config::NetworkName;
 use crate::host::files;
 use crate::host::network::claim;
@@ -25,7 +25,7 @@ use crate::host::network::dnsmasq::process::Server;
 use crate::host::network::generation::Tables;
 use crate::host::network::lock::Lock;
 use crate::host::network::run_dir::{NetworkDir, RunDir};
-use crate::host::network::service::{DONE, END, LONGEST, SERVE, lock_file, socket_file, start};
+use crate::host::network::service::{DONE, END, MAX_MESSAGE, SERVE, lock_file, socket_file, start};
 use crate::host::network::{Error, Plan, build, record, rules};
 use crate::host::tools;
 use crate::netlink::Netlink;
@@ -33,30 +33,30 @@ use crate::signals::signalfd::SignalFd;
 use crate::sys::incarnation::Incarnation;
 use crate::sys::wait::{self, readable};
 
-/// How often the server's sockets and the kernel's switches are looked at while VMs run. Two looks tell that a server does
-/// not read, and the network is whole within 5 s (rule H8).
-const LOOK: Duration = Duration::from_millis(1500);
+/// How often the server's sockets and the kernel's switches are checked while VMs run. Two checks detect a
+/// server that does not read, and the network is repaired within 5 s (rule H8).
+const CHECK_INTERVAL: Duration = Duration::from_millis(1500);
 
-/// How long to wait after a change: it seldom comes alone.
-const SETTLE: Duration = Duration::from_millis(30);
+/// How long to wait after a change, because changes usually come in groups.
+const DEBOUNCE: Duration = Duration::from_millis(30);
 
-/// When a lock that somebody held is tried again.
-const BUSY: Duration = Duration::from_millis(20);
+/// When to retry a lock that another process held.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
-/// When a repair that failed is tried again, and a server that died soon after its start.
-const AGAIN: Duration = Duration::from_secs(1);
+/// When to retry a failed repair, or a server that died soon after its start.
+const REPAIR_RETRY: Duration = Duration::from_secs(1);
 
-/// The log is emptied when it is longer, in bytes.
-const LONGEST_LOG: u64 = 256 << 10;
+/// The log is emptied when it exceeds this size, in bytes.
+const MAX_LOG: u64 = 256 << 10;
 
-/// How long the sockets of a server or of its children may stay open that have been killed: a process that is about to be gone
-/// has no name any more, by which it could be waited for.
-const CLOSING: Duration = Duration::from_secs(2);
+/// How long sockets may stay open after the server or its children were killed: a process in its last moments
+/// can no longer be found and waited for.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How many may ask at a time.
-const CLIENTS: usize = 16;
+/// The largest number of clients at a time.
+const MAX_CLIENTS: usize = 16;
 
-/// Goes on with the loop, or ends it.
+/// Whether the loop continues.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Next {
     Go,
@@ -77,18 +77,18 @@ pub struct Keeper {
     options: Options,
     server: Option<Served>,
     started: Option<Instant>,
-    /// VMs run, as far as is known.
+    /// Whether VMs run, as far as known.
     active: bool,
-    /// When to check whether all is whole.
+    /// When to check the network next.
     due: Option<Instant>,
-    /// When to look at the server next.
-    look: Instant,
-    /// What was heard of the tables since the last check.
+    /// When to check the server next.
+    next_check: Instant,
+    /// The events about tables since the last check.
     tables: Tables,
 }
 
 impl Keeper {
-    /// A keeper of the network, of which `lock` says that it has one.
+    /// A keeper of the network, which holds `lock`.
     ///
     /// # Errors
     /// When it cannot listen.
@@ -113,9 +113,11 @@ impl Keeper {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         bind(&listener, &SocketAddrUnix::new(&path)?)?;
-        listen(&listener, CLIENTS.try_into().unwrap_or(1))?;
-        // What was noted of an earlier one's server stays, so that it can be ended.
-        Server { keeper: own, ..Server::noted(&directory) }.note(&directory).map_err(io::Error::other)?;
+        listen(&listener, MAX_CLIENTS.try_into().unwrap_or(1))?;
+        // The record of an earlier keeper's server stays, so that it can be ended.
+        Server { keeper: own, ..Server::recorded(&directory) }
+            .record(&directory)
+            .map_err(io::Error::other)?;
         let now = Instant::now();
         Ok(Keeper {
             name: name.clone(),
@@ -131,18 +133,18 @@ impl Keeper {
             started: None,
             active: false,
             due: Some(now),
-            look: now,
+            next_check: now,
             tables: Tables::Unknown,
         })
     }
 
-    /// The same keeper, with a channel to whoever started it.
+    /// The same keeper, with a channel to the process that started it.
     pub fn asked_by(mut self, channel: Option<OwnedFd>) -> Self {
         self.clients.extend(channel);
         self
     }
 
-    /// Watches until it is asked to end, or the network is gone, or the warden is.
+    /// Runs until it is asked to end, or the network or the warden is gone.
     ///
     /// # Errors
     /// When it cannot wait.
@@ -152,20 +154,20 @@ impl Keeper {
             if ready.first() == Some(&true) {
                 return self.hand_over();
             }
-            if ready.get(1) == Some(&true) && self.hear() == Next::End {
+            if ready.get(1) == Some(&true) && self.read_signals() == Next::End {
                 return self.end();
             }
             let Happened { links, tables } = self.events.read();
             self.tables = self.tables.and_then(tables);
             if (links || tables != Tables::Same) && self.active {
-                self.soon(SETTLE);
+                self.check_in(DEBOUNCE);
             }
-            if self.attend() == Next::End {
+            if self.serve_clients() == Next::End {
                 return self.end();
             }
             let now = Instant::now();
-            if self.active && now >= self.look {
-                self.look_at_server(now);
+            if self.active && now >= self.next_check {
+                self.check_server(now);
             }
             if self.due.is_some_and(|due| now >= due) && self.check() == Next::End {
                 return self.end();
@@ -173,14 +175,14 @@ impl Keeper {
         }
     }
 
-    /// Waits until something happens or is due, and says which of the first two descriptors are ready.
+    /// Waits until an event or a deadline, and returns which of the first two descriptors are ready.
     fn wait(&self, warden: &OwnedFd) -> io::Result<Vec<bool>> {
-        let look = self.active.then_some(self.look);
+        let look = self.active.then_some(self.next_check);
         let deadline = [look, self.due].into_iter().flatten().min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        // Never early, or the loop would turn until it is late.
+        // Rounded up, or the loop would spin until the deadline.
         let left = left.map(|left| left + Duration::from_millis(1));
-        let room = self.clients.len() < CLIENTS;
+        let room = self.clients.len() < MAX_CLIENTS;
         let mut descriptors = vec![warden.as_fd(), self.signals.as_fd()];
         descriptors.extend(self.events.descriptors());
         descriptors.extend(room.then(|| self.listener.as_fd()));
@@ -190,70 +192,70 @@ impl Keeper {
         Ok(waiting.iter().map(|fd| !fd.revents().is_empty()).collect())
     }
 
-    /// Checks `after` a while, or earlier if that was planned.
-    fn soon(&mut self, after: Duration) {
+    /// Plans a check `after` this time, unless an earlier one is planned.
+    fn check_in(&mut self, after: Duration) {
         let then = Instant::now() + after;
         self.due = Some(self.due.map_or(then, |due| due.min(then)));
     }
 
-    /// Hears of the server, and whether somebody asks to end.
-    fn hear(&mut self) -> Next {
+    /// Checks the server, and whether a signal asks to end.
+    fn read_signals(&mut self) -> Next {
         let mut next = Next::Go;
         while let Ok(Some(received)) = self.signals.read() {
             if received.asks_to_end() {
                 next = Next::End;
             }
         }
-        match self.server.as_mut().map(Served::hear) {
-            Some(News::Lost) => self.lose("dnsmasq ended"),
-            Some(News::Well) => {}
-            // What is left of those that were killed.
+        match self.server.as_mut().map(Served::check_child) {
+            Some(Health::Lost) => self.drop_server("dnsmasq ended"),
+            Some(Health::Good) => {}
+            // Reaps killed children.
             None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
         }
         next
     }
 
-    /// Forgets the server, which is replaced if VMs run.
-    fn lose(&mut self, why: &str) {
+    /// Kills the server, which is replaced if VMs run.
+    fn drop_server(&mut self, why: &str) {
         if let Some(server) = self.server.take() {
             let pid = server.process().pid;
-            tracing::warn!(pid, network = %self.name, "{why}; it is replaced");
+            tracing::warn!(pid, network = %self.name, "{why}; replacing it");
             server.kill();
-            if let Err(error) = self.note() {
+            if let Err(error) = self.record() {
                 tracing::warn!("{error}");
             }
         }
         if self.active {
-            // One that cannot live is not started without end.
-            let young = self.started.is_some_and(|started| started.elapsed() < AGAIN);
-            self.soon(if young { AGAIN } else { Duration::ZERO });
+            // Do not restart a server that dies at once in a tight loop.
+            let young = self.started.is_some_and(|started| started.elapsed() < REPAIR_RETRY);
+            self.check_in(if young { REPAIR_RETRY } else { Duration::ZERO });
         }
     }
 
-    fn look_at_server(&mut self, now: Instant) {
-        self.look = now + LOOK;
-        if self.server.as_mut().is_some_and(|server| server.look() == News::Lost) {
-            self.lose("dnsmasq does not read what it is sent");
+    fn check_server(&mut self, now: Instant) {
+        self.next_check = now + CHECK_INTERVAL;
+        if self.server.as_mut().is_some_and(|server| server.check_sockets() == Health::Lost) {
+            self.drop_server("dnsmasq does not read its sockets");
         }
-        // Switches change without a word.
-        self.soon(Duration::ZERO);
+        // The kernel reports no changes of switches.
+        self.check_in(Duration::ZERO);
         if let Ok(log) = std::fs::OpenOptions::new().write(true).open(self.directory.file("keeper.log"))
-            && log.metadata().is_ok_and(|metadata| metadata.len() > LONGEST_LOG)
+            && log.metadata().is_ok_and(|metadata| metadata.len() > MAX_LOG)
         {
             let _ = log.set_len(0);
         }
     }
 
-    /// Answers who asks. They hold the lock.
-    fn attend(&mut self) -> Next {
-        while self.clients.len() < CLIENTS
+    /// Answers clients. They hold the lock.
+    fn serve_clients(&mut self) -> Next {
+        while self.clients.len() < MAX_CLIENTS
             && let Ok(client) = accept_with(&self.listener, SocketFlags::CLOEXEC)
         {
             self.clients.push(client);
         }
         let mut next = Next::Go;
         for client in std::mem::take(&mut self.clients) {
-            let mut bytes = [0; LONGEST];
+            let mut bytes = [0; MAX_MESSAGE];
             let word = match recv(&client, &mut bytes[..], RecvFlags::DONTWAIT) {
                 Ok((length, _)) => bytes.get(..length).unwrap_or_default(),
                 Err(Errno::AGAIN | Errno::INTR) => {
@@ -263,7 +265,7 @@ impl Keeper {
                 Err(_) => continue,
             };
             let answer = if word == SERVE.as_bytes() {
-                // The VM that is about to join counts already.
+                // The VM that is about to join already counts.
                 self.active = true;
                 self.serve_recorded().map_err(|error| error.to_string())
             } else if word == END.as_bytes() {
@@ -273,7 +275,7 @@ impl Keeper {
                 continue;
             };
             let mut answer = answer.err().unwrap_or_else(|| DONE.to_owned());
-            while answer.len() > LONGEST {
+            while answer.len() > MAX_MESSAGE {
                 answer.pop();
             }
             let _ = send(&client, answer.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
@@ -282,7 +284,7 @@ impl Keeper {
         next
     }
 
-    /// Sees to it that the right server runs for what was decided for the network.
+    /// Ensures that the right server runs for the network's settings.
     fn serve_recorded(&mut self) -> Result<(), Error> {
         let plan = self.plan()?.ok_or_else(|| Error::Gone(self.name.clone()))?;
         let bridge = crate::host::bridge::find(&mut Netlink::open()?, plan.name.as_str())?;
@@ -290,31 +292,33 @@ impl Keeper {
     }
 
     fn serve(&mut self, plan: &Plan, bridge: u32) -> Result<(), Error> {
-        // Its end may not have been heard of yet.
-        if self.server.as_mut().is_some_and(|server| server.hear() == News::Lost) {
-            self.lose("dnsmasq ended");
+        // Its end may not have been noticed yet.
+        if self.server.as_mut().is_some_and(|server| server.check_child() == Health::Lost) {
+            self.drop_server("dnsmasq ended");
         }
         match self.server.take() {
             Some(server) if server.is_right(plan, &self.directory, bridge, self.options) => {
                 self.server = Some(server);
-                return self.note();
+                return self.record();
             }
             Some(server) => server.end()?,
             None => {}
         }
         self.started = Some(Instant::now());
-        let give_up = Instant::now() + CLOSING;
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
         let server = loop {
-            // Its children too, or those of one that was killed: they have its sockets.
+            // Also ends its children, or those of a killed server: they hold its sockets.
             end_orphans(&self.directory)?;
             match Served::start(plan, &self.directory, bridge, self.options) {
-                Err(error) if is_in_use(&error) && Instant::now() < give_up => std::thread::sleep(BUSY),
+                Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(LOCK_RETRY)
+                }
                 outcome => break outcome,
             }
         };
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
-        self.look = Instant::now() + LOOK;
-        self.note()
+        self.next_check = Instant::now() + CHECK_INTERVAL;
+        self.record()
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
@@ -322,28 +326,28 @@ impl Keeper {
         Ok(text.and_then(|text| record::read_plan(&self.name, &text)))
     }
 
-    /// Notes who keeps and who serves.
-    fn note(&self) -> Result<(), Error> {
+    /// Records the keeper's and the server's process.
+    fn record(&self) -> Result<(), Error> {
         let dnsmasq = self.server.as_ref().map(Served::process);
         let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
-        if server != Server::noted(&self.directory) {
-            server.note(&self.directory)?;
+        if server != Server::recorded(&self.directory) {
+            server.record(&self.directory)?;
         }
         Ok(())
     }
 
-    /// Repairs what is not as it should be, if VMs run and nobody holds the lock.
+    /// Repairs what is missing or changed, if VMs run and the lock is free.
     fn check(&mut self) -> Next {
         self.due = None;
-        if !claim::stands(&self.lock, &lock_file(&self.directory)) {
-            tracing::warn!(network = %self.name, "the network's directory is gone");
+        if !claim::is_current(&self.lock, &lock_file(&self.directory)) {
+            tracing::warn!(network = %self.name, "the network's directory was removed; the keeper ends");
             return Next::End;
         }
         match self.check_locked() {
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(network = %self.name, "cannot repair the network: {error}");
-                self.soon(AGAIN);
+                tracing::warn!(network = %self.name, "cannot repair the network, trying again: {error}");
+                self.check_in(REPAIR_RETRY);
             }
         }
         Next::Go
@@ -352,35 +356,35 @@ impl Keeper {
     fn check_locked(&mut self) -> Result<(), Error> {
         let run_dir = self.run_dir.clone();
         let Some(lock) = run_dir.try_lock()? else {
-            self.soon(BUSY);
+            self.check_in(LOCK_RETRY);
             return Ok(());
         };
-        // The directory may have gone before the lock was had.
+        // The directory may have been removed before the lock was taken.
         let Some(plan) = self.plan()? else { return Ok(()) };
         let members = record::members(&self.directory, &lock)?;
         self.active = !members.is_empty();
         if !self.active {
-            // What the last one left in the rules must not meet the next owner of its TAP's name.
-            return self.render_if_needed(&run_dir, &lock);
+            // Rules of the last VM must not apply to the next owner of its TAP's name.
+            return self.renew_rules_if_needed(&run_dir, &lock);
         }
         let tables = self.tables.were_changed_by_others(&run_dir);
         let differs = build::differs(&plan, &members)?;
         if let Some(what) =
             differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
         {
-            tracing::warn!(network = %self.name, "{what} is not as it should be; making the network whole");
+            tracing::warn!(network = %self.name, "{what} is missing or was changed; repairing the network");
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
         }
         self.tables = Tables::Same;
-        self.render_if_needed(&run_dir, &lock)
+        self.renew_rules_if_needed(&run_dir, &lock)
     }
 
-    /// Renders the rules if a member has died, or the host has other interfaces or bound ports than they were made for.
-    fn render_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
+    /// Renders the rules again if a member has died, or the host's interfaces or bound ports have changed.
+    fn renew_rules_if_needed(&self, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
         if rules::are_current(run_dir, lock)? {
             return Ok(());
         }
-        tracing::debug!(network = %self.name, "the host has changed; rendering the rules");
+        tracing::debug!(network = %self.name, "the host has changed; renewing the nftables rules");
         rules::apply(run_dir, lock)
     }
 
@@ -395,17 +399,17 @@ impl Keeper {
         self.end_server().map_err(io::Error::other)
     }
 
-    /// Lets another pair take over, because nobody would see this process's end any more.
+    /// Starts another pair, because no process would notice this one's end any more.
     fn hand_over(&mut self) -> io::Result<()> {
-        tracing::warn!(network = %self.name, "the warden died; another keeper takes over");
+        tracing::warn!(network = %self.name, "the warden died; starting another keeper");
         start(&self.name, false)?;
-        // The lock goes with this process, and the other waits for that. It ends the server when it has one of its own to
-        // start.
+        // The lock is released with this process, and the new keeper waits for that. It ends this server
+        // before it starts its own.
         Ok(())
     }
 }
 
-/// Whether dnsmasq could not start because its address is taken.
+/// Whether dnsmasq could not start because its address is in use.
 fn is_in_use(error: &dnsmasq::Error) -> bool {
     matches!(error, dnsmasq::Error::Tool(tools::Error::Failed { said, .. }) if said.contains("Address already in use"))
 }

@@ -1,10 +1,11 @@
-//! The guard at the TAPs (rule H10): what a VM's frames say of their sender, the kernel checks once more.
+//! The guard at the TAPs (rule H10): the kernel checks the sender of a VM's frames once more.
 //!
-//! The process that parses a VM's frames may be taken over by one of them, and then sends what it likes through its TAP. These rules
-//! hold whatever it sends: the source MAC is the VM's, and the source address is the one that the monitor noted for it, after
-//! it had compared it with the DHCP server's file. They allow all that the filter forwards, and no more than is told apart by
-//! MAC, EtherType and address; the rest is the filter's. The filter forwards no EtherType but ARP and IPv4. And what one
-//! isolated VM sends reaches no other, also while a port lacks its flag on the bridge.
+//! A frame may compromise the process that parses it, which could then send anything through its TAP. These
+//! rules hold whatever it sends: the source MAC is the VM's, and the source address is the one that the
+//! monitor recorded after comparing it with the DHCP server's file. They allow everything that the filter
+//! forwards, and check only MAC, EtherType and address; the filter checks the rest. The filter forwards only
+//! the EtherTypes ARP and IPv4. And no isolated VM reaches another, even while a port lacks its flag on the
+//! bridge.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -18,14 +19,14 @@ use crate::host::tools::Tool;
 use crate::netlink::Netlink;
 use crate::netlink::nftables::{self, Family};
 
-/// What a kernel with tables of the bridge family loads.
+/// A ruleset that loads only on a kernel with tables of the bridge family.
 pub const PROBE: &str = "table bridge softnet_probe {
 	chain probe { type filter hook prerouting priority -300; policy accept;
 	}
 }
 ";
 
-/// What the names of tables for single TAPs begin with. No network's table is called so.
+/// The prefix of the names of tables for single TAPs, which no network's table can have.
 pub const TAP_PREFIX: &str = "softnet-tap-";
 
 /// The guard of the members' TAPs.
@@ -41,7 +42,7 @@ pub fn of_network(network: &Network) -> String {
         isolated_taps.extend(isolated.then(|| format!("\"{tap}\"")));
         macs.push(format!("\"{tap}\" . {}", member.mac));
         bound.extend(member.address.map(|address| format!("\"{tap}\" . {address}")));
-        // An address that ended is good for asking for it again, until another VM has it (C10).
+        // A VM may request its former address again, until another VM has it (C10).
         let free = member.last.filter(|last| !held.contains(last));
         last.extend(free.map(|address| format!("\"{tap}\" . {address}")));
     }
@@ -96,10 +97,11 @@ pub fn of_network(network: &Network) -> String {
     )
 }
 
-/// The field `chaddr` of a DHCP message, behind the UDP header: the server files leases by it (RFC 2131, section 2).
+/// The field `chaddr` of a DHCP message, after the UDP header: the server stores leases by it (RFC 2131,
+/// section 2).
 const CHADDR: &str = "@th,288,48";
 
-/// Whose DHCP messages may come from which TAP.
+/// Which client hardware address each TAP may use in DHCP messages.
 fn clients(network: &Network) -> String {
     let taps = network.members.iter().filter_map(|member| Some((member.tap.as_ref()?, member.mac)));
     let elements: Vec<String> = taps
@@ -119,10 +121,11 @@ fn table(tap: &str) -> String {
     format!("{TAP_PREFIX}{tap}")
 }
 
-/// Guards a TAP of a bridge that Softnet does not manage. Which address the server there gave to the VM nobody can look up, so only
-/// its MAC is checked and that it does not pass for the gateway. And of the host's users
-/// only root can speak to the DHCP server on the bridge, which could not tell another from the VM (rule H9). The TAP's name may come back with another VM: whoever takes it
-/// removes the rules ([`without_table_for_tap`]), and so does the next call once the TAP is gone.
+/// Guards a TAP of a bridge that Softnet does not manage. The address that the server there leased to the VM
+/// is unknown, so the rules only check the VM's MAC and that it does not impersonate the gateway. Of the
+/// host's users only root may send to the DHCP server on the bridge, which could not distinguish another user
+/// from the VM (rule H9). The TAP's name may be reused for another VM: its Softnet removes the rules
+/// ([`without_table_for_tap`]), and so does the next call once the TAP is gone.
 ///
 /// # Errors
 /// If nft is missing, or the kernel has no tables of the bridge family. The caller decides whether that matters.

@@ -15,15 +15,16 @@ const UDP_SOCKETS: [&str; 2] = ["/proc/net/udp", "/proc/net/udp6"];
 const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 const TABLE_SIZE: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
-/// How many VMs must be able to fill their shares of the host's table before it is full: whatever one does, half is left.
+/// How many VMs can fill their shares before the host's table is full: one VM alone leaves at least half of
+/// it.
 const SHARES_AT_LEAST: u32 = 4;
 
-/// What the host is like now.
+/// The current state of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// Source ports for translated flows.
     pub ports: Vec<RangeInclusive<u16>>,
-    /// What is left alone where Softnet turned forwarding on; `None` if it did not.
+    /// Interfaces that are exempt where Softnet turned forwarding on; `None` if it did not.
     pub crossing: Option<Crossing>,
     /// Bounds of shares.
     pub limits: Limits,
@@ -32,7 +33,7 @@ pub struct Host {
 /// Interfaces between which packets are forwarded although Softnet turned forwarding on.
 #[derive(Clone, Debug, Default)]
 pub struct Crossing {
-    /// Routing interfaces that others have made since.
+    /// Routing interfaces that other programs have created since.
     pub spared: BTreeSet<String>,
     /// All bridges: what a bridge carries from port to port is not forwarded by the host.
     pub bridges: BTreeSet<String>,
@@ -41,7 +42,7 @@ pub struct Crossing {
 /// Bounds of shares.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many tracked connections one VM may have, whatever it was given.
+    /// The largest number of tracked connections of one VM, whatever its setting.
     pub largest_share: u32,
 }
 
@@ -55,21 +56,22 @@ impl Limits {
     /// A quarter of the host's connection table; no bound if it has none.
     pub fn of_this_host() -> Self {
         let size = fs::read_to_string(TABLE_SIZE).ok().and_then(|text| text.trim().parse::<u32>().ok());
-        // The kernel takes 0 for no bound.
+        // For the kernel 0 means no limit.
         let size = size.filter(|&size| size > 0);
         Limits { largest_share: size.map_or(u32::MAX, |size| (size / SHARES_AT_LEAST).max(1)) }
     }
 }
 
 impl Host {
-    /// Looks at the host. `marker` is the text of the file that says that Softnet turned forwarding on, `exposed` are the ports
-    /// that VMs expose, and `own` the names of the networks' bridges and TAPs.
+    /// Reads the state of the host. `marker` is the text of the file that says that Softnet turned forwarding
+    /// on, `exposed` are the ports that VMs expose, and `own` the names of the networks' bridges and TAPs.
     ///
     /// # Errors
     /// If the interfaces cannot be listed.
-    pub fn look(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
+    pub fn read(marker: Option<&str>, exposed: BTreeSet<u16>, own: &BTreeSet<&str>) -> Result<Host, Error> {
         let mut taken = exposed;
-        // A connection needs no port for itself: conntrack knows it, and gives its pair of addresses and ports to no other.
+        // A connection needs no port for itself: conntrack knows it, and uses its addresses and ports for no
+        // other.
         taken.extend(inet_diag::listening_tcp_ports().unwrap_or_else(|error| {
             tracing::debug!(%error, "no socket diagnostics; reading the list of all sockets");
             bound_ports(&TCP_SOCKETS)
@@ -98,14 +100,14 @@ pub fn forwarding_interfaces(links: &[Link]) -> String {
     links.iter().map(|link| format!("{}\n", link.name)).collect()
 }
 
-/// Whether a name of an interface is a word and nothing else to nft.
+/// Whether nft reads the name of an interface as a plain word.
 pub fn plain(name: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     !name.is_empty() && name.bytes().all(letter)
 }
 
-/// The interfaces of others that may have come to rely on forwarding: bridges, tunnels and TAPs that came after Softnet
-/// turned it on. `own` are Softnet's.
+/// Foreign interfaces that may rely on forwarding by now: bridges, tunnels and TAPs that were created after
+/// Softnet turned it on. `own` are Softnet's.
 pub fn relying(marker: &str, links: &[Link], own: &BTreeSet<&str>) -> BTreeSet<String> {
     crossing(marker, links, own).spared
 }

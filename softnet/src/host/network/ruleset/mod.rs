@@ -1,8 +1,9 @@
 //! The nftables rules of all managed networks of this network namespace, as one text for one atomic `nft -f -`.
 //!
-//! What the kernel holds is always what the members' files say: each change renders all of it again, so a table that somebody
-//! flushed or edited is right again. Connections survive the replacement; their state is in conntrack, not in the tables. Where
-//! the kernel has the last rendering still and the new one only has more elements, these are added instead ([`additions`]).
+//! The kernel's rules always follow from the members' files: each change renders all of them again, which
+//! also repairs a table that was flushed or edited. Connections survive the replacement; their state is in
+//! conntrack, not in the tables. If the kernel still has the last rendering and the new one only has more
+//! elements, these are added instead ([`additions`]).
 //!
 //! ```text
 //! table ip softnet-NAME      one network: leads exposed ports to its VMs, and decides what is forwarded      network.rs
@@ -12,7 +13,8 @@
 //! table ip softnet_shares    each VM's share of connections and of DNS (H4)                                 shares.rs
 //! ```
 //!
-//! The last one counts, so it alone is never deleted while a network is there: its rules are replaced and its sets stay.
+//! The last one keeps counts, so it is never deleted while a network exists: its rules are replaced and its
+//! sets stay.
 
 mod guard;
 mod host;
@@ -30,12 +32,12 @@ use super::record::MemberRecord;
 pub use guard::{TAP_PREFIX, install_for_tap, may_have_table_for_tap, stale_tables, without_table_for_tap};
 pub use host::{Host, Limits, forwarding_interfaces, plain, relying};
 
-/// One network with its living members.
+/// One network with its running members.
 #[derive(Clone, Debug)]
 pub struct Network {
-    /// What was decided for it.
+    /// Its settings.
     pub plan: Plan,
-    /// Its living members.
+    /// Its running members.
     pub members: Vec<MemberRecord>,
 }
 
@@ -44,11 +46,11 @@ pub struct Network {
 pub struct Snapshot {
     /// All networks of the namespace.
     pub networks: Vec<Network>,
-    /// What the host is like.
+    /// The state of the host.
     pub host: Host,
 }
 
-/// Parts that a kernel may lack. Without one the rules are weaker, and a start does not fail for it.
+/// Features that a kernel may lack. Without one the rules are weaker, but a start does not fail.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Features {
     /// `ct count` in sets (Linux 4.18, `nft_connlimit`): shares of connections.
@@ -64,35 +66,35 @@ impl Features {
     pub const ALL: Features = Features { counts: true, timeouts: true, bridge: true };
 }
 
-/// How to find out whether the kernel has a part.
+/// A test whether the kernel has a feature.
 #[derive(Clone, Copy, Debug)]
 pub struct Probe {
-    /// What a kernel loads that has it.
+    /// A ruleset that loads only on a kernel that has it.
     pub text: &'static str,
     /// What is lost without it.
     pub loss: &'static str,
-    /// Notes that it is lacking.
+    /// Marks it as missing.
     pub lack: fn(&mut Features),
 }
 
-/// What every kernel with nftables loads.
+/// A ruleset that loads on every kernel with nftables.
 pub const PLAIN_PROBE: &str = "table ip softnet_probe { }\n";
 
-/// One for each part.
+/// One for each feature.
 pub const PROBES: [Probe; 3] = [
     Probe {
         text: shares::COUNT_PROBE,
-        loss: "VMs have no share of tracked connections",
+        loss: "the number of a VM's tracked connections is not limited",
         lack: |features| features.counts = false,
     },
     Probe {
         text: shares::TIMEOUT_PROBE,
-        loss: "tracked connections of VMs stay as long as the host's own",
+        loss: "tracked connections of VMs time out no earlier than the host's own",
         lack: |features| features.timeouts = false,
     },
     Probe {
         text: guard::PROBE,
-        loss: "the kernel does not check the VMs' addresses a second time",
+        loss: "the kernel does not check the VMs' addresses again after the filter",
         lack: |features| features.bridge = false,
     },
 ];
@@ -115,16 +117,16 @@ pub fn removal(name: &str, features: Features) -> String {
     text
 }
 
-/// The text that removes what all networks share.
+/// The text that removes the tables that all networks share.
 pub fn removal_of_shared() -> String {
     gone("ip", shared::TABLE) + &gone("ip", shares::TABLE)
 }
 
-/// The text that puts all tables in place. Without a network nothing is left but what keeps the host from being a router, and
-/// that only as long as forwarding is on because of Softnet.
+/// The text that loads all tables. Without a network, only the rules that keep the host from being a router
+/// remain, and only while forwarding is on because of Softnet.
 pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
     if snapshot.networks.is_empty() {
-        // Forwarding that Softnet turned on and that others have come to rely on makes the host no router (H5).
+        // If forwarding stays on because others may rely on it, the host must still not become a router (H5).
         return removal_of_shared() + &shared::crossing_only(snapshot);
     }
     let mut text = String::new();
@@ -138,8 +140,8 @@ pub fn replacement(snapshot: &Snapshot, features: Features) -> String {
     text + &gone("ip", shared::TABLE) + &shared::table(snapshot) + &shares::table(snapshot, features)
 }
 
-/// What to tell nft so that the kernel, which has the rules `from`, has `to`: elements of sets and maps that are added; nothing if
-/// both are the same. `None` if they differ in more, or an element is removed or leads elsewhere. Both come from
+/// The nft commands that turn the rules `from` into `to` by adding elements of sets and maps; empty if both
+/// are the same. `None` if they differ in more, or an element is removed or changed. Both come from
 /// [`replacement`].
 pub fn additions(from: &str, to: &str) -> Option<String> {
     let (from, to) = (Sets::read(from), Sets::read(to));
@@ -162,7 +164,7 @@ pub fn additions(from: &str, to: &str) -> Option<String> {
     Some(text)
 }
 
-/// Rules, taken apart.
+/// Parsed rules.
 struct Sets<'a> {
     /// All but the elements of sets and maps.
     frame: Vec<&'a str>,

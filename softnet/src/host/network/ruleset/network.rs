@@ -1,11 +1,12 @@
-//! The table of one network: it translates, it keeps the uplink from reaching a VM except by an exposed port, and it keeps
-//! 127.0.0.0/8 out of the VMs' reach. Which destinations a VM may talk to is the filter's business, per VM, before any frame
-//! gets here. A firewall of the host's own that drops forwarded packets still does.
+//! The table of one network: it translates, it keeps the uplink from reaching a VM except by an exposed port,
+//! and it keeps 127.0.0.0/8 out of the VMs' reach. The filter decides, per VM, which destinations it may
+//! reach, before any frame gets here. If the host's firewall drops forwarded packets, it still does.
 //!
-//! A VM's connections to exposed ports are not translated here but in the table that all networks share, where only its own
-//! ports are. Where the host filters bridged frames as if they were routed (`bridge-nf-call-iptables`), such a connection is
-//! bent on the bridge itself and goes nowhere. That setting is also why frames that the bridge carries between two VMs are
-//! told from packets that the gateway routes, by the MAC that they were sent to.
+//! A VM's connections to exposed ports are not translated here but in the table that all networks share,
+//! where only its own ports are. Where the host filters bridged frames as if they were routed
+//! (`bridge-nf-call-iptables`), such a connection is redirected on the bridge itself and fails. Because of
+//! that setting, the destination MAC distinguishes frames that the bridge carries between two VMs from
+//! packets that the gateway routes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,9 +24,10 @@ pub fn table(network: &Network, snapshot: &Snapshot) -> String {
     let mac = plan.mac();
     let (from_outside, hairpin, uplink) = match plan.net_type {
         NetType::Nat => (
-            // What another VM may not reach is dropped before; this keeps it from ever being translated.
+            // Packets that another VM may not send are dropped earlier; this condition also keeps them from
+            // being translated.
             translation_of_exposed(&format!("iifname != {} ", interfaces(snapshot.names()))),
-            // Only a VM's own ports are translated for it, so what was translated goes back to where it came from.
+            // Only a VM's own ports are translated for it, so a translated packet goes back to its sender.
             format!(
                 "\t\tiifname \"{name}\" oifname \"{name}\" ct direction original ct status dnat {TO_EXPOSED} accept\n\
                  \t\tiifname \"{name}\" oifname \"{name}\" ct direction reply ct status dnat ct state established accept\n"
@@ -76,10 +78,11 @@ pub fn table(network: &Network, snapshot: &Snapshot) -> String {
 /// The packet goes to a port that a VM exposes now.
 const TO_EXPOSED: &str = "ip daddr . meta l4proto . th dport @exposed";
 
-/// Whom a VM's port filter would not let it answer: what is not globally reachable (rule D3), loopback among it. A VM
-/// sees the gateway in their place, which it may answer; visitors from the world keep their own address.
+/// Sources that a VM's filter would not let it answer: not globally reachable addresses (rule D3), including
+/// loopback. The VM sees the gateway's address in their place, which it may answer; clients from the internet
+/// keep their address.
 ///
-/// No visitor comes from "this network" or from the reserved addresses, since no host has one of these. The two anycast
+/// No client comes from "this network" or from the reserved addresses, since no host has one of these. The two anycast
 /// addresses that are globally reachable although their block is not need no exception, since no host sends from them.
 fn not_answered() -> String {
     let mut blocks: Vec<_> = special::not_global()
@@ -90,8 +93,8 @@ fn not_answered() -> String {
     blocks.iter().map(Block::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The rules that lead exposed ports to the VMs, for packets that `which` describes. `fib` keeps the ports of other hosts
-/// out of it.
+/// The rules that lead exposed ports to the VMs, for packets that `which` describes. `fib` excludes the ports
+/// of other hosts.
 fn translation_of_exposed(which: &str) -> String {
     format!(
         "\t\t{which}dnat ip to ip daddr . meta l4proto . th dport map @bound\n\
@@ -101,7 +104,7 @@ fn translation_of_exposed(which: &str) -> String {
 
 /// The maps from an exposed port to where it leads, and the set of the VMs' ports that are exposed.
 ///
-/// The set is what cuts a connection when its forward goes: a translated connection lives in conntrack and would go on.
+/// The set cuts a connection when its forward is removed: otherwise conntrack would continue to translate it.
 fn maps<'a>(forwards: impl IntoIterator<Item = &'a Forward>) -> String {
     let mut bound = BTreeMap::new();
     let mut everywhere = BTreeMap::new();

@@ -1,12 +1,13 @@
-//! Source ports of translated flows (rule H6): random, and from a range that nothing else on the host answers on.
+//! Source ports of translated flows (rule H6): random, and from a range that no service of the host uses.
 //!
-//! A translated flow's answers are led to the VM by address and port alone, before the host's own sockets and other VMs' exposed
-//! ports are asked. So a flow must never get a port on which the host or another VM expects packets from anybody, also while
-//! the peer is silent. Kept free are the ports that VMs expose, those that sockets of the host are bound to, and those that the
-//! host's own connections take (`ip_local_port_range`).
+//! Answers to a translated flow go to the VM by address and port alone, before the host's sockets and other
+//! VMs' exposed ports are considered. So a flow must never get a port on which the host or another VM expects
+//! packets, even while the peer is silent. The range leaves out the ports that VMs expose, those that sockets
+//! of the host are bound to, and those for the host's own connections (`ip_local_port_range`).
 //!
-//! Protocols without ports or identifiers that conntrack knows (ESP, GRE) are translated by address only: one VM at a time can talk
-//! to one peer by them, and the host's own packets of such a protocol from a peer that a VM talks to go to that VM.
+//! Protocols without ports or identifiers that conntrack knows (ESP, GRE) are translated by address only:
+//! only one VM at a time can use them with a given peer, and the host's packets of such a protocol from that
+//! peer go to that VM.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -15,10 +16,11 @@ use std::ops::RangeInclusive;
 /// The chain that translates.
 pub const CHAIN: &str = "translate";
 
-/// Where source ports come from if all are free: above the ports of most services, below those of the host's connections.
+/// The range of source ports if all are free: above the ports of most services, below those of the host's
+/// connections.
 const RANGE: RangeInclusive<u16> = 10240..=29999;
 
-/// How many pieces the range may fall into; of more the longest are kept.
+/// The largest number of pieces of the range; of more, the longest are kept.
 const PIECES: usize = 64;
 
 /// The pieces of the range that remain without `taken` ports and the host's range for its own connections.

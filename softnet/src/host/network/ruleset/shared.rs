@@ -1,5 +1,6 @@
-//! The table that all networks of a namespace share: what a VM may not do to the host, to the world and to the VMs of other
-//! networks, and what the host's neighbours and local users may not do to the servers of the networks.
+//! The table that all networks of a namespace share. It restricts what a VM may send to the host, to the
+//! internet and to VMs of other networks, and what the host's neighbours and local users may send to the
+//! networks' servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +9,7 @@ use softnet_filter::NetType;
 use super::{Network, Snapshot, block, interfaces, ports};
 use crate::config::expose::{Expose, Exposed};
 
-/// Its name. No network's table is called so.
+/// The table's name, which no network's table can have.
 pub const TABLE: &str = "softnet";
 
 /// The whole table.
@@ -24,8 +25,9 @@ pub fn table(snapshot: &Snapshot) -> String {
         + &exposed(snapshot)
         + &ports::chains(&snapshot.host.ports);
     let (crossing, translation, leaks) = (crossing(snapshot), translation(snapshot), leaks(snapshot));
-    // The servers' door: what comes in elsewhere is for a server's address and comes from none of its VMs (H11).
-    // Foreign ports: no VM's connection gets to the translation of a port that another VM exposes (H2).
+    // The servers' door: drops packets to a server's address that arrive on another interface, so not from
+    // its VMs (H11). Foreign ports: no VM's connection reaches the translation of a port that another VM
+    // exposes (H2).
     format!(
         "table ip {TABLE} {{
 {sets}	chain door {{
@@ -75,8 +77,8 @@ pub fn table(snapshot: &Snapshot) -> String {
     )
 }
 
-/// Where a server of a network would take a DHCP message from the host itself: its address and the subnet's broadcasts. The
-/// one to all hosts gets there by the bridge only, which has a rule of its own.
+/// The destinations at which a network's server would accept a DHCP message from the host itself: its address
+/// and the subnet's broadcasts. The limited broadcast arrives by the bridge only, which has its own rule.
 fn dhcp_destinations(snapshot: &Snapshot) -> Vec<String> {
     let of_network = |Network { plan, .. }: &Network| {
         [plan.gateway().addr(), plan.subnet.network(), plan.subnet.broadcast()]
@@ -90,14 +92,14 @@ fn exposed(snapshot: &Snapshot) -> String {
     const PORT: &str = "inet_proto . inet_service";
     let (mut everywhere, mut bound) = (BTreeSet::new(), BTreeSet::new());
     let (mut own_everywhere, mut own_bound) = (BTreeMap::new(), BTreeMap::new());
-    // Those that wait for an address too: nobody else's connection is for them.
+    // Including those that still wait for an address: no other VM may connect to them.
     for expose in snapshot.members().flat_map(|member| &member.exposes) {
         match at(expose) {
             (Some(address), port) => bound.insert(format!("{address} . {port}")),
             (None, port) => everywhere.insert(port),
         };
     }
-    // The bridge of a host-only network does not forward, not even back.
+    // The bridge of a host-only network does not forward, not even back to the VM.
     let nat = snapshot.networks.iter().filter(|network| network.plan.net_type == NetType::Nat);
     for forward in nat.flat_map(|network| &network.members).flat_map(|member| &member.forwards) {
         let (vm, target) = (forward.to, format!("{} . {}", forward.to, forward.expose.internal));
@@ -135,7 +137,8 @@ fn at(expose: &Expose) -> (Option<std::net::Ipv4Addr>, String) {
     (address, format!("{protocol} . {port}"))
 }
 
-/// The table of a host without a network, where forwarding stays on for interfaces that came after Softnet turned it on.
+/// The table of a host without a network, where forwarding stays on for interfaces that were created after
+/// Softnet turned it on.
 pub fn crossing_only(snapshot: &Snapshot) -> String {
     match crossing(snapshot) {
         rules if rules.is_empty() => rules,
@@ -150,9 +153,10 @@ pub fn crossing_only(snapshot: &Snapshot) -> String {
     }
 }
 
-/// What is not forwarded where Softnet turned forwarding on (H5): all that neither comes from a network nor goes to one.
-/// Left alone are interfaces that others made for routing since, which would have turned it on themselves, and frames that
-/// a bridge carries and the host shows to the rules for routed packets (`bridge-nf-call-iptables`).
+/// Drops what must not be forwarded where Softnet turned forwarding on (H5): everything that neither comes
+/// from a network nor goes to one. Exempt are routing interfaces that other programs created since, which
+/// would have turned it on themselves, and frames that a bridge carries and the kernel passes to the rules
+/// for routed packets (`bridge-nf-call-iptables`).
 fn crossing(snapshot: &Snapshot) -> String {
     let Some(crossing) = &snapshot.host.crossing else { return String::new() };
     let mut text = String::new();
@@ -168,7 +172,7 @@ fn crossing(snapshot: &Snapshot) -> String {
     text + "\t\tdrop\n"
 }
 
-/// Packets of VMs leave with the host's address, from ports of their own (H6).
+/// Packets of VMs leave with the host's address, from ports reserved for them (H6).
 fn translation(snapshot: &Snapshot) -> String {
     let nat = snapshot.networks.iter().filter(|network| network.plan.net_type == NetType::Nat);
     nat.map(|Network { plan, .. }| {
@@ -178,8 +182,8 @@ fn translation(snapshot: &Snapshot) -> String {
     .collect()
 }
 
-/// What still has an internal source behind the translation, and leaves by an interface that is not the network's (H7). The
-/// gateway's address is the host's own, from which it answers whoever spoke to it.
+/// Drops what still has an internal source after the translation and leaves by an interface that is not the
+/// network's (H7). The gateway's address is exempt: the host uses it to answer.
 fn leaks(snapshot: &Snapshot) -> String {
     let leak = |Network { plan, .. }: &Network| {
         let (subnet, gateway, name) = (plan.subnet, plan.gateway().addr(), plan.name.as_str());

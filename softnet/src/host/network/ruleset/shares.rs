@@ -1,17 +1,18 @@
-//! Each VM's share of what all VMs and the host have in common (rule H4): tracked connections, and the network's resolver.
+//! Limits each VM's share of resources that all VMs and the host use (rule H4): tracked connections, and the
+//! network's resolver.
 //!
-//! The table is never deleted while a network is there: a count that began anew with each change of a lease would be none. Its
-//! rules are replaced, and its sets keep what they have counted.
+//! The table is never deleted while a network exists: counts that restarted with each change of a lease would
+//! be useless. Its rules are replaced, and its sets keep their counts.
 //!
-//! A connection counts for the VM that began it and for the VM that it was begun towards, when its first packet comes. One that
-//! is over the share is dropped before the kernel has filed it.
+//! A connection counts for the VM that opens it and for the VM that it is opened to, when its first packet
+//! comes. A connection over the share is dropped before the kernel has recorded it.
 //!
-//! The kernel walks all of what an element has counted for each new connection, so a large share is counted in buckets, into
-//! which connections fall by a hash: one VM's full share would otherwise cost the host a millisecond of CPU for each packet
-//! that is one too many. A VM never has more than its share; where connections fall unevenly, the first ones are refused at about
-//! four fifths of it.
+//! For each new connection the kernel walks all counted connections of an element, so a large share is split
+//! into buckets by a hash: otherwise each packet over a full share would cost the host a millisecond of CPU.
+//! A VM never gets more than its share; if the hash is uneven, refusals start at about four fifths of it.
 //!
-//! The kernel forgets a silent flow that counts after hours, not after its usual five days. Other flows are left alone.
+//! The kernel forgets a silent counted flow after hours, not after its usual five days. Other flows are not
+//! affected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,34 +20,35 @@ use std::net::Ipv4Addr;
 
 use super::{Features, Snapshot, block, interfaces};
 
-/// Its name. No network's table is called so.
+/// The table's name, which no network's table can have.
 pub const TABLE: &str = "softnet_shares";
 
-/// What a VM may ask the resolver in a second, and at once after a pause.
+/// Limit of a VM's queries to the resolver: per second, and as a burst.
 ///
-/// dnsmasq keeps a question that nobody answers for 10 s at least, so one VM has at most 250 open; it must be started with
-/// room for all its VMs'.
+/// dnsmasq keeps an unanswered query for at least 10 s, so one VM has at most 250 open; it must be started
+/// with room for those of all VMs.
 const QUESTIONS: &str = "limit rate over 20/second burst 50 packets";
 
-/// The same in bytes, because merged datagrams count as one packet. Questions are some 100 bytes long.
+/// The same in bytes, because merged datagrams count as one packet. A query has some 100 bytes.
 const QUESTION_BYTES: &str = "limit rate over 4 kbytes/second burst 16 kbytes";
 
 /// How many connections are counted together.
 const BUCKET: u32 = 256;
 
-/// What only the first packet of a flow is: the kernel has not filed it yet.
+/// Matches only the first packet of a flow, which the kernel has not confirmed yet.
 const FIRST: &str = "ct status and confirmed == 0";
 
 /// How many TCP connections to the resolver a VM may have.
 const STREAMS: u32 = 4;
 
-/// For how many seconds the kernel remembers a silent connection: those that RFC 5382 asks for (REQ-5), and a minute or so.
+/// For how many seconds the kernel remembers a silent connection: those that RFC 5382 requires (REQ-5), and a
+/// minute or so.
 const ESTABLISHED: u32 = 7440;
 
 /// For how many seconds it remembers a UDP flow that was answered, and one that was not.
 const DATAGRAMS: (u32, u32) = (180, 30);
 
-/// What a kernel that counts connections loads.
+/// A ruleset that loads only on a kernel that counts connections.
 pub const COUNT_PROBE: &str = "table ip softnet_probe {
 	set counts { type ipv4_addr . mark; size 16; flags dynamic; }
 	chain probe { add @counts { ip saddr . symhash mod 2 ct count over 1 } drop
@@ -54,7 +56,7 @@ pub const COUNT_PROBE: &str = "table ip softnet_probe {
 }
 ";
 
-/// What a kernel with timeouts by flow loads.
+/// A ruleset that loads only on a kernel with timeouts per flow.
 pub const TIMEOUT_PROBE: &str = "table ip softnet_probe {
 	ct timeout probe { protocol tcp; l3proto ip; policy = { established : 60 }; }
 	chain probe { ct timeout set \"probe\"
@@ -62,7 +64,7 @@ pub const TIMEOUT_PROBE: &str = "table ip softnet_probe {
 }
 ";
 
-/// The text that puts the table's rules in place and leaves its counts.
+/// The text that loads the table's rules and keeps its counts.
 pub fn table(snapshot: &Snapshot, features: Features) -> String {
     let bridges = interfaces(snapshot.names());
     let shares = if features.counts { shares(snapshot) } else { BTreeMap::new() };
@@ -139,7 +141,7 @@ fn emptied<'a>(shares: impl Iterator<Item = &'a u32> + Clone) -> String {
     format!("table ip {TABLE} {{\n{sets}}}\nflush table ip {TABLE}\n{flushes}table ip {TABLE} {{\n")
 }
 
-/// The set of those who have this share.
+/// The name of the set of addresses with this share.
 fn members(share: u32) -> String {
     format!("members_{share}")
 }

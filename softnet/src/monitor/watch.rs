@@ -1,5 +1,5 @@
-//! The monitor's loop: waits for the worker, its reports and signals, follows what the filter has to know of the host, and
-//! asks whether the VM still lives.
+//! The monitor's loop: waits for the worker, its reports and signals, tracks what the filter has to know of
+//! the host, and probes whether the VM is still there.
 
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,19 +21,21 @@ use crate::signals::signalfd::SignalFd;
 use crate::sys::wait::{readable, wait};
 use crate::vm::PeerWatch;
 
-/// The shortest time between two reports that are acted upon, so that a worker gone wild cannot keep the host busy.
-pub const PACE: Duration = Duration::from_millis(100);
+/// The shortest time between two reports that are acted upon, so that a compromised worker cannot keep the
+/// host busy.
+pub const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After how long without a word from the worker its next one, if it is not about the lease, delays no other.
-const AT_EASE: Duration = Duration::from_secs(1);
+/// If the worker sent no report for this long, its next one does not delay the following, unless it is about
+/// the lease.
+const IDLE_AFTER: Duration = Duration::from_secs(1);
 
 /// How long the worker may take to end after it was told that its VM is gone.
-const FAREWELL: Duration = Duration::from_secs(10);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the monitor watches.
 #[derive(Debug)]
 pub struct Watches {
-    /// The far end of the VM's socket, if the kernel tells of it no other way.
+    /// The far end of the VM's socket, if it has to be polled.
     pub peer: Option<PeerWatch>,
     /// The host's addresses.
     pub addresses: AddressWatch,
@@ -45,28 +47,28 @@ impl Watches {
     /// The descriptors that they need.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let peer = self.peer.iter().map(AsFd::as_fd);
-        let addresses = [self.addresses.changes(), self.addresses.questions()];
+        let addresses = [self.addresses.changes(), self.addresses.query_socket()];
         peer.chain(addresses).chain(self.exposed.changes()).collect()
     }
 }
 
 /// The monitor.
 #[derive(Debug)]
-pub struct Guard {
+pub struct Monitor {
     place: Option<Place>,
     watches: Watches,
     channel: Option<Channel>,
-    /// No report is read before.
-    quiet_until: Timestamp,
-    /// When the worker said something last.
-    heard: Timestamp,
-    /// The worker says that the VM is silent.
+    /// No report is read before this time.
+    next_report: Timestamp,
+    /// When the last report came.
+    last_report: Timestamp,
+    /// Whether the VM is silent, as the worker reports.
     vm_is_quiet: bool,
-    /// When to ask for the VM's life.
-    ask_at: Timestamp,
-    /// The worker was told to end, and is killed if it still lives then.
-    farewell: Option<Timestamp>,
-    /// The worker was told to end for a reason that is the monitor's.
+    /// When to probe next.
+    next_probe: Timestamp,
+    /// When to kill the worker, which was told to end.
+    kill_at: Option<Timestamp>,
+    /// Whether the monitor ended the worker.
     refused: bool,
 }
 
@@ -80,18 +82,18 @@ enum Wake {
     Exposed,
 }
 
-impl Guard {
-    /// A monitor that hears the worker on `channel`.
+impl Monitor {
+    /// A monitor that communicates with the worker over `channel`.
     pub fn new(place: Option<Place>, watches: Watches, channel: Channel) -> Self {
-        Guard {
+        Monitor {
             place,
             watches,
             channel: Some(channel),
-            quiet_until: Timestamp::default(),
-            heard: Timestamp::default(),
+            next_report: Timestamp::default(),
+            last_report: Timestamp::default(),
             vm_is_quiet: false,
-            ask_at: now().saturating_add(PROBE_INTERVAL),
-            farewell: None,
+            next_probe: now().saturating_add(PROBE_INTERVAL),
+            kill_at: None,
             refused: false,
         }
     }
@@ -99,17 +101,18 @@ impl Guard {
     /// Watches until the worker has ended, cleans up, and returns the status to end with: the worker's, 128 and the number
     /// of the signal that killed it, or 1.
     pub fn watch(mut self, worker: Pid, signals: SignalFd) -> i32 {
-        let status = self.wait_for(worker, signals);
-        let Guard { place, channel, refused, .. } = self;
+        let status = self.wait_for_worker(worker, signals);
+        let Monitor { place, channel, refused, .. } = self;
         if let Some(place) = place {
-            // Whether the lease is still to be given back.
-            let last_words = channel.map(|channel| channel.listen()).filter(|heard| !heard.garbage);
-            place.leave(last_words.and_then(|heard| heard.address));
+            // They say whether the lease still has to be released.
+            let final_reports =
+                channel.map(|channel| channel.read_reports()).filter(|reports| !reports.garbage);
+            place.leave(final_reports.and_then(|reports| reports.address));
         }
         if refused { 1 } else { status }
     }
 
-    fn wait_for(&mut self, worker: Pid, mut signals: SignalFd) -> i32 {
+    fn wait_for_worker(&mut self, worker: Pid, mut signals: SignalFd) -> i32 {
         let process = match pidfd_open(worker, PidfdFlags::empty()) {
             Ok(process) => process,
             Err(error) => {
@@ -131,32 +134,32 @@ impl Guard {
             for wake in ready {
                 match wake {
                     Wake::Ended => return reap(worker),
-                    Wake::Signal => pass_on(&mut signals, worker),
-                    Wake::Report => self.hear(worker),
-                    Wake::Addresses => self.look_at_addresses(),
-                    Wake::Exposed => self.look_at_exposed(),
+                    Wake::Signal => forward_signals(&mut signals, worker),
+                    Wake::Report => self.read_reports(worker),
+                    Wake::Addresses => self.check_addresses(),
+                    Wake::Exposed => self.check_exposed(),
                 }
             }
             self.attend(worker);
         }
     }
 
-    /// Waits until something happens or is due, and says what has happened.
+    /// Waits until an event or a deadline, and returns the events.
     fn wait(&self, [process, signals]: [BorrowedFd<'_>; 2], now: Timestamp) -> Result<Vec<Wake>, Errno> {
         let mut waiting = vec![(Wake::Ended, readable(process)), (Wake::Signal, readable(signals))];
         if let Some(channel) = &self.channel {
             let mut wanted = PollFlags::empty();
-            wanted.set(PollFlags::IN, now >= self.quiet_until);
+            wanted.set(PollFlags::IN, now >= self.next_report);
             wanted.set(PollFlags::OUT, channel.is_blocked());
             if !wanted.is_empty() {
                 waiting.push((Wake::Report, PollFd::from_borrowed_fd(channel.as_fd(), wanted)));
             }
         }
         let Watches { addresses, exposed, .. } = &self.watches;
-        if addresses.listens(now) {
+        if addresses.is_listening(now) {
             waiting.push((Wake::Addresses, readable(addresses.changes())));
         }
-        if let Some(changes) = exposed.changes().filter(|_| exposed.listens(now)) {
+        if let Some(changes) = exposed.changes().filter(|_| exposed.is_listening(now)) {
             waiting.push((Wake::Exposed, readable(changes)));
         }
         let (wakes, mut fds): (Vec<Wake>, Vec<PollFd<'_>>) = waiting.into_iter().unzip();
@@ -165,143 +168,143 @@ impl Guard {
         Ok(wakes.into_iter().zip(&fds).filter_map(happened).collect())
     }
 
-    /// When something is due, if nothing happens before.
+    /// The next deadline.
     fn deadline(&self, now: Timestamp) -> Option<Timestamp> {
         let contested = self.place.as_ref().is_some_and(|place| place.contested().is_some());
         let waits = self.channel.is_some() || contested;
         let deadlines = [
-            (waits && now < self.quiet_until).then_some(self.quiet_until),
-            contested.then_some(self.quiet_until),
+            (waits && now < self.next_report).then_some(self.next_report),
+            contested.then_some(self.next_report),
             self.place.as_ref().and_then(Place::deadline),
             self.watches.addresses.deadline(now),
             self.watches.exposed.deadline(now),
-            self.asks().then_some(self.ask_at),
-            self.farewell,
+            self.probes().then_some(self.next_probe),
+            self.kill_at,
         ];
         deadlines.into_iter().flatten().min()
     }
 
-    /// Whether something has to be asked for from time to time.
-    fn asks(&self) -> bool {
-        self.farewell.is_none() && (self.watches.peer.is_some() || self.watches.exposed.changes().is_none())
+    /// Whether something has to be polled.
+    fn probes(&self) -> bool {
+        self.kill_at.is_none() && (self.watches.peer.is_some() || self.watches.exposed.changes().is_none())
     }
 
-    /// Whatever is due.
+    /// Does everything that is due.
     fn attend(&mut self, worker: Pid) {
         let now = now();
-        if now >= self.quiet_until
+        if now >= self.next_report
             && let Some(address) = self.place.as_ref().and_then(Place::contested)
         {
-            self.quiet_until = now.saturating_add(PACE);
-            self.note(Some(address), worker);
+            self.next_report = now.saturating_add(REPORT_INTERVAL);
+            self.set_address(Some(address), worker);
         }
         if let Some(place) = &mut self.place {
-            place.forward(now);
+            place.update_forwards(now);
         }
         if self.watches.addresses.deadline(now).is_some_and(|at| now >= at) {
-            self.look_at_addresses();
+            self.check_addresses();
         }
-        if self.asks() && now >= self.ask_at {
+        if self.probes() && now >= self.next_probe {
             let pause = if self.vm_is_quiet { QUIET_PROBE_INTERVAL } else { PROBE_INTERVAL };
-            self.ask_at = now.saturating_add(pause);
-            self.ask(now);
+            self.next_probe = now.saturating_add(pause);
+            self.probe(now);
         }
-        if self.farewell.is_some_and(|at| now >= at) {
-            tracing::error!("the worker does not end though its VM is gone");
-            self.farewell = None;
-            self.refuse(worker, Signal::KILL);
+        if self.kill_at.is_some_and(|at| now >= at) {
+            tracing::error!("the worker did not end after its VM was gone; killing it");
+            self.kill_at = None;
+            self.end_worker(worker, Signal::KILL);
         }
     }
 
-    /// Asks what nothing tells of.
-    fn ask(&mut self, now: Timestamp) {
+    /// Polls what the kernel does not report.
+    fn probe(&mut self, now: Timestamp) {
         if self.watches.peer.as_ref().is_some_and(|peer| !peer.is_alive()) {
             self.watches.peer = None;
-            self.farewell = Some(now.saturating_add(FAREWELL));
-            self.say(Notice::PeerGone);
+            self.kill_at = Some(now.saturating_add(EXIT_TIMEOUT));
+            self.notify(Notice::PeerGone);
         }
         if let Some(exposed) = self.watches.exposed.tick() {
             let exposed = exposed.to_vec();
-            self.say(Notice::Exposed(exposed));
+            self.notify(Notice::Exposed(exposed));
         }
     }
 
-    fn look_at_addresses(&mut self) {
+    fn check_addresses(&mut self) {
         if let Some(addresses) = self.watches.addresses.changed(now()) {
             let addresses = addresses.to_vec();
-            self.say(Notice::HostAddresses(addresses));
+            self.notify(Notice::HostAddresses(addresses));
         }
     }
 
-    fn look_at_exposed(&mut self) {
+    fn check_exposed(&mut self) {
         if let Some(exposed) = self.watches.exposed.changed(now()) {
             let exposed = exposed.to_vec();
-            self.say(Notice::Exposed(exposed));
+            self.notify(Notice::Exposed(exposed));
         }
     }
 
-    fn say(&mut self, notice: Notice) {
+    fn notify(&mut self, notice: Notice) {
         if let Some(channel) = &mut self.channel {
-            channel.say(notice);
+            channel.notify(notice);
         }
     }
 
-    /// Acts upon the latest reports, and says what could not be said before.
-    fn hear(&mut self, worker: Pid) {
+    /// Acts on the latest reports, and sends what could not be sent before.
+    fn read_reports(&mut self, worker: Pid) {
         let Some(channel) = &mut self.channel else { return };
         channel.flush();
         let now = now();
-        if now < self.quiet_until {
+        if now < self.next_report {
             return;
         }
-        let heard = channel.listen();
-        if heard.closed {
-            // The worker is about to end; its process says when.
+        let reports = channel.read_reports();
+        if reports.closed {
+            // The worker is about to end; its pidfd reports when.
             self.channel = None;
         }
-        if heard.garbage {
-            tracing::error!("the worker sent bytes that are no message");
-            return self.refuse(worker, Signal::KILL);
+        if reports.garbage {
+            tracing::error!("the worker sent an invalid message; killing it");
+            return self.end_worker(worker, Signal::KILL);
         }
-        // A word about the VM's silence must not delay the lease that follows it.
-        if heard.address.is_some() || now.saturating_since(self.heard) < AT_EASE {
-            self.quiet_until = now.saturating_add(PACE);
+        // A report about the VM's silence must not delay a following one about the lease.
+        if reports.address.is_some() || now.saturating_since(self.last_report) < IDLE_AFTER {
+            self.next_report = now.saturating_add(REPORT_INTERVAL);
         }
-        self.heard = now;
-        if let Some(quiet) = heard.quiet {
+        self.last_report = now;
+        if let Some(quiet) = reports.quiet {
             self.vm_is_quiet = quiet;
             if !quiet {
-                self.ask_at = self.ask_at.min(now.saturating_add(PROBE_INTERVAL));
+                self.next_probe = self.next_probe.min(now.saturating_add(PROBE_INTERVAL));
             }
         }
-        if let Some(address) = heard.address {
-            self.note(address, worker);
+        if let Some(address) = reports.address {
+            self.set_address(address, worker);
         }
     }
 
-    /// Notes the VM's address, where anything is to be noted.
-    fn note(&mut self, address: Option<Ipv4Addr>, worker: Pid) {
+    /// Records the VM's address, if the VM is on a managed network.
+    fn set_address(&mut self, address: Option<Ipv4Addr>, worker: Pid) {
         let Some(place) = &mut self.place else { return };
-        match place.note(address, now()) {
-            Outcome::Settled(address) => self.say(Notice::Settled(address)),
+        match place.set_address(address, now()) {
+            Outcome::Settled(address) => self.notify(Notice::Settled(address)),
             Outcome::Unsettled => {}
-            Outcome::Refused(signal) => self.refuse(worker, signal),
+            Outcome::Refused(signal) => self.end_worker(worker, signal),
         }
     }
 
-    /// Ends the worker for a reason that was logged.
-    fn refuse(&mut self, worker: Pid, signal: Signal) {
+    /// Ends the worker; the caller has logged the reason.
+    fn end_worker(&mut self, worker: Pid, signal: Signal) {
         self.refused = true;
         self.channel = None;
         if let Some(place) = &mut self.place {
-            place.give_up();
+            place.withdraw();
         }
         let _ = kill_process(worker, signal);
     }
 }
 
-/// Signals for this process are meant for the whole; those that the terminal sent, the worker has itself.
-fn pass_on(signals: &mut SignalFd, worker: Pid) {
+/// Forwards signals to the worker. Those from the terminal it has received itself.
+fn forward_signals(signals: &mut SignalFd, worker: Pid) {
     while let Ok(Some(received)) = signals.read() {
         if !received.from_kernel {
             let _ = kill_process(worker, received.signal);
