@@ -8,6 +8,7 @@ pub mod attach;
 pub mod bootpd;
 pub mod cli;
 pub mod clock;
+pub mod command;
 pub mod config;
 pub mod escalation;
 pub mod host;

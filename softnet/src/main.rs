@@ -6,11 +6,11 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
-use softnet::cli::{Cli, Command};
+use softnet::cli::Cli;
 use softnet::config::Config;
-use softnet::logging;
 use softnet::stage::{Opened, Sealed};
 use softnet::usage::UsageError;
+use softnet::{command, escalation, logging};
 
 /// Exit status for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
@@ -21,26 +21,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
     let outcome = match cli.command {
-        None if cli.port.sudo_escalation_probing => Ok(()),
-        None => match Config::try_from((cli.vm, cli.port)) {
-            Ok(config) => return ExitCode::from(filter(config)),
-            Err(error) => Err(error.into()),
-        },
-        #[cfg(target_os = "linux")]
-        Some(Command::Run(args)) => match softnet::run::run(*args, filter) {
-            Ok(code) => return code,
-            Err(error) => Err(error),
-        },
-        #[cfg(target_os = "linux")]
-        Some(Command::Network(args)) => softnet::manage::run(&args),
-        #[cfg(not(target_os = "linux"))]
-        Some(Command::Run(_) | Command::Network(_)) => Err(UsageError::flag(
-            "softnet run and softnet network",
-            "work on Linux only; on macOS, start the VM with `tart run --net-softnet`",
-        )
-        .into()),
+        None if cli.port.sudo_escalation_probing => Ok(ExitCode::SUCCESS),
+        None => Config::try_from((cli.vm, cli.port)).map(|config| filter(config).into()).map_err(Into::into),
+        Some(command) => command::perform(command, filter),
     };
-    ExitCode::from(outcome.map_or_else(|error| report_failure(&error), |()| 0))
+    outcome.unwrap_or_else(|error| report_failure(&error).into())
 }
 
 /// The main job: filter the frames of one VM. Returns the exit status.
@@ -63,9 +48,7 @@ fn filter(config: Config) -> u8 {
 }
 
 fn open_and_seal(config: Config) -> anyhow::Result<Sealed> {
-    #[cfg(target_os = "macos")]
-    let config = softnet::escalation::ensure(config)?;
-    Ok(Opened::open(config)?.seal()?)
+    Ok(Opened::open(escalation::ensure(config)?)?.seal()?)
 }
 
 /// Prints the error and returns the exit status.

@@ -18,6 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["attach"],
     &["stage", "manage"],
     &["run", "escalation"],
+    &["command"],
 ];
 
 #[test]

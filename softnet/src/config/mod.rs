@@ -2,7 +2,16 @@
 //! fix. This module changes nothing on the system.
 
 pub mod expose;
+#[cfg(target_os = "linux")]
+mod linux;
 mod network_name;
+#[cfg(not(target_os = "linux"))]
+mod other;
+
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(not(target_os = "linux"))]
+use other as system;
 
 use std::os::fd::{OwnedFd, RawFd};
 
@@ -21,11 +30,6 @@ const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 
 /// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
-
-/// Bounds of `--connections`: below the lower one a guest hardly boots, and no host's table is larger than
-/// the upper one by default.
-#[cfg(target_os = "linux")]
-const CONNECTIONS: std::ops::RangeInclusive<u32> = 64..=1_048_576;
 
 /// Which host side carries the frames.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -132,8 +136,8 @@ impl TryFrom<PortArgs> for PortSettings {
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
         let expose = parse_exposes(&args.expose)?;
-        let host = host_side(&args, net_type)?;
-        let connections = connections(&args)?;
+        let host = system::host_side(&args.host, !args.expose.is_empty(), net_type)?;
+        let connections = system::connections(&args.host)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         Ok(PortSettings {
             net_type,
@@ -205,109 +209,12 @@ fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, UsageError> {
     }
 }
 
-#[cfg(target_os = "linux")]
-fn host_side(args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError> {
-    let contradiction = |flag, other| {
-        Err(UsageError::flag(
-            flag,
-            format_args!("contradicts {other}; a VM has one host side, so give only one of the two"),
-        ))
-    };
-    match (&args.tap, &args.bridge) {
-        (Some(_), Some(_)) => return contradiction("--tap", "--bridge"),
-        (Some(_), None) if args.network.is_some() => return contradiction("--tap", "--network"),
-        (Some(_), None) if args.subnet.is_some() => return contradiction("--tap", "--subnet"),
-        (None, Some(_)) if args.network.is_some() => return contradiction("--bridge", "--network"),
-        (None, Some(_)) if args.subnet.is_some() => return contradiction("--bridge", "--subnet"),
-        _ => {}
-    }
-    let flag = if args.tap.is_some() { "--tap" } else { "--bridge" };
-    if (args.tap.is_some() || args.bridge.is_some()) && !args.expose.is_empty() {
-        return Err(UsageError::flag(
-            "--expose",
-            format_args!(
-                "contradicts {flag}; ports are published on the managed network only, so leave {flag} out"
-            ),
-        ));
-    }
-    if let Some(name) = &args.tap {
-        return Ok(HostSide::Tap(interface_name("--tap", name)?));
-    }
-    if let Some(name) = &args.bridge {
-        return Ok(HostSide::Bridge(interface_name("--bridge", name)?));
-    }
-    let subnet = args.subnet.as_deref().map(parse_subnet).transpose()?;
-    let explicit = args.network.is_some() || subnet.is_some();
-    let network = match &args.network {
-        Some(name) => network_name(name)?,
-        None => NetworkName::default_for(net_type),
-    };
-    Ok(HostSide::Managed { network, explicit, subnet })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn host_side(_args: &PortArgs, net_type: NetType) -> Result<HostSide, UsageError> {
-    Ok(HostSide::Managed { network: NetworkName::default_for(net_type), explicit: false, subnet: None })
-}
-
-#[cfg(target_os = "linux")]
-fn connections(args: &PortArgs) -> Result<u32, UsageError> {
-    let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
-    if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
-        let reason = format_args!(
-            "contradicts {flag}; it applies to the managed network only, so leave one of the two out"
-        );
-        return Err(UsageError::flag("--connections", reason));
-    }
-    let error = || {
-        let (low, high) = (CONNECTIONS.start(), CONNECTIONS.end());
-        UsageError::new("--connections", value, format!("is not a number from {low} to {high}"))
-    };
-    value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
-}
-
-/// On other systems Softnet does not manage the host's connection table.
-#[cfg(not(target_os = "linux"))]
-fn connections(_args: &PortArgs) -> Result<u32, UsageError> {
-    Ok(0)
-}
-
-/// A name that the kernel accepts for an interface: 1 to 15 bytes, no slash, colon or white space.
-#[cfg(target_os = "linux")]
-fn interface_name(flag: &'static str, name: &str) -> Result<String, UsageError> {
-    let bad = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | ':' | '%');
-    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(bad) {
-        let reason = "is not a valid interface name; use 1 to 15 characters without spaces, slashes, colons or percent signs";
-        return Err(UsageError::new(flag, name, reason));
-    }
-    Ok(name.to_owned())
-}
-
 /// The name of a managed network.
 ///
 /// # Errors
 /// When the name is invalid.
 pub fn network_name(name: &str) -> Result<NetworkName, UsageError> {
     name.parse().map_err(|error: NameError| UsageError::new("--network", name, error))
-}
-
-#[cfg(target_os = "linux")]
-fn parse_subnet(value: &str) -> Result<ipnet::Ipv4Net, UsageError> {
-    let error = |reason: &str| UsageError::new("--subnet", value, reason);
-    let subnet: ipnet::Ipv4Net =
-        value.parse().map_err(|_| error("is not an IPv4 network; write it as 192.168.77.0/24"))?;
-    if !(16..=29).contains(&subnet.prefix_len()) {
-        return Err(error("has an unsupported size; use a prefix length from 16 to 29"));
-    }
-    if subnet.trunc() != subnet {
-        return Err(error(&format!("has host bits set; write {}", subnet.trunc())));
-    }
-    if !subnet.network().is_private()
-        && !softnet_wire::special::SHARED_ADDRESS_SPACE.contains(subnet.network())
-    {
-        return Err(error("is not private; use a network within 10/8, 172.16/12, 192.168/16 or 100.64/10"));
-    }
-    Ok(subnet)
 }
 
 fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {

@@ -9,6 +9,16 @@
 //! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input. The
 //! environment is not passed on.
 
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(not(target_os = "macos"))]
+mod other;
+
+#[cfg(target_os = "macos")]
+pub use macos::ensure;
+#[cfg(not(target_os = "macos"))]
+pub use other::ensure;
+
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -109,50 +119,6 @@ fn is_flag(argument: &OsStr, flag: &str) -> bool {
 /// When the system does not report it.
 pub fn this_program() -> std::io::Result<std::path::PathBuf> {
     std::path::absolute(std::env::current_exe()?)
-}
-
-#[cfg(target_os = "macos")]
-pub use macos::ensure;
-
-#[cfg(target_os = "macos")]
-mod macos {
-    use std::os::unix::process::CommandExt;
-    use std::process::{Command, Stdio};
-
-    use anyhow::Context;
-    use rustix::process::{geteuid, getgid, getuid};
-
-    use super::*;
-    use crate::config::Config;
-
-    /// Returns `config` if this process has the privilege that vmnet needs; otherwise executes `sudo`, and
-    /// returns only if that fails.
-    ///
-    /// # Errors
-    /// When the privilege cannot be obtained; the message says what to do.
-    pub fn ensure(config: Config) -> anyhow::Result<Config> {
-        let situation = Situation {
-            is_root: geteuid().is_root(),
-            is_done: std::env::args_os().any(|argument| argument == DONE),
-            darwin: rustix::system::uname().release().to_string_lossy().into_owned(),
-            has_ready_fd: config.port.ready.is_some(),
-        };
-        match situation.plan()? {
-            Plan::Proceed => Ok(config),
-            Plan::Again => {
-                let program = this_program().context("cannot find the path of the running program")?;
-                let ids = (getuid().as_raw(), getgid().as_raw());
-                let arguments = sudo_arguments(&program, std::env::args_os().skip(1), ids);
-                let error = Command::new(SUDO)
-                    .args(arguments)
-                    .env_clear()
-                    .stdin(Stdio::from(config.vm.into_socket()))
-                    .exec();
-                Err(error)
-                    .context("cannot start /usr/bin/sudo, which vmnet needs on this macOS; set Softnet's SUID bit instead")
-            }
-        }
-    }
 }
 
 #[cfg(test)]

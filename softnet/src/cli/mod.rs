@@ -1,6 +1,16 @@
 //! The command line as typed. Only its shape is checked here; `config` validates the values.
 
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod other;
+
 use clap::{Args, Parser, Subcommand};
+
+#[cfg(target_os = "linux")]
+pub use linux::HostArgs;
+#[cfg(not(target_os = "linux"))]
+pub use other::HostArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -137,34 +147,9 @@ pub struct PortArgs {
     #[arg(long, value_name = "nat|host", default_value = "nat", help_heading = "Network")]
     pub vm_net_type: String,
 
-    /// Use this existing TAP, which is a port of a bridge or routed by the host. Needs no privilege if the
-    /// user owns the TAP.
-    #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "NAME", help_heading = "Network")]
-    pub tap: Option<String>,
-
-    /// Add a TAP for the VM to this existing bridge. The VM uses the DHCP server that is there.
-    #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "NAME", help_heading = "Network")]
-    pub bridge: Option<String>,
-
-    /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed
-    /// [default: softnet0]. Without this option and without the privilege to set up a network, Softnet uses
-    /// passt instead.
-    #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "NAME", help_heading = "Network")]
-    pub network: Option<String>,
-
-    /// Subnet of the managed network [default: one that does not overlap the host's routes].
-    #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "CIDR", help_heading = "Network")]
-    pub subnet: Option<String>,
-
-    /// Limit of connections that the host tracks for the VM at a time on the managed network, 64 to 1048576
-    /// [default: 16384]. Further connections are dropped.
-    #[cfg(target_os = "linux")]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]
-    pub connections: Option<String>,
+    /// Where the frames go, as far as this system has a choice.
+    #[command(flatten)]
+    pub host: HostArgs,
 
     /// Seconds until an unused DHCP lease expires, 120 to 86400. Applies to the DHCP server that Softnet
     /// runs, and to macOS's own.

@@ -1,0 +1,31 @@
+//! The host sides of Linux.
+
+use clap::Args;
+
+/// Where the frames go.
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// Use this existing TAP, which is a port of a bridge or routed by the host. Needs no privilege if the
+    /// user owns the TAP.
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub tap: Option<String>,
+
+    /// Add a TAP for the VM to this existing bridge. The VM uses the DHCP server that is there.
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub bridge: Option<String>,
+
+    /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed
+    /// [default: softnet0]. Without this option and without the privilege to set up a network, Softnet uses
+    /// passt instead.
+    #[arg(long, value_name = "NAME", help_heading = "Network")]
+    pub network: Option<String>,
+
+    /// Subnet of the managed network [default: one that does not overlap the host's routes].
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub subnet: Option<String>,
+
+    /// Limit of connections that the host tracks for the VM at a time on the managed network, 64 to 1048576
+    /// [default: 16384]. Further connections are dropped.
+    #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]
+    pub connections: Option<String>,
+}
