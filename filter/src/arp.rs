@@ -31,7 +31,7 @@ pub(crate) fn judge_from_vm(
     judge_operation(arp)?;
     l2::judge_arp_destination(frame, segment)?;
     judge_sender_mac(arp, segment)?;
-    // A3, A5: what a VM asks all the time.
+    // A3, A5: the request that a VM sends most often.
     match bindings.ipv4() {
         Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
         _ => judge_addresses(arp, frame, segment, destinations, bindings, now),
@@ -50,7 +50,7 @@ fn judge_sender_mac(arp: Arp<'_>, segment: &Segment) -> Result<(), DropReason> {
     if arp.sender_mac() == segment.vm_mac { Ok(()) } else { Err(DropReason::ArpSenderMac) }
 }
 
-/// A3 to A5: all but the VM's asking for the router.
+/// A3 to A5: everything but the VM's request for the router.
 #[cold]
 fn judge_addresses(
     arp: Arp<'_>,
@@ -103,7 +103,7 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
 }
 
 /// A5: a request is for a host that the VM needs or may reach. A reply goes to any host, since it only
-/// tells the truth about the VM's own address.
+/// reports the VM's own address correctly.
 fn judge_target(
     arp: Arp<'_>,
     segment: &Segment,
@@ -123,7 +123,7 @@ fn judge_target(
     }
 }
 
-/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. Kept out of the way of IPv4.
+/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. A function of its own, to keep the code for IPv4 short.
 #[cold]
 pub(crate) fn judge_from_host(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
     // I4
@@ -184,7 +184,7 @@ mod tests {
         }
     }
 
-    /// A2: the sender is who the frame comes from, and that is the VM (L1).
+    /// A2: the sender is the frame's source, which is the VM (L1).
     #[test]
     fn a2_foreign_sender_hardware_address_is_dropped() {
         let mut port = bound();
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// A3: nobody else's address as the sender, in requests or replies.
+    /// A3: no other address than the VM's as the sender, in requests or replies.
     #[test]
     fn a3_foreign_sender_protocol_address_is_dropped() {
         let mut port = bound();
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(port.from_vm(&arp.frame(), NOW), drop_for(DropReason::ArpSenderAddress));
     }
 
-    /// A3: a probe of the own address passes, and of the one just offered, and of no other.
+    /// A3: a probe of the VM's own address passes, and of the one just offered, and of no other.
     #[test]
     fn a3_probe_is_for_the_own_or_offered_address() {
         let mut port = bound();
@@ -225,7 +225,7 @@ mod tests {
             port.from_host(&DhcpFrame { to: OTHER_IP, ..DhcpFrame::offer().yiaddr(OTHER_IP) }.frame(), NOW);
         assert_eq!(port.from_vm(&ArpFrame::probe(OTHER_IP).frame(), NOW), Verdict::Forward);
         assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), Verdict::Forward);
-        // The offer does not stand for ever.
+        // The offer expires.
         let later = |secs| NOW.saturating_add(core::time::Duration::from_secs(secs));
         assert_eq!(port.from_vm(&ArpFrame::probe(OTHER_IP).frame(), later(59)), Verdict::Forward);
         assert_eq!(
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(port.from_vm(&reply.frame(), NOW), no_lease);
     }
 
-    /// A5: a request asks for the gateway, a resolver, the own address, or a neighbour that is allowed by name.
+    /// A5: the target of a request is the gateway, a resolver, the VM's own address, or a neighbour that is allowed by name.
     #[test]
     fn a5_requests_do_not_scan() {
         let mut port = bound_with(&["192.168.64.64/26", "10.0.0.0/8"], &["192.168.64.78"]);
@@ -268,7 +268,7 @@ mod tests {
         }
         let request = ArpFrame::request(NEIGHBOUR_IP).frame();
         assert_eq!(bound().from_vm(&request, NOW), drop_for(DropReason::ArpTarget));
-        // A reply goes to whoever asked.
+        // A reply may be sent to any host.
         assert_eq!(bound().from_vm(&reply(NEIGHBOUR_IP).frame(), NOW), Verdict::Forward);
         assert_eq!(bound().from_vm(&reply(GATEWAY_IP).frame(), NOW), Verdict::Forward);
     }
@@ -298,7 +298,7 @@ mod tests {
         }
     }
 
-    /// I3: whoever claims the gateway's address is the gateway, in both places that say so.
+    /// I3: only the gateway claims the gateway's address, in both fields that name the sender.
     #[test]
     fn i3_gateway_cannot_be_claimed() {
         let mut port = bound();
@@ -319,7 +319,7 @@ mod tests {
                 }
             }
         }
-        // A neighbour speaks for itself.
+        // A neighbour may claim its own address.
         let neighbour = ArpFrame {
             to_mac: MacAddr::BROADCAST,
             from_mac: STRANGER,

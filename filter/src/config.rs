@@ -1,4 +1,4 @@
-//! What a port is made from, and why it cannot be.
+//! What a port is made from, and the errors of that.
 
 use core::net::Ipv4Addr;
 
@@ -13,7 +13,7 @@ pub enum NetType {
     /// The VM reaches the world through the host.
     #[default]
     Nat,
-    /// The VM reaches no global destination, whatever the policy says; only the gateway, and what else the policy
+    /// The VM reaches no global destination, whatever the policy allows; only the gateway, and what else the policy
     /// allows (rule D9).
     Host,
 }
@@ -36,7 +36,7 @@ pub struct PortConfig {
     pub vm_mac: MacAddr,
     /// The host on the VM's network.
     pub gateway: Gateway,
-    /// Whether there is a world beyond the gateway.
+    /// Whether global destinations are open.
     pub net_type: NetType,
     /// What `--allow` and `--block` say.
     pub policy: Policy,
@@ -50,7 +50,7 @@ pub struct PortConfig {
     pub host_addresses: Vec<Ipv4Addr>,
 }
 
-/// Why a [`PortConfig`] makes no port.
+/// Why a [`PortConfig`] is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {

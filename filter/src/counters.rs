@@ -1,10 +1,10 @@
-//! How many frames went which way, and why the others did not.
+//! How many frames were forwarded in each direction, and why the others were dropped.
 
 use core::fmt;
 
 use crate::verdict::{DropReason, Verdict};
 
-/// Which way frames go.
+/// The direction of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the VM to the host.
@@ -13,7 +13,8 @@ pub enum Direction {
     FromHost,
 }
 
-/// Frames of both directions. A frame that a link lost counts as dropped, not as forwarded (rule L6). The sums grow; a counter wraps after 2^64 frames or bytes, which no link lives to see.
+/// Frames of both directions. A frame that a link lost counts as dropped, not as forwarded (rule L6). Counters only grow; one wraps after
+/// 2^64 frames or bytes, which no link reaches.
 ///
 /// `Display` writes one line of `key=value` words that stays the same for the same counts:
 ///
@@ -43,12 +44,12 @@ impl Default for DirectionCounters {
 }
 
 impl DirectionCounters {
-    /// Frames that were handed on.
+    /// Frames that were forwarded.
     pub fn forwarded_frames(&self) -> u64 {
         self.forwarded_frames
     }
 
-    /// Bytes of the frames that were handed on, Ethernet header included, frame check sequence not.
+    /// Bytes of the frames that were forwarded, with the Ethernet header and without the frame check sequence.
     pub fn forwarded_bytes(&self) -> u64 {
         self.forwarded_bytes
     }
@@ -77,7 +78,7 @@ impl DirectionCounters {
         }
     }
 
-    /// Counts a frame of `len` bytes and gives its verdict back.
+    /// Counts a frame of `len` bytes and returns its verdict.
     #[inline]
     pub(crate) fn count(&mut self, verdict: Verdict, len: usize) -> Verdict {
         match verdict {

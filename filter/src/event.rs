@@ -1,9 +1,9 @@
-//! What the port tells the shell.
+//! What the port reports to the caller.
 
 use crate::lease::Lease;
 use softnet_wire::MacAddr;
 
-/// Something that happened to the port and that the shell must act upon or log.
+/// Something that happened to the port and that the caller must act upon or log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortEvent {
     /// The VM got an address.
@@ -12,20 +12,20 @@ pub enum PortEvent {
     Renewed(Lease),
     /// The VM lost its address.
     Unbound {
-        /// What it had.
+        /// The lease that ended.
         lease: Lease,
-        /// Why it is gone.
+        /// Why it ended.
         cause: UnboundCause,
     },
     /// The VM uses another DHCP client identifier than before (rule C5).
     ClientIdChanged {
-        /// Different client identifiers so far, this one included.
+        /// The number of different client identifiers so far, including this one.
         used: usize,
     },
     /// The VM uses a DHCP client identifier that names a hardware address which is not its own, as cloned disk images
-    /// do; its messages are dropped. Told once (rule C5).
+    /// do; its messages are dropped. Reported once (rule C5).
     ForeignClientId {
-        /// The hardware address, if it is one of Ethernet.
+        /// The hardware address, if it is an Ethernet address.
         named: Option<MacAddr>,
     },
 }
@@ -35,30 +35,30 @@ pub enum PortEvent {
 pub enum UnboundCause {
     /// The lease ran out.
     Expired,
-    /// The VM gave the address back, or Softnet did for it.
+    /// The VM released the address, or Softnet did so for it.
     Released,
     /// The VM found the address in use by another host.
     Declined,
-    /// The server said no to a renewal.
+    /// The server refused a renewal.
     Refused,
     /// The server gave the VM another address.
     Replaced,
-    /// The VM asked the server for another address, or the server said that it has another: whatever becomes of it,
-    /// this one may be given to others (rule B7).
+    /// The VM requested another address from the server, or the server reported another: in either case
+    /// the server may give this one to other VMs (rule B7).
     Superseded,
 }
 
-/// The events that wait for the shell: a fixed number of them.
+/// The events that wait for the caller: a fixed number of them.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     slots: [Option<PortEvent>; Events::CAPACITY],
 }
 
 impl Events {
-    /// How many events wait at most.
+    /// The most events that can wait.
     const CAPACITY: usize = 8;
 
-    /// Notes an event; the oldest is lost if the shell has not fetched any for long.
+    /// Notes an event; the oldest is lost if the caller has fetched none for long.
     pub(crate) fn push(&mut self, event: PortEvent) {
         if self.slots.iter().all(Option::is_some) {
             let _ = self.poll();

@@ -1,4 +1,4 @@
-//! Ethernet frames, of which the rules L see the header.
+//! Ethernet frames, whose header the rules L judge.
 
 pub(crate) use softnet_wire::ethernet::*;
 
@@ -7,7 +7,7 @@ mod tests {
     use crate::testing::*;
     use crate::verdict::{DropReason, Verdict};
 
-    /// L2: nothing but IPv4 and ARP, whatever it is.
+    /// L2: nothing but IPv4 and ARP.
     #[test]
     fn l2_other_ether_types_are_dropped() {
         let packet = IpFrame::udp(WORLD_IP, 80).packet();
@@ -25,7 +25,7 @@ mod tests {
         }
     }
 
-    /// L2: a tag is a tag, with VID 0 (priority only) too, and whatever it hides.
+    /// L2: every tag is dropped, also with VID 0 (priority only), whatever follows it.
     #[test]
     fn l2_tagged_frames_are_dropped() {
         let packet = IpFrame::udp(WORLD_IP, 80).packet();

@@ -1,4 +1,4 @@
-//! The host's own addresses and ports, as they come and go (rules H1 to H3).
+//! The host's own addresses and ports, as they change (rules H1 to H3).
 
 use core::net::Ipv4Addr;
 
@@ -16,7 +16,7 @@ pub struct ExposedPort {
     pub address: Option<Ipv4Addr>,
 }
 
-/// What is known of the host besides the gateway.
+/// The host's addresses and ports, besides the gateway.
 #[derive(Debug, Default)]
 pub(crate) struct Host {
     /// Sorted, and without the gateway.
@@ -54,7 +54,7 @@ impl Host {
         self.addresses.binary_search(&address).is_ok()
     }
 
-    /// Whether a packet for `address`, which is the host's, would be led to another VM.
+    /// Whether a packet for `address`, which is the host's, would reach another VM.
     pub(crate) fn leads_to_another_vm(&self, address: Ipv4Addr, protocol: u8, port: Option<u16>) -> bool {
         let Some(port) = port.filter(|_| matches!(protocol, ipv4::TCP | ipv4::UDP)) else { return false };
         let exposes = |at| self.exposed.binary_search(&ExposedPort { protocol, port, address: at }).is_ok();
@@ -149,7 +149,7 @@ mod tests {
         }
         assert_eq!(sent(&mut port, PRIVATE, 6), drop_for(DropReason::NotGlobal));
         assert_eq!(sent(&mut port, SECOND, 6), drop_for(DropReason::Neighbour));
-        // To the rest of the world any protocol goes, to the next address too.
+        // To the rest of the world any protocol passes, to the next address too.
         for to in [WORLD_IP, Ipv4Addr::new(9, 9, 9, 3)] {
             assert_eq!(sent(&mut port, to, 47), Verdict::Forward);
         }
@@ -157,8 +157,8 @@ mod tests {
         assert_eq!(port.from_vm(&to_stranger.frame(), NOW), drop_for(DropReason::DestinationMac));
     }
 
-    /// H1: `@host` is all of them; an entry longer than /0 decides about the one that it names, and /0 only if nothing
-    /// else speaks.
+    /// H1: `@host` is all of them; an entry longer than /0 decides about the one that it names, and /0 only if no other
+    /// entry matches.
     #[test]
     fn h1_host_is_every_address_of_it() {
         let all = [GATEWAY_IP, PUBLIC, PRIVATE, SECOND];
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(sent(&mut port, PRIVATE, 6), drop_for(DropReason::Blocked));
     }
 
-    /// D9, H1: a network without a world has no global address of the host in it, whatever the flags say.
+    /// D9, H1: without global destinations the host's global addresses are closed, whatever the flags say.
     #[test]
     fn h1_a_host_only_network_has_no_global_address() {
         for allow in [&[][..], &["@host"], &["9.9.9.2"], &["0.0.0.0/0"]] {
@@ -231,7 +231,7 @@ mod tests {
                 assert_eq!(judge(IpFrame::udp(to, 53)), expected);
                 assert_eq!(judge(IpFrame::icmp(to, 8)), Verdict::Forward);
             }
-            // Elsewhere in the world the port is somebody else's.
+            // At other addresses the port is not the host's.
             assert_eq!(port.from_vm(&IpFrame::tcp(WORLD_IP, 2222).frame(), NOW), Verdict::Forward);
             port.set_exposed(Vec::new());
             assert_eq!(port.from_vm(&IpFrame::tcp(PUBLIC, 2222).frame(), NOW), Verdict::Forward);
@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(port.from_vm(&IpFrame::tcp(PUBLIC, 2222).frame(), NOW), drop_for(DropReason::Blocked));
     }
 
-    /// H3: what may be for a former holder of the VM's address does not reach it; ARP and DHCP do.
+    /// H3: frames that may be for a former holder of the VM's address do not reach it; ARP and DHCP do.
     #[test]
     fn h3_nothing_of_a_former_holder_reaches_the_vm() {
         let data = IpFrame::udp(WORLD_IP, 80).reversed().frame();
@@ -253,7 +253,7 @@ mod tests {
         };
         let not_ready = drop_for(DropReason::NotReady);
         let mut port = fresh();
-        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "where nobody waits for the host");
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "the VM does not wait for the host");
         port.wait_for_host();
         assert_eq!(port.from_host(&data, NOW), not_ready);
         assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
@@ -271,6 +271,6 @@ mod tests {
         assert_eq!(port.from_host(&data, end), not_ready, "the lease is over");
         let mut port = bound();
         port.host_is_ready(OTHER_IP);
-        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "who does not wait is not made to");
+        assert_eq!(port.from_host(&data, NOW), Verdict::Forward, "a VM that does not wait still does not");
     }
 }

@@ -8,10 +8,10 @@ use softnet_wire::icmpv4::{
 
 use crate::verdict::DropReason;
 
-/// Judges an ICMP message of the VM, whose address is `own`; wherever it goes.
+/// Judges an ICMP message of the VM, whose address is `own`, to any destination.
 ///
-/// A VM asks for echoes, answers them, and reports errors about what it was sent. All else serves to misdirect routes
-/// or to learn about hosts, or is obsolete (RFC 6918).
+/// A VM requests echoes, answers them, and reports errors about packets that it received. Other types can misdirect
+/// routes or gather information about hosts, or are obsolete (RFC 6918).
 pub(crate) fn judge(message: &[u8], own: Ipv4Addr) -> Result<(), DropReason> {
     match message.first() {
         Some(&(ECHO_REPLY | ECHO)) => Ok(()),
@@ -36,7 +36,7 @@ mod tests {
         [&[kind, 1, 0, 0, 0, 0, 0, 0], quote].concat()
     }
 
-    /// D6: of 256 types, five; to anyone, and under any policy (D8).
+    /// D6: of 256 types, five pass, to any destination and under any policy (D8).
     #[test]
     fn d6_other_types_are_dropped() {
         let quote = IpFrame::udp(WORLD_IP, 80).reversed().packet();
@@ -82,7 +82,7 @@ mod tests {
         }
     }
 
-    /// D6: the first fragment of a message is judged like the whole.
+    /// D6: the first fragment of a message is judged like an unfragmented one.
     #[test]
     fn d6_fragments_are_judged_too() {
         let mut port = bound();

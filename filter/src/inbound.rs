@@ -5,7 +5,7 @@ use crate::ipv4::{self, Packet, Part, Udp};
 use crate::segment::Segment;
 use crate::verdict::DropReason;
 
-/// For which stations a frame is, the VM among them.
+/// For which stations a frame is, including the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stations {
     /// For the VM alone, or for all.
@@ -54,7 +54,7 @@ pub(crate) fn datagram(packet: Packet<'_>) -> Option<&[u8]> {
     }
 }
 
-/// I4: a whole UDP header.
+/// I4: a complete UDP header.
 #[inline(always)]
 pub(crate) fn judge_udp(datagram: &[u8]) -> Result<Udp, DropReason> {
     let &[s0, s1, d0, d1, ..] =
@@ -76,7 +76,7 @@ mod tests {
     use crate::verdict::{DropReason, Verdict};
     use softnet_wire::MacAddr;
 
-    /// I1: what is for the VM passes, whoever sent it.
+    /// I1: frames for the VM pass, whatever their sender.
     #[test]
     fn i1_incoming_traffic_passes() {
         let mut port = fresh();

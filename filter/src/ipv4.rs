@@ -52,7 +52,7 @@ pub(crate) fn judge_fragment(packet: Packet<'_>) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// S5, and S4 for a first fragment: the transport header is whole.
+/// S5, and S4 for a first fragment: the transport header is complete.
 #[inline(always)]
 pub(crate) fn judge_transport(protocol: u8, part: Part<'_>) -> Result<Transport<'_>, DropReason> {
     Transport::parse(protocol, part).map_err(|error| match error {
@@ -82,7 +82,7 @@ mod tests {
         packet
     }
 
-    /// S2: version 4, five words of header at least, and no more than there are.
+    /// S2: version 4, and a header of at least five words that fits into the packet.
     #[test]
     fn s2_version_and_header_length() {
         for version_ihl in 0..=255 {
@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// S4: a first fragment holds the whole transport header (RFC 1858).
+    /// S4: a first fragment holds the complete transport header (RFC 1858).
     #[test]
     fn s4_first_fragment_holds_the_header() {
         let header = drop_for(DropReason::FragmentHeader);
@@ -224,7 +224,7 @@ mod tests {
         }
     }
 
-    /// S4: the bytes of a later fragment are nobody's ports, types or lengths.
+    /// S4: the bytes of a later fragment are not read as ports, types or lengths.
     #[test]
     fn s4_later_fragments_are_not_read() {
         for (protocol, payload) in
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    /// S5: a truncated header is dropped, down to nothing; so is a TCP header that says it is longer.
+    /// S5: a truncated header of any length is dropped; so is a TCP header whose length field exceeds it.
     #[test]
     fn s5_truncated_transport_headers() {
         let judge = |protocol, payload: &[u8]| {

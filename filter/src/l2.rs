@@ -14,7 +14,7 @@ pub(crate) enum Content {
     Arp,
 }
 
-/// L3: a whole header, and no more than the link carries.
+/// L3: a complete header, and no more than the link carries.
 #[inline(always)]
 pub(crate) fn judge_length<'a>(bytes: &'a [u8], segment: &Segment) -> Result<Frame<'a>, DropReason> {
     let frame = Frame::parse(bytes).ok_or(DropReason::Runt)?;
@@ -54,7 +54,7 @@ pub(crate) fn judge_trailer(frame: Frame<'_>, packet_len: usize) -> Result<(), D
     if frame.has_trailer(packet_len) { Err(DropReason::TrailingBytes) } else { Ok(()) }
 }
 
-/// L5: ARP goes to one station or to all, never to the groups of bridges and switches.
+/// L5: ARP is sent to one station or to all, never to the groups of bridges and switches.
 #[inline(always)]
 pub(crate) fn judge_arp_destination(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
     if frame.destination().is_broadcast() || segment.may_be_peer(frame.destination()) {
@@ -64,7 +64,7 @@ pub(crate) fn judge_arp_destination(frame: Frame<'_>, segment: &Segment) -> Resu
     }
 }
 
-/// L5: the frame goes where the packet for `destination` goes, `mac` being the frame's destination.
+/// L5: the frame's destination `mac` belongs to the packet's `destination`.
 pub(crate) fn judge_ipv4_destination(
     mac: MacAddr,
     destination: Ipv4Addr,
@@ -81,7 +81,7 @@ pub(crate) fn judge_ipv4_destination(
     }
 }
 
-/// L5: the reason for a frame that is for no station to which it may go.
+/// L5: the reason for a frame to a station that the VM may not address.
 fn why_not_to(mac: MacAddr) -> DropReason {
     if mac.is_group() { DropReason::GroupMac } else { DropReason::DestinationMac }
 }
@@ -124,7 +124,7 @@ mod tests {
         port.from_vm(&frame.frame(), NOW)
     }
 
-    /// L5: packets for the world and the gateway go to the gateway's MAC address.
+    /// L5: packets for the world and the gateway are sent to the gateway's MAC address.
     #[test]
     fn l5_unicast_goes_to_the_gateway() {
         let mut port = bound();
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// L5: multicast goes in its own MAC address, of which the upper bit of 23 is not the group's.
+    /// L5: multicast is sent to the group's MAC address, which has only the lower 23 bits of the group.
     #[test]
     fn l5_multicast_goes_in_its_own_mac() {
         let group = Ipv4Addr::new(239, 129, 2, 3);

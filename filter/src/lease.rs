@@ -11,7 +11,7 @@ pub struct Lease {
     pub address: Ipv4Addr,
     /// The DHCP server that gave it.
     pub server: Ipv4Addr,
-    /// From when on the lease is void; `None` for a lease that never ends (a lease time of 0xffffffff, rule B4).
+    /// When the lease ends; `None` for a lease that never ends (a lease time of 0xffffffff, rule B4).
     pub expires: Option<Timestamp>,
     /// The resolvers that came with it (rule D5).
     pub resolvers: Resolvers,
@@ -24,7 +24,7 @@ impl Lease {
     }
 }
 
-/// The DNS resolvers of a lease (DHCP option 6) that a VM may be sent to; at most [`Resolvers::CAPACITY`], the first
+/// The DNS resolvers of a lease (DHCP option 6) that a VM may use; at most [`Resolvers::CAPACITY`], the first
 /// ones that the server names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Resolvers {
@@ -35,7 +35,7 @@ impl Resolvers {
     /// How many resolvers a lease can open; common clients use the first three.
     pub const CAPACITY: usize = 6;
 
-    /// Adds a resolver. One more than [`Resolvers::CAPACITY`], or one that is there already, changes nothing.
+    /// Adds a resolver. Beyond [`Resolvers::CAPACITY`], or if it is there already, nothing changes.
     pub fn push(&mut self, address: Ipv4Addr) {
         if self.contains(address) {
             return;
@@ -77,7 +77,7 @@ pub enum AdoptError {
     /// The server is not the gateway.
     #[error("{0} is not the DHCP server of this network")]
     Server(Ipv4Addr),
-    /// The lease has run out.
+    /// The lease has expired.
     #[error("the lease has expired")]
     Expired,
     /// The client identifier is shorter than 2 bytes or longer than 255 (RFC 2132, section 9.14).

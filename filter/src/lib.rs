@@ -1,7 +1,7 @@
 //! The packet filter of Softnet: what one virtual machine may send, and what reaches it.
 //!
-//! A [`Port`] stands for the one VM. The shell around it hands over each Ethernet frame together with the time, and
-//! gets a [`Verdict`] back:
+//! A [`Port`] is the port of one VM. The caller passes each Ethernet frame together with the time, and gets a
+//! [`Verdict`]:
 //!
 //! ```
 //! use softnet_filter::{Gateway, NetType, Policy, Port, PortConfig, Timestamp, Verdict};
@@ -25,9 +25,9 @@
 //! ```
 //!
 //! The crate is pure on purpose. It has no clock, no socket and no log, judges a frame without allocating, keeps a
-//! fixed amount of state whatever the VM sends, and does not panic for any bytes. What it learns (a lease, its end)
-//! it tells through [`Port::poll_event`]; what it must do later it announces through [`Port::next_deadline`]; what it sends
-//! itself it gives out by [`Port::poll_transmit`].
+//! fixed amount of state whatever the VM sends, and does not panic for any bytes. [`Port::poll_event`]
+//! returns what it learns (a lease, its end), [`Port::next_deadline`] when it next has something to do, and
+//! [`Port::poll_transmit`] the frames that it sends itself.
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
 //! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `docs/rules.md`
@@ -96,7 +96,7 @@
 //! | R4 | `segment.rs` | `new` |
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-// A frame must never be able to end the process (rules R3 and I4), so what can panic does not compile.
+// A frame must never be able to end the process (rules R3 and I4), so code that can panic does not compile.
 #![cfg_attr(
     not(test),
     deny(
@@ -145,5 +145,5 @@ pub use time::Timestamp;
 pub use transmit::OwnFrame;
 pub use verdict::{DropReason, Verdict};
 
-/// Re-exported because [`Gateway::subnet`] and [`Target::Net`] are made of it.
+/// Re-exported because it is the type of [`Gateway::subnet`] and in [`Target::Net`].
 pub use ipnet::Ipv4Net;

@@ -1,4 +1,4 @@
-//! What the person who starts the VM says about destinations: `--allow` and `--block` (rule D2).
+//! Which destinations the user opens and closes: `--allow` and `--block` (rule D2).
 //!
 //! This is the list as it was given. What it means together with the destinations that nothing opens (rule D1) and
 //! those that are closed unless opened (rule D3) is compiled into one table when the port is made.
@@ -44,14 +44,14 @@ impl Policy {
 pub struct Rule {
     /// Which destinations.
     pub target: Target,
-    /// What becomes of packets for them.
+    /// What happens to packets for them.
     pub action: Action,
 }
 
-/// What becomes of packets for a destination.
+/// What happens to packets for a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Action {
-    /// They may go.
+    /// They pass.
     Allow,
     /// They are dropped.
     Block,
@@ -66,7 +66,7 @@ pub enum Target {
     Gateway,
 }
 
-/// Why a text is no [`Target`].
+/// Why a text is not a [`Target`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseTargetError {
@@ -105,7 +105,7 @@ impl FromStr for Target {
         let address: Ipv4Addr = address.parse().map_err(|_| ParseTargetError::Address)?;
         let prefix = match prefix {
             None => 32,
-            // A number parser takes a sign, which no prefix length has.
+            // A number parser accepts a sign, which no prefix length has.
             Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
                 digits.parse().map_err(|_| ParseTargetError::PrefixLength)?
             }

@@ -1,4 +1,4 @@
-//! The port of one VM: everything that is known about it, and the judgement of its frames.
+//! The port of one VM: everything that the filter knows about it, and the judgement of its frames.
 
 use core::net::Ipv4Addr;
 
@@ -52,7 +52,7 @@ impl Port {
         })
     }
 
-    /// Takes the host's addresses besides the gateway's, in place of those that were known before (rule H1). Loopback
+    /// Replaces the host's addresses besides the gateway's (rule H1). Loopback
     /// addresses do not matter. Compiles the destinations again, which allocates and takes about a millisecond.
     ///
     /// # Errors
@@ -63,29 +63,29 @@ impl Port {
     }
 
     /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
-    /// [`Port::host_is_ready`] has not named: on its way may be what was meant for the address's former holder
+    /// [`Port::host_is_ready`] has not named: frames on their way may be for the address's former holder
     /// (rule H3).
     pub fn wait_for_host(&mut self) {
         self.readiness.await_host();
     }
 
-    /// Nothing of a former holder of `address` is left on the host, so the VM may be reached there.
+    /// The host keeps nothing of a former holder of `address`, so frames for it may reach the VM.
     pub fn host_is_ready(&mut self, address: Ipv4Addr) {
         self.readiness.set(address);
     }
 
-    /// The VM has lost its address; when it is given one again, the host has to get ready again.
+    /// The VM has lost its address; when it gets one again, the host must get ready again.
     pub fn host_is_not_ready(&mut self) {
         self.readiness.clear();
     }
 
-    /// Takes the ports of the host that lead to other VMs, in place of those that were known before: this VM does not
+    /// Replaces the ports of the host that lead to other VMs: this VM does not
     /// reach them by any address of the host (rule H2).
     pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
         self.destinations.set_exposed(exposed);
     }
 
-    /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with whole
+    /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with complete
     /// checksums.
     pub fn from_vm(&mut self, frame: &[u8], now: Timestamp) -> Verdict {
         self.advance(now);
@@ -104,12 +104,12 @@ impl Port {
         self.counters.from_host.count(verdict, frame.len())
     }
 
-    /// Counts a frame of the VM that the link had to cut, and that is therefore dropped whole (rule L3).
+    /// Counts a frame of the VM that the link had to truncate, and that is therefore dropped (rule L3).
     pub fn truncated_from_vm(&mut self) -> Verdict {
         self.counters.from_vm.count(Verdict::Drop(DropReason::Truncated), 0)
     }
 
-    /// Counts a frame from the host that its link could not take in whole (rule L6).
+    /// Counts a frame from the host that its link could not receive completely (rule L6).
     pub fn truncated_from_host(&mut self) -> Verdict {
         self.counters.from_host.count(Verdict::Drop(DropReason::HostOversize), 0)
     }
@@ -125,7 +125,7 @@ impl Port {
         counters.lose(reason, frames, bytes);
     }
 
-    /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always true.
+    /// The oldest event that has not been fetched. Only the newest 8 are kept; [`Port::lease`] is always current.
     pub fn poll_event(&mut self) -> Option<PortEvent> {
         self.bindings.dhcpv4.events.poll()
     }
@@ -135,8 +135,8 @@ impl Port {
         self.bindings.next_end()
     }
 
-    /// Does what is due at the time `now`: ends a lease that has run out. Judging a frame does the same, so calling
-    /// this late never lets a frame pass; calling it at the deadline makes the event come in time.
+    /// Does what is due at the time `now`: ends a lease that has expired. Judging a frame does the same, so calling
+    /// this late never lets a frame pass; calling it at the deadline reports the event in time.
     #[inline(always)]
     pub fn advance(&mut self, now: Timestamp) {
         self.bindings.advance(now);
@@ -148,13 +148,13 @@ impl Port {
     }
 
     /// Takes over a lease that the VM got before this port existed, from the DHCP server's lease file, with the
-    /// client identifier (option 61: type byte and value) under which the server files it, if any.
+    /// client identifier (option 61: type byte and value) under which the server stores it, if any.
     ///
-    /// Resolvers that cannot be any are left out (rule D5).
+    /// Addresses that cannot be a resolver's are left out (rule D5).
     ///
     /// # Errors
     ///
-    /// If a DHCP reply with this lease would not have been believed either.
+    /// If a DHCP reply with this lease would not have been accepted either.
     pub fn adopt(
         &mut self,
         lease: Lease,
@@ -165,7 +165,7 @@ impl Port {
         self.bindings.dhcpv4.adopt(&self.segment, lease, client_id, now)
     }
 
-    /// Gives the VM's address back at a clean end: the binding is gone at once, and [`Port::poll_transmit`] gives the
+    /// Releases the VM's address at a clean end: the binding ends at once, and [`Port::poll_transmit`] returns the
     /// DHCPRELEASE that tells the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
     pub fn release(&mut self, now: Timestamp) -> bool {
         self.advance(now);
@@ -175,19 +175,19 @@ impl Port {
         frame.is_some_and(|frame| self.outbox.push(Direction::FromVm, frame))
     }
 
-    /// The oldest frame that Softnet itself has to send, and the direction in which it goes. Such frames are not judged
+    /// The oldest frame that Softnet itself has to send, and its direction. Such frames are not judged
     /// and not counted.
     ///
     /// There is one after [`Port::release`], and one when the server has given the VM another address: then the earlier
-    /// lease goes back, since a VM has one at a time (rule C5), with the identifier of that lease.
+    /// lease is released with its identifier, since a VM has one at a time (rule C5).
     pub fn poll_transmit(&mut self) -> Option<(Direction, OwnFrame)> {
         self.give_back_surplus();
         self.outbox.poll()
     }
 
-    /// C5. What goes back is decided as late as this, because the VM may get the address again before it is sent.
+    /// C5. This is decided only here, because the VM may get the address again before the release is sent.
     fn give_back_surplus(&mut self) {
-        // A server that files by MAC address has one lease of the VM, and has moved it itself.
+        // A server that stores leases by MAC address has one lease of the VM, and has moved it itself.
         let lease = self.bindings.dhcpv4.take_surplus().filter(|_| !self.segment.server_files_by_mac);
         let transaction = self.bindings.dhcpv4.transactions.fresh_id();
         if let Some(frame) = lease.and_then(|lease| dhcpv4::release_frame(&lease, &self.segment, transaction))
@@ -231,8 +231,8 @@ impl Port {
         }
     }
 
-    /// A fragment takes a way of its own, so that whole packets need not ask again and again what they are. It looks
-    /// at the packet afresh: to hand it over would cost every whole packet its registers.
+    /// Fragments have a path of their own, so that unfragmented packets are not tested for it again and again. It parses
+    /// the packet again: passing it on would cost every unfragmented packet registers.
     #[cold]
     fn judge_fragment_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let packet = ipv4::judge_format(frame.payload())?;
@@ -256,13 +256,13 @@ impl Port {
             let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
             return dhcpv4::judge_from_vm(&mut self.bindings.dhcpv4, &self.segment, frame, datagram, now);
         }
-        // A lease that has run out was ended before.
+        // An expired lease was ended before.
         let lease = self.bindings.judge_source(packet.source())?;
         // D6: to any destination.
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
         }
-        // D3, D4: whole packets to the world, which go by the router.
+        // D3, D4: unfragmented packets to global destinations, by the router.
         if matches!(part, Part::Whole(_))
             && self.destinations.is_world(packet.destination())
             && frame.head() == self.segment.vm_to_router
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
     use crate::testing::*;
 
-    /// The way of a VM from its first DHCP message to its first answer from the world.
+    /// A VM from its first DHCP message to its first answer from the world.
     #[test]
     fn a_vm_starts_and_talks() {
         let mut port = fresh();
@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(fresh().from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
     }
 
-    /// S1: an offer is no lease.
+    /// S1: an offer is not a lease.
     #[test]
     fn s1_offer_is_no_lease() {
         let mut port = fresh();
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!((from_host.forwarded_frames(), from_host.dropped_total()), (0, 2));
     }
 
-    /// A lease of the server's file is taken over if a reply with it would have been believed.
+    /// A lease of the server's file is taken over if a reply with it would have been accepted.
     #[test]
     fn adopt_checks_the_lease() {
         let lease = Lease {
@@ -424,7 +424,7 @@ mod tests {
         let next = Lease { expires: None, ..lease };
         assert_eq!(port.adopt(next, Some(&longest), Timestamp::from_secs(1_600)), Ok(()));
         assert_eq!(port.next_deadline(), None);
-        // The identifier is the one under which the lease is given back, and a known one (C5).
+        // The lease is released under this identifier, which is then a known one (C5).
         let end = Timestamp::from_secs(1_600);
         assert!(port.release(end));
         let (_, frame) = port.poll_transmit().unwrap();

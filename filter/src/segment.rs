@@ -1,4 +1,4 @@
-//! Who is on the VM's network: the VM itself, its router and its DHCP server.
+//! The stations of the VM's network: the VM itself, its router and its DHCP server.
 
 use core::net::Ipv4Addr;
 
@@ -19,7 +19,7 @@ pub(crate) struct Segment {
     pub(crate) vm_mac: MacAddr,
     /// The station that carries packets out of the network.
     pub(crate) router: Station,
-    /// The station that gives out addresses.
+    /// The station that assigns addresses.
     pub(crate) dhcp_server: Station,
     /// The end of the header of the VM's IPv4 (see [`frame::tail`]).
     pub(crate) ipv4_from_vm: u64,
@@ -73,12 +73,12 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Whether an address is of the VM's own network.
+    /// Whether an address is in the VM's own network.
     pub(crate) fn is_on_link(&self, address: Ipv4Addr) -> bool {
         address.to_bits() & self.mask == self.network
     }
 
-    /// Whether an address could be some host's: not one that D1 names, nor multicast.
+    /// Whether an address could be a host's: neither one that D1 names nor multicast.
     fn is_host(&self, address: Ipv4Addr) -> bool {
         let bits = address.to_bits();
         // 0.0.0.0/8, 127.0.0.0/8, and 224.0.0.0/4 with all above.

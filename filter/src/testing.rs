@@ -66,7 +66,7 @@ pub(crate) fn bound_by(config: PortConfig) -> Port {
     port
 }
 
-/// An IPv4 packet in its frame. From the VM into the world by default.
+/// An IPv4 packet in its frame. From the VM to the world by default.
 #[derive(Clone)]
 pub(crate) struct IpFrame {
     pub(crate) to_mac: MacAddr,
@@ -280,7 +280,7 @@ impl DhcpFrame {
         self
     }
 
-    /// Takes all options of a code away.
+    /// Removes all options of a code.
     pub(crate) fn without(mut self, code: u8) -> Self {
         self.options.retain(|(other, _)| *other != code);
         self

@@ -1,9 +1,9 @@
-//! Time as the shell tells it. The filter has no clock of its own.
+//! Time as the caller passes it in. The filter has no clock of its own.
 
 use core::time::Duration;
 
 /// A point in time: nanoseconds of a clock that never goes back and that counts the time for which the host was
-/// suspended (`CLOCK_BOOTTIME` on Linux, the continuous clock on macOS), because a lease runs on while a laptop
+/// suspended (`CLOCK_BOOTTIME` on Linux, the continuous clock on macOS), because the lease time also passes while a laptop
 /// sleeps (rule B4).
 ///
 /// All arithmetic saturates.
@@ -11,7 +11,7 @@ use core::time::Duration;
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The latest time that can be told, some 584 years after the clock's start.
+    /// The latest time that can be represented, some 584 years after the clock's start.
     pub const MAX: Self = Self(u64::MAX);
 
     /// The time `nanos` nanoseconds after the clock's start.

@@ -1,4 +1,4 @@
-//! The frames that Softnet sends itself: a bounded outbox that the shell empties.
+//! The frames that Softnet sends itself: a bounded outbox that the caller empties.
 
 use core::fmt;
 use core::ops::Deref;
@@ -8,7 +8,7 @@ use softnet_wire::build::{Builder, MAX_RELEASE_LEN};
 use crate::counters::Direction;
 use crate::frame;
 
-/// Bytes of the longest frame: a packet of the 576 bytes that every IPv4 host takes (RFC 791).
+/// Bytes of the longest frame: a packet of the 576 bytes that every IPv4 host accepts (RFC 791).
 const CAPACITY: usize = 576 + frame::HEADER_LEN;
 const _: () = assert!(MAX_RELEASE_LEN <= CAPACITY, "the longest release must fit into a frame");
 
@@ -36,17 +36,17 @@ impl fmt::Debug for OwnFrame {
     }
 }
 
-/// The frames that wait for the shell, each with the direction in which it goes: a fixed number of them.
+/// The frames that wait for the caller, each with its direction: a fixed number of them.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     slots: [Option<(Direction, OwnFrame)>; Outbox::CAPACITY],
 }
 
 impl Outbox {
-    /// How many frames wait at most.
+    /// The most frames that can wait.
     const CAPACITY: usize = 2;
 
-    /// Adds a frame; says whether there was room.
+    /// Adds a frame; returns whether there was room.
     pub(crate) fn push(&mut self, direction: Direction, frame: OwnFrame) -> bool {
         match self.slots.iter_mut().find(|slot| slot.is_none()) {
             Some(free) => {
@@ -75,7 +75,7 @@ mod tests {
         OwnFrame::new(frame)
     }
 
-    /// R1: frames that the shell does not fetch make nothing grow.
+    /// R1: frames that the caller does not fetch make nothing grow.
     #[test]
     fn frames_that_are_not_fetched_make_nothing_grow() {
         let mut outbox = Outbox::default();

@@ -1,4 +1,4 @@
-//! What became of a frame, and why.
+//! What happens to a frame, and why.
 
 use core::fmt;
 
@@ -6,14 +6,14 @@ use core::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[must_use = "a frame whose verdict is not looked at is forwarded unfiltered"]
 pub enum Verdict {
-    /// Hand the frame on, as it is. If the link then loses it, that is counted too (rule L6).
+    /// Pass the frame on, as it is. If the link then loses it, that is counted too (rule L6).
     Forward,
-    /// Do not hand the frame on; it has been counted under this reason.
+    /// Do not pass the frame on; it has been counted under this reason.
     Drop(DropReason),
 }
 
 impl Verdict {
-    /// Whether the frame goes on.
+    /// Whether the frame is forwarded.
     pub const fn is_forward(self) -> bool {
         matches!(self, Self::Forward)
     }
@@ -57,7 +57,7 @@ drop_reasons! {
     VlanTag: "L2" "vlan-tag",
     /// The VM sent IPv6, for which there are no rules yet.
     Ipv6: "L2" "ipv6",
-    /// The VM sent neither IPv4 nor ARP: LLC, LLDP, pause, RARP and all the rest.
+    /// The VM sent neither IPv4 nor ARP: LLC, LLDP, pause, RARP and all others.
     EtherType: "L2" "ether-type",
     /// The frame is shorter than an Ethernet header.
     Runt: "L3" "runt",
@@ -82,7 +82,7 @@ drop_reasons! {
     VmQueueFull: "L6" "vm-queue-full",
     /// A frame for the VM that passed, but the VM's link refused it.
     VmRefused: "L6" "vm-refused",
-    /// A frame from the host that is longer than the host's own MTU allows, or that the link could not take apart.
+    /// A frame from the host that is longer than the host's own MTU allows, or that the link could not cut.
     HostOversize: "L6" "host-oversize",
 
     /// ARP that is truncated, not for IPv4 over Ethernet, or neither request nor reply.
@@ -93,7 +93,7 @@ drop_reasons! {
     ArpSenderAddress: "A3" "arp-sender-address",
     /// ARP from a VM that has no lease.
     ArpNoLease: "A4" "arp-no-lease",
-    /// An ARP request for an address that the VM has no reason to ask for.
+    /// An ARP request for an address that the VM has no reason to resolve.
     ArpTarget: "A5" "arp-target",
 
     /// IPv4 from a VM that has no valid lease.
@@ -104,7 +104,7 @@ drop_reasons! {
     Ipv4Malformed: "S2" "ipv4-malformed",
     /// An IPv4 header with a wrong checksum.
     Ipv4Checksum: "S2" "ipv4-checksum",
-    /// An IPv4 packet that may not travel at all: time to live 0.
+    /// An IPv4 packet that may not be forwarded: its time to live is 0.
     TtlZero: "S2" "ttl-zero",
     /// An IPv4 packet with the reserved flag.
     ReservedFlag: "S2" "reserved-flag",
@@ -120,7 +120,7 @@ drop_reasons! {
     FragmentHeader: "S4" "fragment-header",
     /// A TCP fragment at offset 1, which would overwrite the flags of the first.
     FragmentOffset: "S4" "fragment-offset",
-    /// A fragment to a destination of which only some ports or protocols are open, or to a neighbour.
+    /// A fragment to a destination where only some ports or protocols are open, or to a neighbour.
     FragmentRestricted: "S4" "fragment-restricted",
     /// A truncated TCP header.
     TcpHeader: "S5" "tcp-header",
@@ -143,9 +143,9 @@ drop_reasons! {
     Neighbour: "D3" "neighbour",
     /// Neither TCP nor UDP nor ICMP to the gateway, or to another address of the host.
     GatewayProtocol: "D4" "gateway-protocol",
-    /// Anything but DNS to a resolver that is open for nothing else.
+    /// Anything but DNS to a resolver that is open for DNS only.
     ResolverPort: "D5" "resolver-port",
-    /// ICMP of a type that a VM has no business sending.
+    /// ICMP of a type that a VM does not need to send.
     IcmpType: "D6" "icmp-type",
     /// An ICMP error about a packet that was not for the VM.
     IcmpQuote: "D6" "icmp-quote",
@@ -178,7 +178,7 @@ drop_reasons! {
     DhcpClientId: "C5" "dhcp-client-id",
     /// A client identifier that names the MAC address of another station.
     DhcpClientIdForeign: "C5" "dhcp-client-id-foreign",
-    /// New client identifiers at a higher rate than systems that start one after the other have them.
+    /// New client identifiers at a higher rate than systems that start one after the other need.
     DhcpClientIdLimit: "C5" "dhcp-client-id-limit",
     /// A RELEASE of an address that is not the VM's lease.
     DhcpRelease: "C6" "dhcp-release",
@@ -199,7 +199,7 @@ drop_reasons! {
     ReplyChecksum: "B1" "reply-checksum",
     /// A DHCP reply that is neither for the VM's MAC address nor broadcast, or for another IP address than it gives.
     ReplyDestination: "B1" "reply-destination",
-    /// No BOOTP reply, in a frame for the port of a DHCP client.
+    /// Not a BOOTP reply, in a frame for the port of a DHCP client.
     ReplyHeader: "B1" "reply-header",
     /// A DHCP reply whose `chaddr` is not the VM's MAC address.
     ReplyHardwareAddress: "B1" "reply-hardware-address",
@@ -211,9 +211,9 @@ drop_reasons! {
     ReplyAddress: "B2" "reply-address",
     /// A DHCP reply with broken options.
     ReplyOptions: "B3" "reply-options",
-    /// A DHCP reply that gives an address for no time.
+    /// A DHCP reply that gives an address without a lease time, or for 0 seconds.
     ReplyLeaseTime: "B3" "reply-lease-time",
-    /// A DHCP message of the VM that asks for something else under the number of one that waits for its answer.
+    /// A DHCP message of the VM that requests something else under the number of one that waits for its answer.
     DhcpTransaction: "B7" "dhcp-transaction",
 
     /// A port of the host that leads to another VM.
@@ -229,7 +229,7 @@ drop_reasons! {
     HostEtherType: "I2" "host-ether-type",
     /// ARP from elsewhere that claims the gateway's address.
     ArpGateway: "I3" "arp-gateway",
-    /// IPv4 or ARP on its way to the VM that cannot be read, and so not be judged.
+    /// IPv4 or ARP on its way to the VM that cannot be parsed, and therefore not be judged.
     HostMalformed: "I4" "host-malformed",
 }
 

@@ -1,9 +1,9 @@
 //! Coalescing (GRO): the frames of one batch from the VM become a few large ones for the host.
 //!
 //! The rules are the kernel's own (`tcp_gro_receive`, `udp_gro_receive_segment`, `inet_gro_receive`), made a
-//! little stricter: what is merged here must come out of the host's segmentation as it went in. Frames join when
+//! little stricter: the host's segmentation must reproduce exactly the frames that are merged here. Frames join when
 //! they follow each other within one flow, every header field that segmentation copies is equal, and the checksum
-//! of each of them has been **verified**: a merged packet is handed over with its checksum still to be done, which
+//! of each of them has been **verified**: a merged packet is passed on with its checksum still to be computed, which
 //! would turn a damaged segment into a valid one. A frame with a wrong checksum passes as it is, and its receiver
 //! drops it.
 //!
@@ -26,9 +26,9 @@ const MAX_FLOWS: usize = 16;
 /// Room for the virtio-net header and the longest headers that are merged (IP options never are).
 const HEAD: usize = VNET_HEADER_LEN + ETHERNET + IPV4 + 60;
 
-/// The frames of a batch, as the coalescer sees them.
+/// Access to the frames of a batch.
 pub trait Frames {
-    /// How many there are.
+    /// Their number.
     fn count(&self) -> usize;
     /// The Ethernet frame at `index`, which is below [`count`](Frames::count).
     fn frame(&self, index: usize) -> &[u8];
@@ -44,7 +44,7 @@ impl Frames for [&[u8]] {
     }
 }
 
-/// What the receiver of the packets takes.
+/// What the receiver of the packets accepts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// TCP super-frames (`TUN_F_TSO4`).
@@ -53,7 +53,7 @@ pub struct Features {
     pub udp: bool,
 }
 
-/// Merges the frames of a batch. Holds nothing from one batch to the next but its storage.
+/// Merges the frames of a batch. Keeps only its storage from one batch to the next.
 #[derive(Debug)]
 pub struct Coalescer {
     features: Features,
@@ -67,13 +67,13 @@ pub struct Coalescer {
     open: Open,
 }
 
-/// One packet in the making.
+/// One packet while it is being merged.
 #[derive(Debug)]
 struct Plan {
     first: u8,
     last: u8,
     count: u8,
-    /// What its frames have in common; only set where more may join.
+    /// What its frames have in common; set only if more may join.
     segment: Segment,
     /// Payload bytes of all its frames.
     payload: usize,
@@ -99,11 +99,11 @@ struct Segment {
     header_len: usize,
     /// Payload bytes, at least 1.
     payload: usize,
-    /// The sender asks to deliver now (PSH): nothing joins after it.
+    /// The sender requests delivery now (PSH): nothing joins after it.
     push: bool,
 }
 
-/// What the coalescer makes of a frame.
+/// What the coalescer may do with a frame.
 enum Class {
     /// May be merged.
     Segment(Segment),
@@ -111,7 +111,7 @@ enum Class {
     Alone(Flow),
     /// Belongs to some flow between these addresses, unknown which: a fragment or a cut header.
     Unclear([u8; 8]),
-    /// Of no flow that is ever merged.
+    /// Not part of a flow that can be merged.
     Other,
 }
 
@@ -123,7 +123,7 @@ impl Coalescer {
         Coalescer { features, singly_to: None, packets, next: [0; MAX_FRAMES], open: Open::default() }
     }
 
-    /// Datagrams to this IPv4 address pass one by one from now on, so that who counts packets there counts each of them.
+    /// Datagrams to this IPv4 address pass one by one from now on, so that a counter of packets there counts each of them.
     pub fn set_single_datagrams_to(&mut self, address: [u8; 4]) {
         self.singly_to = Some(address);
     }
@@ -168,7 +168,7 @@ impl Coalescer {
             if joined {
                 self.next[before] = index as u8;
             }
-            // PSH asks for delivery now, and only the last of equal segments may be shorter.
+            // PSH requests delivery now, and only the last of equal segments may be shorter.
             if !joined || segment.push || segment.payload < plan.segment.payload {
                 self.open.close_if(|open| open == packet);
             }
@@ -216,7 +216,7 @@ impl Segment {
         push: false,
     };
 
-    /// Whether both checksums of `frame`, of which this is the description, are right.
+    /// Whether both checksums of `frame`, which this describes, are right.
     fn is_whole(&self, frame: &[u8]) -> bool {
         let (ip, transport) = frame[ETHERNET..].split_at(IPV4);
         let pseudo = Sum::pseudo_header(
@@ -230,7 +230,7 @@ impl Segment {
 }
 
 impl Plan {
-    /// Appends the frame at `index`, of the same flow, if it continues this packet and is whole.
+    /// Appends the frame at `index`, of the same flow, if it continues this packet and its checksums are right.
     fn join<F: Frames + ?Sized>(&mut self, frames: &F, index: usize, segment: &Segment) -> bool {
         let frame = frames.frame(index);
         let Some(id_step) = self.accepts(frames, frame, segment) else { return false };
@@ -395,7 +395,7 @@ impl Open {
         self.packets[..self.count].iter().map(|packet| usize::from(*packet)).find(|packet| is(*packet))
     }
 
-    /// Adds a packet; if the table is full, the oldest one has to do with what it has.
+    /// Adds a packet; if the table is full, the oldest one is closed.
     fn push(&mut self, packet: usize) {
         if self.count == MAX_FLOWS {
             self.packets.copy_within(1.., 0);

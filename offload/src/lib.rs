@@ -1,16 +1,16 @@
 //! Fewer, larger frames for the host and MTU-sized ones for the VM.
 //!
-//! A frame costs the host's kernel about the same whether it carries 1 kB or 64 kB, so the way to a cheap data
-//! path is to hand over large ones. A VM, though, speaks plain Ethernet: every frame at most one MTU, every
-//! checksum whole. This crate translates between the two:
+//! A frame costs the host's kernel about the same whether it carries 1 kB or 64 kB, so a cheap data
+//! path passes large ones. A VM, however, uses plain Ethernet: every frame has at most one MTU, every
+//! checksum is complete. This crate translates between the two:
 //!
 //! * [`Coalescer`] merges consecutive TCP segments (and UDP datagrams) of a batch into super-frames with a
-//!   virtio-net header, which a TAP takes with one write (what the kernel calls GRO);
+//!   virtio-net header, which a TAP accepts with one write (what the kernel calls GRO);
 //! * [`Segments`] cuts such super-frames into frames that any guest understands (GSO), and
 //!   [`finish_checksum`] completes a checksum that the kernel left to the device;
 //! * [`vnet`] is the virtio-net header.
 //!
-//! The code is pure: it sees bytes and gives back bytes or ranges, holds no file descriptor, reads no clock,
+//! The code is pure: it takes bytes and returns bytes or ranges, holds no file descriptor, reads no clock,
 //! knows nothing of policy, and allocates nothing after construction. Only IPv4 is merged and cut; everything
 //! else passes as it is. Nothing in here panics on any input.
 #![forbid(unsafe_code)]

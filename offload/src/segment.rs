@@ -1,6 +1,6 @@
 //! Segmentation (GSO): one super-frame from the host becomes MTU-sized frames for the VM.
 //!
-//! The kernel hands a TAP up to 64 kB of one TCP stream, or of equal UDP datagrams, behind one set of headers.
+//! The kernel passes a TAP up to 64 kB of one TCP stream, or of equal UDP datagrams, behind one set of headers.
 //! [`Segments`] writes the headers of each frame into the caller's buffer and points at its payload inside the
 //! super-frame, so that a link can send both with one vectored write and the payload is never copied here.
 //!
@@ -20,20 +20,20 @@ pub const MAX_HEADER_LEN: usize = ETHERNET + 60 + 60;
 /// Why a frame from the host cannot be cut or completed. The frame is to be dropped.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Malformed {
-    /// The virtio-net header asks for no segmentation.
+    /// The virtio-net header requests no segmentation.
     #[error("not a super-frame")]
     NotSuper,
     /// Not IPv4, or of a protocol other than the one that the virtio-net header names.
-    #[error("super-frame of another protocol than its virtio-net header says")]
+    #[error("super-frame's protocol differs from the one in its virtio-net header")]
     Protocol,
     /// An IP fragment, which cannot be cut at the transport layer.
     #[error("super-frame is an IP fragment")]
     Fragment,
     /// A header reaches beyond the frame, or a length field disagrees with the frame's length.
-    #[error("super-frame's lengths disagree")]
+    #[error("super-frame's length fields disagree")]
     Length,
     /// The checksum to complete is not where the headers are.
-    #[error("partial checksum out of place")]
+    #[error("partial checksum at a wrong offset")]
     ChecksumPlace,
     /// The segment size is 0.
     #[error("segment size is 0")]
@@ -48,9 +48,9 @@ pub struct Segments<'f> {
     transport: Transport,
     transport_at: usize,
     segment_size: usize,
-    /// Payload bytes already given out.
+    /// Payload bytes already returned.
     sent: usize,
-    /// Frames already given out, modulo 2^16.
+    /// Frames already returned, modulo 2^16.
     index: u16,
     done: bool,
 }
@@ -118,7 +118,7 @@ impl<'f> Segments<'f> {
         self.headers.len()
     }
 
-    /// The number of frames still to come.
+    /// The number of remaining frames.
     #[must_use]
     pub fn remaining(&self) -> usize {
         match self.done {
@@ -127,7 +127,7 @@ impl<'f> Segments<'f> {
         }
     }
 
-    /// Leaves out the next `count` frames, which have been sent already.
+    /// Skips the next `count` frames, which have been sent already.
     pub fn skip(&mut self, count: usize) {
         if count >= self.remaining() {
             self.done = true;
@@ -137,8 +137,8 @@ impl<'f> Segments<'f> {
         }
     }
 
-    /// Writes the next frame's headers to the first [`header_len`](Segments::header_len) bytes of `out` and gives
-    /// back its payload; `None` after the last.
+    /// Writes the next frame's headers to the first [`header_len`](Segments::header_len) bytes of `out` and
+    /// returns its payload; `None` after the last.
     pub fn next_into(&mut self, out: &mut [u8; MAX_HEADER_LEN]) -> Option<&'f [u8]> {
         if self.done {
             return None;
@@ -195,7 +195,7 @@ impl<'f> Segments<'f> {
 
 /// Completes the checksum that `vnet` says is partial; does nothing when there is none.
 ///
-/// For ordinary frames only: the segments of a super-frame come out of [`Segments`] whole.
+/// For ordinary frames only: the segments that [`Segments`] makes have complete checksums.
 ///
 /// # Errors
 /// [`Malformed::ChecksumPlace`] if the checksum would start within the Ethernet and IP headers or its field lies
@@ -211,7 +211,7 @@ pub fn finish_checksum(frame: &mut [u8], vnet: &VnetHeader) -> Result<(), Malfor
         return Err(Malformed::ChecksumPlace);
     }
     // The field holds the sum of the pseudo-header, so it is summed like the rest. Zero is sent as all ones, as
-    // UDP asks for; to every other protocol the two are the same number.
+    // UDP requires; to every other protocol the two are the same number.
     let checksum = Sum::of(covered).finish_udp();
     put(covered, offset, checksum.to_be_bytes());
     Ok(())

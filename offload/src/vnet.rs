@@ -30,7 +30,7 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// What the header says of its frame.
+/// What the header says about its frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VnetHeader {
     /// What is left to do for the transport checksum.
@@ -42,7 +42,7 @@ pub struct VnetHeader {
 /// The state of a frame's transport checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
-    /// The frame is as it would be on a wire; nobody has verified it.
+    /// The frame is as it would be on a wire; its checksum has not been verified.
     #[default]
     Whole,
     /// The frame is as it would be on a wire, and its checksum has been verified (`DATA_VALID`).
@@ -80,7 +80,7 @@ pub enum GsoKind {
     UdpL4,
 }
 
-/// A header that does not say what to do with its frame.
+/// A header that Softnet cannot interpret.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum VnetError {
     /// A `gso_type` that was never negotiated.
@@ -95,7 +95,7 @@ impl VnetHeader {
     /// For a frame that is as it would be on a wire.
     pub const NONE: [u8; VNET_HEADER_LEN] = [0; VNET_HEADER_LEN];
 
-    /// Reads the header. Unknown flags are ignored, as virtio asks of drivers.
+    /// Reads the header. Unknown flags are ignored, as virtio requires of drivers.
     ///
     /// # Errors
     /// A `gso_type` other than those of [`GsoKind`], or one with a segment size of 0.
@@ -153,7 +153,7 @@ impl VnetHeader {
 mod tests {
     use super::*;
 
-    /// What a Linux TAP hands over for a TCP super-frame with a timestamp option and MTU 1500.
+    /// What a Linux TAP passes for a TCP super-frame with a timestamp option and MTU 1500.
     const TSO: [u8; 10] = [0x01, 0x01, 0x42, 0x00, 0xa8, 0x05, 0x22, 0x00, 0x10, 0x00];
 
     #[test]

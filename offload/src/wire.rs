@@ -1,7 +1,7 @@
 //! The few header fields that merging and cutting need, and where they are.
 //!
-//! This is not a validating parser: whether a frame may pass at all is decided elsewhere, before or after. It only
-//! makes sure that every offset it hands out lies within the frame.
+//! This is not a validating parser: the filter decides whether a frame may pass. It only
+//! ensures that every offset it returns is within the frame.
 
 /// Length in bytes of the Ethernet header; no VLAN tag is ever expected.
 pub(crate) use softnet_wire::ethernet::HEADER_LEN as ETHERNET;

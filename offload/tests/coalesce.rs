@@ -357,7 +357,7 @@ proptest! {
         let packets = coalesce(BOTH, &frames);
         prop_assert_eq!(packets.iter().map(|packet| packet.count).sum::<usize>(), frames.len());
         let arrived: Vec<Vec<u8>> = packets.iter().flat_map(Written::frames).collect();
-        // Under "don't fragment" equal identifications come out counted up, which means nothing to anybody.
+        // Under "don't fragment" equal identifications come out counted up, where no receiver uses them.
         let normal = |frame: &Vec<u8>| {
             let mut frame = frame.clone();
             if frame.len() > 34 && frame[20] & 0x40 != 0 && is_valid(&frame) {

@@ -1,4 +1,4 @@
-//! Inputs that a fuzzer once found something with, or that lead it to the interesting code.
+//! Inputs with which a fuzzer found a mistake, or that lead it to the interesting code.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! What a super-frame is cut into, and that nothing malformed is cut at all.
+//! What a super-frame is cut into, and that nothing malformed is cut.
 
 mod common;
 

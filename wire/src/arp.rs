@@ -4,9 +4,9 @@ use core::net::Ipv4Addr;
 
 use crate::ethernet::MacAddr;
 
-/// The operation that asks who has the target address.
+/// The operation of a request: which station has the target address?.
 pub const REQUEST: u16 = 1;
-/// The operation that says who has the sender's address.
+/// The operation of a reply: the sender has this address.
 pub const REPLY: u16 = 2;
 
 /// Bytes of ARP for IPv4 over Ethernet.
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(arp.sender_mac(), MacAddr([2, 0, 0, 0, 0, 1]));
         assert_eq!(arp.sender(), Ipv4Addr::new(192, 168, 64, 2));
         assert_eq!(arp.target(), Ipv4Addr::new(192, 168, 64, 1));
-        // Padding behind it is no part of it.
+        // Padding behind it is not part of it.
         assert!(Arp::parse(&[&PACKET[..], &[0; 18]].concat()).is_some());
     }
 

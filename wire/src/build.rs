@@ -9,7 +9,7 @@ use crate::ethernet::{self, MacAddr};
 use crate::ipv4;
 use crate::transport::{UDP, UDP_HEADER_LEN};
 
-/// BOOTP's messages have 300 bytes at least, and some servers insist on it.
+/// BOOTP messages have at least 300 bytes, and some servers reject shorter ones.
 pub const MIN_MESSAGE_LEN: usize = 300;
 
 /// Bytes of the longest frame with a DHCPRELEASE: headers, fixed part, type, server, identifier and end.
@@ -18,7 +18,7 @@ pub const MAX_RELEASE_LEN: usize =
 
 /// A frame, or a part of one, of at most `N` bytes.
 ///
-/// Each method appends something. It gives `None` if the buffer is too small, and what it holds then is no frame.
+/// Each method appends something. It returns `None` if the buffer is too small; the content is then not a frame.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Builder<const N: usize> {
     bytes: [u8; N],
@@ -26,7 +26,7 @@ pub struct Builder<const N: usize> {
 }
 
 impl<const N: usize> Builder<N> {
-    /// With nothing in it.
+    /// An empty frame.
     pub const fn new() -> Self {
         Self { bytes: [0; N], len: 0 }
     }
@@ -102,7 +102,7 @@ impl<const N: usize> Builder<N> {
         u16::try_from(self.len.checked_sub(start)?).ok()
     }
 
-    /// Writes a number over what is at `start + offset`.
+    /// Overwrites the number at `start + offset`.
     fn set_u16(&mut self, start: usize, offset: usize, number: u16) -> Option<&mut Self> {
         let at = start.checked_add(offset)?;
         *self.bytes.get_mut(at..)?.first_chunk_mut()? = number.to_be_bytes();
@@ -122,19 +122,19 @@ impl<const N: usize> fmt::Debug for Builder<N> {
     }
 }
 
-/// A DHCPRELEASE, by which a client gives its address back (RFC 2131, section 4.4.6). Nothing answers it, so
+/// A DHCPRELEASE, with which a client releases its address (RFC 2131, section 4.4.6). It has no answer, so
 /// `transaction` is any number.
 #[derive(Debug, Clone, Copy)]
 pub struct Release<'a> {
     /// The MAC address of the client.
     pub client: MacAddr,
-    /// The address that it gives back.
+    /// The address that it releases.
     pub address: Ipv4Addr,
-    /// The server that the address came from.
+    /// The server that gave the address.
     pub server: Ipv4Addr,
-    /// The identifier under which the server files the lease, if it has one: its type and its value.
+    /// The identifier under which the server stores the lease, if it has one: its type and its value.
     pub client_id: Option<&'a [u8]>,
-    /// What tells one message from another.
+    /// Distinguishes one message from another.
     pub transaction: u32,
 }
 
@@ -147,7 +147,7 @@ impl Release<'_> {
         message.bytes
     }
 
-    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, as none is for
+    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, which none is for
     /// [`MAX_RELEASE_LEN`] bytes, or no option can hold the identifier.
     pub fn frame<const N: usize>(&self, server_mac: MacAddr) -> Option<Builder<N>> {
         let mut frame = Builder::new();

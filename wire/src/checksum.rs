@@ -9,15 +9,15 @@ use core::ops::{Add, AddAssign};
 
 use crate::transport;
 
-/// Bytes that one step of the inner loop takes: eight 32-bit lanes.
+/// Bytes that one step of the inner loop sums: eight 32-bit lanes.
 const STEP: usize = 32;
 
-/// The most steps for which the sum of 16-bit halves is sure to fit into a 32-bit lane.
+/// The most steps for which the sum of 16-bit halves certainly fits into a 32-bit lane.
 const LONGEST_RUN: usize = 1 << 16;
 
 /// A one's complement sum of 16-bit big-endian words, folded to 16 bits and not yet inverted.
 ///
-/// Zero has two representations here (`0x0000` and `0xffff`), which is why the type has no `PartialEq`: ask
+/// Zero has two representations here (`0x0000` and `0xffff`), so the type has no `PartialEq`: use
 /// [`is_valid`](Sum::is_valid) or compare [`finish`](Sum::finish)ed values of the same derivation.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u16);
@@ -54,7 +54,7 @@ impl Sum {
 
     /// The sum of a message whose first `at` bytes sum to `self` and whose remaining bytes sum to `next`.
     ///
-    /// When `at` is odd the bytes of `next` sit in the other halves of their words, so its sum is swapped
+    /// When `at` is odd the bytes of `next` are in the other halves of their words, so its sum is swapped
     /// (RFC 1071 §2 (B)).
     #[inline]
     #[must_use]
@@ -62,7 +62,7 @@ impl Sum {
         self + if at.is_multiple_of(2) { next } else { Sum(next.0.swap_bytes()) }
     }
 
-    /// Whether the summed bytes included their own right checksum: the sum is then all ones (RFC 1071 §1 (3)).
+    /// Whether the summed bytes included their own correct checksum: the sum is then all ones (RFC 1071 §1 (3)).
     #[inline]
     #[must_use]
     pub fn is_valid(self) -> bool {
@@ -87,7 +87,7 @@ impl Sum {
         }
     }
 
-    /// The folded sum itself: what a checksum field holds while the rest is left to the receiver of a frame with
+    /// The folded sum itself: what a checksum field holds while the receiver has to complete the checksum, in a frame with
     /// a partial checksum.
     #[inline]
     #[must_use]
@@ -122,8 +122,8 @@ impl AddAssign for Sum {
     }
 }
 
-/// The sum of the pseudo-header and the datagram that the UDP checksum covers (RFC 768). Valid with its checksum; without
-/// it, [`Sum::finish_udp`] gives that.
+/// The sum of the pseudo-header and the datagram that the UDP checksum covers (RFC 768). Valid if it includes its checksum;
+/// otherwise [`Sum::finish_udp`] returns the checksum.
 #[inline]
 #[must_use]
 pub fn udp(source: [u8; 4], destination: [u8; 4], datagram: &[u8]) -> Sum {
@@ -149,7 +149,7 @@ pub fn is_header_valid(header: &[u8; 20]) -> bool {
 
 /// The sum of at most [`LONGEST_RUN`] steps.
 ///
-/// Each lane sums its 32-bit words twice: whole, modulo 2^32, and their upper halves alone. The lower halves are the
+/// Each lane sums its 32-bit words twice: as they are, modulo 2^32, and their upper halves alone. The lower halves are the
 /// difference, and neither half's sum can overflow, so no word has to be widened.
 #[inline]
 fn bulk(steps: &[[u8; STEP]]) -> u64 {
@@ -298,7 +298,7 @@ mod tests {
             data[..2].fill(0);
             let checksum = Sum::of(&data).finish();
             data[..2].copy_from_slice(&checksum.to_be_bytes());
-            // A message of zeros alone has the sum 0 with checksum 0xffff, which is whole too.
+            // A message of zeros alone has the sum 0 with checksum 0xffff, which is valid too.
             prop_assert!(Sum::of(&data).is_valid());
         }
 

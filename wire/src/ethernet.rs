@@ -64,7 +64,7 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-/// The text is no MAC address.
+/// The text is not a MAC address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a MAC address is six hexadecimal octets such as 02:00:00:00:00:01")]
 pub struct ParseMacError;
@@ -115,13 +115,13 @@ pub enum EtherType {
     Ipv6,
     /// A VLAN tag of any kind: 802.1Q, 802.1ad, and the values of stacked tags from before that standard.
     Vlan,
-    /// All else, a length (LLC) included.
+    /// Everything else, including a length (LLC).
     Other,
 }
 
-/// An Ethernet frame. Its header is whole; its payload is only bytes.
+/// An Ethernet frame. Its header is complete; its payload is not parsed.
 ///
-/// The fields stay where they are until they are asked for: most frames pass after a look at each of them.
+/// Fields are read only when needed: most frames pass after one read of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
     /// At least a header.
@@ -135,7 +135,7 @@ impl<'a> Frame<'a> {
         (bytes.len() >= HEADER_LEN).then_some(Self { bytes })
     }
 
-    /// The fallback is for the compiler, which sees that it is not needed.
+    /// The compiler removes the fallback.
     #[inline(always)]
     fn header(&self) -> &'a [u8; HEADER_LEN] {
         self.bytes.first_chunk().unwrap_or(&[0; HEADER_LEN])
@@ -147,13 +147,13 @@ impl<'a> Frame<'a> {
         self.bytes.get(HEADER_LEN..).unwrap_or_default()
     }
 
-    /// The address that the frame goes to.
+    /// The address that the frame is sent to.
     #[inline(always)]
     pub fn destination(&self) -> MacAddr {
         MacAddr(self.header().first_chunk().copied().unwrap_or_default())
     }
 
-    /// The address that the frame comes from.
+    /// The address that the frame is sent from.
     #[inline(always)]
     pub fn source(&self) -> MacAddr {
         let [_, _, _, _, _, _, source @ .., _, _] = *self.header();
@@ -183,7 +183,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// Kept out of the way of the two that pass.
+    /// A function of its own, to keep the code for the two that pass short.
     #[cold]
     fn other_ether_type(number: u16) -> EtherType {
         match number {

@@ -4,19 +4,19 @@ use core::net::Ipv4Addr;
 
 /// The answer to an echo.
 pub const ECHO_REPLY: u8 = 0;
-/// An error: the packet that is quoted did not reach its destination.
+/// An error: the quoted packet did not reach its destination.
 pub const DESTINATION_UNREACHABLE: u8 = 3;
-/// Asks for an echo.
+/// A request for an echo.
 pub const ECHO: u8 = 8;
-/// An error: the packet that is quoted was too long on its way.
+/// An error: the quoted packet travelled too long.
 pub const TIME_EXCEEDED: u8 = 11;
-/// An error: the header of the packet that is quoted has a field that is wrong.
+/// An error: the header of the quoted packet has a wrong field.
 pub const PARAMETER_PROBLEM: u8 = 12;
 
 /// Bytes before the data of a message, or before the packet that an error quotes.
 pub const HEADER_LEN: usize = 8;
 
-/// The destination of the packet that an error quotes. `None` if the quote is no whole IPv4 header.
+/// The destination of the packet that an error quotes. `None` if the quote is not a complete IPv4 header.
 #[inline]
 pub fn quoted_destination(message: &[u8]) -> Option<Ipv4Addr> {
     match message.get(HEADER_LEN..)?.first_chunk::<20>()? {

@@ -10,16 +10,16 @@ pub const HEADER_LEN: usize = 20;
 
 /// The flag that must be 0, in the word of flags and fragment offset.
 pub const RESERVED: u16 = 0x8000;
-/// The flag by which no router may fragment the packet.
+/// The flag that forbids routers to fragment the packet.
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// The flag of every fragment but the last.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset, in units of 8 bytes.
 pub const OFFSET: u16 = 0x1fff;
 
-/// An IPv4 packet whose lengths fit into each other.
+/// An IPv4 packet whose lengths are consistent.
 ///
-/// The fields stay where they are until they are asked for: most packets pass after a look at each of them.
+/// Fields are read only when needed: most packets pass after one read of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet<'a> {
     header: &'a [u8; HEADER_LEN],
@@ -32,7 +32,7 @@ pub struct Packet<'a> {
 pub enum NotPlain {
     /// It is not version 4, or the lengths do not fit.
     Malformed,
-    /// The packet is right and has options.
+    /// The packet is well formed and has options.
     Options,
 }
 
@@ -78,14 +78,14 @@ impl<'a> Packet<'a> {
         self.header
     }
 
-    /// Where the packet comes from.
+    /// The source address.
     #[inline(always)]
     pub fn source(&self) -> Ipv4Addr {
         let [.., a, b, c, d, _, _, _, _] = *self.header;
         Ipv4Addr::new(a, b, c, d)
     }
 
-    /// Where the packet goes.
+    /// The destination address.
     #[inline(always)]
     pub fn destination(&self) -> Ipv4Addr {
         let [.., a, b, c, d] = *self.header;
@@ -129,7 +129,7 @@ impl<'a> Packet<'a> {
         self.fragment() & (MORE_FRAGMENTS | OFFSET) != 0
     }
 
-    /// The payload, as what it may be read.
+    /// The payload, with what its place among the fragments lets it be read as.
     #[inline(always)]
     pub fn part(&self) -> Part<'a> {
         if !self.is_fragment() {
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!((packet.len(), packet.payload_len()), (23, 3));
         assert!(matches!(packet.part(), Part::Whole([1, 2, 3])));
         assert!(packet.is_checksum_valid());
-        // Padding behind it is no part of it.
+        // Padding behind it is not part of it.
         assert_eq!(Packet::parse(&[&PACKET[..], &[0; 9]].concat()).unwrap().len(), 23);
     }
 

@@ -1,7 +1,7 @@
-//! What the bytes of a frame mean: one protocol a file, each with its numbers, its header and what reads or writes it.
+//! What the bytes of a frame mean: one protocol per file, each with its numbers, its header and what reads or writes it.
 //!
-//! The crate has no policy, no time and no I/O. It says what a frame is, not whether it may pass; that is the filter's
-//! business. It allocates nothing, and nothing in it panics on any input.
+//! The crate has no policy, no time and no I/O. It says what a frame is, not whether it may pass; the filter
+//! decides that. It allocates nothing, and nothing in it panics on any input.
 //!
 //! | what | file |
 //! | --- | --- |
@@ -18,7 +18,7 @@
 //! The feature `make` adds `make`, frames for tests, which are valid by default and can be made wrong field by field.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
-// A frame must never be able to end the process, so what can panic does not compile.
+// A frame must never be able to end the process, so code that can panic does not compile.
 #![cfg_attr(
     not(test),
     deny(

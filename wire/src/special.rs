@@ -14,7 +14,7 @@ pub struct Block<A> {
     pub prefix_len: u8,
     /// What the block is for.
     pub name: &'static str,
-    /// The RFC that says so; 0 for what no RFC reserves.
+    /// The RFC that reserves it; 0 if none does.
     pub rfc: u16,
     /// Whether a packet for the block is forwarded beyond the network that it comes from.
     pub is_global: bool,
@@ -55,13 +55,13 @@ pub const PRIVATE_USE: [Block<Ipv4Addr>; 3] = [
 pub const SHARED_ADDRESS_SPACE: Block<Ipv4Addr> =
     Block::new([100, 64, 0, 0], 10, "Shared Address Space", 6598, false);
 
-/// The hosts of this network, whatever that is. Only its first address is in use: the source of a host without one.
+/// The hosts of this network, whichever that is. Only the first address is in use: the source of a host without one.
 pub const THIS_NETWORK: Block<Ipv4Addr> = Block::new([0, 0, 0, 0], 8, "This network", 791, false);
 
 /// The host itself.
 pub const LOOPBACK: Block<Ipv4Addr> = Block::new([127, 0, 0, 0], 8, "Loopback", 1122, false);
 
-/// What was never given out.
+/// Addresses that were never assigned.
 pub const RESERVED: Block<Ipv4Addr> = Block::new([240, 0, 0, 0], 4, "Reserved", 1112, false);
 
 /// The registry for IPv4, by address. A block that lies in another comes after it.
@@ -118,7 +118,7 @@ fn is_inside_not_global(block: &Block<Ipv4Addr>) -> bool {
 mod tests {
     use super::*;
 
-    /// What the filter, the rules of the host and the choice of a subnet are made of.
+    /// The blocks from which the filter, the host's rules and the choice of a subnet are derived.
     #[test]
     fn the_blocks_are_those_of_the_registry() {
         let text = |blocks: Vec<Block<Ipv4Addr>>| blocks.iter().map(Block::to_string).collect::<Vec<_>>();

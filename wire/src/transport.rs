@@ -15,18 +15,18 @@ pub const TCP_HEADER_LEN: usize = 20;
 /// How much of a transport header the packet's payload may be expected to hold.
 #[derive(Debug, Clone, Copy)]
 pub enum Part<'a> {
-    /// Not a fragment: the whole of what the protocol sent.
+    /// Not a fragment: everything that the protocol sent.
     Whole(&'a [u8]),
     /// The first fragment: begins with a transport header.
     First(&'a [u8]),
-    /// A later fragment. It holds no transport header, and nothing of it is to be read as one.
+    /// A later fragment. It has no transport header, and none of its bytes may be read as one.
     Later,
 }
 
-/// The ports of a UDP datagram or of its first fragment, whose header is whole and whose length fits.
+/// The ports of a UDP datagram or of its first fragment, with a complete header and a consistent length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Udp {
-    /// The port that it comes from.
+    /// The source port.
     pub source_port: u16,
     /// The port that it goes to.
     pub destination_port: u16,
@@ -35,14 +35,14 @@ pub struct Udp {
 /// The transport header of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport<'a> {
-    /// TCP whose header is whole.
+    /// TCP with a complete header.
     Tcp {
         /// The port that it goes to.
         destination_port: u16,
     },
-    /// UDP whose header is whole and whose length fits.
+    /// UDP with a complete header and a consistent length.
     Udp(Udp),
-    /// The whole ICMP message, or what of it the first fragment holds.
+    /// The ICMP message, or the part of it in the first fragment.
     Icmp(&'a [u8]),
     /// Another protocol, or a later fragment of any.
     Opaque,
@@ -53,7 +53,7 @@ pub enum Transport<'a> {
 pub enum Malformed {
     /// Fewer than 8 bytes of UDP.
     UdpHeader,
-    /// Fewer bytes of TCP than a header has, or than this one says it has.
+    /// Fewer bytes of TCP than the shortest header, or than this header's length field says.
     TcpHeader,
     /// Fewer than 8 bytes of ICMP.
     IcmpHeader,
@@ -64,7 +64,7 @@ pub enum Malformed {
 }
 
 impl<'a> Transport<'a> {
-    /// The destination port, of what has ports.
+    /// The destination port, if the protocol has ports.
     #[inline]
     pub fn destination_port(&self) -> Option<u16> {
         match *self {

@@ -17,7 +17,7 @@ pub(crate) struct Bindings {
 }
 
 impl Bindings {
-    /// The VM's IPv4 address. It is valid if [`Bindings::advance`] was told the time.
+    /// The VM's IPv4 address. It is valid at the time last passed to [`Bindings::advance`].
     #[inline(always)]
     pub(crate) fn ipv4(&self) -> Option<&Lease> {
         self.dhcpv4.lease()
@@ -33,7 +33,7 @@ impl Bindings {
         }
     }
 
-    /// Ends what has run out.
+    /// Ends an address that has expired.
     #[inline(always)]
     pub(crate) fn advance(&mut self, now: Timestamp) {
         self.dhcpv4.advance(now);

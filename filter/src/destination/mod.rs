@@ -18,7 +18,7 @@ use softnet_wire::MacAddr;
 
 const DNS_PORT: u16 = 53;
 
-/// Where a packet of the VM would go.
+/// The destination of a packet of the VM.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Destination {
     pub(crate) address: Ipv4Addr,
@@ -28,12 +28,12 @@ pub(crate) struct Destination {
     pub(crate) is_fragment: bool,
 }
 
-/// What is known of the destinations of one VM.
+/// The destinations of one VM, as the rules and the host's state define them.
 #[derive(Debug)]
 pub(crate) struct Destinations {
     table: Table,
     host: Host,
-    /// What the table was compiled from, for when the host's addresses change.
+    /// What the table was compiled from, to compile it again when the host's addresses change.
     policy: Policy,
     gateway: Gateway,
     net_type: NetType,
@@ -75,7 +75,7 @@ impl Destinations {
         self.table.classify(address) == Class::Allowed
     }
 
-    /// Judges where a packet goes that comes from the VM's own address and is not DHCP, in a frame for `mac`.
+    /// Judges the destination of a packet that is not DHCP and has the VM's own address as its source, in a frame for `mac`.
     pub(crate) fn judge(
         &self,
         segment: &Segment,
@@ -91,7 +91,7 @@ impl Destinations {
         l2::judge_ipv4_destination(mac, to.address, segment)
     }
 
-    /// D1 to D4, D9: what the rules say about the destination. Gives the reason if it is closed to all but a resolver's
+    /// D1 to D4, D9: what the rules say about the destination. Returns the reason if it is closed to all but a resolver's
     /// DNS.
     fn judge_class(&self, to: Destination) -> Result<Option<DropReason>, DropReason> {
         match self.table.classify(to.address) {
@@ -99,10 +99,10 @@ impl Destinations {
             // D4
             Class::Gateway if matches!(to.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => Ok(None),
             Class::Gateway => Ok(Some(DropReason::GatewayProtocol)),
-            // D2: a block wins over D5, since D5 is for what no rule matches.
+            // D2: a block takes precedence over D5, which is for addresses that no rule matches.
             Class::Blocked => Err(DropReason::Blocked),
             Class::Never => Err(DropReason::NeverDestination),
-            // D9 before D5: a network without a world has no resolver out there either.
+            // D9 before D5: without global destinations, global resolvers are closed too.
             Class::HostOnly => Err(DropReason::HostOnly),
             Class::NotGlobal => Ok(Some(DropReason::NotGlobal)),
             Class::Multicast => Ok(Some(DropReason::Multicast)),
@@ -110,7 +110,7 @@ impl Destinations {
         }
     }
 
-    /// S4: the port of a later fragment is unknown, and neighbours have been crashed by worse. The host takes fragments
+    /// S4: the port of a later fragment is unknown, and malicious fragments can crash neighbours. The host accepts fragments
     /// while it is open as a whole.
     fn judge_fragment(
         &self,
@@ -144,7 +144,7 @@ impl Destinations {
     }
 }
 
-/// D1: the VM's own address is wherever the lease says.
+/// D1: the VM's own address is the lease's.
 fn judge_own_address(lease: &Lease, to: Destination) -> Result<(), DropReason> {
     if to.address == lease.address { Err(DropReason::NeverDestination) } else { Ok(()) }
 }
@@ -195,7 +195,7 @@ mod tests {
                 assert_eq!(verdict, drop_for(DropReason::NeverDestination), "{to} in {mac}");
             }
         }
-        // The own address is the one that is leased now.
+        // The VM's own address is the one that is leased now.
         assert_eq!(sent(&mut port, &IpFrame::udp(OTHER_IP, 80)), Verdict::Forward);
         // So it is with no flags at all.
         let verdict = sent(&mut bound(), &IpFrame::udp(OWN_IP, 80));
@@ -317,7 +317,7 @@ mod tests {
         );
     }
 
-    /// D5: what is no resolver is not opened by calling it one; and no more of them than fit.
+    /// D5: an address that cannot be a resolver's is not opened by naming it one; and only as many as fit are opened.
     #[test]
     fn d5_insane_resolvers_open_nothing() {
         let insane =
@@ -367,7 +367,7 @@ mod tests {
         }
     }
 
-    /// D9: a network of the type `host` has no world, and no flag makes one; the rest is as the flags say.
+    /// D9: in a network of the type `host` global destinations are closed whatever the flags say; the flags decide the rest.
     #[test]
     fn d9_host_network() {
         let mut port =
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(sent(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
     }
 
-    /// S4: no fragment, first or later, goes to a resolver or a neighbour; to the gateway UDP and ICMP do while it is open.
+    /// S4: no fragment, first or later, passes to a resolver or a neighbour; to the gateway UDP and ICMP do while it is open.
     #[test]
     fn s4_fragments_to_restricted_destinations() {
         for allow in [&[][..], &["0.0.0.0/0"], &["@host", "192.168.64.0/24", "10.0.0.53"]] {

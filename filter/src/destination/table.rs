@@ -27,7 +27,7 @@ pub(crate) enum Class {
     Multicast,
     /// No rule matched: another host on the VM's network (D3), even where the network has public addresses.
     Neighbour,
-    /// Globally reachable, but the network has no world, whatever a rule allows (D9).
+    /// Globally reachable, in a network whose global destinations are closed, whatever a rule allows (D9).
     HostOnly,
     /// Nothing opens it (D1).
     Never,
@@ -50,7 +50,7 @@ impl Class {
 /// Destinations that no flag opens (D1), besides those that depend on the network.
 const NEVER: [special::Block<Ipv4Addr>; 3] = [special::THIS_NETWORK, special::LOOPBACK, special::RESERVED];
 
-/// A decision's number is a [`Class`], and this bit for what is globally reachable in a network without a world. The rules
+/// A decision's number is a [`Class`], and this bit for globally reachable addresses where D9 closes them. The rules
 /// of D2 keep it.
 const WITHOUT_WORLD: u16 = 16;
 const _: () = assert!(Class::ALL.len() <= WITHOUT_WORLD as usize && 2 * WITHOUT_WORLD <= DECISIONS);
@@ -104,7 +104,7 @@ impl Table {
         }
 
         // D2: the longest prefix is painted last, and of one prefix the block. H1: `@host` at another address than the
-        // gateway's gives way to every entry but /0.
+        // gateway's yields to every entry but /0.
         let mut rules: Vec<(Rank, Action, Ipv4Addr, u8)> = Vec::new();
         for rule in policy.rules() {
             match rule.target {
@@ -125,7 +125,7 @@ impl Table {
                 Action::Allow => Class::Allowed,
                 Action::Block => Class::Blocked,
             };
-            // D9: no rule makes a world.
+            // D9: no rule opens global destinations.
             table.trie.paint(address.octets(), prefix, |old| class as u16 | (old & WITHOUT_WORLD))?;
         }
 
@@ -141,7 +141,7 @@ impl Table {
     /// What the rules say about `destination`, except for the VM's own address, which changes.
     pub(crate) fn classify(&self, destination: Ipv4Addr) -> Class {
         let decision = self.trie.decide(destination.octets());
-        // It is always a class; if that were ever wrong, nothing would pass.
+        // It is always a class; if it ever were not, nothing would pass.
         let class = Class::ALL.get(usize::from(decision & !WITHOUT_WORLD)).copied().unwrap_or(Class::Never);
         // D9
         let has_no_world = decision & WITHOUT_WORLD != 0;
@@ -154,7 +154,7 @@ impl Table {
         self.trie.decide(destination.octets()) == Class::World as u16
     }
 
-    /// Gives every address of a prefix the class, over whatever was there.
+    /// Gives every address of a prefix the class, in place of any earlier one.
     fn paint(&mut self, address: Ipv4Addr, prefix: u8, class: Class) -> Result<(), Full> {
         self.trie.paint(address.octets(), prefix, |_| class as u16)
     }
@@ -230,7 +230,7 @@ mod tests {
         assert_eq!(class(&table, "240.0.0.0"), Class::Never);
     }
 
-    /// D3: two addresses in 192.0.0.0/24 are global after all.
+    /// D3: two addresses in 192.0.0.0/24 are global.
     #[test]
     fn d3_exceptions_are_exact() {
         let table = table(&[], &[]);
@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// D1: whatever is allowed, these are not.
+    /// D1: these are closed whatever is allowed.
     #[test]
     fn d1_never_whatever_the_flags() {
         let everything =
@@ -280,7 +280,7 @@ mod tests {
         }
     }
 
-    /// D2: on the same prefix the block wins, however it is written.
+    /// D2: on the same prefix the block takes precedence, however it is written.
     #[test]
     fn d2_block_wins_on_the_same_prefix() {
         let table = table(&["10.9.9.9/8", "@host", "8.8.8.8"], &["10.0.0.0/8", "192.168.64.1", "8.8.8.8/32"]);
@@ -301,7 +301,7 @@ mod tests {
         assert_eq!(class(&table, "127.0.0.1"), Class::Never);
     }
 
-    /// D9: without a world what was global is closed, the exceptions of D3 too, and no rule opens it.
+    /// D9: with the type `host` global destinations are closed, the exceptions of D3 too, and no rule opens them.
     #[test]
     fn d9_host_network_has_no_world() {
         let host = |allow: &[&str], block: &[&str]| {

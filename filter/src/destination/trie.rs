@@ -1,13 +1,13 @@
-//! The longest prefix that an address has, in a few loads however many prefixes there are.
+//! Finds the longest prefix of an address in a few loads, however many prefixes there are.
 //!
 //! A trie with strides of 16 bits, then 8 bits each, over addresses of any length. An entry is either the number of the
-//! decision about every address below it or the number of a block that tells them apart. What a decision's number
-//! means is the caller's business.
+//! decision about every address below it or the number of a block that distinguishes them. The caller knows what
+//! a decision's number means.
 
 /// Numbers of decisions are below this; entries from here on, less this, are the number of a block.
 pub(crate) const DECISIONS: u16 = 32;
 
-/// Stands for no decision. No trie has it, but the compiler does not know.
+/// No decision. No trie contains it, but the compiler cannot know that.
 const NONE: u16 = u16::MAX;
 
 type Block = [u16; 256];
@@ -16,7 +16,7 @@ type Block = [u16; 256];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Full;
 
-/// Decisions by prefix. 128 KiB, and half a KiB for each stretch of a stride that is not of one decision.
+/// Decisions by prefix. 128 KiB, and half a KiB for each block.
 pub(crate) struct Trie {
     /// By the first 16 bits of the address.
     root: Box<[u16; 1 << 16]>,
@@ -96,7 +96,7 @@ impl Trie {
         Ok(opened)
     }
 
-    /// Gives back the room for blocks that are not there.
+    /// Frees the unused room for blocks.
     pub(crate) fn shrink_to_fit(&mut self) {
         self.blocks.shrink_to_fit();
     }
@@ -144,7 +144,7 @@ fn below(entries: &mut [u16], index: usize, free: u8) -> impl Iterator<Item = &m
 mod tests {
     use super::*;
 
-    /// Addresses of four and of sixteen bytes go the same way.
+    /// Addresses of four and of sixteen bytes are looked up in the same way.
     #[test]
     fn longest_prefix_of_any_length() {
         let mut trie = Trie::new(0);
@@ -179,7 +179,7 @@ mod tests {
         assert_eq!((trie.decide([10, 1, 2, 3]), trie.decide([10, 1, 2, 4])), (1, 9));
     }
 
-    /// A change reaches what longer prefixes have told apart.
+    /// A change also reaches addresses that longer prefixes have distinguished.
     #[test]
     fn changes_keep_what_is_told_apart() {
         let mut trie = Trie::new(1);

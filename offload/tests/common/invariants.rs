@@ -1,4 +1,4 @@
-//! What must hold for any input whatever: shared by the fuzz targets and by the test that replays their finds.
+//! What must hold for any input; the fuzz targets and the test that replays their findings share it.
 
 use softnet_offload::vnet::VNET_HEADER_LEN;
 use softnet_offload::{MAX_FRAMES, MAX_HEADER_LEN, Segments, VnetHeader, finish_checksum};

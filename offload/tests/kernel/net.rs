@@ -44,7 +44,7 @@ impl Wire {
     fn open() -> io::Result<Wire> {
         // SAFETY: no pointers.
         let socket = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
         // SAFETY: the name is a C string.
         let made = check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDBR as _, c"bridge".as_ptr()) });

@@ -11,7 +11,7 @@ pub const CLIENT_PORT: u16 = 68;
 
 /// Bytes before the options, the magic cookie included.
 pub const FIXED_LEN: usize = 240;
-/// What tells a DHCP message from one of BOOTP (RFC 2131, section 3).
+/// What distinguishes a DHCP message from one of BOOTP (RFC 2131, section 3).
 pub const COOKIE: [u8; 4] = [99, 130, 83, 99];
 
 /// The operation of a client's message.
@@ -54,7 +54,7 @@ pub mod kind {
     pub const INFORM: u8 = 8;
 }
 
-/// A message whose fixed part is whole.
+/// A message whose fixed part is complete.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
     /// [`BOOT_REQUEST`] or [`BOOT_REPLY`].
@@ -65,7 +65,7 @@ pub struct Message<'a> {
     pub hardware_len: u8,
     /// How many relay agents the message has passed.
     pub hops: u8,
-    /// What an answer has in common with its question (`xid`).
+    /// The transaction number, the same in a request and its answer (`xid`).
     pub transaction: u32,
     /// The address that the client has (`ciaddr`).
     pub client_address: Ipv4Addr,
@@ -77,7 +77,7 @@ pub struct Message<'a> {
     pub hardware_address: [u8; 6],
     /// Whether the rest of `chaddr` is 0.
     pub is_hardware_padding_zero: bool,
-    /// Whether [`COOKIE`] stands before the options.
+    /// Whether [`COOKIE`] precedes the options.
     pub has_cookie: bool,
     options: &'a [u8],
 }
@@ -104,7 +104,7 @@ impl<'a> Message<'a> {
         })
     }
 
-    /// The options in the option field. What option 52 would add from other fields is not looked at.
+    /// The options in the option field. Options that option 52 places in other fields are not read.
     pub fn options(&self) -> Result<Options<'a>, OptionsError> {
         Options::parse(self.options)
     }
@@ -115,11 +115,11 @@ impl<'a> Message<'a> {
 pub struct Options<'a> {
     /// One of [`kind`].
     pub message_type: u8,
-    /// The address that the client asks for.
+    /// The address that the client requests.
     pub requested_address: Option<Ipv4Addr>,
     /// Seconds for which the client has the address.
     pub lease_time: Option<u32>,
-    /// The address by which the client knows the server.
+    /// The address that identifies the server.
     pub server: Option<Ipv4Addr>,
     /// The type and the value of the client identifier.
     pub client_id: Option<&'a [u8]>,
@@ -129,9 +129,9 @@ pub struct Options<'a> {
     pub host_name: Option<&'a [u8]>,
     /// The value of option 81: flags, two codes and a name (see [`name::is_fqdn_option`]).
     pub fqdn: Option<&'a [u8]>,
-    /// Whether the client would do without an offer (RFC 4039).
+    /// Whether the client accepts an ACK without an offer (RFC 4039).
     pub has_rapid_commit: bool,
-    /// Whether further options stand in other fields.
+    /// Whether other fields hold further options.
     pub has_overload: bool,
     /// Whether a relay agent added its option (RFC 3046).
     pub has_relay_agent: bool,
@@ -141,7 +141,7 @@ pub struct Options<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptionsError {
     /// An option reaches beyond the field, the end is missing, something other than padding follows it, an option
-    /// has a length that it cannot have, or there is not one message type.
+    /// has a length that it cannot have, or there is not exactly one message type.
     Malformed,
     /// The client identifier is split over several options, or shorter than its type and one byte.
     ClientId,

@@ -1,11 +1,11 @@
 //! The names that a client gives itself: option 12 (RFC 2132, section 3.14) and the name in option 81 (RFC 4702).
 //!
-//! Servers write them as they come into their lease files, and some into a DNS that others ask.
+//! Servers write them unchanged into their lease files, and some into a DNS that other hosts query.
 
-/// The longest name, in characters without what ends it (RFC 1035, section 2.3.4).
+/// The longest name, in characters without its end (RFC 1035, section 2.3.4).
 const LONGEST: usize = 253;
 
-/// Flags and two codes stand before the name in option 81.
+/// The length of the flags and two codes before the name in option 81.
 const FQDN_HEAD: usize = 3;
 /// The flag E of option 81: the name has the wire format of DNS (RFC 4702, section 2.1).
 const CANONICAL: u8 = 0x04;
@@ -31,7 +31,7 @@ pub fn is_fqdn_option(value: &[u8]) -> bool {
 
 /// A name in the wire format of DNS, whose last, empty label may be missing (RFC 4702, section 2.3.1).
 fn is_wire_name(mut rest: &[u8]) -> bool {
-    // Each label counts with its length, which stands for the dot before it.
+    // Each label counts with its length, in place of the dot before it.
     let mut len = 0_usize;
     loop {
         match rest.split_first() {

@@ -67,7 +67,7 @@ impl Arp {
         bytes
     }
 
-    /// In a frame from the sender: a request is broadcast, a reply goes to its target.
+    /// In a frame from the sender: a request is broadcast, a reply is sent to its target.
     #[must_use]
     pub fn frame(&self) -> Vec<u8> {
         let to = if self.operation == REQUEST { MacAddr::BROADCAST } else { self.target_mac };

@@ -17,9 +17,9 @@ pub struct Dhcp {
     pub hardware_len: u8,
     /// Relays passed.
     pub hops: u8,
-    /// Which answer belongs to which question.
+    /// The transaction number, the same in a request and its answer.
     pub xid: u32,
-    /// 0x8000 asks for a broadcast answer.
+    /// 0x8000 requests a broadcast answer.
     pub flags: u16,
     /// The client's address, if it has one.
     pub ciaddr: Ipv4Addr,
@@ -74,7 +74,7 @@ impl Dhcp {
         Self::new(BOOT_REPLY, kind, xid, client).with(code::SERVER, &server.octets())
     }
 
-    /// With one option more.
+    /// With one more option.
     #[must_use]
     pub fn with(mut self, code: u8, value: &[u8]) -> Self {
         self.options.push((code, value.to_vec()));

@@ -25,7 +25,7 @@ pub struct Ipv4 {
     pub fragment: u16,
     /// Options, padded by the caller to a multiple of 4.
     pub options: Vec<u8>,
-    /// What comes behind the header.
+    /// What follows the header.
     pub payload: Vec<u8>,
     /// Instead of 4.
     pub version: u8,
@@ -177,7 +177,7 @@ pub fn fix(frame: &mut [u8]) {
     }
 }
 
-/// Makes the header checksum of a packet right, whose header has as many words as it says.
+/// Corrects the header checksum of a packet whose header length is right.
 pub fn fix_header(packet: &mut [u8]) {
     let len = (usize::from(packet[0] & 0x0f) * 4).min(packet.len());
     packet[10..12].fill(0);
