@@ -3,7 +3,7 @@
 pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 
 use crate::binding::Bindings;
-use crate::binding::dhcpv4::Believed;
+use crate::binding::dhcpv4::Renewable;
 use crate::destination::Destinations;
 use crate::frame::Frame;
 use crate::l2;
@@ -83,7 +83,7 @@ fn judge_without_lease(
     bindings: &Bindings,
 ) -> Result<(), DropReason> {
     let server = segment.dhcp_server;
-    let is_last = bindings.dhcpv4.believed() == Believed::Expired(arp.sender());
+    let is_last = bindings.dhcpv4.renewable() == Renewable::Expired(arp.sender());
     let is_to_server = arp.operation() == REQUEST || frame.destination() == server.mac;
     if is_last && is_to_server && arp.target() == server.address {
         Ok(())

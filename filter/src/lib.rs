@@ -71,7 +71,7 @@
 //! | C7 | `binding/dhcpv4/client.rs` | `judge_rate` |
 //! | C8 | `binding/dhcpv4/client.rs` | `judge_server` |
 //! | C9 | `binding/dhcpv4/client.rs` | `judge_names` |
-//! | C10 | `binding/dhcpv4/client.rs` | `may_believe` |
+//! | C10 | `binding/dhcpv4/client.rs` | `may_renew` |
 //! | B1 | `binding/dhcpv4/reply.rs` | `judge_source`, `judge_wholeness`, `judge_length`, `judge_checksums`, `judge_station`, `judge_header`, `judge_hardware_address`, `judge_server`, `judge_transaction`, `judge_destination` |
 //! | B2 | `binding/dhcpv4/reply.rs` | `judge_address` |
 //! | B3 | `binding/dhcpv4/reply.rs` | `judge_options`, `judge_lease_time`, `judge_information` |

@@ -1,10 +1,10 @@
-//! What a VM may say to a DHCP server: the rules C.
+//! What a VM may send to a DHCP server: the rules C.
 
 use core::net::Ipv4Addr;
 
 use crate::binding::dhcpv4::hardware_ids;
 use crate::binding::dhcpv4::state::Dhcp;
-use crate::binding::dhcpv4::terms::Believed;
+use crate::binding::dhcpv4::terms::Renewable;
 use crate::binding::dhcpv4::transactions::{Asked, Kind};
 use crate::event::{PortEvent, UnboundCause};
 use crate::frame::Frame;
@@ -17,8 +17,8 @@ use softnet_wire::dhcpv4::name;
 use softnet_wire::dhcpv4::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
 use softnet_wire::dhcpv4::{CLIENT_PORT, SERVER_PORT};
 
-/// Whether a datagram of the VM is judged as DHCP: it comes from a server's port or goes to a server's or a client's.
-/// One from port 68 to elsewhere is like any other; its answer is not (B6).
+/// Whether a datagram of the VM is judged as DHCP: its source is a server's port, or its destination is a server's or a client's.
+/// One from port 68 to another port is like any other; its answer is not (B6).
 #[inline(always)]
 pub(crate) fn is_dhcp_from_vm(udp: Udp) -> bool {
     udp.source_port == SERVER_PORT || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
@@ -34,7 +34,7 @@ pub(crate) struct Datagram<'a> {
     pub(crate) part: Part<'a>,
 }
 
-/// Judges a message by the rules C in their order, and takes note of it if it passes. The lease in `dhcp` is valid now.
+/// Judges a message by the rules C in their order, and remembers it if it passes. The lease in `dhcp` is valid now.
 #[cold]
 pub(crate) fn judge_from_vm(
     dhcp: &mut Dhcp,
@@ -93,8 +93,8 @@ fn judge_destination(
 ) -> Result<(), DropReason> {
     let Datagram { source, destination, .. } = datagram;
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
-    // C10: a VM that believes in its last lease renews it from there.
-    let has_address = dhcp.lease().is_some() || may_believe(dhcp, segment, source);
+    // C10: a VM renews its last lease from that address.
+    let has_address = dhcp.lease().is_some() || may_renew(dhcp, segment, source);
     let server = segment.dhcp_server;
     let is_to_server = destination == server.address && frame.destination() == server.mac && has_address;
     if is_broadcast || is_to_server { Ok(()) } else { Err(DropReason::DhcpDestination) }
@@ -132,7 +132,7 @@ fn judge_options<'a>(message: &Message<'a>) -> Result<Options<'a>, DropReason> {
     })
 }
 
-/// C3: a type that clients send. Gives what the message asks for; DECLINE and RELEASE ask for nothing.
+/// C3: a type that clients send. Returns what the message requests; DECLINE and RELEASE request nothing.
 fn judge_message_type(options: &Options<'_>) -> Result<Option<Kind>, DropReason> {
     match options.message_type {
         // With rapid commit the server may answer by an ACK at once (RFC 4039).
@@ -145,7 +145,7 @@ fn judge_message_type(options: &Options<'_>) -> Result<Option<Kind>, DropReason>
     }
 }
 
-/// C4, C10: the addresses that the message says are the VM's.
+/// C4, C10: the addresses that the message gives as the VM's.
 fn judge_client_address(
     dhcp: &Dhcp,
     segment: &Segment,
@@ -155,12 +155,12 @@ fn judge_client_address(
 ) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
     let client_address = message.client_address;
-    // C10: nothing but a REQUEST, and one that says the same of its sender twice.
-    let is_believed = |address| message_type == kind::REQUEST && may_believe(dhcp, segment, address);
+    // C10: only a REQUEST, and with the same address in both places.
+    let is_renewable = |address| message_type == kind::REQUEST && may_renew(dhcp, segment, address);
     let renews_the_last =
-        is_believed(client_address) && (source.is_unspecified() || source == client_address);
+        is_renewable(client_address) && (source.is_unspecified() || source == client_address);
     let names_source_only =
-        client_address.is_unspecified() && dhcp.believed() == Believed::Anything && is_believed(source);
+        client_address.is_unspecified() && dhcp.renewable() == Renewable::Anything && is_renewable(source);
     if renews_the_last || names_source_only {
         return Ok(());
     }
@@ -178,13 +178,13 @@ fn judge_client_address(
     Ok(())
 }
 
-/// C10: whether a VM without a lease may believe that it has this one.
-fn may_believe(dhcp: &Dhcp, segment: &Segment, address: Ipv4Addr) -> bool {
+/// C10: whether a VM without a lease may renew this one.
+fn may_renew(dhcp: &Dhcp, segment: &Segment, address: Ipv4Addr) -> bool {
     dhcp.lease().is_none()
-        && match dhcp.believed() {
-            Believed::Expired(last) => address == last,
-            Believed::Anything => segment.may_be_leased(address),
-            Believed::Nothing => false,
+        && match dhcp.renewable() {
+            Renewable::Expired(last) => address == last,
+            Renewable::Anything => segment.may_be_leased(address),
+            Renewable::Nothing => false,
         }
 }
 
@@ -200,8 +200,8 @@ fn judge_overload(options: &Options<'_>) -> Result<(), DropReason> {
 
 /// C5: a client identifier names no other hardware address than the VM's.
 ///
-/// Where the server files leases by MAC address, an identifier takes nothing from other VMs, and cloned images have that
-/// of their template.
+/// Where the server stores leases by MAC address, an identifier takes nothing from other VMs, and cloned images have the
+/// identifier of their template.
 fn judge_client_id(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
     let is_foreign = |id: &&[u8]| !hardware_ids::is_own_or_opaque(id, segment.vm_mac);
     let Some(id) = options.client_id.filter(is_foreign) else { return Ok(()) };
@@ -235,7 +235,7 @@ fn judge_decline(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(
     Ok(())
 }
 
-/// C8: no other server is named. One that sees another server selected may stop answering everyone.
+/// C8: no other server is named. A server that sees another one selected may stop answering all clients.
 fn judge_server(segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
     if options.server.is_none_or(|server| server == segment.dhcp_server.address) {
         Ok(())
@@ -253,7 +253,7 @@ fn judge_names(options: &Options<'_>) -> Result<(), DropReason> {
     }
 }
 
-/// What the message asks for.
+/// What the message requests.
 fn asked(dhcp: &Dhcp, kind: Kind, message: &Message<'_>, options: &Options<'_>) -> Asked {
     Asked {
         kind,
@@ -269,7 +269,7 @@ fn has_new_client_id(dhcp: &Dhcp, options: &Options<'_>) -> bool {
     options.client_id.is_some_and(|id| dhcp.client_ids.find(id).is_none())
 }
 
-/// B7: the replies to the message can be told from those to earlier ones.
+/// B7: the replies to the message can be distinguished from those to earlier ones.
 fn judge_transaction(
     dhcp: &Dhcp,
     message: &Message<'_>,
@@ -285,7 +285,7 @@ fn judge_transaction(
     }
 }
 
-/// C5: how often the VM comes with another client identifier.
+/// C5: how often the VM uses another client identifier.
 fn judge_new_client_id(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Result<(), DropReason> {
     if has_new_client_id(dhcp, options) && !dhcp.new_client_ids.has_room(now) {
         return Err(DropReason::DhcpClientIdLimit);
@@ -293,7 +293,7 @@ fn judge_new_client_id(dhcp: &Dhcp, options: &Options<'_>, now: Timestamp) -> Re
     Ok(())
 }
 
-/// C7. Only what would pass counts, so that garbage cannot keep a VM from its lease.
+/// C7. Only messages that would pass count, so that invalid ones cannot keep a VM from its lease.
 fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), DropReason> {
     let is_decline = message_type == kind::DECLINE;
     if !dhcp.messages.has_room(now) || (is_decline && !dhcp.declines.has_room(now)) {
@@ -306,7 +306,7 @@ fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), D
     Ok(())
 }
 
-/// The message passes: what does it change?
+/// The effect of a message that passes.
 fn note(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, asked: Option<Asked>, now: Timestamp) {
     let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
     match (asked, options.message_type) {
@@ -331,7 +331,7 @@ mod tests {
         judge(&mut fresh(), frame)
     }
 
-    /// C1: from 68 to 67, and none of the two ports otherwise, wherever it goes.
+    /// C1: from 68 to 67, and neither port otherwise, whatever the destination.
     #[test]
     fn c1_ports() {
         let mut port = bound();
@@ -353,7 +353,7 @@ mod tests {
                 assert_eq!(first(&DhcpFrame { ports: (from, to), ..DhcpFrame::discover() }), expected);
             }
         }
-        // TCP has no DHCP.
+        // There is no DHCP over TCP.
         assert_eq!(port.from_vm(&IpFrame::tcp(WORLD_IP, 67).frame(), NOW), Verdict::Forward);
     }
 
@@ -381,7 +381,7 @@ mod tests {
         }
     }
 
-    /// C1: whole and of valid lengths.
+    /// C1: unfragmented and of valid lengths.
     #[test]
     fn c1_whole_packets_only() {
         let packet = DhcpFrame::discover().packet();
@@ -450,7 +450,7 @@ mod tests {
         }
     }
 
-    /// C2: one message type, of one byte; what tells addresses occurs once.
+    /// C2: one message type, of one byte; options with addresses occur once.
     #[test]
     fn c2_options_occur_once() {
         let malformed = drop_for(DropReason::DhcpOptions);
@@ -472,7 +472,7 @@ mod tests {
         for kind in 0..=255 {
             let expected = match kind {
                 1 | 3 => Verdict::Forward,
-                // With no lease there is nothing to decline or release.
+                // Without a lease there is nothing to decline or release.
                 4 => drop_for(DropReason::DhcpDecline),
                 7 => drop_for(DropReason::DhcpRelease),
                 8 => Verdict::Forward,
@@ -482,13 +482,13 @@ mod tests {
         }
     }
 
-    /// C4: from nobody or from the own address, in the header and in `ciaddr`.
+    /// C4: 0.0.0.0 or the VM's own address, in the header and in `ciaddr`.
     #[test]
     fn c4_addresses() {
         for address in [GATEWAY_IP, OTHER_IP, WORLD_IP, Ipv4Addr::BROADCAST] {
             let from = DhcpFrame { from: address, ..DhcpFrame::request() };
             let with = DhcpFrame::request().ciaddr(address);
-            // C10 is about ports that never knew of a lease.
+            // C10 is about ports that never knew a lease.
             let mut given_up = bound();
             assert_eq!(judge(&mut given_up, &DhcpFrame::release()), Verdict::Forward);
             for mut port in [given_up, bound()] {
@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(judge(&mut bound(), &DhcpFrame::inform()), Verdict::Forward);
     }
 
-    /// D7: a VM renews its lease wherever else it may not send.
+    /// D7: a VM renews its lease whatever is blocked.
     #[test]
     fn d7_renewal_survives_every_block() {
         let mut port = bound_with(&[], &["0.0.0.0/0", "@host", "255.255.255.255"]);
@@ -519,7 +519,7 @@ mod tests {
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
     }
 
-    /// C5: no relay information, no overload, wherever they stand.
+    /// C5: no relay information, no overload, wherever they occur.
     #[test]
     fn c5_relay_and_overload_are_dropped() {
         for (code, value, reason) in [
@@ -547,7 +547,7 @@ mod tests {
         }
     }
 
-    /// C5: whoever names a MAC address names the own.
+    /// C5: an identifier that contains a MAC address contains the VM's own.
     #[test]
     fn c5_client_id_names_the_own_mac() {
         for mac in [VM, STRANGER, GATEWAY] {
@@ -571,7 +571,7 @@ mod tests {
                     if is_own { Verdict::Forward } else { drop_for(DropReason::DhcpClientIdForeign) };
                 assert_eq!(first(&DhcpFrame::discover().option(61, id)), expected, "{id:02x?}");
             }
-            // Of the type, but not of its form.
+            // Of the type, but without its form.
             for id in [
                 with(&[1], &[0]),
                 with(&[1, 0], &[]),
@@ -582,7 +582,7 @@ mod tests {
                 let verdict = first(&DhcpFrame::discover().option(61, &id));
                 assert_eq!(verdict, drop_for(DropReason::DhcpClientIdForeign), "{id:02x?}");
             }
-            // Names, DUIDs of other kinds (enterprise, UUID), and what a person typed: no MAC address to the server.
+            // Names, DUIDs of other kinds (enterprise, UUID), and text that a person typed: not a MAC address for the server.
             for id in [
                 with(&[0], &[]),
                 with(&[39], &[]),
@@ -602,7 +602,7 @@ mod tests {
         );
     }
 
-    /// C5: a burst of four identifiers, each change told, then one in 150 s; those that were used last are free.
+    /// C5: a burst of four identifiers, each change reported, then one in 150 s; those that were used last do not count.
     #[test]
     fn c5_new_client_ids_are_few() {
         let mut port = fresh();
@@ -634,13 +634,13 @@ mod tests {
         assert_eq!(judge(&mut port, id(b"\0fifth"), 130), limit);
         assert_eq!(judge(&mut port, id(b"\0fifth"), 3), Verdict::Forward);
         assert_eq!(port.poll_event(), Some(PortEvent::ClientIdChanged { used: 5 }));
-        // The one that was used longest ago is forgotten, and new again.
+        // The one that was used longest ago is forgotten, and counts as new.
         assert_eq!(judge(&mut port, id(ids[0]), 1), limit);
         assert_eq!(judge(&mut port, id(ids[3]), 1), Verdict::Forward);
     }
 
-    /// C5: where the server files by MAC address, the identifier of an image's template takes nothing from anybody;
-    /// elsewhere it is told once.
+    /// C5: where the server stores leases by MAC address, the identifier of an image's template takes nothing from other VMs;
+    /// elsewhere it is reported once.
     #[test]
     fn c5_foreign_client_ids_of_clones() {
         let foreign = [1, 2, 0, 0, 0, 0, 0x77];
@@ -669,7 +669,7 @@ mod tests {
         }
     }
 
-    /// C5: a VM has one lease at a time; the earlier one goes back with its own identifier, once the new one is there.
+    /// C5: a VM has one lease at a time; the earlier one is released with its own identifier, once the new one is bound.
     #[test]
     fn c5_the_earlier_lease_is_given_back() {
         let mut port = fresh();
@@ -678,7 +678,7 @@ mod tests {
         assert_eq!(port.poll_transmit(), None);
         let other = DhcpFrame::request().xid(7).address_option(50, OTHER_IP).option(61, b"\0second");
         assert_eq!(judge(&mut port, &other), Verdict::Forward);
-        assert_eq!(port.poll_transmit(), None, "the server may say no");
+        assert_eq!(port.poll_transmit(), None, "the server may refuse");
         let ack = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(7).yiaddr(OTHER_IP) };
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
         let (_, frame) = port.poll_transmit().unwrap();
@@ -689,7 +689,7 @@ mod tests {
         assert_eq!(port.poll_transmit(), None);
         assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
 
-        // None that is the same, has ended by itself, or was given up.
+        // Not one that is the same, has expired, or was given up.
         let at = |secs| NOW.saturating_add(core::time::Duration::from_secs(secs));
         let takes = |port: &mut Port, xid, address, now| {
             let request = DhcpFrame::request().xid(xid).address_option(50, address);
@@ -710,7 +710,7 @@ mod tests {
         assert_eq!(port.from_vm(&release.frame(), at(602)), Verdict::Forward);
         takes(&mut port, 11, OWN_IP, at(603));
         assert_eq!(port.poll_transmit(), None);
-        // At the end, what the server may still have for the VM goes back.
+        // At the end, the lease that the server may still have for the VM is released.
         let request = DhcpFrame::request().xid(12).address_option(50, OTHER_IP);
         assert_eq!(port.from_vm(&request.frame(), at(604)), Verdict::Forward);
         assert_eq!(port.lease(), None);
@@ -720,7 +720,7 @@ mod tests {
         assert!(!port.release(at(604)));
     }
 
-    /// C5: an identifier that does not pass for another reason is not counted.
+    /// C5: an identifier in a message that is dropped for another reason is not counted.
     #[test]
     fn c5_dropped_messages_use_up_no_client_id() {
         let mut port = fresh();
@@ -734,7 +734,7 @@ mod tests {
         }
     }
 
-    /// C6: a RELEASE is of the own lease, and ends it at once.
+    /// C6: a RELEASE is for the VM's own lease, and ends it at once.
     #[test]
     fn c6_release() {
         let mut port = bound();
@@ -753,7 +753,7 @@ mod tests {
         assert_eq!(judge(&mut port, &broadcast), drop_for(DropReason::DhcpRelease));
     }
 
-    /// C6: a DECLINE is of the lease or of the standing offer, and ends both at once.
+    /// C6: a DECLINE is for the lease or the valid offer, and ends both at once.
     #[test]
     fn c6_decline() {
         let mut port = bound();
@@ -777,13 +777,13 @@ mod tests {
         assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), Verdict::Forward);
         assert_eq!(judge(&mut port, &DhcpFrame::decline(OWN_IP)), drop_for(DropReason::DhcpDecline));
         assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), drop_for(DropReason::ArpNoLease));
-        // The address can be had again.
+        // The VM can get the address again.
         let _ = judge(&mut port, &DhcpFrame::discover());
         assert_eq!(port.from_host(&DhcpFrame::offer().frame(), NOW), Verdict::Forward);
     }
 
-    /// C6: an ACK that crosses the RELEASE or DECLINE on its way would bind an address that the server takes to be
-    /// free; so it is void, and stays so if the VM asks again by the same number.
+    /// C6: an ACK that crosses the RELEASE or DECLINE on its way would bind an address that the server considers
+    /// free; so it is void, and stays so if the VM requests again under the same number.
     #[test]
     fn c6_giving_up_voids_replies_on_their_way() {
         let late = drop_for(DropReason::ReplyTransaction);
@@ -795,7 +795,7 @@ mod tests {
             assert_eq!(judge(&mut port, &DhcpFrame::request()), Verdict::Forward);
             assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), late);
             assert_eq!(port.lease(), None);
-            // Other numbers than that one cannot be confused.
+            // Other numbers cannot be confused with it.
             assert_eq!(judge(&mut port, &DhcpFrame::request().xid(7)), Verdict::Forward);
             assert_eq!(port.from_host(&DhcpFrame::ack().xid(7).frame(), NOW), Verdict::Forward);
             assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));

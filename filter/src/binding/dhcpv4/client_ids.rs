@@ -29,7 +29,7 @@ impl fmt::Debug for ClientId {
     }
 }
 
-/// Names an identifier for as long as it is remembered; no two identifiers of a VM ever have the same.
+/// The number of an identifier while it is remembered; no two identifiers of a VM ever have the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct IdNumber(u32);
 
@@ -37,9 +37,9 @@ pub(crate) struct IdNumber(u32);
 #[derive(Debug, Default)]
 pub(crate) struct ClientIds {
     slots: [Option<Slot>; ClientIds::CAPACITY],
-    /// How many different ones there have been.
+    /// How many different ones the VM has used.
     added: u32,
-    /// Grows with each use; tells which one was used longest ago.
+    /// Grows with each use; shows which one was used longest ago.
     clock: u64,
 }
 
@@ -50,12 +50,12 @@ struct Slot {
     id: ClientId,
 }
 
-/// What became of the identifiers when one was added.
+/// What adding an identifier changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Added {
     /// The new one.
     pub(crate) number: IdNumber,
-    /// The one that had to go for it.
+    /// The one that was forgotten for it.
     pub(crate) forgotten: Option<IdNumber>,
 }
 

@@ -1,14 +1,14 @@
-//! What client identifiers (option 61) say about hardware addresses (C5).
+//! The hardware addresses in client identifiers (option 61) (C5).
 
 use softnet_wire::MacAddr;
 
 /// The last hardware type that IANA has assigned below the letters and digits of ASCII. RFC 2132 makes any type from
-/// 1 to 254 a hardware type, but clients that a person configured send a bare text, which begins above these.
+/// 1 to 254 a hardware type, but clients that a person configured send plain text, which begins above these.
 const LAST_HARDWARE_TYPE: u8 = 38;
 
 /// Whether a client identifier names the MAC address `own`, or none at all (C5).
 ///
-/// A server files a lease under the identifier, so a VM that names another VM's MAC address in it takes that
+/// A server stores a lease under the identifier, so a VM that names another VM's MAC address in it takes that
 /// VM's address.
 pub(crate) fn is_own_or_opaque(id: &[u8], own: MacAddr) -> bool {
     let own = own.octets();

@@ -1,7 +1,7 @@
 //! DHCP (RFC 2131) as seen from between the client and the server: the messages that a VM may send (rules C), the
-//! replies that may reach it, and the lease that is learnt from them (rules B).
+//! replies that may reach it, and the lease that the filter learns from them (rules B).
 //!
-//! All state is a few fixed fields; a VM that floods makes none of them grow. What is remembered beyond the lease:
+//! All state is a few fixed fields, which do not grow when a VM floods. Besides the lease, the filter remembers
 //! the address last offered, the open transactions, the client identifiers used last, the lease before, and the rates.
 
 mod client;
@@ -20,4 +20,4 @@ pub(crate) use release::release_frame;
 pub use release::release_message;
 pub(crate) use reply::judge_from_host;
 pub(crate) use state::Dhcp;
-pub(crate) use terms::Believed;
+pub(crate) use terms::Renewable;

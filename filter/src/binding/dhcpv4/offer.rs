@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use crate::time::Timestamp;
 
-/// How long an offer stands: the time in which a client asks for the address or declines it.
+/// How long an offer is valid: the time in which a client requests the address or declines it.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 /// An offer of the server.
@@ -16,13 +16,13 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    /// An offer that comes now.
+    /// An offer that arrives now.
     pub(crate) fn new(address: Ipv4Addr, now: Timestamp) -> Self {
         Self { address, until: now.saturating_add(LIFETIME) }
     }
 
-    /// Whether the offer still stands.
-    pub(crate) fn stands(&self, now: Timestamp) -> bool {
+    /// Whether the offer is still valid.
+    pub(crate) fn is_valid(&self, now: Timestamp) -> bool {
         now < self.until
     }
 }

@@ -1,4 +1,4 @@
-//! How often a VM may do what costs others something (C5, C7).
+//! How often a VM may do what costs other VMs something (C5, C7).
 
 use core::time::Duration;
 
@@ -7,11 +7,11 @@ use crate::time::Timestamp;
 /// The rate at which the VM may send DHCP (C7).
 pub(crate) type MessageRate = Rate<10, 1>;
 
-/// The rate at which it may decline addresses. A server has to take a declined address for one in use (RFC 2131, section
-/// 4.3.3), so a VM that declines all that it is offered could empty the pool for everybody.
+/// The rate at which it may decline addresses. A server has to treat a declined address as in use (RFC 2131, section
+/// 4.3.3), so a VM that declines every offer could empty the pool for all others.
 pub(crate) type DeclineRate = Rate<8, 600>;
 
-/// The rate at which it may come with a new client identifier (C5). A server that files leases by identifier gives each
+/// The rate at which it may use a new client identifier (C5). A server that stores leases by identifier gives each
 /// one an address of its own.
 pub(crate) type ClientIdRate = Rate<4, 150>;
 

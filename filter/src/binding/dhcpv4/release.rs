@@ -1,4 +1,4 @@
-//! The one message that the filter sends itself: a DHCPRELEASE that gives the VM's address back, alone or as a frame of
+//! The one message that the filter sends itself: a DHCPRELEASE that releases the VM's address, alone or as a frame of
 //! the VM's.
 
 use core::net::Ipv4Addr;
@@ -11,8 +11,8 @@ use crate::binding::dhcpv4::terms::Former;
 use crate::segment::Segment;
 use crate::transmit::OwnFrame;
 
-/// The DHCPRELEASE by which the VM `vm_mac` gives `address` back to `server`, without a client identifier (RFC 2131,
-/// section 4.4.6): the content of a UDP datagram for the server's port 67. Nothing answers it, so `transaction` is any
+/// The DHCPRELEASE with which the VM `vm_mac` releases `address` to `server`, without a client identifier (RFC 2131,
+/// section 4.4.6): the content of a UDP datagram for the server's port 67. It has no answer, so `transaction` is any
 /// number.
 pub fn release_message(
     vm_mac: MacAddr,
@@ -23,7 +23,7 @@ pub fn release_message(
     Release { client: vm_mac, address, server, client_id: None, transaction }.message()
 }
 
-/// The frame that gives `lease` back. Broadcast is not needed: the VM's neighbour is the server.
+/// The frame that releases `lease`. It is not broadcast, because the server is the VM's neighbour.
 pub(crate) fn release_frame(lease: &Former, segment: &Segment, transaction: u32) -> Option<OwnFrame> {
     let release = Release {
         client: segment.vm_mac,
@@ -43,7 +43,7 @@ mod tests {
     use crate::testing::*;
     use crate::{Direction, Port, PortEvent, UnboundCause, Verdict};
 
-    /// The frame by which the port gives the VM's lease back.
+    /// The frame with which the port releases the VM's lease.
     fn release(port: &mut Port) -> OwnFrame {
         assert!(port.release(NOW));
         let (direction, frame) = port.poll_transmit().unwrap();
@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(port.poll_event(), None);
     }
 
-    /// The server files the lease by the identifier in the request that it acknowledged.
+    /// The server stores the lease under the identifier in the request that it acknowledged.
     #[test]
     fn release_carries_the_client_id_of_the_lease() {
         let mut longest = [b'x'; 255];
@@ -102,7 +102,7 @@ mod tests {
             assert_eq!(options[..expected.len()], expected);
             assert!(options[expected.len()..].iter().all(|byte| *byte == 0));
             assert_eq!(options.len(), expected.len().max(60));
-            // A server checks what a port checks of its VM.
+            // A server makes the checks that a port makes.
             assert_eq!(frame[14 + 20 + 8 + 4..][..4], 100_u32.to_be_bytes());
             let mut other = fresh();
             let _ = other.from_vm(&DhcpFrame::request().frame(), NOW);
@@ -114,7 +114,7 @@ mod tests {
         }
     }
 
-    /// A checksum that comes out as 0 is written as its other zero.
+    /// A checksum that comes out as 0 is written as 0xffff.
     #[test]
     fn release_has_a_checksum() {
         let of_transaction = |xid: u32| {

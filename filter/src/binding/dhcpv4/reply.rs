@@ -1,4 +1,4 @@
-//! What a DHCP server may say to the VM, and what is believed of it: the rules B.
+//! What a DHCP server may send to the VM, and what the filter accepts of it: the rules B.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -17,7 +17,7 @@ use softnet_wire::checksum;
 use softnet_wire::dhcpv4::SERVER_PORT;
 use softnet_wire::dhcpv4::{BOOT_REPLY, Message, Options, kind};
 
-/// A reply that is the server's and about the VM, as far as B1 can tell without the state.
+/// A reply of the server about the VM, as far as B1 can check without the state.
 #[derive(Debug, Clone, Copy)]
 struct Reply<'a> {
     /// The destination of its packet.
@@ -27,7 +27,7 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    /// Whether it goes to `address`, or to all.
+    /// Whether it is sent to `address`, or to all.
     fn is_to(&self, address: Ipv4Addr) -> bool {
         self.destination == address || self.destination.is_broadcast()
     }
@@ -38,8 +38,8 @@ impl Reply<'_> {
     }
 }
 
-/// Judges a datagram for the port of a DHCP client by the rules B in their order, whatever is in it, and learns from it
-/// if it passes. A client may read such a datagram as DHCP, wherever it comes from, so none passes that fails B1 (B6).
+/// Judges a datagram for the port of a DHCP client by the rules B in their order, whatever its content, and learns from it
+/// if it passes. A client may read such a datagram as DHCP, whatever its source, so none passes that fails B1 (B6).
 #[cold]
 pub(crate) fn judge_from_host(
     dhcp: &mut Dhcp,
@@ -100,7 +100,7 @@ fn judge_length(datagram: &[u8]) -> Result<(), DropReason> {
     }
 }
 
-/// B1: the checksums are right. A UDP checksum of 0, which says that there is none, is not: the servers that are known
+/// B1: the checksums are right. A UDP checksum of 0, which means that there is none, is not: known servers
 /// always send one.
 fn judge_checksums(packet: Packet<'_>, datagram: &[u8]) -> Result<(), DropReason> {
     let has_checksum = !matches!(datagram, &[_, _, _, _, _, _, 0, 0, ..]);
@@ -149,7 +149,7 @@ fn judge_server(segment: &Segment, options: &Options<'_>) -> Result<(), DropReas
     if options.server == Some(segment.dhcp_server.address) { Ok(()) } else { Err(DropReason::ReplyServer) }
 }
 
-/// B1: the VM waits for the reply. Gives what it asked for.
+/// B1: the VM waits for the reply. Returns what it requested.
 fn judge_transaction(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Result<Transaction, DropReason> {
     if let Some(transaction) = dhcp.transactions.find(reply.message.transaction) {
         return Ok(*transaction);
@@ -170,7 +170,7 @@ fn judge_address(segment: &Segment, reply: &Reply<'_>) -> Result<(), DropReason>
     if segment.may_be_leased(reply.gives()) { Ok(()) } else { Err(DropReason::ReplyAddress) }
 }
 
-/// B3, B4: a lease time, and not 0. Gives it; `None` never ends.
+/// B3, B4: a lease time, and not 0. Returns it; `None` never ends.
 fn judge_lease_time(options: &Options<'_>) -> Result<Option<Duration>, DropReason> {
     match options.lease_time {
         None | Some(0) => Err(DropReason::ReplyLeaseTime),
@@ -178,7 +178,7 @@ fn judge_lease_time(options: &Options<'_>) -> Result<Option<Duration>, DropReaso
     }
 }
 
-/// B3, B8: an ACK to an INFORM tells options, and nothing about an address. Some servers repeat the time that is left of
+/// B3, B8: an ACK to an INFORM has options, and nothing about an address. Some servers repeat the remaining time of
 /// the VM's lease in it.
 fn judge_information(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Result<(), DropReason> {
     let own = dhcp.lease().map(|lease| lease.address);
@@ -199,7 +199,7 @@ fn judge_information(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Resu
     Ok(())
 }
 
-/// B2: an offer gives nothing yet.
+/// B2: an offer does not bind an address.
 fn judge_offer(
     dhcp: &mut Dhcp,
     segment: &Segment,
@@ -212,8 +212,8 @@ fn judge_offer(
     Ok(())
 }
 
-/// B5, B7: an ACK to a request that it can be the answer to replaces the lease. To a DISCOVER a server makes an offer; and
-/// one with another address than the one that was asked for answers an earlier request.
+/// B5, B7: an ACK replaces the lease if it can be the answer to its request. A server answers a DISCOVER by an offer; and
+/// an ACK with another address than the requested one answers an earlier request.
 fn judge_acknowledgement(
     dhcp: &mut Dhcp,
     segment: &Segment,
@@ -230,7 +230,7 @@ fn judge_acknowledgement(
     let lease = Lease {
         address: reply.gives(),
         server: segment.dhcp_server.address,
-        // A client counts from when it asked (RFC 2131, section 4.4.1), and the server began no earlier (B7).
+        // A client counts from its request (RFC 2131, section 4.4.1), and the server began no earlier (B7).
         expires: lasts.map(|lasts| transaction.since.saturating_add(lasts)),
         resolvers: resolvers(segment, reply),
     };
@@ -239,7 +239,7 @@ fn judge_acknowledgement(
     Ok(())
 }
 
-/// B5: a NAK ends the lease, if the VM has asked for an address that it could be denied.
+/// B5: a NAK ends the lease, if the VM has requested an address that the server can deny.
 fn judge_refusal(dhcp: &mut Dhcp, reply: &Reply<'_>, transaction: Transaction) -> Result<(), DropReason> {
     if !transaction.asked.may_bind() {
         return Err(DropReason::ReplyTransaction);
@@ -259,8 +259,8 @@ fn resolvers(segment: &Segment, reply: &Reply<'_>) -> Resolvers {
         .collect()
 }
 
-/// B7: a reply that answers nothing the VM waits for does not reach it. But an ACK is the server's word on who has which
-/// address, so the lease is never more than it says.
+/// B7: a reply that answers no open request does not reach the VM. But an ACK shows what the server has for the VM, so
+/// the lease never exceeds it.
 fn learn_unasked(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) {
     if reply.options.message_type == kind::ACK && !reply.gives().is_unspecified() {
         dhcp.contradict(reply.gives(), reply.options.lease_time, now);
@@ -302,7 +302,7 @@ mod tests {
         NOW.saturating_add(Duration::from_secs(secs))
     }
 
-    /// B1: what is learnt from an ACK that has everything.
+    /// B1: what the filter learns from an ACK that fulfils every condition.
     #[test]
     fn b1_ack_binds() {
         let mut port = waiting();
@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(port.next_deadline(), Some(at(600)));
     }
 
-    /// B1: destination MAC own or broadcast, destination IP the address given or broadcast.
+    /// B1: the destination MAC is the VM's own or broadcast, the destination IP is the given address or broadcast.
     #[test]
     fn b1_destination() {
         let dropped = drop_for(DropReason::ReplyDestination);
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(judge(&DhcpFrame::ack().without(54)), dropped);
     }
 
-    /// B1: nothing is learnt from what goes to another port, which passes (I1).
+    /// B1: a datagram for another port passes (I1), and the filter learns nothing from it.
     #[test]
     fn b1_other_ports_are_no_dhcp() {
         let mut port = waiting();
@@ -370,7 +370,7 @@ mod tests {
         assert_eq!(port.lease(), None);
     }
 
-    /// B1: a UDP checksum that is right, and one at all; a right header checksum.
+    /// B1: a UDP checksum that is present and right; a right header checksum.
     #[test]
     fn b1_checksums() {
         let frame = DhcpFrame::ack().frame();
@@ -405,7 +405,7 @@ mod tests {
         assert_eq!(judge_bytes(&ethernet(VM, GATEWAY, 0x0800, &packet)), drop_for(DropReason::ReplyChecksum));
     }
 
-    /// B1: a whole packet whose UDP length is its own.
+    /// B1: an unfragmented packet whose UDP length agrees with it.
     #[test]
     fn b1_fragments_and_lengths() {
         let packet = DhcpFrame::ack().packet();
@@ -418,7 +418,7 @@ mod tests {
         let mut shorter = packet.clone();
         shorter.payload.pop();
         assert_eq!(judge_bytes(&shorter.frame()), drop_for(DropReason::ReplyHeader));
-        // A whole datagram, but no whole message.
+        // A complete datagram, but an incomplete message.
         let mut short = DhcpFrame::ack();
         short.fixed.truncate(239);
         (short.options, short.tail) = (vec![], vec![]);
@@ -464,7 +464,7 @@ mod tests {
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), dropped);
     }
 
-    /// B1: a DISCOVER asks for offers; only with rapid commit does it ask for a lease too.
+    /// B1: a DISCOVER requests offers; only with rapid commit does it request a lease too.
     #[test]
     fn b1_discover_is_no_request() {
         let dropped = drop_for(DropReason::ReplyTransaction);
@@ -481,7 +481,7 @@ mod tests {
         assert!(port.lease().is_some());
     }
 
-    /// B1: sixteen transactions are open at once, in any order; of more the oldest is forgotten.
+    /// B1: sixteen transactions are open at once, in any order; beyond that the oldest is forgotten.
     #[test]
     fn b1_transactions_are_bounded() {
         let mut port = fresh();
@@ -491,7 +491,7 @@ mod tests {
         for n in 0..16 {
             request(&mut port, n, n.into());
         }
-        // Used again, it is not the oldest any more.
+        // Used again, it is no longer the oldest.
         request(&mut port, 0, 16);
         request(&mut port, 16, 17);
         let ack = |port: &mut Port, xid| port.from_host(&DhcpFrame::ack().xid(xid).frame(), at(17));
@@ -505,7 +505,7 @@ mod tests {
         assert_eq!(ack(&mut port, 3), Verdict::Forward);
     }
 
-    /// B1: of the types a server has, one; other types bind nothing.
+    /// B1: one of a server's types; other types bind nothing.
     #[test]
     fn b1_types() {
         for kind in 0..=255 {
@@ -520,7 +520,7 @@ mod tests {
         }
     }
 
-    /// B2: an address of the network that can be a VM's; in an OFFER too.
+    /// B2: an address of the network that can be a VM's, also in an OFFER.
     #[test]
     fn b2_address() {
         for address in
@@ -587,7 +587,7 @@ mod tests {
         inform(&mut port);
         let broadcast = DhcpFrame { to: Ipv4Addr::BROADCAST, to_mac: MacAddr::BROADCAST, ..ack.clone() };
         assert_eq!(no_time(&broadcast, &mut port), Verdict::Forward);
-        // B8: some servers repeat the VM's address and what is left of its lease.
+        // B8: some servers repeat the VM's address and the remaining time of its lease.
         for frame in
             [ack.clone().lease_time(600), ack.clone().yiaddr(OWN_IP).lease_time(9), ack.clone().lease_time(0)]
         {
@@ -596,7 +596,7 @@ mod tests {
         }
         assert_eq!(port.lease(), lease);
         assert_eq!(port.poll_event(), None);
-        // Without a lease there is no address to send it to but all.
+        // Without a lease it can only be broadcast.
         let mut port = fresh();
         let _ = port.from_vm(&DhcpFrame::client(8).xid(9).frame(), NOW);
         assert_eq!(no_time(&ack, &mut port), drop_for(DropReason::ReplyDestination));
@@ -608,7 +608,7 @@ mod tests {
         assert_eq!(port.lease(), None);
     }
 
-    /// B7: the lease ends when the server's does at the latest, however late the answer comes: it counts from the
+    /// B7: the lease ends no later than the server's, however late the answer comes: it counts from the
     /// request.
     #[test]
     fn b7_a_lease_counts_from_the_request() {
@@ -617,7 +617,7 @@ mod tests {
         assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), at(104)), Verdict::Forward, "the same again");
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), at(110)), Verdict::Forward);
         assert_eq!(port.next_deadline(), Some(at(700)));
-        // So late that nothing is left of it.
+        // So late that the lease has already ended.
         let _ = port.from_vm(&DhcpFrame::renewal().xid(8).frame(), at(110));
         let late = DhcpFrame::ack().xid(8).lease_time(5);
         assert_eq!(port.from_host(&late.frame(), at(116)), Verdict::Forward);
@@ -645,7 +645,7 @@ mod tests {
             assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
             let arp = ArpFrame::request(GATEWAY_IP);
             assert_eq!(port.from_vm(&arp.frame(), NOW), drop_for(DropReason::ArpNoLease));
-            // Nothing brings it back but an answer to a new request.
+            // Only an answer to a new request restores it.
             assert_eq!(
                 port.from_vm(&DhcpFrame::renewal().frame(), NOW),
                 drop_for(DropReason::DhcpDestination)
@@ -679,7 +679,7 @@ mod tests {
             assert_eq!(port.from_vm(&renewal.frame(), NOW), Verdict::Forward);
             assert_eq!(port.from_vm(&other.frame(), NOW), dropped);
             assert_eq!(port.lease(), lease);
-            // Under another number, and once this one is answered or old, it passes.
+            // It passes under another number, and once this one is answered or old.
             assert_eq!(port.from_vm(&other.clone().xid(7).frame(), NOW), Verdict::Forward);
             let mut port = bound();
             let _ = port.from_vm(&renewal.frame(), NOW);
@@ -711,7 +711,7 @@ mod tests {
         assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
     }
 
-    /// B7: an ACK that gives another address than the lease revokes it, whatever the VM asked for under its number.
+    /// B7: an ACK that gives another address than the lease revokes it, whatever the VM requested under its number.
     #[test]
     fn b7_an_ack_to_no_request_revokes() {
         for asked in [DhcpFrame::inform(), DhcpFrame::discover()] {
@@ -727,7 +727,7 @@ mod tests {
         }
     }
 
-    /// B7: a request that was sent twice is answered twice. The second answer is not one to what the VM asks for next
+    /// B7: a request that was sent twice is answered twice. The second answer is not one to what the VM requests next
     /// under the same number.
     #[test]
     fn b7_a_second_answer_binds_nothing() {
@@ -743,7 +743,7 @@ mod tests {
         assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
         assert_eq!(port.from_host(&ack.frame(), NOW), drop_for(DropReason::ReplyTransaction));
         assert_eq!(port.lease(), None);
-        // A minute after the last message the number is as good as new.
+        // A minute after the last message the number counts as new.
         assert_eq!(port.from_vm(&request.frame(), at(60)), Verdict::Forward);
         assert_eq!(port.from_host(&ack.frame(), at(60)), Verdict::Forward);
         assert!(port.lease().is_some());
@@ -764,7 +764,7 @@ mod tests {
         assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
     }
 
-    /// B7: of two answers to one DISCOVER with rapid commit, the first may give what the server has taken back since.
+    /// B7: of two answers to one DISCOVER with rapid commit, the first may give an address that the server has withdrawn since.
     #[test]
     fn b7_a_repeated_rapid_discover_binds_what_it_asks_for() {
         let discover = DhcpFrame::discover().option(80, &[]).address_option(50, OWN_IP);
@@ -781,7 +781,7 @@ mod tests {
         }
     }
 
-    /// B1: a client that asks for rapid commit of a server that makes offers goes on under the same number.
+    /// B1: a client that requests rapid commit from a server that makes offers continues under the same number.
     #[test]
     fn b1_an_offer_to_a_rapid_discover_is_taken() {
         let mut port = fresh();
@@ -825,7 +825,7 @@ mod tests {
         assert_eq!(port.lease(), None);
     }
 
-    /// B7: an ACK to a rapid DISCOVER may come as if it were one to the REQUEST behind it, so that asks for the same
+    /// B7: an ACK to a rapid DISCOVER can look like one to the REQUEST behind it, so that must request the same
     /// time, and the lease counts from the DISCOVER; unless every DISCOVER was answered by an offer.
     #[test]
     fn b7_a_rapid_discover_and_its_request_ask_for_one_thing() {
@@ -845,7 +845,7 @@ mod tests {
         assert_eq!(port.next_deadline(), Some(at(125)));
     }
 
-    /// C5: an earlier lease that the VM declines when it is offered again is not given back as well.
+    /// C5: an earlier lease that the VM declines when it is offered again is not released as well.
     #[test]
     fn c5_what_is_declined_is_not_given_back() {
         let mut port = bound();
@@ -861,7 +861,7 @@ mod tests {
         assert_eq!(port.poll_transmit(), None);
     }
 
-    /// B7: what a request ended or capped stays so, whatever answers to earlier ones still come.
+    /// B7: what a request ended or capped stays so, even if answers to earlier ones still come.
     #[test]
     fn b7_late_answers_bring_nothing_back() {
         let late = drop_for(DropReason::ReplyTransaction);
@@ -875,7 +875,7 @@ mod tests {
         assert_eq!(port.from_host(&ack.frame(), NOW), Verdict::Forward);
         assert_eq!(port.lease().map(|lease| lease.address), Some(OTHER_IP));
 
-        // A time that is asked for caps what there is, and an answer to an earlier request lengthens nothing.
+        // A requested time caps the lease, and an answer to an earlier request does not lengthen it.
         let mut port = bound();
         let _ = port.from_vm(&DhcpFrame::renewal().xid(1).frame(), at(1));
         let _ = port.from_vm(&DhcpFrame::renewal().xid(2).lease_time(120).frame(), at(2));
@@ -883,8 +883,8 @@ mod tests {
         assert_eq!(port.from_host(&DhcpFrame::ack().xid(1).frame(), at(3)), late);
         assert_eq!(port.next_deadline(), Some(at(122)));
         assert_eq!(port.from_host(&DhcpFrame::ack().xid(2).lease_time(300).frame(), at(3)), Verdict::Forward);
-        assert_eq!(port.next_deadline(), Some(at(302)), "the server's word on this request");
-        // The default, which is known of no ACK yet but the first's.
+        assert_eq!(port.next_deadline(), Some(at(302)), "the server's answer to this request");
+        // The default, which only the first ACK has shown so far.
         let _ = port.from_vm(&DhcpFrame::renewal().xid(3).frame(), at(4));
         assert_eq!(port.next_deadline(), Some(at(302)));
         let _ = port.from_vm(&DhcpFrame::renewal().xid(4).lease_time(0xffff_ffff).frame(), at(5));
@@ -896,14 +896,14 @@ mod tests {
         let _ = port.from_vm(&DhcpFrame::renewal().xid(5).frame(), at(6));
         assert_eq!(port.next_deadline(), Some(at(606)));
 
-        // No default is known where every request has told a time.
+        // No default is known if every request had a time.
         let mut port = fresh();
         let _ = port.from_vm(&DhcpFrame::request().lease_time(7200).frame(), NOW);
         assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(7200).frame(), NOW), Verdict::Forward);
         let _ = port.from_vm(&DhcpFrame::renewal().xid(2).frame(), at(1));
         assert_eq!(port.next_deadline(), Some(at(61)));
 
-        // The same again under another number is as good as the first.
+        // The same again under another number is treated like the first.
         let mut port = bound();
         let _ = port.from_vm(&DhcpFrame::renewal().xid(1).frame(), at(1));
         let _ = port.from_vm(&DhcpFrame::renewal().xid(2).frame(), at(2));
@@ -911,14 +911,14 @@ mod tests {
         assert_eq!(port.next_deadline(), Some(at(601)));
     }
 
-    /// B7: an ACK that answers nothing is still the server's word.
+    /// B7: an ACK that answers no open request still limits the lease.
     #[test]
     fn b7_an_ack_out_of_the_blue_revokes() {
         let dropped = drop_for(DropReason::ReplyTransaction);
         let other = DhcpFrame { to: OTHER_IP, ..DhcpFrame::ack().xid(99).yiaddr(OTHER_IP) };
         let mut port = bound();
         let lease = port.lease().unwrap();
-        // Not if anything else of B1 is missing.
+        // Not if another condition of B1 fails.
         for forged in [
             DhcpFrame { from_mac: STRANGER, ..other.clone() },
             DhcpFrame { from: NEIGHBOUR_IP, ..other.clone() },
@@ -935,7 +935,7 @@ mod tests {
             assert_eq!(port.lease(), Some(lease));
         }
         assert_eq!(port.from_host(&DhcpFrame::ack().xid(99).lease_time(30).frame(), NOW), dropped);
-        assert_eq!(port.next_deadline(), Some(at(30)), "nor does it last longer than the server says");
+        assert_eq!(port.next_deadline(), Some(at(30)), "nor does it last longer than the server's");
         assert_eq!(port.from_host(&other.frame(), NOW), dropped);
         assert_eq!(port.lease(), None);
         assert!(matches!(
@@ -950,7 +950,7 @@ mod tests {
         assert_eq!(port.lease(), None);
     }
 
-    /// C10: what a VM may do that believes in a lease which has merely expired.
+    /// C10: what a VM may do to renew a lease which has merely expired.
     #[test]
     fn c10_the_last_lease_is_renewed_after_its_end() {
         let rebinding = DhcpFrame::client(3).ciaddr(OWN_IP);
@@ -971,7 +971,7 @@ mod tests {
             assert_eq!(port.from_host(&DhcpFrame::ack().xid(7).frame(), at(700)), Verdict::Forward);
             assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), at(700)), Verdict::Forward);
         }
-        // Nothing else of that address, and nothing of another.
+        // Nothing else from that address, and nothing from another.
         let mut port = bound();
         let no_lease = drop_for(DropReason::ArpNoLease);
         for arp in [
@@ -993,7 +993,7 @@ mod tests {
         ] {
             assert_eq!(port.from_vm(&frame.frame(), at(700)), drop_for(reason));
         }
-        // Not after the VM gave it up, asked for another, or the server said no.
+        // Not after the VM gave it up or requested another, or the server refused.
         let nak = |port: &mut Port| {
             let _ = port.from_vm(&DhcpFrame::renewal().frame(), at(700));
             assert_eq!(port.from_host(&DhcpFrame::nak().frame(), at(700)), Verdict::Forward);
@@ -1017,7 +1017,7 @@ mod tests {
         }
     }
 
-    /// C10: a port that never knew of a lease may be younger than the VM's.
+    /// C10: a port that never knew a lease may have started after the VM got one.
     #[test]
     fn c10_a_new_port_lets_a_vm_renew_what_it_has() {
         let rebinding = DhcpFrame::client(3).ciaddr(OTHER_IP);
@@ -1044,7 +1044,7 @@ mod tests {
         ] {
             assert_eq!(port.from_vm(&frame.frame(), NOW), drop_for(reason));
         }
-        // A server that says no ends it.
+        // A server's refusal ends it.
         let _ = port.from_vm(&rebinding.frame(), NOW);
         assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
         assert_eq!(port.from_vm(&renewal.frame(), NOW), drop_for(DropReason::DhcpDestination));
@@ -1083,11 +1083,11 @@ mod tests {
         }
         let padded = DhcpFrame { tail: vec![0, 0, 255, 0, 0], ..DhcpFrame::ack() };
         assert_eq!(judge(&padded), Verdict::Forward);
-        // A server may overload `sname` and `file`; nothing is learnt from there.
+        // A server may overload `sname` and `file`; the filter reads nothing there.
         assert_eq!(judge(&DhcpFrame::ack().option(52, &[3])), Verdict::Forward);
     }
 
-    /// B4: infinity has no end, the longest finite lease does not overflow, and a lease ends when it ends.
+    /// B4: an infinite lease has no end, the longest finite lease does not overflow, and a lease ends when it ends.
     #[test]
     fn b4_lease_times() {
         let bind = |seconds, now| {
@@ -1165,7 +1165,7 @@ mod tests {
         assert_eq!(port.from_vm(&IpFrame { from: OTHER_IP, ..data }.frame(), at(300)), Verdict::Forward);
     }
 
-    /// B5: a NAK ends the binding, if it has everything that an ACK must have.
+    /// B5: a NAK ends the binding, if it fulfils every condition of an ACK.
     #[test]
     fn b5_nak_revokes() {
         let mut port = bound();
@@ -1201,7 +1201,7 @@ mod tests {
         assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), drop_for(DropReason::ArpNoLease));
     }
 
-    /// B6: a datagram for the client's port reaches the VM only as a reply that passes, whoever sent it.
+    /// B6: a datagram for the client's port reaches the VM only as a reply that passes, whatever its sender.
     #[test]
     fn b6_rogue_servers_do_not_reach_the_vm() {
         let mut port = bound();
@@ -1216,7 +1216,7 @@ mod tests {
         ] {
             assert_eq!(port.from_host(&frame.frame(), NOW), drop_for(DropReason::ReplyServer));
         }
-        // A DNS answer to a query that the VM sent from port 68 is as good as a forgery.
+        // A DNS answer to a query that the VM sent from port 68 is treated like a forgery.
         let dns = IpFrame::new(OWN_IP, 17, udp(53, 68, b"anything"));
         let dns = IpFrame { to_mac: VM, from_mac: GATEWAY, from: GATEWAY_IP, ..dns };
         assert_eq!(port.from_host(&dns.frame(), NOW), drop_for(DropReason::ReplyServer));

@@ -1,4 +1,4 @@
-//! The state of a VM's DHCP: its lease, and what is remembered around it. A few fixed fields.
+//! The state of a VM's DHCP: its lease, and what the filter remembers around it. A few fixed fields.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -6,14 +6,14 @@ use core::time::Duration;
 use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
 use crate::binding::dhcpv4::offer::Offer;
 use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
-use crate::binding::dhcpv4::terms::{Believed, Former, Terms, lease_time};
+use crate::binding::dhcpv4::terms::{Former, Renewable, Terms, lease_time};
 use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
 use crate::event::{Events, PortEvent, UnboundCause};
 use crate::lease::{AdoptError, Lease};
 use crate::segment::Segment;
 use crate::time::Timestamp;
 
-/// What is left of a lease at most, if the VM asks for it again in a way of which the filter cannot tell how long the
+/// The most that remains of a lease which the VM requests again in a way that does not show the filter how long the
 /// server's new lease is: longer than an answer takes, shorter than any server's lease (B7).
 const UNKNOWN_LEASE_TIME: Duration = Duration::from_secs(60);
 
@@ -21,16 +21,16 @@ const UNKNOWN_LEASE_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Dhcp {
     lease: Option<Lease>,
-    /// How the lease was asked for, if there is one.
+    /// How the lease was requested, if there is one.
     terms: Terms,
-    /// What a VM without a lease may still ask for by the address itself (C10).
-    believed: Believed,
+    /// Which address a VM without a lease may still renew (C10).
+    renewable: Renewable,
     /// The lease that a request ended (B7). The server may still keep it for the VM.
     former: Option<Former>,
-    /// A lease to give back now (C5).
+    /// A lease to release now (C5).
     surplus: Option<Former>,
     offer: Option<Offer>,
-    /// How long the server's leases last if the VM does not say how long it wants one.
+    /// How long the server's leases last if the VM requests no time.
     default_lease_time: Option<Duration>,
     pub(crate) transactions: Transactions,
     pub(crate) client_ids: ClientIds,
@@ -43,20 +43,20 @@ pub(crate) struct Dhcp {
 }
 
 impl Dhcp {
-    /// The lease; it is valid if the state was told the time by [`Dhcp::advance`].
+    /// The lease; it is valid at the time last passed to [`Dhcp::advance`].
     #[inline(always)]
     pub(crate) fn lease(&self) -> Option<&Lease> {
         self.lease.as_ref()
     }
 
-    /// What a VM without a lease may believe its address to be.
-    pub(crate) fn believed(&self) -> Believed {
-        self.believed
+    /// Which address a VM without a lease may renew.
+    pub(crate) fn renewable(&self) -> Renewable {
+        self.renewable
     }
 
-    /// The address that the server has offered and that still stands.
+    /// The address that the server has offered, while the offer is valid.
     pub(crate) fn offered(&self, now: Timestamp) -> Option<Ipv4Addr> {
-        self.offer.filter(|offer| offer.stands(now)).map(|offer| offer.address)
+        self.offer.filter(|offer| offer.is_valid(now)).map(|offer| offer.address)
     }
 
     /// The server offered an address.
@@ -64,19 +64,19 @@ impl Dhcp {
         self.offer = Some(Offer::new(address, now));
     }
 
-    /// Ends the lease if it has run out.
+    /// Ends the lease if it has expired.
     #[inline(always)]
     pub(crate) fn advance(&mut self, now: Timestamp) {
         if let Some(Lease { address, expires: Some(expires), .. }) = self.lease
             && now >= expires
         {
             self.unbind(UnboundCause::Expired);
-            self.believed = Believed::Expired(address);
+            self.renewable = Renewable::Expired(address);
         }
     }
 
     /// The VM's request passes and the server will act on it, whether or not the answer ever comes (B7): the lease must
-    /// not outlive what the server may make of it.
+    /// not last longer than the server's may.
     pub(crate) fn ask(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.transactions.open(id, asked, now);
         let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
@@ -104,7 +104,7 @@ impl Dhcp {
         }
     }
 
-    /// A genuine ACK came that answers nothing the VM waits for: it is told again what the server has, and the VM gets
+    /// A genuine ACK came that answers no open request: it shows what the server has, and the VM gets
     /// no more than that (B7). `lease_time` is in seconds.
     pub(crate) fn contradict(&mut self, address: Ipv4Addr, lease_time_given: Option<u32>, now: Timestamp) {
         let Some(lease) = self.lease else { return };
@@ -117,7 +117,7 @@ impl Dhcp {
     }
 
     /// The server acknowledged the request of `transaction`: the lease takes the place of the one before (B5), which is
-    /// given back if it had another address (C5).
+    /// released if it had another address (C5).
     pub(crate) fn acknowledge(
         &mut self,
         lease: Lease,
@@ -135,7 +135,7 @@ impl Dhcp {
         self.advance(now);
     }
 
-    /// Takes over a lease that the VM got before, with the identifier under which the server files it.
+    /// Takes over a lease that the VM got before, with the identifier under which the server stores it.
     pub(crate) fn adopt(
         &mut self,
         segment: &Segment,
@@ -186,44 +186,44 @@ impl Dhcp {
         }
         let former =
             self.former.take().filter(|former| former.address != lease.address && !former.is_over(now));
-        // One that still waits is of the address that is bound now, or as good as this one.
+        // A lease that still waits here is for the address that is bound now, or equivalent to this one.
         self.surplus = former.or(self.surplus.filter(|surplus| surplus.address != lease.address));
         self.offer = None;
-        self.believed = Believed::Nothing;
+        self.renewable = Renewable::Nothing;
         self.lease = Some(lease);
         self.terms = terms;
         self.events.push(if renewed { PortEvent::Renewed(lease) } else { PortEvent::Bound(lease) });
     }
 
-    /// The lease is gone, if there was one.
+    /// Ends the lease, if there is one.
     fn unbind(&mut self, cause: UnboundCause) {
         if let Some(lease) = self.lease.take() {
-            self.believed = Believed::Nothing;
+            self.renewable = Renewable::Nothing;
             self.events.push(PortEvent::Unbound { lease, cause });
         }
     }
 
     /// The VM gave up the address that it has or was offered (C6).
     pub(crate) fn give_up(&mut self, cause: UnboundCause) {
-        // C5: what the VM declines is not given back a second time; the server may have given it to another since.
+        // C5: what the VM declines is not released as well; the server may have given it to another VM since.
         let offered = self.offer.map(|offer| offer.address);
         self.former = self.former.take().filter(|former| Some(former.address) != offered);
         self.unbind(cause);
-        self.believed = Believed::Nothing;
+        self.renewable = Renewable::Nothing;
         self.offer = None;
         self.transactions.retire();
     }
 
-    /// The server said no (B5).
+    /// The server refused (B5).
     pub(crate) fn refuse(&mut self) {
         self.unbind(UnboundCause::Refused);
-        self.believed = Believed::Nothing;
+        self.renewable = Renewable::Nothing;
         self.offer = None;
     }
 
-    /// Takes the lease that is to be given back at the end: the VM's, or the one that a request without an answer ended.
-    /// The latter may be another VM's by now; a server that files by MAC address tells whose it is, so there it is left to who
-    /// can look it up.
+    /// Takes the lease to release at the end: the VM's, or the one that a request without an answer ended.
+    /// The latter may be another VM's by now. A server that stores leases by MAC address shows whose it is, so there the
+    /// process that can read its file releases it.
     pub(crate) fn take_for_release(&mut self, by_mac: bool, now: Timestamp) -> Option<Former> {
         let held = self.lease.as_ref().map(|lease| Former::of(lease, self.terms));
         let former = self.former.take().filter(|former| !by_mac && !former.is_over(now));
@@ -231,12 +231,12 @@ impl Dhcp {
         held.or(former)
     }
 
-    /// Takes the earlier lease that is to be given back now.
+    /// Takes the earlier lease to release now.
     pub(crate) fn take_surplus(&mut self) -> Option<Former> {
         self.surplus.take()
     }
 
-    /// Notes the identifier of a message that passes, and gives its number.
+    /// Notes the identifier of a message that passes, and returns its number.
     pub(crate) fn note_client_id(&mut self, id: &[u8], now: Timestamp) -> Option<IdNumber> {
         if let Some(number) = self.client_ids.find(id) {
             self.client_ids.touch(number);

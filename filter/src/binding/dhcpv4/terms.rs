@@ -1,4 +1,4 @@
-//! What is known of a lease besides the lease: how it was asked for, and what remains of it when it is gone.
+//! What the filter knows about a lease besides the lease: how it was requested, and what remains after its end.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -7,28 +7,28 @@ use crate::binding::dhcpv4::client_ids::ClientId;
 use crate::lease::Lease;
 use crate::time::Timestamp;
 
-/// How a lease was asked for.
+/// How a lease was requested.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Terms {
-    /// The identifier under which the server files it.
+    /// The identifier under which the server stores it.
     pub(crate) client_id: Option<ClientId>,
     /// Whether the request said how long it should last (option 51).
     pub(crate) has_asked_time: bool,
 }
 
-/// What a VM may believe its address to be while it has no lease (C10).
+/// Which address a VM may renew while it has no lease (C10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) enum Believed {
-    /// Nothing was ever known of a lease: this port may be younger than the VM's.
+pub(crate) enum Renewable {
+    /// Any that could be a lease: this port never knew one, and may have started after the VM got it.
     #[default]
     Anything,
-    /// The last lease, of this address, has merely expired.
+    /// The address of the last lease, which has merely expired.
     Expired(Ipv4Addr),
-    /// The VM knows that it has none.
+    /// None: the VM knows that it has no lease.
     Nothing,
 }
 
-/// A lease that the VM has no more, and the server may still have.
+/// A lease that the VM no longer has, and the server may still have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Former {
     pub(crate) address: Ipv4Addr,
@@ -55,7 +55,7 @@ impl Former {
 /// A lease time that never ends (RFC 2131, section 3.3).
 const INFINITE: u32 = 0xffff_ffff;
 
-/// How long a lease lasts of which option 51 says this; `None` for one that never ends (B4).
+/// How long a lease with this option 51 lasts; `None` for one that never ends (B4).
 pub(crate) fn lease_time(seconds: u32) -> Option<Duration> {
     (seconds != INFINITE).then(|| Duration::from_secs(u64::from(seconds)))
 }

@@ -1,7 +1,7 @@
-//! The requests of the VM that wait for a reply, and what each of them asked for (B1, B7).
+//! The transactions of the VM that wait for a reply, and what each of them requests (B1, B7).
 //!
-//! A server acts on requests, the filter learns from answers, and answers get lost or come late. So it is kept what a
-//! request asked for, and a request that could make the server change its mind makes the answers to earlier ones void.
+//! A server acts on requests, the filter learns from answers, and answers get lost or come late. So the filter
+//! remembers what a request requested, and one that could change the server's lease voids the answers to earlier ones.
 
 use core::net::Ipv4Addr;
 use core::time::Duration;
@@ -9,11 +9,11 @@ use core::time::Duration;
 use crate::binding::dhcpv4::client_ids::IdNumber;
 use crate::time::Timestamp;
 
-/// How long an unanswered number binds the VM to what it asked for with it (B7). Clients that use one number for ever
-/// can go on after that.
+/// How long an unanswered number stands for one request (B7). Clients that always use the same number
+/// can continue after that.
 const LIFETIME: Duration = Duration::from_secs(60);
 
-/// What a VM wants of the server.
+/// What a VM requests from the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A DISCOVER, which is answered by an offer and changes nothing.
@@ -26,7 +26,7 @@ pub(crate) enum Kind {
     Inform,
 }
 
-/// All that two messages of one number must have in common.
+/// What all messages of one number must have in common.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) kind: Kind,
@@ -41,12 +41,12 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Whether the server may give an address or take one away because of it.
+    /// Whether it can cause the server to assign or withdraw an address.
     pub(crate) fn may_bind(self) -> bool {
         matches!(self.kind, Kind::Request | Kind::RapidDiscover)
     }
 
-    /// Whether it can be for nothing but `address`: it names it, and no other.
+    /// Whether it can only be for `address`: it names this address and no other.
     pub(crate) fn is_for(self, address: Ipv4Addr) -> bool {
         let mut named = self.requested.into_iter().chain(self.client_address).peekable();
         self.kind == Kind::Request && named.peek().is_some() && named.all(|named| named == address)
@@ -64,24 +64,24 @@ impl Asked {
 pub(crate) struct Transaction {
     id: u32,
     pub(crate) asked: Asked,
-    /// When the first of them was let through. The server has counted from no earlier time.
+    /// When the first of them passed. The server counts from then or later.
     pub(crate) since: Timestamp,
-    /// When the last of them was let through.
+    /// When the last of them passed.
     last: Timestamp,
     /// How many of them may still be answered.
     unanswered: u32,
     /// When it was last used, by the clock of [`Transactions`].
     used: u64,
-    /// What the VM has done since makes every reply void.
+    /// Whether a later message of the VM has voided every reply.
     is_void: bool,
-    /// The number stood for another request before, whose answer may still be on its way.
+    /// Whether the number stood for another request before, whose answer may still be on its way.
     is_reused: bool,
 }
 
 impl Transaction {
     /// Whether an ACK that gives `address` can be the answer.
     pub(crate) fn may_give(&self, address: Ipv4Addr) -> bool {
-        // What is said again may be answered otherwise, if the address that it asks for has become free since.
+        // A repeated message may get another answer, if the address that it requests has become free since.
         if self.asked.kind == Kind::RapidDiscover
             && self.unanswered > 1
             && self.asked.requested.is_some_and(|requested| requested != address)
@@ -103,7 +103,7 @@ impl Transaction {
 #[derive(Debug, Default)]
 pub(crate) struct Transactions {
     slots: [Option<Transaction>; Transactions::CAPACITY],
-    /// Grows with each request; tells the oldest.
+    /// Grows with each request; shows which is the oldest.
     clock: u64,
     last_id: u32,
 }
@@ -115,10 +115,10 @@ impl Transactions {
         self.slots.iter().flatten().find(|open| open.id == id)
     }
 
-    /// Whether a message with this number may pass: it is the first with it, the same again, or the REQUEST that
-    /// follows a DISCOVER (B7). After one with rapid commit that has not been answered by an offer, the REQUEST has to ask
-    /// for the same time, since an ACK to the one could not be told from one to the other.
-    /// `is_new_id` says that it comes with an identifier that none before it had.
+    /// Whether a message with this number may pass: it is the first with it, a repetition, or the REQUEST that
+    /// follows a DISCOVER (B7). After one with rapid commit that has not been answered by an offer, the REQUEST has to request
+    /// the same time, since their ACKs could not be distinguished.
+    /// `is_new_id`: no message before had its identifier.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
             let is_offered = match open.asked.kind {
@@ -132,7 +132,7 @@ impl Transactions {
         })
     }
 
-    /// A message passes, which [`Transactions::admits`]: replies to it will be expected.
+    /// Remembers a message that [`Transactions::admits`], so that replies to it are expected.
     pub(crate) fn open(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.clock = self.clock.wrapping_add(1);
         self.last_id = id;
@@ -152,7 +152,7 @@ impl Transactions {
             is_reused: false,
         };
         match self.slots.iter_mut().flatten().find(|open| open.id == id) {
-            // A reply to what was asked before could not be told from one to this.
+            // A reply to the earlier request could not be distinguished from one to this.
             Some(open) if (open.is_void && !open.is_old(now)) || (open.asked == asked && !open.is_void) => {
                 open.used = used;
                 open.last = now;
@@ -160,7 +160,7 @@ impl Transactions {
             }
             Some(open) => {
                 let unanswered = if open.asked.may_bind() && !open.is_old(now) { open.unanswered } else { 0 };
-                // What is answered may still be the rapid DISCOVER.
+                // The answer may still be one to the rapid DISCOVER.
                 let since = if unanswered > 0 { open.since } else { now };
                 let unanswered = unanswered.saturating_add(1);
                 *open = Transaction { is_reused: open.asked.may_bind(), since, unanswered, ..new };
@@ -180,8 +180,8 @@ impl Transactions {
         self.slot(id).filter(|open| !open.is_void)
     }
 
-    /// An offer came, which a server makes instead of binding. One that comes after the REQUEST answers an earlier
-    /// DISCOVER, and no REQUEST.
+    /// An offer came, which a server sends instead of binding. One that comes after the REQUEST answers an earlier
+    /// DISCOVER, not the REQUEST.
     pub(crate) fn note_offer(&mut self, id: u32) {
         if let Some(open) = self.slots.iter_mut().flatten().find(|open| open.id == id)
             && open.asked.kind == Kind::RapidDiscover
@@ -191,8 +191,8 @@ impl Transactions {
     }
 
     /// The transaction has been answered. If the VM has sent its message more than once, more answers are on their
-    /// way, which could not be told from those to another request under the same number: it stays void for a while
-    /// (B7).
+    /// way, which could not be distinguished from those to another request under the same number: it stays void for a
+    /// while (B7).
     pub(crate) fn close(&mut self, id: u32) {
         for slot in self.slots.iter_mut().filter(|slot| slot.is_some_and(|open| open.id == id)) {
             match slot {
@@ -205,7 +205,7 @@ impl Transactions {
         }
     }
 
-    /// The VM gave its address up: nothing that was asked before may bind one any more.
+    /// The VM gave up its address: no earlier request may bind one any more.
     pub(crate) fn retire(&mut self) {
         for slot in &mut self.slots {
             match slot {
@@ -215,12 +215,12 @@ impl Transactions {
         }
     }
 
-    /// An identifier is no longer remembered, so no reply to a request under it can be filed.
+    /// An identifier is no longer remembered, so no reply to a request under it can be stored.
     pub(crate) fn forget_client_id(&mut self, number: IdNumber) {
         self.void(|open| open.asked.client_id == Some(number));
     }
 
-    /// Makes the replies void to all requests for an address that `which` picks.
+    /// Voids the replies to all requests for an address that `which` selects.
     fn void(&mut self, which: impl Fn(&Transaction) -> bool) {
         self.slots
             .iter_mut()
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(transactions.fresh_id(), 0);
     }
 
-    /// B7: what can be told of the address that an ACK to a request gives.
+    /// B7: what the request shows about the address that its ACK gives.
     #[test]
     fn b7_a_request_tells_what_it_can_be_for() {
         let request = asked(Kind::Request);
