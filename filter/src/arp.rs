@@ -75,7 +75,8 @@ fn judge_addresses(
     judge_target(arp, segment, destinations, lease)
 }
 
-/// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just expired.
+/// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just
+/// expired.
 fn judge_without_lease(
     arp: Arp<'_>,
     frame: Frame<'_>,
@@ -123,7 +124,8 @@ fn judge_target(
     }
 }
 
-/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. A function of its own, to keep the code for IPv4 short.
+/// I3: on the way to the VM, only the router and the DHCP server claim their own addresses. A function of its own, to
+/// keep the code for IPv4 short.
 #[cold]
 pub(crate) fn judge_from_host(frame: Frame<'_>, segment: &Segment) -> Result<(), DropReason> {
     // I4
@@ -253,7 +255,8 @@ mod tests {
         assert_eq!(port.from_vm(&reply.frame(), NOW), no_lease);
     }
 
-    /// A5: the target of a request is the gateway, a resolver, the VM's own address, or a neighbour that is allowed by name.
+    /// A5: the target of a request is the gateway, a resolver, the VM's own address, or a neighbour that is allowed
+    /// by name.
     #[test]
     fn a5_requests_do_not_scan() {
         let mut port = bound_with(&["192.168.64.64/26", "10.0.0.0/8"], &["192.168.64.78"]);

@@ -42,8 +42,8 @@ pub struct PortConfig {
     pub policy: Policy,
     /// The largest IP packet, in bytes, that the VM's link carries (rule L3).
     pub mtu: u16,
-    /// Whether the DHCP server files leases by MAC address alone and ignores client identifiers. Then one that names
-    /// another VM's hardware address takes nothing from that VM (rule C5).
+    /// Whether the DHCP server stores leases by MAC address alone and ignores client identifiers. Then an identifier
+    /// with another VM's hardware address takes nothing from that VM (rule C5).
     pub server_files_by_mac: bool,
     /// The host's addresses besides the gateway's (rule H1); more can be given later by
     /// [`Port::set_host_addresses`](crate::Port::set_host_addresses).
@@ -56,11 +56,11 @@ pub struct PortConfig {
 pub enum ConfigError {
     /// The VM's MAC address is a group or zero (rule L1).
     #[error(
-        "the VM's MAC address {0} belongs to no single station: use a unicast address such as 02:00:00:00:00:01"
+        "the VM's MAC address {0} is not the address of one station: use a unicast address such as 02:00:00:00:00:01"
     )]
     VmMac(MacAddr),
     /// The gateway's MAC address is a group or zero.
-    #[error("the gateway's MAC address {0} belongs to no single station")]
+    #[error("the gateway's MAC address {0} is not the address of one station")]
     GatewayMac(MacAddr),
     /// The VM and the gateway have the same MAC address.
     #[error("the VM and the gateway have the same MAC address {0}")]
@@ -68,15 +68,15 @@ pub enum ConfigError {
     /// The network has no room for a VM beside the gateway.
     #[error("the network {0} has no room for a gateway and a VM: use a prefix of at most 30 bits")]
     SubnetTooSmall(Ipv4Net),
-    /// The gateway is no host of its own network.
-    #[error("the gateway {address} is no host address of its network {subnet}")]
+    /// The gateway's address is not a host address of its network.
+    #[error("the gateway's address {address} is not a host address of its network {subnet}")]
     GatewayAddress {
         /// The gateway.
         address: Ipv4Addr,
         /// Its network.
         subnet: Ipv4Net,
     },
-    /// The MTU is below the 576 bytes that every IPv4 host must be able to take (RFC 791).
+    /// The MTU is below the 576 bytes that every IPv4 host must accept (RFC 791).
     #[error("the MTU {0} is too small: IPv4 needs at least 576 bytes")]
     Mtu(u16),
     /// The rules do not fit into the table; some 30,000 always do.

@@ -13,8 +13,8 @@ pub enum Direction {
     FromHost,
 }
 
-/// Frames of both directions. A frame that a link lost counts as dropped, not as forwarded (rule L6). Counters only grow; one wraps after
-/// 2^64 frames or bytes, which no link reaches.
+/// Frames of both directions. A frame that a link lost counts as dropped, not as forwarded (rule L6). Counters only
+/// grow; one wraps after 2^64 frames or bytes, which no link reaches.
 ///
 /// `Display` writes one line of `key=value` words that stays the same for the same counts:
 ///

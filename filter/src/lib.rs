@@ -29,11 +29,11 @@
 //! returns what it learns (a lease, its end), [`Port::next_deadline`] when it next has something to do, and
 //! [`Port::poll_transmit`] the frames that it sends itself.
 //!
-//! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM),
-//! B (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host). `docs/rules.md`
-//! states each of them, and a test's name begins with its number; the code cites them at the branch that they force, and every
-//! dropped frame is counted under one [`DropReason`] that names its rule. `port.rs` holds the order of the rules, and the rules
-//! themselves are here:
+//! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM), B
+//! (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host).
+//! `docs/rules.md` states each of them, and a test's name begins with its number; the code cites them at the branch
+//! that they force, and every dropped frame is counted under one [`DropReason`] that names its rule. `port.rs` holds
+//! the order of the rules, and the rules themselves are here:
 //!
 //! | rule | file | function |
 //! | --- | --- | --- |

@@ -74,7 +74,7 @@ pub enum ParseTargetError {
     #[error("there is no address")]
     Empty,
     /// An IPv6 address or network.
-    #[error("IPv6 is not yet supported: the VM's IPv6 is dropped whole, so leave it out")]
+    #[error("IPv6 is not supported yet: all IPv6 of the VM is dropped, so leave this out")]
     Ipv6,
     /// The part before the slash is no address.
     #[error("expected an IPv4 address (10.1.2.3), a network (10.0.0.0/8) or @host")]

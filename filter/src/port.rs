@@ -231,8 +231,8 @@ impl Port {
         }
     }
 
-    /// Fragments have a path of their own, so that unfragmented packets are not tested for it again and again. It parses
-    /// the packet again: passing it on would cost every unfragmented packet registers.
+    /// Fragments have a path of their own, so that unfragmented packets are not tested for it again and again. It
+    /// parses the packet again: passing it on would cost every unfragmented packet registers.
     #[cold]
     fn judge_fragment_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let packet = ipv4::judge_format(frame.payload())?;

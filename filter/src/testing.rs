@@ -1,4 +1,5 @@
-//! Ports for the tests of this crate, and the frames of their VM and its gateway: valid by default, broken field by field.
+//! Ports for the tests of this crate, and the frames of their VM and its gateway: valid by default, broken field by
+//! field.
 
 use core::net::Ipv4Addr;
 

@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 /// A point in time: nanoseconds of a clock that never goes back and that counts the time for which the host was
-/// suspended (`CLOCK_BOOTTIME` on Linux, the continuous clock on macOS), because the lease time also passes while a laptop
-/// sleeps (rule B4).
+/// suspended (`CLOCK_BOOTTIME` on Linux, the continuous clock on macOS), because the lease time also passes while a
+/// laptop sleeps (rule B4).
 ///
 /// All arithmetic saturates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

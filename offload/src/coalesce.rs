@@ -123,7 +123,8 @@ impl Coalescer {
         Coalescer { features, singly_to: None, packets, next: [0; MAX_FRAMES], open: Open::default() }
     }
 
-    /// Datagrams to this IPv4 address pass one by one from now on, so that a counter of packets there counts each of them.
+    /// Datagrams to this IPv4 address pass one by one from now on, so that a counter of packets there counts each of
+    /// them.
     pub fn set_single_datagrams_to(&mut self, address: [u8; 4]) {
         self.singly_to = Some(address);
     }

@@ -1,7 +1,7 @@
 //! Our segmentation and coalescing against the kernel's own.
 //!
-//! In a network namespace of its own (and a user namespace, where the test is not run by root) two TAPs are ports of one
-//! bridge. A super-frame written to the first, which takes them, must leave by the second, which does not: the
+//! In a network namespace of its own (and a user namespace, where the test is not run by root) two TAPs are ports of
+//! one bridge. A super-frame written to the first, which takes them, must leave by the second, which does not: the
 //! kernel cuts it on the way, and what it makes of it is compared byte by byte with what we make of it.
 
 #[cfg(target_os = "linux")]

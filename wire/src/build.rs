@@ -139,7 +139,8 @@ pub struct Release<'a> {
 }
 
 impl Release<'_> {
-    /// The message without headers: the content of a UDP datagram for the server's port 67. It has no client identifier.
+    /// The message without headers: the content of a UDP datagram for the server's port 67. It has no client
+    /// identifier.
     pub fn message(&self) -> [u8; MIN_MESSAGE_LEN] {
         let mut message = Builder::<MIN_MESSAGE_LEN>::new();
         // Without the client identifier the message is shorter than its buffer.
@@ -147,8 +148,8 @@ impl Release<'_> {
         message.bytes
     }
 
-    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, which none is for
-    /// [`MAX_RELEASE_LEN`] bytes, or no option can hold the identifier.
+    /// The message in a frame from the client to the station `server_mac`. `None` if the frame is too long, which
+    /// none is for [`MAX_RELEASE_LEN`] bytes, or no option can hold the identifier.
     pub fn frame<const N: usize>(&self, server_mac: MacAddr) -> Option<Builder<N>> {
         let mut frame = Builder::new();
         frame.ethernet(server_mac, self.client, ethernet::IPV4)?.ipv4(

@@ -87,8 +87,8 @@ impl Sum {
         }
     }
 
-    /// The folded sum itself: what a checksum field holds while the receiver has to complete the checksum, in a frame with
-    /// a partial checksum.
+    /// The folded sum itself: what a checksum field holds while the receiver has to complete the checksum, in a frame
+    /// with a partial checksum.
     #[inline]
     #[must_use]
     pub fn partial(self) -> u16 {
@@ -122,8 +122,8 @@ impl AddAssign for Sum {
     }
 }
 
-/// The sum of the pseudo-header and the datagram that the UDP checksum covers (RFC 768). Valid if it includes its checksum;
-/// otherwise [`Sum::finish_udp`] returns the checksum.
+/// The sum of the pseudo-header and the datagram that the UDP checksum covers (RFC 768). Valid if it includes its
+/// checksum; otherwise [`Sum::finish_udp`] returns the checksum.
 #[inline]
 #[must_use]
 pub fn udp(source: [u8; 4], destination: [u8; 4], datagram: &[u8]) -> Sum {
@@ -149,8 +149,8 @@ pub fn is_header_valid(header: &[u8; 20]) -> bool {
 
 /// The sum of at most [`LONGEST_RUN`] steps.
 ///
-/// Each lane sums its 32-bit words twice: as they are, modulo 2^32, and their upper halves alone. The lower halves are the
-/// difference, and neither half's sum can overflow, so no word has to be widened.
+/// Each lane sums its 32-bit words twice: as they are, modulo 2^32, and their upper halves alone. The lower halves
+/// are the difference, and neither half's sum can overflow, so no word has to be widened.
 #[inline]
 fn bulk(steps: &[[u8; STEP]]) -> u64 {
     let (mut whole, mut upper) = ([0_u32; STEP / 4], [0_u32; STEP / 4]);

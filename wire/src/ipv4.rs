@@ -129,7 +129,7 @@ impl<'a> Packet<'a> {
         self.fragment() & (MORE_FRAGMENTS | OFFSET) != 0
     }
 
-    /// The payload, with what its place among the fragments lets it be read as.
+    /// The payload, and whether it is all of the data or which fragment.
     #[inline(always)]
     pub fn part(&self) -> Part<'a> {
         if !self.is_fragment() {

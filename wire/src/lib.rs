@@ -1,4 +1,5 @@
-//! What the bytes of a frame mean: one protocol per file, each with its numbers, its header and what reads or writes it.
+//! What the bytes of a frame mean: one protocol per file, each with its numbers, its header and what reads or writes
+//! it.
 //!
 //! The crate has no policy, no time and no I/O. It says what a frame is, not whether it may pass; the filter
 //! decides that. It allocates nothing, and nothing in it panics on any input.

@@ -1,4 +1,5 @@
-//! The special-purpose addresses that IANA registers (RFC 6890): which they are, and which of them are globally reachable.
+//! The special-purpose addresses that IANA registers (RFC 6890): which they are, and which of them are globally
+//! reachable.
 //!
 //! <https://www.iana.org/assignments/iana-ipv4-special-registry>
 

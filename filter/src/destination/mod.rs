@@ -75,7 +75,8 @@ impl Destinations {
         self.table.classify(address) == Class::Allowed
     }
 
-    /// Judges the destination of a packet that is not DHCP and has the VM's own address as its source, in a frame for `mac`.
+    /// Judges the destination of a packet that is not DHCP and has the VM's own address as its source, in a frame for
+    /// `mac`.
     pub(crate) fn judge(
         &self,
         segment: &Segment,
@@ -91,8 +92,8 @@ impl Destinations {
         l2::judge_ipv4_destination(mac, to.address, segment)
     }
 
-    /// D1 to D4, D9: what the rules say about the destination. Returns the reason if it is closed to all but a resolver's
-    /// DNS.
+    /// D1 to D4, D9: what the rules say about the destination. Returns the reason if it is closed to all but a
+    /// resolver's DNS.
     fn judge_class(&self, to: Destination) -> Result<Option<DropReason>, DropReason> {
         match self.table.classify(to.address) {
             Class::World | Class::Allowed => Ok(None),
@@ -110,8 +111,8 @@ impl Destinations {
         }
     }
 
-    /// S4: the port of a later fragment is unknown, and malicious fragments can crash neighbours. The host accepts fragments
-    /// while it is open as a whole.
+    /// S4: the port of a later fragment is unknown, and malicious fragments can crash neighbours. The host accepts
+    /// fragments while it is open as a whole.
     fn judge_fragment(
         &self,
         segment: &Segment,
@@ -367,7 +368,8 @@ mod tests {
         }
     }
 
-    /// D9: in a network of the type `host` global destinations are closed whatever the flags say; the flags decide the rest.
+    /// D9: in a network of the type `host` global destinations are closed whatever the flags say; the flags decide
+    /// the rest.
     #[test]
     fn d9_host_network() {
         let mut port =
@@ -385,7 +387,8 @@ mod tests {
         assert_eq!(sent(&mut port, &IpFrame::udp(RESOLVER_IP, 53)), Verdict::Forward);
     }
 
-    /// S4: no fragment, first or later, passes to a resolver or a neighbour; to the gateway UDP and ICMP do while it is open.
+    /// S4: no fragment, first or later, passes to a resolver or a neighbour; to the gateway UDP and ICMP do while it
+    /// is open.
     #[test]
     fn s4_fragments_to_restricted_destinations() {
         for allow in [&[][..], &["0.0.0.0/0"], &["@host", "192.168.64.0/24", "10.0.0.53"]] {

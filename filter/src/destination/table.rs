@@ -72,7 +72,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Compiles the policy for a VM whose gateway is `gateway`. `host` are the host's addresses besides the gateway's (H1).
+    /// Compiles the policy for a VM whose gateway is `gateway`. `host` are the host's addresses besides the gateway's
+    /// (H1).
     pub(crate) fn new(
         policy: &Policy,
         gateway: Gateway,

@@ -1,8 +1,8 @@
 //! Frames for tests: valid by default, and wrong on demand.
 //!
 //! Every frame is a plain struct whose fields a test can set to anything, wrong values too; lengths and checksums are
-//! computed unless a test overrides them. The code that reads frames in tests is elsewhere, so that both do not share a mistake
-//! in a format.
+//! computed unless a test overrides them. The code that reads frames in tests is elsewhere, so that both do not share
+//! a mistake in a format.
 #![allow(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,

@@ -17,8 +17,8 @@ use softnet_wire::dhcpv4::name;
 use softnet_wire::dhcpv4::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
 use softnet_wire::dhcpv4::{CLIENT_PORT, SERVER_PORT};
 
-/// Whether a datagram of the VM is judged as DHCP: its source is a server's port, or its destination is a server's or a client's.
-/// One from port 68 to another port is like any other; its answer is not (B6).
+/// Whether a datagram of the VM is judged as DHCP: its source is a server's port, or its destination is a server's or
+/// a client's. One from port 68 to another port is like any other; its answer is not (B6).
 #[inline(always)]
 pub(crate) fn is_dhcp_from_vm(udp: Udp) -> bool {
     udp.source_port == SERVER_PORT || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
@@ -200,8 +200,8 @@ fn judge_overload(options: &Options<'_>) -> Result<(), DropReason> {
 
 /// C5: a client identifier names no other hardware address than the VM's.
 ///
-/// Where the server stores leases by MAC address, an identifier takes nothing from other VMs, and cloned images have the
-/// identifier of their template.
+/// Where the server stores leases by MAC address, an identifier takes nothing from other VMs, and cloned images have
+/// the identifier of their template.
 fn judge_client_id(dhcp: &mut Dhcp, segment: &Segment, options: &Options<'_>) -> Result<(), DropReason> {
     let is_foreign = |id: &&[u8]| !hardware_ids::is_own_or_opaque(id, segment.vm_mac);
     let Some(id) = options.client_id.filter(is_foreign) else { return Ok(()) };
@@ -582,7 +582,8 @@ mod tests {
                 let verdict = first(&DhcpFrame::discover().option(61, &id));
                 assert_eq!(verdict, drop_for(DropReason::DhcpClientIdForeign), "{id:02x?}");
             }
-            // Names, DUIDs of other kinds (enterprise, UUID), and text that a person typed: not a MAC address for the server.
+            // Names, DUIDs of other kinds (enterprise, UUID), and text that a person typed: not a MAC address for the
+            // server.
             for id in [
                 with(&[0], &[]),
                 with(&[39], &[]),
@@ -602,7 +603,8 @@ mod tests {
         );
     }
 
-    /// C5: a burst of four identifiers, each change reported, then one in 150 s; those that were used last do not count.
+    /// C5: a burst of four identifiers, each change reported, then one in 150 s; those that were used last do not
+    /// count.
     #[test]
     fn c5_new_client_ids_are_few() {
         let mut port = fresh();
@@ -639,8 +641,8 @@ mod tests {
         assert_eq!(judge(&mut port, id(ids[3]), 1), Verdict::Forward);
     }
 
-    /// C5: where the server stores leases by MAC address, the identifier of an image's template takes nothing from other VMs;
-    /// elsewhere it is reported once.
+    /// C5: where the server stores leases by MAC address, the identifier of an image's template takes nothing from
+    /// other VMs; elsewhere it is reported once.
     #[test]
     fn c5_foreign_client_ids_of_clones() {
         let foreign = [1, 2, 0, 0, 0, 0, 0x77];
@@ -669,7 +671,8 @@ mod tests {
         }
     }
 
-    /// C5: a VM has one lease at a time; the earlier one is released with its own identifier, once the new one is bound.
+    /// C5: a VM has one lease at a time; the earlier one is released with its own identifier, once the new one is
+    /// bound.
     #[test]
     fn c5_the_earlier_lease_is_given_back() {
         let mut port = fresh();

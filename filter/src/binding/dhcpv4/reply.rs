@@ -38,8 +38,9 @@ impl Reply<'_> {
     }
 }
 
-/// Judges a datagram for the port of a DHCP client by the rules B in their order, whatever its content, and learns from it
-/// if it passes. A client may read such a datagram as DHCP, whatever its source, so none passes that fails B1 (B6).
+/// Judges a datagram for the port of a DHCP client by the rules B in their order, whatever its content, and learns
+/// from it if it passes. A client may read such a datagram as DHCP, whatever its source, so none passes that fails B1
+/// (B6).
 #[cold]
 pub(crate) fn judge_from_host(
     dhcp: &mut Dhcp,
@@ -212,8 +213,8 @@ fn judge_offer(
     Ok(())
 }
 
-/// B5, B7: an ACK replaces the lease if it can be the answer to its request. A server answers a DISCOVER by an offer; and
-/// an ACK with another address than the requested one answers an earlier request.
+/// B5, B7: an ACK replaces the lease if it can be the answer to its request. A server answers a DISCOVER by an offer;
+/// and an ACK with another address than the requested one answers an earlier request.
 fn judge_acknowledgement(
     dhcp: &mut Dhcp,
     segment: &Segment,
@@ -764,7 +765,8 @@ mod tests {
         assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
     }
 
-    /// B7: of two answers to one DISCOVER with rapid commit, the first may give an address that the server has withdrawn since.
+    /// B7: of two answers to one DISCOVER with rapid commit, the first may give an address that the server has
+    /// withdrawn since.
     #[test]
     fn b7_a_repeated_rapid_discover_binds_what_it_asks_for() {
         let discover = DhcpFrame::discover().option(80, &[]).address_option(50, OWN_IP);

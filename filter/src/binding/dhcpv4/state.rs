@@ -221,9 +221,9 @@ impl Dhcp {
         self.offer = None;
     }
 
-    /// Takes the lease to release at the end: the VM's, or the one that a request without an answer ended.
-    /// The latter may be another VM's by now. A server that stores leases by MAC address shows whose it is, so there the
-    /// process that can read its file releases it.
+    /// Takes the lease to release at the end: the VM's, or the one that a request without an answer ended. The latter
+    /// may be another VM's by now. A server that stores leases by MAC address shows whose it is, so there the process
+    /// that can read its file releases it.
     pub(crate) fn take_for_release(&mut self, by_mac: bool, now: Timestamp) -> Option<Former> {
         let held = self.lease.as_ref().map(|lease| Former::of(lease, self.terms));
         let former = self.former.take().filter(|former| !by_mac && !former.is_over(now));

@@ -116,9 +116,9 @@ impl Transactions {
     }
 
     /// Whether a message with this number may pass: it is the first with it, a repetition, or the REQUEST that
-    /// follows a DISCOVER (B7). After one with rapid commit that has not been answered by an offer, the REQUEST has to request
-    /// the same time, since their ACKs could not be distinguished.
-    /// `is_new_id`: no message before had its identifier.
+    /// follows a DISCOVER (B7). After one with rapid commit that has not been answered by an offer, the REQUEST has
+    /// to request the same time, since their ACKs could not be distinguished. `is_new_id`: no message before had its
+    /// identifier.
     pub(crate) fn admits(&self, id: u32, asked: Asked, is_new_id: bool, now: Timestamp) -> bool {
         self.slot(id).is_none_or(|open| {
             let is_offered = match open.asked.kind {
