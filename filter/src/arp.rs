@@ -103,7 +103,7 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
     if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
 }
 
-/// A5: a request is for a host that the VM needs or may reach. A reply goes to any host, since it only
+/// A5: a request is for a host that the VM needs or may reach. A reply may be sent to any host, since it only
 /// reports the VM's own address correctly.
 fn judge_target(
     arp: Arp<'_>,

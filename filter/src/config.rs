@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use crate::policy::Policy;
 use softnet_wire::MacAddr;
 
-/// What `--vm-net-type` says.
+/// The value of `--vm-net-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NetType {
     /// The VM reaches the world through the host.
@@ -38,7 +38,7 @@ pub struct PortConfig {
     pub gateway: Gateway,
     /// Whether global destinations are open.
     pub net_type: NetType,
-    /// What `--allow` and `--block` say.
+    /// The rules of `--allow` and `--block`.
     pub policy: Policy,
     /// The largest IP packet, in bytes, that the VM's link carries (rule L3).
     pub mtu: u16,

@@ -30,7 +30,7 @@ pub(crate) fn judge_header(packet: Packet<'_>) -> Result<(), DropReason> {
     Ok(())
 }
 
-/// What of S4 can be told from the header of a fragment.
+/// The part of S4 that the header of a fragment shows.
 pub(crate) fn judge_fragment(packet: Packet<'_>) -> Result<(), DropReason> {
     let payload_len = packet.payload_len();
     let offset = usize::from(packet.fragment() & OFFSET);

@@ -142,7 +142,7 @@ impl Port {
         self.bindings.advance(now);
     }
 
-    /// The VM's lease, if it has one that was valid when the port was last told the time.
+    /// The VM's lease, if it has one that was valid at the time last passed to the port.
     pub fn lease(&self) -> Option<Lease> {
         self.bindings.ipv4().copied()
     }
@@ -166,7 +166,7 @@ impl Port {
     }
 
     /// Releases the VM's address at a clean end: the binding ends at once, and [`Port::poll_transmit`] returns the
-    /// DHCPRELEASE that tells the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
+    /// DHCPRELEASE for the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
     pub fn release(&mut self, now: Timestamp) -> bool {
         self.advance(now);
         let transaction = self.bindings.dhcpv4.transactions.fresh_id();

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-/// A point in time: nanoseconds of a clock that never goes back and that counts the time for which the host was
+/// A point in time: nanoseconds of a clock that never runs backwards and that counts the time for which the host was
 /// suspended (`CLOCK_BOOTTIME` on Linux, the continuous clock on macOS), because the lease time also passes while a
 /// laptop sleeps (rule B4).
 ///

@@ -1,7 +1,7 @@
 //! The virtio-net header in front of every frame of a TAP opened with `IFF_VNET_HDR`.
 //!
 //! It is the 10-byte `struct virtio_net_hdr` of `<linux/virtio_net.h>` (virtio 1.2 §5.1.6, without the
-//! `num_buffers` field, which `TUNSETVNETHDRSZ` can ask for and Softnet does not):
+//! `num_buffers` field, which `TUNSETVNETHDRSZ` can enable and Softnet does not use):
 //!
 //! | bytes | field | meaning |
 //! | --- | --- | --- |
@@ -13,7 +13,7 @@
 //! | 8..10 | `csum_offset` | where its field is, from `csum_start` |
 //!
 //! The numbers are little-endian here. The kernel takes them in the byte order of the host unless
-//! `TUNSETVNETLE` says little-endian; both are the same on every machine that Softnet is built for, and a
+//! `TUNSETVNETLE` selects little-endian; both are the same on every machine that Softnet is built for, and a
 //! big-endian one has to set `TUNSETVNETLE`.
 
 use thiserror::Error;

@@ -28,7 +28,7 @@ pub enum Part<'a> {
 pub struct Udp {
     /// The source port.
     pub source_port: u16,
-    /// The port that it goes to.
+    /// The destination port.
     pub destination_port: u16,
 }
 
@@ -37,7 +37,7 @@ pub struct Udp {
 pub enum Transport<'a> {
     /// TCP with a complete header.
     Tcp {
-        /// The port that it goes to.
+        /// The destination port.
         destination_port: u16,
     },
     /// UDP with a complete header and a consistent length.
