@@ -79,8 +79,8 @@
 //! | B5 | `binding/dhcpv4/reply.rs` | `judge_acknowledgement`, `judge_refusal` |
 //! | B6 | `port.rs` | `judge_from_host` |
 //! | B7 | `binding/dhcpv4/client.rs` | `judge_transaction` |
-//! | B7 | `binding/dhcpv4/reply.rs` | `learn_unasked` |
-//! | B7 | `binding/dhcpv4/state.rs` | `ask`, `contradict` |
+//! | B7 | `binding/dhcpv4/reply.rs` | `limit_by_unrequested_ack` |
+//! | B7 | `binding/dhcpv4/state.rs` | `record_request`, `limit_by_ack` |
 //! | B8 | `binding/dhcpv4/reply.rs` | `judge_information` |
 //! | H1 | `host.rs` | `set_addresses` |
 //! | H1 | `destination/table.rs` | `new` |

@@ -310,7 +310,7 @@ fn judge_rate(dhcp: &mut Dhcp, message_type: u8, now: Timestamp) -> Result<(), D
 fn note(dhcp: &mut Dhcp, message: &Message<'_>, options: &Options<'_>, asked: Option<Asked>, now: Timestamp) {
     let client_id = options.client_id.and_then(|id| dhcp.note_client_id(id, now));
     match (asked, options.message_type) {
-        (Some(asked), _) => dhcp.ask(message.transaction, Asked { client_id, ..asked }, now),
+        (Some(asked), _) => dhcp.record_request(message.transaction, Asked { client_id, ..asked }, now),
         (None, kind::RELEASE) => dhcp.give_up(UnboundCause::Released),
         (None, _) => dhcp.give_up(UnboundCause::Declined),
     }

@@ -156,7 +156,7 @@ fn judge_transaction(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Resu
         return Ok(*transaction);
     }
     if reply.is_to(reply.gives()) {
-        learn_unasked(dhcp, reply, now);
+        limit_by_unrequested_ack(dhcp, reply, now);
     }
     Err(DropReason::ReplyTransaction)
 }
@@ -186,7 +186,7 @@ fn judge_information(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Resu
     let gives = reply.gives();
     if reply.options.message_type != kind::ACK || !(gives.is_unspecified() || Some(gives) == own) {
         if reply.is_to(gives) {
-            learn_unasked(dhcp, reply, now);
+            limit_by_unrequested_ack(dhcp, reply, now);
         }
         return Err(DropReason::ReplyTransaction);
     }
@@ -223,7 +223,7 @@ fn judge_acknowledgement(
     now: Timestamp,
 ) -> Result<(), DropReason> {
     if !transaction.asked.may_bind() || !transaction.may_give(reply.gives()) {
-        learn_unasked(dhcp, reply, now);
+        limit_by_unrequested_ack(dhcp, reply, now);
         return Err(DropReason::ReplyTransaction);
     }
     judge_address(segment, reply)?;
@@ -262,9 +262,9 @@ fn resolvers(segment: &Segment, reply: &Reply<'_>) -> Resolvers {
 
 /// B7: a reply that answers no open request does not reach the VM. But an ACK shows what the server has for the VM, so
 /// the lease never exceeds it.
-fn learn_unasked(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) {
+fn limit_by_unrequested_ack(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) {
     if reply.options.message_type == kind::ACK && !reply.gives().is_unspecified() {
-        dhcp.contradict(reply.gives(), reply.options.lease_time, now);
+        dhcp.limit_by_ack(reply.gives(), reply.options.lease_time, now);
     }
 }
 

@@ -77,7 +77,7 @@ impl Dhcp {
 
     /// The VM's request passes and the server will act on it, whether or not the answer ever comes (B7): the lease must
     /// not last longer than the server's may.
-    pub(crate) fn ask(&mut self, id: u32, asked: Asked, now: Timestamp) {
+    pub(crate) fn record_request(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.transactions.open(id, asked, now);
         let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
         if !asked.is_for(lease.address) {
@@ -106,7 +106,7 @@ impl Dhcp {
 
     /// A genuine ACK came that answers no open request: it shows what the server has, and the VM gets
     /// no more than that (B7). `lease_time` is in seconds.
-    pub(crate) fn contradict(&mut self, address: Ipv4Addr, lease_time_given: Option<u32>, now: Timestamp) {
+    pub(crate) fn limit_by_ack(&mut self, address: Ipv4Addr, lease_time_given: Option<u32>, now: Timestamp) {
         let Some(lease) = self.lease else { return };
         if lease.address != address {
             self.unbind(UnboundCause::Superseded);
