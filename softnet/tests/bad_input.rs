@@ -249,5 +249,10 @@ fn numbers_and_names() -> Result<()> {
 
 fn what_run_is_told() -> Result<()> {
     refuses(&["run", "--vm-mac-address=zz", "--", "true"], &["--vm-mac-address", "zz"])?;
-    refuses(&["run", "--allow=10.0.0.0/99", "--", "true"], &["--allow", "10.0.0.0/99"])
+    refuses(&["run", "--allow=10.0.0.0/99", "--", "true"], &["--allow", "10.0.0.0/99"])?;
+    // A VM that would have a network of its own is not started.
+    refuses(&["run", "--", "true"], &["true", "--fd-from-env", "{fd}"])?;
+    refuses(&["run", "--", "nice", "sh", "-c", "kvm"], &["sh", "--fd-from-env"])?;
+    refuses(&["run", "--", "qemu-system-x86_64", "-nic", "user"], &["-nic user", "--allow-other-nics"])?;
+    refuses(&["run", "--", "env", "A=b", "qemu-system-x86_64", "-daemonize"], &["-daemonize", "background"])
 }

@@ -154,7 +154,8 @@ fn qemu_gets_its_devices() -> Result<()> {
     let mut command = Command::new(softnet());
     command.args(["run", lab::Softnet::READY_FLAG, "--vm-mac-address=52:54:00:aa:bb:07", "--"]);
     command.args(
-        "qemu-system-x86_64 -accel tcg -cpu max -m 192 -nodefaults -no-reboot -display none".split(' '),
+        "nice -n 1 qemu-system-x86_64 -accel tcg -cpu max -m 192 -nodefaults -no-reboot -display none"
+            .split(' '),
     );
     command.args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1"]);
     command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);

@@ -53,8 +53,9 @@ pub enum Command {
     /// Start a VM behind Softnet, and exit when the VM exits.
     ///
     /// Creates a socket pair, starts COMMAND with one end and filters the frames of the other. In COMMAND's
-    /// arguments, {fd} is replaced by the number of the VM's descriptor and {mac} by the VM's MAC address. A
-    /// qemu-system-* command without either gets its -netdev and -device arguments automatically.
+    /// arguments, {fd} is replaced by the number of the VM's datagram socket, {stream_fd} by that of a stream
+    /// socket, and {mac} by the VM's MAC address. QEMU without either gets its -netdev and -device arguments
+    /// automatically, also behind nice, env, taskset and the like.
     Run(Box<RunArgs>),
     /// Show or remove the network that Softnet manages.
     Network(NetworkCommandArgs),
@@ -66,6 +67,16 @@ pub struct RunArgs {
     /// MAC address of the VM [default: a random one].
     #[arg(long, value_name = "MAC", help_heading = "VM")]
     pub vm_mac_address: Option<String>,
+
+    /// COMMAND takes the number of the VM's descriptor from the environment variable SOFTNET_FD, and its MAC
+    /// address from SOFTNET_MAC, as a script can. Without this, {fd} or {stream_fd} must be in its arguments,
+    /// unless it is QEMU.
+    #[arg(long, help_heading = "VM")]
+    pub fd_from_env: bool,
+
+    /// Permit QEMU's command line to give the VM further network cards, which Softnet does not filter.
+    #[arg(long, help_heading = "VM")]
+    pub allow_other_nics: bool,
 
     /// Options shared with plain `softnet`.
     #[command(flatten)]

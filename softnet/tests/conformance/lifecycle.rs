@@ -224,7 +224,7 @@ pub fn a_routed_tap_serves_without_a_bridge() -> Result<()> {
 fn run(script: &str) -> Result<Command> {
     let mut command = Command::new(program());
     command.args(["run", "--vm-mac-address", &VM_MAC.to_string(), "--tap", Segment::TAP]);
-    command.args(["--", "sh", "-c", script]).stdin(Stdio::null());
+    command.args(["--fd-from-env", "--", "sh", "-c", script]).stdin(Stdio::null());
     Ok(command)
 }
 
@@ -239,8 +239,11 @@ pub fn run_ends_as_its_command_does() -> Result<()> {
     let output = run("echo {mac} $SOFTNET_MAC; test -S /proc/$$/fd/{fd} && echo socket")?.output()?;
     let said = String::from_utf8_lossy(&output.stdout);
     ensure!(said == format!("{VM_MAC} {VM_MAC}\nsocket\n"), "the command said {said:?}");
+    let output =
+        run("test -S /proc/$$/fd/{stream_fd} && test $SOFTNET_FD = {stream_fd} && echo socket")?.output()?;
+    ensure!(output.stdout == b"socket\n", "{}", String::from_utf8_lossy(&output.stderr));
     let mut missing = Command::new(program());
-    missing.args(["run", "--tap", Segment::TAP, "--", "no-such-program"]);
+    missing.args(["run", "--fd-from-env", "--tap", Segment::TAP, "--", "no-such-program"]);
     let output = missing.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && said.contains("no-such-program"), "a missing command: {said}");

@@ -144,8 +144,11 @@ pub fn the_vm_of_run_is_the_callers() -> Result<()> {
     install("allow tap0")?;
     // On a TAP both processes of the filter become the caller, on the managed network the first stays root.
     for host in [&["--tap", Segment::TAP][..], &[]] {
-        let output =
-            program(&["run"]).args(host).args(["--", "sh", "-c", WHO]).stdin(Stdio::null()).output()?;
+        let output = program(&["run"])
+            .args(host)
+            .args(["--fd-from-env", "--", "sh", "-c", WHO])
+            .stdin(Stdio::null())
+            .output()?;
         let said = String::from_utf8(output.stdout)?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success() && complaint.is_empty(), "{}: {said}{complaint}", output.status);
@@ -161,7 +164,7 @@ pub fn the_vm_of_run_is_the_callers() -> Result<()> {
 
 pub fn the_vm_of_roots_run_is_the_named_users() -> Result<()> {
     let _segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
-    let arguments = ["run", "--user", "nobody", "--tap", Segment::TAP, "--", "sh", "-c"];
+    let arguments = ["run", "--fd-from-env", "--user", "nobody", "--tap", Segment::TAP, "--", "sh", "-c"];
     let output = Command::new(PROGRAM).args(arguments).arg("id -u; id -G; kill -9 $$").output()?;
     let said = String::from_utf8(output.stdout).context("ids are ASCII")?;
     ensure!(said == "65534\n65534\n", "{said:?} {}", String::from_utf8_lossy(&output.stderr));

@@ -4,13 +4,14 @@
 //! Ctrl-C meant for the VM does not cut its network; and the command is the VM. When one of them ends, the
 //! others end too.
 
+mod command;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -25,9 +26,12 @@ use crate::signals::signalfd::{Received, SignalFd};
 use crate::sys::process::{self, Fork};
 use crate::sys::wait;
 use crate::vm::VmSocket;
+use command::{Promises, Socket, VmCommand};
 
 /// How long the filter may take to end cleanly.
 const FILTER_GRACE: Duration = Duration::from_secs(5);
+/// How long a program may take to tell its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the VM may take to end after SIGTERM.
 const VM_GRACE: Duration = Duration::from_secs(10);
 
@@ -50,7 +54,18 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     } else {
         None
     };
-    let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+    let promises = Promises { reads_environment: args.fd_from_env, other_nics: args.allow_other_nics };
+    let mut asked = Ok(true);
+    let command = VmCommand::new(&args.command, promises, |program| {
+        asked = is_qemu(program, vm_user.as_ref());
+        *asked.as_ref().unwrap_or(&false)
+    })?;
+    asked?;
+    let kind = match command.socket() {
+        Socket::Datagram => SocketType::DGRAM,
+        Socket::Stream => SocketType::STREAM,
+    };
+    let (vm_end, filter_end) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
         .context("cannot create the VM's socket pair")?;
     crate::vm::raise_buffers(&vm_end);
     let (ready_rx, ready_tx) =
@@ -83,7 +98,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     if let Some(launcher) = launcher {
         let _ = File::from(launcher).write_all(&ready);
     }
-    let arguments = Placeholders { fd: vm_end.as_raw_fd(), mac: vm_mac }.fill(&args.command);
+    let arguments = command.words(vm_end.as_raw_fd(), vm_mac);
     let mut vm = match start_vm(&arguments, &vm_end, vm_mac, vm_user) {
         Ok(vm) => vm,
         Err(error) => {
@@ -119,8 +134,7 @@ fn start_vm(
     command.args(arguments);
     // For wrapper scripts, whose command line has no placeholder.
     command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
-    let become_user = move || user.as_ref().map_or(Ok(()), Identity::assume);
-    process::spawn_with(&mut command, vm_end, become_user, Signal::TERM).with_context(|| {
+    process::spawn_with(&mut command, vm_end, assume(user), Signal::TERM).with_context(|| {
         format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
     })
 }
@@ -238,77 +252,38 @@ fn wait<const N: usize>(
     Ok(polled.map(|fd| !fd.revents().is_empty()))
 }
 
-/// The placeholders in a command for the VM's descriptor and MAC address.
-#[derive(Clone, Copy, Debug)]
-struct Placeholders {
-    fd: i32,
-    mac: MacAddr,
-}
-
-impl Placeholders {
-    /// `command` with the placeholders replaced; a QEMU command without one gets a network card added.
-    fn fill(self, command: &[OsString]) -> Vec<OsString> {
-        let filled: Vec<OsString> = command.iter().map(|word| self.replace(word)).collect();
-        let is_qemu = command
-            .first()
-            .and_then(|program| std::path::Path::new(program).file_name())
-            .is_some_and(|name| name.as_bytes().starts_with(b"qemu-system-"));
-        if !is_qemu || filled != command {
-            return filled;
+/// Whether a program says that it is QEMU when it is asked for its version, by the user who will run it. One that
+/// cannot be started passes: its start fails, with a better message.
+fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
+    let nowhere = OwnedFd::from(File::open("/dev/null").context("cannot open /dev/null")?);
+    let mut command = Command::new(program);
+    command.arg("-version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = process::spawn_with(&mut command, &nowhere, assume(user.cloned()), Signal::KILL)
+    else {
+        return Ok(true);
+    };
+    let mut answer = Vec::new();
+    if let Some(mut output) = child.stdout.take() {
+        let mut chunk = [0; 512];
+        while !answer.contains(&b'\n') && wait([output.as_fd()], Some(VERSION_TIMEOUT))?[0] {
+            match output.read(&mut chunk)? {
+                0 => break,
+                count => answer.extend_from_slice(&chunk[..count]),
+            }
         }
-        let card = [
-            "-netdev".to_owned(),
-            format!("dgram,id=softnet,local.type=fd,local.str={}", self.fd),
-            "-device".to_owned(),
-            format!("virtio-net-pci,netdev=softnet,mac={}", self.mac),
-        ];
-        filled.into_iter().chain(card.map(OsString::from)).collect()
     }
-
-    fn replace(self, word: &OsStr) -> OsString {
-        let replaced = replace_all(word.as_bytes(), b"{fd}", self.fd.to_string().as_bytes());
-        OsString::from_vec(replace_all(&replaced, b"{mac}", self.mac.to_string().as_bytes()))
-    }
+    let _ = child.kill();
+    child.wait()?;
+    Ok(answer.starts_with(b"QEMU emulator version"))
 }
 
-fn replace_all(text: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.windows(from.len()).position(|window| window == from) {
-        out.extend_from_slice(&rest[..at]);
-        out.extend_from_slice(to);
-        rest = &rest[at + from.len()..];
-    }
-    out.extend_from_slice(rest);
-    out
+fn assume(user: Option<Identity>) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
+    move || user.as_ref().map_or(Ok(()), Identity::assume)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fill(words: &[&str]) -> Vec<OsString> {
-        let command: Vec<OsString> = words.iter().map(OsString::from).collect();
-        Placeholders { fd: 7, mac: MacAddr([2, 0, 0, 0, 0, 1]) }.fill(&command)
-    }
-
-    #[test]
-    fn placeholders_are_replaced_wherever_they_stand() {
-        let filled = fill(&["linux.uml", "vec0:transport=fd,fd={fd}", "mac={mac}/{mac}"]);
-        assert_eq!(
-            filled,
-            ["linux.uml", "vec0:transport=fd,fd=7", "mac=02:00:00:00:00:01/02:00:00:00:00:01"]
-        );
-    }
-
-    #[test]
-    fn qemu_gets_its_card_unless_it_says_where() {
-        let filled = fill(&["/usr/bin/qemu-system-x86_64", "disk.img"]);
-        assert_eq!(filled[2..4], ["-netdev", "dgram,id=softnet,local.type=fd,local.str=7"]);
-        assert_eq!(filled[5], "virtio-net-pci,netdev=softnet,mac=02:00:00:00:00:01");
-        assert_eq!(fill(&["qemu-system-x86_64", "-netdev", "x={fd}"]).len(), 3);
-        assert_eq!(fill(&["qemu-img", "disk.img"]).len(), 2);
-    }
 
     #[test]
     fn random_addresses_are_local_unicast_and_differ() {
