@@ -1,9 +1,10 @@
 //! Makes the kernel forget tracked connections by ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
 //!
-//! Whether and where to a flow is translated is decided at its first packet and kept in conntrack, for days if its peers fall
-//! silent. So what is known of an address must go when another VM may get it (rule H3): the next holder would get the
-//! former one's packets. And when a port is led somewhere, what was decided for it before must go: a UDP client just goes on
-//! sending, and each datagram keeps the old decision alive. nft cannot do that, and conntrack(8) is seldom installed.
+//! Whether and where to a flow is translated is decided at its first packet and kept in conntrack, for days
+//! if its peers fall silent. So what is known of an address must go when another VM may get it (rule H3): the
+//! next holder would get the former one's packets. And when a port is led somewhere, what was decided for it
+//! before must go: a UDP client just goes on sending, and each datagram keeps the old decision alive. nft
+//! cannot do that, and conntrack(8) is seldom installed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -36,7 +37,8 @@ pub struct Flow {
     pub original: Tuple,
     /// The direction of the answers, before any translation.
     pub reply: Tuple,
-    /// The attributes that name the entry and no later one, as the kernel wrote them: original tuple, zone, number.
+    /// The attributes that name the entry and no later one, as the kernel wrote them: original tuple, zone,
+    /// number.
     name: Vec<u8>,
 }
 
@@ -116,8 +118,8 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_ID: u16 = 4;
 
-/// As many entries are read sooner than the table is walked four times: a walk takes some 10 ms where it has 262,144 buckets, and
-/// reading an entry more than 1 µs.
+/// As many entries are read sooner than the table is walked four times: a walk takes some 10 ms where it has
+/// 262,144 buckets, and reading an entry more than 1 µs.
 const FEW: u32 = 20_000;
 
 /// How many deletions one message to the kernel holds.

@@ -1,7 +1,7 @@
 //! Which TCP ports somebody listens at, by the kernel's socket diagnostics (sock_diag(7)).
 //!
-//! `/proc/net/tcp` tells the same, but the kernel walks its whole table of connections for it, which takes milliseconds even
-//! if the table is empty.
+//! `/proc/net/tcp` tells the same, but the kernel walks its whole table of connections for it, which takes
+//! milliseconds even if the table is empty.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,8 +14,8 @@ use super::{Connection, SOCK_DIAG_BY_FAMILY};
 /// `TCP_LISTEN`, and bound without listening (`TCP_BOUND_INACTIVE`, Linux 6.8).
 const STATES: u32 = 1 << 10 | 1 << 13;
 
-/// The local ports of the TCP sockets of this network namespace that listen, of both address families. Those that are connected
-/// are not among them.
+/// The local ports of the TCP sockets of this network namespace that listen, of both address families. Those
+/// that are connected are not among them.
 ///
 /// # Errors
 /// Those of the socket, and of a kernel without `tcp_diag`.

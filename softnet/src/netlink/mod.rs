@@ -1,12 +1,13 @@
 //! Netlink (RFC 3549, netlink(7)): what all its families share, and the families that Softnet speaks.
 //!
-//! This file frames messages and attributes and carries one exchange of a request and its answers. `route` asks about links,
-//! addresses and routes, `conntrack` and `nftables` about the tables of netfilter, `inet_diag` and `unix_diag` about
-//! sockets. The messages of links, addresses and routes come from `netlink-packet-route`. No maintained library has those of
-//! the others, so their files name the few attributes that they need.
+//! This file frames messages and attributes and carries one exchange of a request and its answers. `route`
+//! asks about links, addresses and routes, `conntrack` and `nftables` about the tables of netfilter,
+//! `inet_diag` and `unix_diag` about sockets. The messages of links, addresses and routes come from
+//! `netlink-packet-route`. No maintained library has those of the others, so their files name the few
+//! attributes that they need.
 //!
-//! What arrives is checked before it is read: a message or an attribute that is cut short is an error or the end, and never a
-//! panic.
+//! What arrives is checked before it is read: a message or an attribute that is cut short is an error or the
+//! end, and never a panic.
 
 pub mod conntrack;
 pub(crate) mod inet_diag;
@@ -52,8 +53,8 @@ impl Connection {
         Ok(Connection { socket, sequence: 0 })
     }
 
-    /// Sends one request and gives every message of the answer to `see`, up to the acknowledgement, the end of the dump or the
-    /// single answer.
+    /// Sends one request and gives every message of the answer to `see`, up to the acknowledgement, the end
+    /// of the dump or the single answer.
     ///
     /// # Errors
     /// Those of the socket, of the kernel and of `see`; `InvalidData` if the answer is cut short.
@@ -190,7 +191,8 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Mess
     })
 }
 
-/// The kernel's verdict on a request, in the payload of an `NLMSG_ERROR` or `NLMSG_DONE`: a negative error number, or zero.
+/// The kernel's verdict on a request, in the payload of an `NLMSG_ERROR` or `NLMSG_DONE`: a negative error
+/// number, or zero.
 fn outcome(payload: &[u8]) -> io::Result<()> {
     match payload.get(..4).and_then(|code| parse_i32(code).ok()) {
         Some(0) => Ok(()),

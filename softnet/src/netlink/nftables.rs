@@ -1,5 +1,5 @@
-//! What of nftables is asked and heard without nft: the number of the ruleset's generation, whether a table is there, and which
-//! tables a notification is about (`linux/netfilter/nf_tables.h`).
+//! What of nftables is asked and heard without nft: the number of the ruleset's generation, whether a table
+//! is there, and which tables a notification is about (`linux/netfilter/nf_tables.h`).
 
 use std::io;
 

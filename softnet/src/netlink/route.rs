@@ -1,8 +1,8 @@
 //! Links, addresses and routes by rtnetlink (RFC 3549): the few requests that the host side needs, blocking.
 //!
-//! Netlink answers for the network namespace of the caller. sysfs (`/sys/class/net`) shows the namespace of whoever mounted
-//! it, so nothing here or elsewhere in Softnet reads it. This module knows no policy: it does what it is told on an
-//! interface index, and every error names the request.
+//! Netlink answers for the network namespace of the caller. sysfs (`/sys/class/net`) shows the namespace of
+//! whoever mounted it, so nothing here or elsewhere in Softnet reads it. This module knows no policy: it does
+//! what it is told on an interface index, and every error names the request.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -104,7 +104,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// The queueing discipline is active. The kernel attaches it shortly after carrier-up; earlier frames are dropped.
+    /// The queueing discipline is active. The kernel attaches it shortly after carrier-up; earlier frames are
+    /// dropped.
     pub transmits: bool,
     /// The kernel's `isolated` flag, if the link is a bridge's port.
     pub isolated: Option<bool>,
@@ -154,7 +155,8 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(new_link).collect())
     }
 
-    /// Creates the bridge `name` with a fixed hardware address and MTU, down. Fails with `EEXIST` if the name is taken.
+    /// Creates the bridge `name` with a fixed hardware address and MTU, down. Fails with `EEXIST` if the name
+    /// is taken.
     ///
     /// A bridge whose address was set explicitly keeps it when ports come and go.
     pub fn create_bridge(&mut self, name: &str, mac: MacAddr, mtu: u32) -> Result<(), Error> {
@@ -208,7 +210,8 @@ impl Netlink {
         })
     }
 
-    /// Sets or clears the kernel's `isolated` flag of a bridge's port. Isolated ports exchange no frames with each other.
+    /// Sets or clears the kernel's `isolated` flag of a bridge's port. Isolated ports exchange no frames with
+    /// each other.
     pub fn set_isolated(&mut self, port: u32, isolated: bool) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = port;
@@ -252,8 +255,8 @@ impl Netlink {
         self.change(&what, RouteNetlinkMessage::DelAddress(address_message(index, address)), 0)
     }
 
-    /// Forgets which MAC answers for `address` on the interface, and drops the packets that wait for an answer. It is no
-    /// error if there is no such entry.
+    /// Forgets which MAC answers for `address` on the interface, and drops the packets that wait for an
+    /// answer. It is no error if there is no such entry.
     pub fn forget_neighbour(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -266,7 +269,8 @@ impl Netlink {
         }
     }
 
-    /// All IPv4 routes that carry traffic away or refuse it, of every table; the host's own addresses are not among them.
+    /// All IPv4 routes that carry traffic away or refuse it, of every table; the host's own addresses are not
+    /// among them.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -358,7 +362,8 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
-            // A link without a carrier has no queue if it never had one (`noop_qdisc`), and is down if it lost it.
+            // A link without a carrier has no queue if it never had one (`noop_qdisc`), and is down if it
+            // lost it.
             LinkAttribute::Qdisc(discipline) => link.transmits &= discipline != "noop",
             LinkAttribute::OperState(state) => link.transmits &= matches!(state, State::Up | State::Unknown),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),

@@ -1,7 +1,7 @@
 //! Signals with their origin: `signalfd(2)`.
 //!
-//! A supervisor has to know whether the kernel sent a SIGINT to the whole foreground group (then the VM has it already)
-//! or another process sent it to this one alone (then it must be passed on).
+//! A supervisor has to know whether the kernel sent a SIGINT to the whole foreground group (then the VM has
+//! it already) or another process sent it to this one alone (then it must be passed on).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -28,21 +28,23 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     if !adopted.insert(number) {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its only owner.
+    // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its
+    // only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Closes every descriptor of this process that is not in `keep`, and makes those close-on-exec.
 ///
-/// Whatever else in the process owns a closed descriptor must not use it again; the seal calls this when the links are
-/// all that is left.
+/// Whatever else in the process owns a closed descriptor must not use it again; the seal calls this when the
+/// links are all that is left.
 ///
 /// # Errors
 /// `EBADF` if one of `keep` is not open, `ENOSYS` before Linux 5.9.
 #[cfg(target_os = "linux")]
 pub fn close_all_but(keep: &BTreeSet<RawFd>) -> io::Result<()> {
     for &number in keep {
-        // SAFETY: the borrow lasts for one fcntl, which fails with EBADF if the number is not an open descriptor.
+        // SAFETY: the borrow lasts for one fcntl, which fails with EBADF if the number is not an open
+        // descriptor.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     }

@@ -15,8 +15,8 @@ const MOST: usize = 16;
 pub fn of_user(name: &CStr, gid: Gid) -> Vec<Gid> {
     let mut groups: [libc::c_int; MOST] = [0; MOST];
     let mut count = MOST as libc::c_int;
-    // SAFETY: the name ends with a zero, and at most `count` groups are written to the array of as many. A return of -1
-    // says that there are more than fit, of which the first are there.
+    // SAFETY: the name ends with a zero, and at most `count` groups are written to the array of as many. A
+    // return of -1 says that there are more than fit, of which the first are there.
     unsafe {
         libc::getgrouplist(name.as_ptr(), gid.as_raw().cast_signed(), groups.as_mut_ptr(), &raw mut count);
     }

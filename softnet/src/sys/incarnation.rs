@@ -19,7 +19,8 @@ impl Incarnation {
         Incarnation::of(std::process::id())
     }
 
-    /// The process that has the number now; `None` if no process has it, or only one that has ended and is not waited for yet.
+    /// The process that has the number now; `None` if no process has it, or only one that has ended and is
+    /// not waited for yet.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name before it may hold anything, blanks and parentheses among it.

@@ -1,7 +1,7 @@
 //! Processes: a fork of this one, and a child that gets one descriptor and dies with us.
 //!
-//! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
-//! allocate.
+//! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and
+//! exec may not allocate.
 #![expect(unsafe_code, reason = "fork(2), _exit(2), and what runs between fork and exec")]
 
 use std::io;
@@ -28,17 +28,19 @@ pub enum Fork {
 /// `EAGAIN` or `ENOMEM`; `EBUSY` if there is a second thread, whose locks the child would hold for ever.
 pub fn fork() -> io::Result<Fork> {
     ensure_single_thread()?;
-    // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap is whole.
+    // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap
+    // is whole.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
     }
 }
 
-/// Closes every descriptor but standard error and those to `keep`; standard input and output lead nowhere afterwards.
+/// Closes every descriptor but standard error and those to `keep`; standard input and output lead nowhere
+/// afterwards.
 ///
-/// For a process that forked and goes on with something else: values that it inherited still hold the numbers, so it must
-/// never return to where they are used or dropped.
+/// For a process that forked and goes on with something else: values that it inherited still hold the
+/// numbers, so it must never return to where they are used or dropped.
 ///
 /// # Errors
 /// When `/proc` or `/dev/null` cannot be opened.
@@ -89,9 +91,9 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Makes `command` run as root in every sense, real user included, with no supplementary groups: some programs refuse to
-/// run set-user-ID. A process whose saved user is root may do that without a capability (setresuid(2)); the groups of one
-/// that has none were cleared before.
+/// Makes `command` run as root in every sense, real user included, with no supplementary groups: some
+/// programs refuse to run set-user-ID. A process whose saved user is root may do that without a capability
+/// (setresuid(2)); the groups of one that has none were cleared before.
 pub fn as_root(command: &mut Command) {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -106,14 +108,14 @@ pub fn as_root(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Makes `command` nobody's child, in a session of its own, root's in every sense, with no descriptor but the standard ones.
-/// What is spawned ends at once and is to be waited for; the command goes on.
+/// Makes `command` nobody's child, in a session of its own, root's in every sense, with no descriptor but the
+/// standard ones. What is spawned ends at once and is to be waited for; the command goes on.
 pub fn detach(command: &mut Command) {
     as_root(command);
     let prepare = || {
         rustix::process::setsid()?;
-        // SAFETY: the child of a fork has one thread. Its parent ends without a destructor, and the child goes on to exec; the
-        // numbers that close_range marks stay open until then.
+        // SAFETY: the child of a fork has one thread. Its parent ends without a destructor, and the child
+        // goes on to exec; the numbers that close_range marks stay open until then.
         unsafe {
             match libc::fork() {
                 0 => {}
@@ -175,8 +177,9 @@ pub fn default_scheduling() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
-/// process ends, however it ends. `first` runs in the child before all else, and must neither allocate nor take a lock.
+/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it
+/// when this process ends, however it ends. `first` runs in the child before all else, and must neither
+/// allocate nor take a lock.
 ///
 /// # Errors
 /// Those of starting the command.

@@ -3,8 +3,8 @@
 //! `unsafe`, because the auxiliary vector is read through the C library.
 #![expect(unsafe_code, reason = "getauxval is a C function")]
 
-/// What the kernel said when it started the program: `AT_SECURE` (getauxval(3)) is set for a set-user-ID or set-group-ID
-/// bit and for file capabilities.
+/// What the kernel said when it started the program: `AT_SECURE` (getauxval(3)) is set for a set-user-ID or
+/// set-group-ID bit and for file capabilities.
 #[cfg(target_os = "linux")]
 pub fn is_secure_execution() -> bool {
     // SAFETY: it looks a number up and returns another.

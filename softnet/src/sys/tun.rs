@@ -20,9 +20,9 @@ pub struct Offloads {
     pub udp: bool,
 }
 
-/// Agrees on the virtio-net header of a TAP attached with `IFF_VNET_HDR`: 10 bytes, little-endian, whatever an earlier
-/// user of a persistent TAP chose. Then asks for as much as the kernel offers of: partial checksums, TCP/IPv4
-/// super-frames with ECN, UDP super-frames.
+/// Agrees on the virtio-net header of a TAP attached with `IFF_VNET_HDR`: 10 bytes, little-endian, whatever
+/// an earlier user of a persistent TAP chose. Then asks for as much as the kernel offers of: partial
+/// checksums, TCP/IPv4 super-frames with ECN, UDP super-frames.
 ///
 /// # Errors
 /// When the kernel does not take the header's form. Offering nothing is no error.
@@ -51,14 +51,14 @@ pub fn offload(tun: BorrowedFd<'_>) -> io::Result<Offloads> {
     Err(io::Error::last_os_error())
 }
 
-/// Attaches the open `/dev/net/tun` descriptor to the TAP `name`, or creates it if there is none and the caller may.
-/// `flags` are `IFF_TAP` and its companions.
+/// Attaches the open `/dev/net/tun` descriptor to the TAP `name`, or creates it if there is none and the
+/// caller may. `flags` are `IFF_TAP` and its companions.
 ///
 /// Returns the interface's name, which the kernel chooses if `name` holds a `%d`.
 ///
 /// # Errors
-/// `EINVAL` for a name longer than 15 bytes or flags that disagree with an existing TAP, `EBUSY` if another process is
-/// attached, `EPERM` without the right to it.
+/// `EINVAL` for a name longer than 15 bytes or flags that disagree with an existing TAP, `EBUSY` if another
+/// process is attached, `EPERM` without the right to it.
 pub fn attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<String> {
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };

@@ -11,8 +11,8 @@ pub fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
     PollFd::from_borrowed_fd(fd, PollFlags::IN)
 }
 
-/// Waits until something happens to one of `fds` or `limit` has passed; a signal ends the wait too. Each of `fds` says what has
-/// happened to it.
+/// Waits until something happens to one of `fds` or `limit` has passed; a signal ends the wait too. Each of
+/// `fds` says what has happened to it.
 ///
 /// # Errors
 /// Those of `poll(2)`.
