@@ -35,7 +35,7 @@ impl PeerWatch {
     /// this process may not enter.
     pub fn new(socket: &OwnedFd) -> io::Result<Self> {
         let inode = u32::try_from(rustix::fs::fstat(socket)?.st_ino).map_err(io::Error::other)?;
-        let here = PeerWatch { diag: open_diag()?, request: unix_diag::question(inode) };
+        let here = PeerWatch { diag: open_diag()?, request: unix_diag::peer_request(inode) };
         match here.peer() {
             Ok(_) => Ok(here),
             // The launcher made the pair in another network namespace.
