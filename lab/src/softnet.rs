@@ -79,7 +79,7 @@ impl Softnet {
     /// # Errors
     /// Repeats Softnet's log if it ends instead.
     pub fn ready(&mut self) -> Result<serde_json::Value> {
-        let ready = self.ready.take().context("asked for once")?;
+        let ready = self.ready.take().context("ready() is called once")?;
         if !Deadline::default().readable(ready.as_fd()) {
             bail!("softnet does not become ready: {}", self.log());
         }

@@ -45,7 +45,7 @@ pub enum RelayError {
     #[error("the VM's socket failed")]
     Vm(#[source] LinkError),
     /// The host's link failed.
-    #[error("the link to the host's network is gone")]
+    #[error("the link to the host's network failed")]
     Host(#[source] LinkError),
     /// The connection to the monitor failed.
     #[error(transparent)]

@@ -40,7 +40,7 @@ pub fn fork() -> io::Result<Fork> {
 /// Closes every descriptor but standard error and those in `keep`, and connects standard input and output to
 /// `/dev/null`.
 ///
-/// For a process that forked and goes on with something else: values that it inherited still hold the
+/// For a process that forked and continues with other work: values that it inherited still hold the
 /// numbers, so it must never return to where they are used or dropped.
 ///
 /// # Errors
