@@ -1,8 +1,8 @@
-//! The decision alone, in instructions: unlike time, the same on a busy machine.
+//! The cost of the decision alone, in instructions, which unlike time is the same on a busy machine.
 //!
-//! callgrind counts the instructions of a whole program, so each case is run with few and with many decisions, and the
-//! difference is divided by the difference in decisions: what happens once, such as building the table of rules,
-//! cancels.
+//! callgrind counts the instructions of a whole program, so each case is run with few and with many
+//! decisions, and the difference is divided by the difference in decisions: work that happens once, such as
+//! building the table of rules, cancels out.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -18,13 +18,13 @@ const VM: Mac = Mac([2, 0, 0, 0, 0x77, 2]);
 const HOST: Mac = Mac([2, 0, 0, 0, 0x77, 1]);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 2);
-/// A destination that no rule names: the search has to find that out.
+/// A destination that no rule names: the search has to go through the whole table.
 const WORLD: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 
-/// Few and many decisions.
+/// The numbers of decisions in the short and in the long run.
 const TIMES: [u64; 2] = [1_000, 11_000];
 
-/// What is judged.
+/// The kind of frame that is judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
     /// A UDP frame of 64 bytes from the VM.
@@ -37,7 +37,7 @@ pub enum Case {
     Reply,
 }
 
-/// The decisions that are counted: case, rules, and the most instructions that are good enough.
+/// The decisions that are counted: case, rules, and the goal, a maximum of instructions.
 const CASES: [(Case, usize, Option<f64>); 7] = [
     (Case::Udp, 0, Some(170.0)),
     (Case::Udp, 10, None),
@@ -51,18 +51,18 @@ const CASES: [(Case, usize, Option<f64>); 7] = [
 /// One counted case.
 #[derive(Clone, Copy, Debug)]
 pub struct Count {
-    /// What was judged.
+    /// The kind of frame.
     pub case: Case,
     /// Rules of the port.
     pub rules: usize,
-    /// Instructions for each decision.
+    /// Instructions per decision.
     pub instructions: f64,
-    /// The most that are good enough.
+    /// The maximum that reaches the goal.
     pub reach: Option<f64>,
 }
 
 impl Count {
-    /// As the report calls it.
+    /// Its name in the report.
     pub fn name(&self) -> String {
         let case = match self.case {
             Case::Udp => "UDP, 64 bytes, from the VM",
@@ -77,7 +77,7 @@ impl Count {
 /// Counts all cases.
 ///
 /// # Errors
-/// Without valgrind.
+/// If valgrind is not installed or fails.
 pub fn count() -> Result<Vec<Count>> {
     CASES
         .into_iter()
@@ -152,10 +152,10 @@ pub fn decide(case: Case, rules: usize, times: u64) -> Result<()> {
     Ok(())
 }
 
-/// A port whose VM has its lease, by the ordinary four messages.
+/// A port whose VM has got its lease by the usual four messages.
 fn bound_port(rules: usize, now: Timestamp) -> Result<Port> {
     let rules = (0..rules).map(|index| {
-        // Networks of many lengths all over the address space, none of which holds the destination.
+        // Networks of many prefix lengths all over the address space, none of which contains the destination.
         let bits = (index as u32).wrapping_mul(0x9e37_79b1) | 0x8000_0000;
         let length = 16 + (index % 17) as u8;
         let net = ipnet::Ipv4Net::new(Ipv4Addr::from(bits), length)?.trunc();

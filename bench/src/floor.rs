@@ -1,4 +1,4 @@
-//! What nobody who reads frames from a datagram socket can go below: the kernel's part in receiving them.
+//! The minimum cost of reading frames from a datagram socket: the kernel's share of receiving them.
 
 use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
@@ -10,12 +10,12 @@ use lab::VmPort;
 
 use crate::usage::Process;
 
-/// A full frame in bytes, and how much of it is TCP's payload.
+/// The length of a full frame in bytes, and that of its TCP payload.
 const FRAME: usize = 1514;
 const PAYLOAD: usize = 1448;
 
-/// CPU seconds for each byte of TCP payload of a process that receives full frames, many a system call, and does nothing
-/// with them, while another sends as fast as it can.
+/// CPU seconds per byte of TCP payload of a process that receives full frames, many per system call, and
+/// discards them, while another process sends as fast as it can.
 ///
 /// # Errors
 /// If the receiver cannot be started or ends.
@@ -38,7 +38,8 @@ fn flood(vm: &VmPort, receiver: Process, duration: Duration) -> Result<f64> {
     let started = Instant::now();
     let mut sent = 0_usize;
     while started.elapsed() < duration {
-        // Waits while the queue is full, so all but a queue's worth has been received.
+        // The send blocks while the queue is full, so all frames but those of one full queue have been
+        // received.
         vm.send(&frame)?;
         sent += 1;
     }
@@ -49,7 +50,7 @@ fn flood(vm: &VmPort, receiver: Process, duration: Duration) -> Result<f64> {
 /// The receiver: reads standard input until it is killed.
 ///
 /// # Errors
-/// If the socket breaks.
+/// If the socket fails.
 pub fn receive() -> Result<()> {
     let socket = std::io::stdin();
     let mut datagrams = Datagrams::new(FRAME);

@@ -1,4 +1,4 @@
-//! The benchmark: what Softnet costs with its filter on, and what others cost.
+//! The benchmark: the cost of Softnet with its filter on, and that of other programs.
 //!
 //! `cargo xtask bench` starts it in a release build.
 #![expect(clippy::print_stdout, reason = "a report for people")]
@@ -30,16 +30,17 @@ use traffic::{Direction, Servers};
 struct Args {
     #[command(subcommand)]
     command: Option<Command>,
-    /// One short repetition: to see that it works, not to compare
+    /// One short repetition, to check that everything works; its figures are not comparable
     #[arg(long)]
     quick: bool,
-    /// Compare only these
+    /// Compare only these peers
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// Measure only this: tcp1-up, tcp4-up, udp-up, tcp1-down, tcp4-down, udp-down, rtt, start, idle or filter
+    /// Measure only these: tcp1-up, tcp4-up, udp-up, tcp1-down, tcp4-down, udp-down, rtt, start, idle or
+    /// filter
     #[arg(long, value_name = "NAME")]
     measure: Vec<String>,
-    /// Where the report's files go
+    /// The folder for the report's files
     #[arg(long, value_name = "DIR", default_value = "target/bench")]
     output: PathBuf,
 }
@@ -52,9 +53,9 @@ impl Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Instructions for each decision of the filter, counted by callgrind
+    /// Count the instructions per decision of the filter with callgrind
     Filter,
-    /// Draw the plot of an earlier run again
+    /// Draw the plot of an earlier run
     Plot {
         /// Its bench.json
         json: PathBuf,
@@ -105,7 +106,7 @@ fn perform(args: Args, stage: Stage) -> Result<ExitCode> {
     }
 }
 
-/// The whole benchmark, in namespaces of its own.
+/// The whole benchmark, in its own namespaces.
 fn inside(args: &Args) -> Result<ExitCode> {
     let (repetitions, duration) =
         if args.quick { (1, Duration::from_millis(500)) } else { (3, Duration::from_millis(1500)) };
@@ -146,7 +147,7 @@ fn inside(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// All traffic through one peer, once.
+/// Runs all traffic through one peer once.
 fn measure(kind: Kind, site: &Site, servers: &Servers, duration: Duration, args: &Args) -> Result<Figures> {
     let running = Running::start(kind, site)?;
     let (guest, server, peer) = (&running.guest, running.server, running.process.as_ref());

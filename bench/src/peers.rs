@@ -1,4 +1,4 @@
-//! What is compared: each carries the frames of the same guest, in the same network.
+//! The compared programs: each carries the frames of the same guest in the same network.
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
@@ -19,7 +19,7 @@ use crate::usage::Process;
 
 /// The guest's hardware address.
 pub const MAC: &str = "02:00:00:00:77:02";
-/// The host's address on the bridge, where DHCP is served.
+/// The host's address on the bridge, at which the DHCP server listens.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 const BRIDGE: &str = "br0";
 /// The TAP of the peers that have one.
@@ -28,13 +28,13 @@ pub const TAP: &str = "tap0";
 /// The peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// Unfiltered, one frame a system call.
+    /// Unfiltered, one frame per system call.
     One,
-    /// Unfiltered, many datagrams a system call.
+    /// Unfiltered, many datagrams per system call.
     Batch,
-    /// Softnet, its filter on.
+    /// Softnet with its filter on.
     Softnet,
-    /// Softnet, its filter on, on a stream socket, as passt is.
+    /// Softnet with its filter on, on a stream socket like passt.
     SoftnetStream,
     /// No peer at all: the guest's frames go straight into the host's TAP.
     Tap,
@@ -45,11 +45,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of the report.
+    /// All peers, in the order of the report.
     pub const ALL: [Kind; 7] =
         [Kind::One, Kind::Batch, Kind::Softnet, Kind::SoftnetStream, Kind::Tap, Kind::Slirp, Kind::Passt];
 
-    /// As the report calls it.
+    /// Its name in the report.
     pub fn name(self) -> &'static str {
         match self {
             Kind::One => "one frame a call",
@@ -62,7 +62,7 @@ impl Kind {
         }
     }
 
-    /// Whether a frame that it carries is judged.
+    /// Whether it judges the frames that it carries.
     pub fn is_filtered(self) -> bool {
         matches!(self, Kind::Softnet | Kind::SoftnetStream)
     }
@@ -97,7 +97,7 @@ impl Site {
         let range = "10.77.1.0,10.77.9.255,255.255.0.0,600";
         let dnsmasq = Command::new("dnsmasq")
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file="])
-            // Without asking the address first whether somebody has it, which takes seconds.
+            // Without first checking by ping whether the address is in use, which takes seconds.
             .args(["--no-ping", "--dhcp-authoritative", "--leasefile-ro"])
             .args([format!("--interface={BRIDGE}"), format!("--dhcp-range={range}")])
             .stdin(Stdio::null())
@@ -107,7 +107,7 @@ impl Site {
         Ok(Site { host, dnsmasq })
     }
 
-    /// A fresh TAP on the bridge; an earlier peer may have left offloads on.
+    /// A new TAP on the bridge, because an earlier peer may have left offloads on.
     pub fn tap(&self, name: &str) -> Result<()> {
         let _ = self.host.ip(&format!("link delete {name}"));
         self.host.tap(name, BRIDGE)
@@ -136,7 +136,7 @@ impl Running {
     /// Starts `kind`; the guest has its address when this returns.
     ///
     /// # Errors
-    /// Says which step failed, and what the peer said.
+    /// Says which step failed, and repeats the peer's log.
     pub fn start(kind: Kind, site: &Site) -> Result<Running> {
         let guest = Host::new("guest")?;
         let mut running = Running { guest, process: None, server: GATEWAY, children: Vec::new() };
@@ -175,9 +175,10 @@ impl Running {
                 command.args(["/run/netns/guest", "eth0"]);
                 command.fd_mappings(vec![FdMapping { parent_fd: theirs.into(), child_fd: 3 }])?;
                 self.run_peer(&mut command)?;
-                // It writes one byte when the interface is configured; the command's copy of the pipe has to go first.
+                // It writes one byte when the interface is configured; the command's copy of the pipe must be
+                // closed first.
                 drop(command);
-                std::io::Read::read_exact(&mut ready, &mut [0]).context("it never got ready")
+                std::io::Read::read_exact(&mut ready, &mut [0]).context("it never became ready")
             }
             Kind::Passt => {
                 self.server = Ipv4Addr::new(192, 0, 2, 1);
@@ -200,7 +201,7 @@ impl Running {
         Ok(())
     }
 
-    /// Gives the guest a TAP, and connects it with `far`.
+    /// Gives the guest a TAP, and connects the TAP with `far`.
     fn pump(&mut self, peer: pump::Peer, far: OwnedFd) -> Result<()> {
         let tap = self.guest.run(|| sys::tap("eth0", true))??;
         self.guest.ip(&format!("link set eth0 address {MAC} up"))?;
@@ -215,7 +216,7 @@ impl Running {
         Ok(())
     }
 
-    /// Has the guest configure itself by DHCP.
+    /// Makes the guest configure itself by DHCP.
     fn ask_for_address(&self) -> Result<()> {
         let script = Path::new(SCRATCH).join("udhcpc");
         fs::write(
@@ -291,7 +292,7 @@ fn read_log(name: &str) -> String {
 }
 
 fn end(child: &mut Child) {
-    // Gone already is as good.
+    // It may have ended already.
     let _ = child.kill();
     let _ = child.wait();
 }

@@ -14,7 +14,7 @@ const COLUMNS: usize = 2;
 const WIDTH: u32 = 1000;
 const ROW: i32 = 26;
 const PANEL: i32 = ROW * Kind::ALL.len() as i32 + 56;
-/// Where the bars begin, and how long the longest is.
+/// Where the bars start, and the length of the longest.
 const LEFT: i32 = 140;
 const LONGEST: f64 = 280.0;
 

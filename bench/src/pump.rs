@@ -1,7 +1,8 @@
-//! Makes a network namespace look like a VM: carries frames between its TAP and the far end of a peer's socket.
+//! Makes a network namespace look like a VM: carries frames between its TAP and the VM's end of a peer's
+//! socket.
 //!
-//! The namespace's TAP has all offloads, so that the "guest" costs little and the peer is what limits; on the socket
-//! the frames are those of any VM, at most one MTU long with whole checksums.
+//! The namespace's TAP has all offloads, so that the "guest" costs little and the peer is the bottleneck. On
+//! the socket the frames are like those of any VM: at most one MTU long and with complete checksums.
 
 use std::fs::File;
 use std::io::{self, BufReader, IoSlice, Read, Write};
@@ -25,10 +26,10 @@ const SUPER_FRAME: usize = VNET_HEADER_LEN + 14 + 65_535;
 /// The longest frame on the socket, in bytes; passt ignores the MTU at times.
 const FRAME: usize = 65_550;
 
-/// What is at the other end.
+/// What the pump is connected to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Peer {
-    /// A socket with one bare frame a datagram.
+    /// A socket with one bare frame per datagram.
     Datagram,
     /// A socket with a length before each frame.
     Stream,
@@ -36,10 +37,10 @@ pub enum Peer {
     Tap,
 }
 
-/// Carries frames both ways until it is killed or the peer is gone.
+/// Carries frames both ways until it is killed or the peer has closed.
 ///
 /// # Errors
-/// When either end breaks.
+/// When either end fails.
 pub fn run(peer: Peer) -> Result<()> {
     let (tap, far) = (File::from(sys::inherited(TAP_FD)?), sys::inherited(PEER_FD)?);
     let (up_tap, up_far) = (tap.try_clone()?, far.try_clone()?);
@@ -95,7 +96,7 @@ fn up(mut tap: File, send: impl Fn(&[[&[u8]; 2]]) -> io::Result<()>) -> io::Resu
     }
 }
 
-/// A VM waits for a full queue, and so does this.
+/// Waits while the queue is full, as a VM does.
 fn send_datagrams(socket: BorrowedFd<'_>, mut frames: &[[&[u8]; 2]]) -> io::Result<()> {
     while !frames.is_empty() {
         frames = &frames[sys::send(socket, frames)?..];
@@ -157,7 +158,7 @@ fn down_stream(socket: OwnedFd, tap: &File) -> io::Result<()> {
 fn write_batch(coalescer: &mut Coalescer, frames: &[&[u8]], mut tap: &File) {
     for packet in coalescer.coalesce(frames) {
         let slices: Vec<IoSlice<'_>> = packet.parts().map(IoSlice::new).collect();
-        // A refused packet is lost, as on any wire.
+        // A refused packet is lost, as on any network.
         let _ = tap.write_vectored(&slices);
     }
 }

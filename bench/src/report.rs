@@ -1,4 +1,4 @@
-//! What was measured, and what it says about the figures to reach.
+//! The measured figures, and how they compare with the goals.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,7 +21,7 @@ impl Figures {
         self.0.insert(name.to_owned(), value);
     }
 
-    /// Adds the rate and the CPU of a flow.
+    /// Adds the rate and the CPU time of a flow.
     pub fn flow(&mut self, name: &str, flow: Flow) {
         self.set(&format!("{name}-rate"), flow.rate);
         if let Some(cpu) = flow.cpu {
@@ -59,12 +59,12 @@ impl Spread {
     }
 }
 
-/// Everything that was measured.
+/// All measured figures.
 #[derive(Debug, Default)]
 pub struct Report {
     /// By peer, figure and repetition: a peer that failed once has a gap there.
     values: BTreeMap<Kind, BTreeMap<String, BTreeMap<usize, f64>>>,
-    /// Instructions for each decision.
+    /// Instructions per decision.
     pub decisions: Vec<Count>,
 }
 
@@ -89,14 +89,14 @@ const ROWS: [(&str, &str, f64, usize); 17] = [
     ("start", "start to DHCP OFFER, ms", 1e3, 2),
 ];
 
-/// How far a figure may go.
+/// The limit of a figure.
 #[derive(Clone, Copy, Debug)]
 enum Bound {
     AtMost(f64),
     AtLeast(f64),
 }
 
-/// One figure to reach.
+/// One goal.
 #[derive(Debug)]
 struct Goal {
     what: String,
@@ -106,7 +106,8 @@ struct Goal {
 }
 
 impl Goal {
-    /// `got` is the figure and how it is shown, if it was measured. Without a bound it is shown for comparison only.
+    /// `got` is the measured figure and its text, if there is one. Without a bound, it is shown only for
+    /// comparison.
     fn new(what: String, got: Option<(f64, String)>, bound: Option<Bound>) -> Goal {
         let reached = got.as_ref().zip(bound).map(|((got, _), bound)| match bound {
             Bound::AtMost(most) => *got <= most,
@@ -141,7 +142,8 @@ impl Report {
         Spread::of(self.values(kind, name).map(|(_, value)| value))
     }
 
-    /// The figure of `ours` divided by that of `theirs`, repetition by repetition: what disturbed one disturbed both.
+    /// The figure of `ours` divided by that of `theirs` in each repetition, in which a disturbance affects
+    /// both.
     fn ratio(&self, ours: (Kind, &str), theirs: (Kind, &str)) -> Option<Spread> {
         let theirs: BTreeMap<usize, f64> = self.values(theirs.0, theirs.1).collect();
         let ours = self.values(ours.0, ours.1);
@@ -165,7 +167,7 @@ impl Report {
                     goals.push(self.ratio_goal(what, (ours, name), (theirs, name), Some(bound)));
                 }
                 if way == "up" {
-                    // No goal, but what the one above it cannot go below.
+                    // Not a goal, but the minimum of the figure above.
                     let what = format!("  receiving datagrams alone / {}", Kind::Passt.name());
                     let (ours, theirs) = ((Kind::Softnet, "receive-cpu"), (Kind::Passt, &*cpu));
                     goals.push(self.ratio_goal(what, ours, theirs, None));
@@ -191,7 +193,7 @@ impl Report {
         let count = median(Kind::Softnet, "idle-count").unwrap_or_default();
         let cpu = median(Kind::Softnet, "idle-cpu").map(|share| share * 1e2);
         most(&format!("{count:.0} idle VMs, CPU of all together"), cpu, 0.25, "%");
-        // One question in five seconds whether the VM lives.
+        // One liveness probe of the VM every five seconds.
         most("idle VM, wake-ups a second", median(Kind::Softnet, "idle-wakes"), 0.25, "");
         for count in &self.decisions {
             if let Some(bound) = count.reach {
@@ -247,16 +249,16 @@ impl Report {
         table
     }
 
-    /// Reads what [`Report::json`] wrote, without the decisions.
+    /// Reads the output of [`Report::json`], without the decisions.
     ///
     /// # Errors
-    /// If it is something else.
+    /// If it has another format.
     pub fn from_json(json: &Value) -> Result<Report> {
         let mut report = Report::default();
         let peers = json.get("peers").and_then(Value::as_object).context("no peers in the report")?;
         for (name, figures) in peers {
             let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
-            let kind = kind.with_context(|| format!("{name} is no peer"))?;
+            let kind = kind.with_context(|| format!("{name} is not a peer"))?;
             for (figure, values) in figures.as_object().context("no figures")? {
                 for (repetition, value) in values.as_array().context("no repetitions")?.iter().enumerate() {
                     let mut figures = Figures::default();

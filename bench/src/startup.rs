@@ -1,4 +1,4 @@
-//! Start-up and idleness.
+//! Measures the start and idle VMs.
 
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -13,9 +13,9 @@ use crate::peers::{Kind, Site, TAP, command, program_path, softnet_arguments};
 use crate::report::{Figures, Report};
 use crate::usage::Process;
 
-/// How long idle VMs are left alone first: until Softnet has noticed that they are.
+/// How long to wait before measuring idle VMs: until Softnet has detected that they are idle.
 const SETTLE: Duration = Duration::from_secs(65);
-/// How long they are watched then.
+/// How long they are then measured.
 const IDLE: Duration = Duration::from_secs(20);
 
 /// Measures the time from the start of each peer with a VM's socket to the first DHCP OFFER in that socket.
@@ -28,8 +28,8 @@ pub fn measure(site: &Site, repetitions: usize, report: &mut Report) -> Result<(
     for repetition in 1..=repetitions {
         for kind in in_turn(repetition) {
             site.tap(TAP)?;
-            // The kernel notes that nobody is attached up to a second late; an attachment that comes before would have
-            // to wait for that, and the fastest program would wait the longest.
+            // The kernel registers up to a second late that no process is attached. An attachment before that
+            // would have to wait for it, and the fastest program would wait the longest.
             let settled = until(|| {
                 site.host
                     .ip(&format!("-oneline link show {TAP}"))
@@ -60,7 +60,7 @@ fn in_turn(repetition: usize) -> [Kind; 3] {
     kinds
 }
 
-/// Asks every millisecond until there is an OFFER: what is sent before the TAP's carrier is up is lost.
+/// Sends a DISCOVER every millisecond until an OFFER arrives: frames before the TAP's carrier-up are lost.
 fn first_offer(vm: &VmPort, discover: &[u8]) -> Result<()> {
     let patience = Deadline::default();
     while !patience.left().is_zero() {
@@ -75,7 +75,7 @@ fn first_offer(vm: &VmPort, discover: &[u8]) -> Result<()> {
     bail!("no OFFER came")
 }
 
-/// Watches `count` Softnets whose VMs do nothing: the CPU that all of them use together, and how often they wake.
+/// Measures `count` Softnets whose VMs do nothing: their total CPU use, and how often they wake.
 ///
 /// # Errors
 /// If one cannot be started.
@@ -121,7 +121,7 @@ impl Drop for Idle {
 }
 
 fn end(child: &mut Child) {
-    // Gone already is as good.
+    // It may have ended already.
     let _ = child.kill();
     let _ = child.wait();
 }

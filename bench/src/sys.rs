@@ -8,11 +8,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// Frames in one batch.
 pub const BATCH: usize = 64;
 
-/// `linux/if_tun.h`, where libc has no name for it.
+/// From `linux/if_tun.h`; libc does not define it.
 const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
 
-/// Attaches to the TAP `name` of the calling thread's network namespace, or makes it. With `offload` every frame has a
-/// virtio-net header, and super-frames pass.
+/// Attaches to the TAP `name` of the calling thread's network namespace, or makes it. With `offload` every
+/// frame has a virtio-net header, and super-frames pass.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -36,7 +36,7 @@ pub fn tap(name: &str, offload: bool) -> io::Result<File> {
     Ok(tap)
 }
 
-/// Makes a descriptor block or not.
+/// Makes a descriptor blocking or non-blocking.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -46,18 +46,18 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> io::Result<()> 
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONBIO, &raw mut value) }).map(drop)
 }
 
-/// Takes a descriptor that this program was started with.
+/// Takes ownership of a descriptor that this program inherited.
 ///
 /// # Errors
 /// If it is not open.
 pub fn inherited(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     check(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
-    // SAFETY: it is open, and the caller takes each one once.
+    // SAFETY: it is open, and the caller takes each one only once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Waits until one of two descriptors can be read; says which.
+/// Waits until one of two descriptors is readable, and returns which.
 ///
 /// # Errors
 /// The kernel's refusal.
@@ -69,7 +69,7 @@ pub fn wait(first: BorrowedFd<'_>, second: BorrowedFd<'_>) -> io::Result<[bool; 
     Ok(polls.map(|poll| poll.revents != 0))
 }
 
-/// Room for one batch of received datagrams, allocated once.
+/// Buffers for one batch of received datagrams, allocated once.
 #[derive(Debug)]
 pub struct Datagrams {
     arena: Vec<u8>,
@@ -79,13 +79,13 @@ pub struct Datagrams {
 }
 
 impl Datagrams {
-    /// Room for datagrams of up to `slot` bytes.
+    /// Buffers for datagrams of up to `slot` bytes.
     #[must_use]
     pub fn new(slot: usize) -> Datagrams {
         Datagrams { arena: vec![0; slot * BATCH], slot, lengths: [0; BATCH], count: 0 }
     }
 
-    /// Receives what there is, at most [`BATCH`]; waits for the first if the socket blocks.
+    /// Receives all queued datagrams, at most [`BATCH`]; waits for the first if the socket blocks.
     ///
     /// # Errors
     /// Those of `recvmmsg(2)`.
@@ -118,14 +118,14 @@ impl Datagrams {
         Ok(())
     }
 
-    /// What was received.
+    /// The received datagrams.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let slots = self.arena.chunks_exact(self.slot);
         slots.zip(self.lengths).take(self.count).map(|(slot, length)| &slot[..length])
     }
 }
 
-/// Sends datagrams of two pieces each, at most [`BATCH`] of them; returns how many left.
+/// Sends datagrams of two pieces each, at most [`BATCH`] of them, and returns how many were sent.
 ///
 /// # Errors
 /// Those of `sendmmsg(2)` for the first.
@@ -141,8 +141,8 @@ pub fn send(socket: BorrowedFd<'_>, datagrams: &[[&[u8]; 2]]) -> io::Result<usiz
         header.msg_hdr.msg_iov = vectors.as_mut_ptr();
         header.msg_hdr.msg_iovlen = 2;
     }
-    // SAFETY: as many headers as there are datagrams point to two vectors each, over borrowed slices; all of them
-    // outlive the call, which only reads.
+    // SAFETY: as many headers as there are datagrams point to two vectors each, over borrowed slices; all of
+    // them outlive the call, which only reads.
     let sent = check(unsafe {
         libc::sendmmsg(
             socket.as_raw_fd(),

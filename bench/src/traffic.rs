@@ -1,6 +1,7 @@
 //! Traffic between the guest and the host, and how much of it arrives.
 //!
-//! The guest opens every connection, as a VM behind address translation must; a first byte says which way data flows.
+//! The guest opens every connection, as a VM behind address translation must; the first byte gives the data's
+//! direction.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,11 +17,11 @@ use crate::usage::Process;
 
 /// Where the host's servers listen, on all of its addresses.
 const PORT: u16 = 5201;
-/// Bytes a write or read of a stream.
+/// Bytes per write or read of a stream.
 const CHUNK: usize = 128 << 10;
 /// Payload of a small datagram or request in bytes; with its headers 106 bytes on the wire.
 const SMALL: usize = 64;
-/// Small datagrams a second that a sender offers.
+/// Small datagrams that a sender sends per second.
 const DATAGRAM_RATE: f64 = 100_000.0;
 /// How long traffic flows before it is measured: TCP's slow start is over by then.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -29,7 +30,7 @@ const UP: u8 = b'u';
 const DOWN: u8 = b'd';
 const ECHO: u8 = b'e';
 
-/// Which way data flows.
+/// The direction of the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Guest to host.
@@ -41,13 +42,13 @@ pub enum Direction {
 /// One measurement of a flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow {
-    /// Units that arrived a second: bytes of a stream, datagrams of a datagram flow.
+    /// Units that arrived per second: bytes of a stream, datagrams of a datagram flow.
     pub rate: f64,
-    /// CPU seconds of the peer for each unit.
+    /// CPU seconds of the peer per unit.
     pub cpu: Option<f64>,
 }
 
-/// Arrived units, and whether all shall end.
+/// The units that have arrived, and whether all threads must end.
 #[derive(Debug, Default)]
 struct Meter {
     arrived: AtomicU64,
@@ -63,7 +64,7 @@ impl Meter {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Watches the flow for `duration` after the warm-up, then ends it.
+    /// Measures the flow for `duration` after the warm-up, then ends it.
     fn measure(&self, duration: Duration, peer: Option<&Process>) -> Result<Flow> {
         thread::sleep(WARM_UP);
         let sample = || -> Result<_> {
@@ -100,7 +101,7 @@ impl Servers {
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let meter = current(&shared);
-                // A broken connection shows in what arrived.
+                // A failed connection shows in the units that arrived.
                 thread::spawn(move || drop(serve(stream, &meter)));
             }
         });
@@ -211,7 +212,7 @@ impl Servers {
             }
             Ok(times)
         })??;
-        ensure!(!times.is_empty(), "no answer came");
+        ensure!(!times.is_empty(), "no answer arrived");
         times.sort_by(f64::total_cmp);
         Ok(times)
     }
@@ -280,16 +281,16 @@ fn serve_datagrams(socket: &UdpSocket, shared: &std::sync::Mutex<Arc<Meter>>) ->
     }
 }
 
-/// Sends at [`DATAGRAM_RATE`], a few at a time, until the meter says that it is over.
+/// Sends at [`DATAGRAM_RATE`], a few datagrams at a time, until the meter ends the flow.
 fn pace(meter: &Meter, send: impl Fn(&[u8]) -> io::Result<usize>) {
     let started = Instant::now();
     let mut sent = 0_u64;
     while !meter.is_over() {
         let due = (started.elapsed().as_secs_f64() * DATAGRAM_RATE) as u64;
-        // What could not be sent in time is not made up for: a burst would measure queues.
+        // Datagrams that could not be sent in time are not sent later: a burst would measure queues.
         sent = sent.max(due.saturating_sub(200));
         while sent < due {
-            // A full queue loses the datagram.
+            // The datagram is lost if the queue is full.
             let _ = send(&[0x5a; SMALL]);
             sent += 1;
         }

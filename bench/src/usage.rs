@@ -1,11 +1,11 @@
-//! What a process used: CPU time, memory, wake-ups.
+//! The resources that a process has used: CPU time, memory, wake-ups.
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// A process, with its children, whose use is read from `/proc`: Softnet is two processes on Linux.
+/// A process with its children, whose usage is read from `/proc`: Softnet is two processes on Linux.
 #[derive(Clone, Copy, Debug)]
 pub struct Process(pub u32);
 
@@ -15,7 +15,7 @@ impl Process {
     /// The scheduler's count is exact to the nanosecond; the ticks of `/proc/PID/stat` are not.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If the process has ended.
     pub fn cpu(&self) -> Result<Duration> {
         self.family()?.iter().map(Process::own_cpu).sum()
     }
@@ -30,10 +30,10 @@ impl Process {
         Ok(total)
     }
 
-    /// Resident memory now and at its peak, in bytes. What the processes share counts for each.
+    /// Resident memory now and at its peak, in bytes. Memory that the processes share counts for each.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If the process has ended.
     pub fn memory(&self) -> Result<(u64, u64)> {
         let mut sum = (0, 0);
         for process in self.family()? {
@@ -46,7 +46,7 @@ impl Process {
     /// How often it went to sleep so far.
     ///
     /// # Errors
-    /// If it is gone.
+    /// If the process has ended.
     pub fn sleeps(&self) -> Result<u64> {
         self.family()?.iter().map(|process| process.status("voluntary_ctxt_switches:")).sum()
     }

@@ -1,4 +1,5 @@
-//! Waiting for an event, never for a time: every wait here ends at the event, and the limit only ends a failed test.
+//! Waits for events, never for a fixed time: every wait ends at the event, and the limit only ends a failed
+//! test.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -6,10 +7,10 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How long a test waits for something that must happen. Generous: it is only ever reached by a failure.
+/// How long a test waits for something that must happen. Generous: only a failing test reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A point in time after which waiting is given up.
+/// A point in time after which waiting stops.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 
@@ -26,7 +27,7 @@ impl Deadline {
         self.0.saturating_duration_since(Instant::now())
     }
 
-    /// Waits until `fd` can be read or its other end is gone; false once the deadline has passed.
+    /// Waits until `fd` is readable or its peer has closed; false once the deadline has passed.
     #[must_use]
     pub fn readable(self, fd: BorrowedFd<'_>) -> bool {
         loop {
@@ -47,8 +48,8 @@ impl Default for Deadline {
     }
 }
 
-/// Asks `question` until it says yes, for state that has no event to wait for (another process's `/proc`, a kernel
-/// table). False if it never did before the deadline.
+/// Calls `question` until it returns true, for state that has no event to wait for (another process's
+/// `/proc`, a kernel table). False if it did not before the deadline.
 #[must_use]
 pub fn until(mut question: impl FnMut() -> bool) -> bool {
     let deadline = Deadline::default();

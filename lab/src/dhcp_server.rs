@@ -1,4 +1,4 @@
-//! A DHCP server and client on the wire, both in the test's hands, for tests that decide every byte of an answer.
+//! A DHCP server and client on the wire that the test controls, for tests that choose every byte of a reply.
 
 use std::net::Ipv4Addr;
 
@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option, parse_dhcp};
 use crate::{Segment, VmPort};
 
-/// Plays the server of a [`Segment`]: the bridge's own addresses, one lease, no state but what a test gives it.
+/// Plays the server of a [`Segment`]: the bridge's own addresses, one lease, no state but what a test sets.
 #[derive(Debug)]
 pub struct DhcpServer<'a> {
     segment: &'a Segment,
@@ -20,7 +20,7 @@ pub struct DhcpServer<'a> {
 }
 
 impl<'a> DhcpServer<'a> {
-    /// A server for a /24 that hands out itself as resolver, for 600 s.
+    /// A server for a /24 that offers itself as resolver, with leases of 600 s.
     #[must_use]
     pub fn new(segment: &'a Segment) -> Self {
         let mask = Ipv4Addr::new(255, 255, 255, 0);
@@ -39,7 +39,7 @@ impl<'a> DhcpServer<'a> {
         Self { lease_seconds, ..self }
     }
 
-    /// A right answer of this type to the client's message, giving `address`.
+    /// A valid reply of this type to the client's message, with `address`.
     #[must_use]
     pub fn answer(&self, kind: u8, xid: u32, client: Mac, address: Ipv4Addr) -> Dhcp {
         let server = self.segment.gateway;
@@ -58,25 +58,26 @@ impl<'a> DhcpServer<'a> {
         answer
     }
 
-    /// The frame of an answer as this server sends it: from the bridge, to the client's own MAC and new address.
+    /// The frame of a reply as this server sends it: from the bridge, to the client's own MAC and new
+    /// address.
     #[must_use]
     pub fn frame(&self, answer: &Dhcp, client: Mac) -> Vec<u8> {
         let to = if answer.message_type() == kind::NAK { Ipv4Addr::BROADCAST } else { answer.yiaddr };
         answer.packet(self.segment.gateway, to).frame(client, self.segment.mac)
     }
 
-    /// Sends an answer.
+    /// Sends a reply.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// Returns the kernel's error.
     pub fn send(&self, answer: &Dhcp, client: Mac) -> Result<()> {
         self.segment.send(&self.frame(answer, client))
     }
 
-    /// Waits for a client's message of this type to come out of Softnet.
+    /// Waits until Softnet forwards a client's message of this type.
     ///
     /// # Errors
-    /// Fails if none comes.
+    /// Fails if none arrives.
     pub fn heard(&self, kind: u8, xid: u32) -> Result<Dhcp> {
         let is_it = |frame: &[u8]| {
             parse_dhcp(frame).is_some_and(|it| it.op == 1 && it.xid == xid && it.message_type() == kind)
@@ -85,7 +86,7 @@ impl<'a> DhcpServer<'a> {
         parse_dhcp(&frame).ok_or_else(|| anyhow::anyhow!("just parsed"))
     }
 
-    /// The whole exchange: the VM at `vm` asks, gets `address`, and has it when this returns.
+    /// The whole exchange: the VM at `vm` requests and gets `address`; its lease is active when this returns.
     ///
     /// # Errors
     /// Says which message did not arrive.
@@ -112,10 +113,10 @@ impl<'a> DhcpServer<'a> {
         Ok(())
     }
 
-    /// Waits until the VM got the server's message of this type.
+    /// Waits until the VM receives the server's message of this type.
     ///
     /// # Errors
-    /// Fails if it does not come.
+    /// Fails if it does not arrive.
     pub fn told(vm: &VmPort, kind: u8, xid: u32) -> Result<Dhcp> {
         let is_it = |frame: &[u8]| {
             parse_dhcp(frame).is_some_and(|it| it.op == 2 && it.xid == xid && it.message_type() == kind)

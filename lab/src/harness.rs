@@ -1,7 +1,8 @@
-//! Runs each test in namespaces of its own, under the usual command line of `cargo test`.
+//! Runs each test in its own namespaces, with the usual command line of `cargo test`.
 //!
-//! A test program with `harness = false` calls [`main`] with its tests. Every test becomes a process of its own by
-//! [`stage`], so tests run at the same time, use the same names and addresses, and leave nothing behind.
+//! A test program with `harness = false` calls [`main`] with its tests. Every test becomes a process of its
+//! own by [`stage`], so tests run at the same time, use the same names and addresses, and leave nothing
+//! behind.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -16,10 +17,10 @@ use crate::deadline::Deadline;
 use crate::guest::{Image, Vmm};
 use crate::stage::{self, Stage};
 
-/// Which test the process inside is to run.
+/// The environment variable with the test that the process inside runs.
 const TEST: &str = "SOFTNET_LAB_TEST";
 
-/// A test that hangs is ended after this; all in its namespaces goes with it.
+/// A test that hangs is killed after this time, with all processes in its namespaces.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// One test.
@@ -27,11 +28,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 pub struct Test {
     /// Its name, as `group::what_is_true`.
     pub name: &'static str,
-    /// What it does; an error or a panic is a failure.
+    /// Its code; an error or a panic is a failure.
     pub body: fn() -> Result<()>,
     /// The guests whose images it needs.
     pub guests: &'static [Vmm],
-    /// True if a user namespace is not enough: it starts programs as several users.
+    /// True if a user namespace is not enough, because the test starts programs as several users.
     pub needs_root: bool,
 }
 
@@ -63,7 +64,7 @@ macro_rules! tests {
     };
 }
 
-/// Runs the tests that the command line asks for.
+/// Runs the tests that the command line selects.
 #[must_use]
 pub fn main(tests: Vec<Test>) -> ExitCode {
     if stage::enter() == Stage::Inside {
@@ -103,14 +104,15 @@ fn outside(test: Test) -> Result<(), Failed> {
     command.env(TEST, test.name).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn()?;
     drop(command);
-    // The pipe's end comes when the last process of the test is gone, so nothing of it outlives this loop.
+    // The pipe ends when the last process of the test has ended, so no process of the test outlives this
+    // loop.
     let deadline = Deadline::after(LIMIT);
     let mut text = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         if !deadline.readable(output.as_fd()) {
             child.kill()?;
-            text.extend(format!("\nended after {LIMIT:?}\n").bytes());
+            text.extend(format!("\nkilled after {LIMIT:?}\n").bytes());
         }
         match output.read(&mut chunk)? {
             0 => break,

@@ -1,4 +1,4 @@
-//! A guest whose network stack is this kernel's: a namespace behind a VM's port.
+//! A guest that uses this kernel's network stack: a namespace connected to a VM's port.
 //!
 //! Cheaper than a virtual machine, and enough where a test needs real connections and not a foreign kernel.
 
@@ -15,13 +15,13 @@ use crate::{VmPort, tap};
 
 /// The name of its one interface.
 const INTERFACE: &str = "eth0";
-/// The longest frame that a TAP without offloads hands out, with room to spare, in bytes.
+/// The longest frame in bytes that a TAP without offloads delivers, with room to spare.
 const FRAME: usize = 4096;
 
-/// Makes a host called `name` that has `port` for its wire, and configures it as a DHCP client would.
+/// Makes a host called `name` that is connected by `port`, and configures it as a DHCP client would.
 ///
-/// Frames are carried until the program ends, or the other end of `port` closes. `port` may go on being used to send;
-/// what arrives is the guest's.
+/// Frames are carried until the program ends, or the other end of `port` closes. The caller may still send on
+/// `port`; the guest receives all frames that arrive.
 ///
 /// # Errors
 /// Says which step failed.
@@ -52,7 +52,7 @@ pub fn kernel_guest(
     thread::spawn(move || {
         while let Ok(frame) = down.recv(Deadline::after(std::time::Duration::from_secs(3600))) {
             let Some(frame) = frame else { break };
-            // A refused frame is lost, as on any wire.
+            // A refused frame is lost, as on any network.
             let _ = to_guest.write(&frame);
         }
     });

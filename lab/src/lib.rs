@@ -1,12 +1,13 @@
 //! Test support: private networks, wires and real guests.
 //!
-//! A test here never touches the host's network. [`stage::enter`] moves it into namespaces of its own (network, mounts,
-//! processes, IPC) that have no way out and that vanish with everything in them when the test ends, however it ends.
-//! Inside, [`net`] builds bridges, TAPs, further hosts and a small internet, [`wire`] makes and reads frames, [`VmPort`]
-//! plays a VM on its socket, [`DhcpServer`] plays a server on the wire, [`guest`] boots real Linux guests, and
-//! [`Softnet`] runs the program under test.
+//! A test here never touches the host's network. [`stage::enter`] moves it into its own namespaces (network,
+//! mounts, processes, IPC). They have no connection to the outside, and disappear with their content when the
+//! test ends in any way. Inside, [`net`] builds bridges, TAPs, further hosts and a small internet, [`wire`]
+//! makes and reads frames, [`VmPort`] plays a VM on its socket, [`DhcpServer`] plays a server on the wire,
+//! [`guest`] boots real Linux guests, and [`Softnet`] runs the program under test.
 //!
-//! What it deliberately does not do: emulate Softnet or the kernel. Bridges, TAPs, routes, dnsmasq and guests are real.
+//! It deliberately emulates neither Softnet nor the kernel. Bridges, TAPs, routes, dnsmasq and guests are
+//! real.
 
 pub mod deadline;
 pub mod guest;

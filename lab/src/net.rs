@@ -1,6 +1,6 @@
 //! Networks inside the lab: further hosts, links, bridges, TAPs, and a small internet.
 //!
-//! All of it is made with `ip` from iproute2, in the lab's own namespaces.
+//! Everything is created with `ip` from iproute2, in the lab's own namespaces.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -51,13 +51,13 @@ impl Host {
         run("ip", &arguments)
     }
 
-    /// Does `work` on this host: sockets that it opens belong there, programs that it starts run there.
+    /// Runs `work` on this host: sockets that it opens belong there, programs that it starts run there.
     ///
     /// # Panics
     /// Passes on a panic of `work`.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R> {
         std::thread::scope(|scope| {
-            // A thread of its own: only its own network namespace changes, and it ends here.
+            // A separate thread: only its network namespace changes, and it ends here.
             let thread = scope.spawn(|| {
                 setns(&self.namespace, CloneFlags::CLONE_NEWNET)
                     .context("move to another host of the lab")?;
@@ -67,13 +67,14 @@ impl Host {
         })
     }
 
-    /// Connects this host with another by a cable: `here` and `there` are each a name and an address with prefix.
+    /// Connects this host with another by a veth pair: `here` and `there` are each a name and an address with
+    /// prefix.
     ///
     /// # Errors
     /// Repeats what `ip` said.
     pub fn cable(&self, here: (&str, &str), other: &Host, there: (&str, &str)) -> Result<()> {
         self.ip(&format!("link add {} type veth peer name lab-peer", here.0))?;
-        let target = other.name.as_deref().context("the far end of a cable must be a named host")?;
+        let target = other.name.as_deref().context("the other end of a cable must be a named host")?;
         self.ip(&format!("link set lab-peer netns {target} name {}", there.0))?;
         for (host, (name, address)) in [(self, here), (other, there)] {
             host.ip(&format!("addr add {address} dev {name}"))?;
@@ -104,27 +105,28 @@ impl Host {
     }
 }
 
-/// A test host's address that the whole world can reach.
+/// The globally routable address of a test host.
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(8, 8, 8, 8);
 /// A second one.
 pub const INTERNET_TOO: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
-/// Where clouds serve a machine's credentials.
+/// The address of clouds' metadata services, which serve a machine's credentials.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-/// A neighbour in the office.
+/// Another host of the office LAN.
 pub const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 10);
 /// The host's own address on that LAN.
 pub const HOST_ON_LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
-/// A name that the internet's resolver knows, as [`INTERNET_TOO`].
+/// A name that the internet's resolver resolves to [`INTERNET_TOO`].
 pub const NAME: &str = "example.com";
 
-/// An internet, a LAN and a metadata service around the lab's main host, each with servers that say hello.
+/// An internet, a LAN and a metadata service around the lab's main host, each with servers that send a
+/// greeting.
 #[derive(Debug)]
 pub struct World {
     /// The main host.
     pub main: Host,
-    /// Whoever has a globally routable address, and the resolver.
+    /// The host with the globally routable addresses and the resolver.
     pub internet: Host,
-    /// The neighbour in the office.
+    /// The other host of the office LAN.
     pub lan: Host,
     /// The cloud's metadata service.
     pub metadata: Host,
@@ -180,7 +182,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may have ended already.
         let _ = self.resolver.kill();
         let _ = self.resolver.wait();
     }

@@ -1,4 +1,5 @@
-//! The host's side of the wire, for tests that play everybody on it: a bridge, one TAP, and raw sockets on both.
+//! The host's side of the wire, for tests that play all hosts on it: a bridge, one TAP, and raw sockets on
+//! both.
 
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -12,8 +13,8 @@ use crate::wire::Mac;
 
 /// A bridge with one TAP as its port.
 ///
-/// What Softnet writes into the TAP is seen on the TAP; what the test sends goes out of the bridge, so the kernel itself
-/// delivers it to the TAP as it would any host's frame.
+/// The test reads on the TAP what Softnet writes into it. It sends through the bridge, so the kernel delivers
+/// the frame to the TAP like any host's frame.
 #[derive(Debug)]
 pub struct Segment {
     /// The bridge's hardware address, the gateway's.
@@ -37,7 +38,8 @@ impl Segment {
     pub fn build(host: &Host, gateway: Ipv4Addr, prefix: u8) -> Result<Self> {
         host.bridge(Self::BRIDGE, &format!("{gateway}/{prefix}"))?;
         host.tap(Self::TAP, Self::BRIDGE)?;
-        // A fixed address: a bridge otherwise takes that of its lowest port, and changes when ports come and go.
+        // A fixed address: otherwise a bridge has the lowest address of its ports, which changes with the
+        // ports.
         let mac = Mac([0x02, 0xb0, 0, 0, 0, 1]);
         host.ip(&format!("link set {} address {mac}", Self::BRIDGE))?;
         Ok(Self {
@@ -51,12 +53,12 @@ impl Segment {
     /// Sends a frame out of the bridge, towards the TAP and so towards the VM.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// Returns the kernel's error.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         self.bridge.send(frame).context("send a frame out of the bridge")
     }
 
-    /// The next frame that Softnet let out, or `None` at the deadline.
+    /// The next frame that Softnet forwarded, or `None` at the deadline.
     ///
     /// # Errors
     /// Fails on a broken socket.
@@ -71,10 +73,10 @@ impl Segment {
         Ok(None)
     }
 
-    /// Waits for a frame that `wanted` accepts and returns it behind all that came before it.
+    /// Waits for a frame that `wanted` accepts, and returns it after all frames that arrived before it.
     ///
     /// # Errors
-    /// Fails if none comes before the deadline.
+    /// Fails if none arrives before the deadline.
     pub fn expect(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<Vec<u8>>, Vec<u8>)> {
         let deadline = Deadline::default();
         let mut before = Vec::new();
@@ -84,6 +86,6 @@ impl Segment {
             }
             before.push(frame);
         }
-        bail!("the host never got {what}; it got {} other frames", before.len())
+        bail!("the host never received {what}; it received {} other frames", before.len())
     }
 }

@@ -1,4 +1,4 @@
-//! Servers that say hello: how a test sees whether a host was reached, from both ends.
+//! Servers that send a greeting, so that a test sees at both ends whether a host was reached.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -11,7 +11,8 @@ use crate::net::Host;
 
 /// A TCP and a UDP server on one port of one host.
 ///
-/// It answers `hello from NAME to ADDRESS`, where ADDRESS is whom it saw, and runs until the program ends.
+/// It answers `hello from NAME to ADDRESS`, where ADDRESS is the client's as it sees it, and runs until the
+/// program ends.
 #[derive(Debug)]
 pub struct Service {
     /// Where it listens.
@@ -20,7 +21,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it; it answers when this returns.
+    /// Starts it; it is reachable when this returns.
     ///
     /// # Errors
     /// Fails if the address is not the host's or the port is taken.
@@ -41,7 +42,7 @@ impl Service {
         let greet_udp = greet.clone();
         std::thread::spawn(move || {
             for mut stream in tcp.incoming().flatten() {
-                // A peer that went away has been counted already.
+                // A peer that has closed has been counted already.
                 let _ = stream.peer_addr().and_then(|peer| stream.write_all(greet(peer).as_bytes()));
             }
         });
@@ -54,17 +55,17 @@ impl Service {
         Ok(Self { at, seen })
     }
 
-    /// Who has come so far, one entry a connection or datagram.
+    /// The clients so far, one entry per connection or datagram.
     #[must_use]
     pub fn seen(&self) -> Vec<Ipv4Addr> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Connects from the calling thread's host and reads the one line that a [`Service`] says.
+/// Connects from the calling thread's host and reads the one line that a [`Service`] sends.
 ///
 /// # Errors
-/// Whatever the connection or the read ended with.
+/// The error of the connection or of the read.
 pub fn hello(to: SocketAddrV4, patience: Duration) -> io::Result<String> {
     let stream = TcpStream::connect_timeout(&to.into(), patience)?;
     stream.set_read_timeout(Some(patience))?;

@@ -20,7 +20,8 @@ use crate::deadline::{Deadline, PATIENCE, until};
 /// Where Softnet finds the descriptor for its ready line, as in [`Softnet::READY_FLAG`].
 const READY_FD: i32 = 3;
 
-/// How long an ended Softnet's last words may take, if somebody whom it started keeps its standard error open.
+/// How long to wait for the rest of an ended Softnet's log, if a process that it started keeps its standard
+/// error open.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A running Softnet.
@@ -29,14 +30,15 @@ pub struct Softnet {
     child: Child,
     lines: Receiver<String>,
     log: Arc<Mutex<String>>,
-    /// Disconnected once the log is whole.
+    /// Disconnected once the log is complete.
     log_open: Receiver<()>,
     ready: Option<OwnedFd>,
 }
 
 impl Softnet {
-    /// Starts `program` with the VM's socket on standard input, as Tart does: `--vm-fd=0 --vm-mac-address=MAC` and
-    /// `arguments`. Frames may be sent at once; [`Softnet::ready`] waits until they flow.
+    /// Starts `program` with the VM's socket on standard input, as Tart does: `--vm-fd=0
+    /// --vm-mac-address=MAC` and `arguments`. Frames may be sent at once; [`Softnet::ready`] waits until they
+    /// flow.
     ///
     /// # Errors
     /// Fails if the program cannot be started.
@@ -57,7 +59,7 @@ impl Softnet {
     /// The flag that makes the ready line arrive here; [`Softnet::ready`] needs it on the command line.
     pub const READY_FLAG: &'static str = "--ready-fd=3";
 
-    /// Starts any command line of Softnet.
+    /// Starts Softnet with any command line.
     ///
     /// # Errors
     /// Fails if the program cannot be started.
@@ -72,20 +74,20 @@ impl Softnet {
         Ok(Self { child, lines, log, log_open, ready: Some(ready) })
     }
 
-    /// Waits until frames flow and returns the JSON line that says how.
+    /// Waits until frames flow, and returns the ready line, which is JSON.
     ///
     /// # Errors
-    /// Repeats Softnet's own words if it ends instead.
+    /// Repeats Softnet's log if it ends instead.
     pub fn ready(&mut self) -> Result<serde_json::Value> {
-        let ready = self.ready.take().context("asked for once")?;
+        let ready = self.ready.take().context("ready() is called once")?;
         if !Deadline::default().readable(ready.as_fd()) {
-            bail!("softnet does not get ready: {}", self.log());
+            bail!("softnet does not become ready: {}", self.log());
         }
         let mut line = String::new();
         BufReader::new(std::fs::File::from(ready)).read_line(&mut line)?;
         if line.is_empty() {
             let status = self.wait()?;
-            bail!("softnet ended with {status} instead of getting ready: {}", self.log());
+            bail!("softnet ended with {status} instead of becoming ready: {}", self.log());
         }
         serde_json::from_str(&line).with_context(|| format!("the ready line is not JSON: {line}"))
     }
@@ -96,8 +98,8 @@ impl Softnet {
         Pid::from_raw(self.child.id().try_into().unwrap_or(i32::MAX))
     }
 
-    /// The process that carries the frames: the one lasting child of the process that was started. A program that the
-    /// latter has just run may still be about.
+    /// The process that carries the frames: the one lasting child of the process that was started. Another
+    /// program that Softnet has just run may still exist for a moment.
     ///
     /// # Errors
     /// Fails if there is no such process.
@@ -121,15 +123,15 @@ impl Softnet {
     /// Sends it a signal.
     ///
     /// # Errors
-    /// Fails if it is gone.
+    /// Fails if it has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.pid(), signal).context("signal softnet")
     }
 
-    /// Asks for the counters by SIGUSR1 and waits for them.
+    /// Requests the counters by SIGUSR1 and waits for them.
     ///
     /// # Errors
-    /// Fails if no counters come.
+    /// Fails if no counters arrive.
     pub fn counters(&self) -> Result<Counters> {
         while self.lines.try_recv().is_ok() {}
         self.signal(Signal::SIGUSR1)?;
@@ -142,7 +144,7 @@ impl Softnet {
                     }
                 }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    bail!("no counters came: {}", self.log());
+                    bail!("no counters arrived: {}", self.log());
                 }
             }
         }
@@ -190,7 +192,7 @@ impl Softnet {
 
 impl Drop for Softnet {
     fn drop(&mut self) {
-        // The test is over; what it wanted to know about the end it has asked.
+        // The test is over and has checked the exit status if it needs it.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -211,7 +213,7 @@ fn follow(
             log.push_str(&line);
             log.push('\n');
             drop(log);
-            // Nobody listens any more once the test is over.
+            // Once the test is over, the receiver is dropped.
             let _ = sender.send(line);
         }
     });
@@ -223,12 +225,12 @@ fn follow(
 pub struct Counters {
     /// What the VM sent: `forwarded`, `bytes`, `dropped`, and each drop reason by its name.
     pub from_vm: BTreeMap<String, u64>,
-    /// What was on its way to the VM, likewise.
+    /// The same for frames to the VM.
     pub from_host: BTreeMap<String, u64>,
 }
 
 impl Counters {
-    /// Reads a line of counters, whatever stands in front of them; `None` for any other line.
+    /// Parses a line of counters after any prefix; `None` for any other line.
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
         let (_, both) = line.split_once("vm->host ")?;
@@ -248,7 +250,7 @@ impl Counters {
         counters.from_vm.contains_key("forwarded").then_some(counters)
     }
 
-    /// Why frames of the VM were dropped since `earlier`: the names and how many, the most first.
+    /// Why frames of the VM were dropped since `earlier`: the reasons' names and counts, largest first.
     #[must_use]
     pub fn drops_since(&self, earlier: &Self) -> Vec<(String, u64)> {
         let mut drops: Vec<(String, u64)> = self

@@ -1,17 +1,17 @@
-//! Moves a program into namespaces of its own.
+//! Moves a program into its own namespaces.
 //!
 //! # Theory of operation
-//! A program that wants a lab calls [`enter`] first thing in `main`. Outside, [`command`] starts the same program again
-//! with a stage in its environment; three processes come of it:
+//! A program that needs a lab calls [`enter`] at the start of `main`. Outside, [`command`] starts the same
+//! program again with a stage in its environment; this creates three processes:
 //!
 //! 1. *outer* leaves the caller's namespaces: user (only without root), network, mounts, processes, IPC, host name. It
 //!    waits for its child. The kernel kills it if its parent's thread ends.
 //! 2. *init* is process 1 of the new process namespace. It mounts a `/proc` and a `/run` of its own, raises `lo`, and
 //!    reaps orphans. The kernel kills it if *outer* ends; and when process 1 ends, the kernel kills all the others.
-//! 3. *inside* is where `main` goes on.
+//! 3. *inside* continues with `main`.
 //!
-//! So a SIGKILL of any of the three, or of whoever started them, leaves no process, interface or mount behind: the
-//! namespaces have no other holder. There is no way out either: nothing connects the new network to the old one.
+//! So a SIGKILL of any of the three, or of the process that started them, leaves no process, interface or
+//! mount behind: no other process holds the namespaces. Nothing connects the new network to the old one.
 
 use std::fs;
 use std::io;
@@ -30,19 +30,19 @@ use nix::unistd::{Pid, getegid, geteuid};
 const STAGE: &str = "SOFTNET_LAB_STAGE";
 const STARTER: &str = "SOFTNET_LAB_STARTER";
 
-/// Scratch space inside: a tmpfs that goes with the namespaces.
+/// Scratch space inside: a tmpfs that disappears with the namespaces.
 pub const SCRATCH: &str = "/run/lab";
 
-/// Where a program finds itself after [`enter`].
+/// Where a program runs after [`enter`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// In the caller's world: start a [`command`] to get inside.
+    /// In the caller's namespaces: start a [`command`] to run inside.
     Outside,
-    /// In namespaces of its own.
+    /// In its own namespaces.
     Inside,
 }
 
-/// The program's own command line with other arguments, to be run inside new namespaces.
+/// This program's command with other arguments, to run inside new namespaces.
 ///
 /// The calling thread must live until the command has ended: its end kills the command.
 ///
@@ -54,7 +54,7 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(arguments: impl IntoIterator<Item = S>
     Ok(command)
 }
 
-/// Says where the program is; in the two stages in between it does their work and never returns.
+/// Returns where the program runs. In the two stages in between, it does their work and never returns.
 #[must_use]
 pub fn enter() -> Stage {
     let stage = std::env::var(STAGE);
@@ -88,12 +88,12 @@ fn outer() -> Result<ExitStatus> {
     die_with_parent()?;
     let starter = std::env::var(STARTER).ok().and_then(|text| text.parse().ok());
     if starter != Some(parent_id()) {
-        bail!("whoever started this lab is gone already");
+        bail!("the process that started this lab has already ended");
     }
     if !geteuid().is_root() {
         let (user, group) = (geteuid(), getegid());
         unshare(CloneFlags::CLONE_NEWUSER)
-            .context("make a user namespace (none is allowed here: run as root)")?;
+            .context("create a user namespace (if that is not allowed here, run as root)")?;
         fs::write("/proc/self/setgroups", "deny")?;
         fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
         fs::write("/proc/self/gid_map", format!("0 {group} 1"))?;
@@ -132,7 +132,7 @@ fn init() -> Result<ExitStatus> {
 }
 
 fn die_with_parent() -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL).context("ask to die with the parent")
+    set_pdeathsig(Signal::SIGKILL).context("request SIGKILL when the parent ends")
 }
 
 fn mount_own() -> Result<()> {
@@ -144,9 +144,9 @@ fn mount_own() -> Result<()> {
     mount(Some("tmpfs"), "/run", Some("tmpfs"), plain, Some("mode=0755"))?;
     fs::create_dir_all("/run/netns")?;
     fs::create_dir_all(SCRATCH)?;
-    // Programs that drop their privilege still need to find a temporary directory.
+    // Programs that drop their privilege still need a temporary directory.
     fs::set_permissions(SCRATCH, std::os::unix::fs::PermissionsExt::from_mode(0o1777))?;
-    // The names of the lab are the lab's: dnsmasq forwards to the internet inside, not to the host's resolver.
+    // The lab resolves its own names: dnsmasq forwards to the lab's internet, not to the host's resolver.
     let resolver = Path::new(SCRATCH).join("resolv.conf");
     fs::write(&resolver, "nameserver 8.8.8.8\n")?;
     if let Ok(target) = fs::canonicalize("/etc/resolv.conf") {
@@ -172,7 +172,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// True if the program runs as root, in whatever user namespace.
+/// True if the program runs as root, in any user namespace.
 #[must_use]
 pub fn is_root() -> bool {
     geteuid().is_root()

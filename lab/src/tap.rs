@@ -1,6 +1,6 @@
 //! A TAP that this program holds open itself: the wire of a [`kernel_guest`](crate::kernel_guest()).
 //!
-//! The one unsafe call: attaching to a TAP takes an `ioctl` that no safe crate at hand wraps.
+//! The one unsafe call: attaching to a TAP needs an `ioctl` that no safe crate in use wraps.
 #![expect(unsafe_code, reason = "TUNSETIFF is a plain ioctl")]
 
 use std::fs::File;
@@ -10,10 +10,11 @@ use std::os::fd::AsRawFd;
 
 use nix::libc;
 
-/// Attaches to the TAP `name` of the calling thread's network namespace: one bare frame a read or write.
+/// Attaches to the TAP `name` of the calling thread's network namespace: one bare frame per read or write.
 ///
 /// # Errors
-/// The kernel's refusal: no `/dev/net/tun`, no such TAP and no right to make one, or somebody else is attached.
+/// The kernel's error: no `/dev/net/tun`, no such TAP and no permission to create it, or another process is
+/// attached.
 pub fn open(name: &str) -> io::Result<File> {
     let tun = File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: all-zero is a valid `ifreq`.

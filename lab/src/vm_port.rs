@@ -1,4 +1,4 @@
-//! A VM as Softnet sees it: the other end of its socket.
+//! A VM as Softnet sees it: the peer of its socket.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,10 +15,10 @@ use crate::deadline::Deadline;
 pub struct VmPort(OwnedFd);
 
 impl VmPort {
-    /// Makes the pair with the buffer sizes that virtual machine monitors use; the second value is Softnet's end.
+    /// Creates the pair with the buffer sizes that VMMs use; the second value is Softnet's end.
     ///
     /// # Errors
-    /// Fails if the kernel makes no socket.
+    /// Fails if the kernel cannot create the sockets.
     pub fn pair() -> Result<(Self, OwnedFd)> {
         let (vm, softnet) =
             socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
@@ -29,7 +29,7 @@ impl VmPort {
         Ok((Self(vm), softnet))
     }
 
-    /// The same end once more, for another thread.
+    /// Duplicates this end for another thread.
     ///
     /// # Errors
     /// Fails if no descriptor is left.
@@ -46,7 +46,7 @@ impl VmPort {
         Ok(())
     }
 
-    /// Sends a frame unless the queue is full; says whether it went.
+    /// Sends a frame unless the queue is full. Returns whether it was sent.
     ///
     /// # Errors
     /// Fails once Softnet's end is closed.
@@ -58,7 +58,8 @@ impl VmPort {
         }
     }
 
-    /// The next frame from Softnet, or `None` if there is none before the deadline or Softnet's end is closed.
+    /// The next frame from Softnet, or `None` if there is none before the deadline or Softnet's end is
+    /// closed.
     ///
     /// # Errors
     /// Fails on a broken socket.
@@ -75,7 +76,7 @@ impl VmPort {
         Ok(Some(frame))
     }
 
-    /// Takes the next frame that waits in the socket into `buffer`; `None` if there is none or Softnet's end is closed.
+    /// Reads the next queued frame into `buffer`; `None` if there is none or Softnet's end is closed.
     ///
     /// # Errors
     /// Fails on a broken socket.
@@ -86,10 +87,10 @@ impl VmPort {
         }
     }
 
-    /// Waits for a frame that `wanted` accepts and returns it behind all that came before it.
+    /// Waits for a frame that `wanted` accepts, and returns it after all frames that arrived before it.
     ///
     /// # Errors
-    /// Fails if none comes before the deadline.
+    /// Fails if none arrives before the deadline.
     pub fn expect(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<(Vec<Vec<u8>>, Vec<u8>)> {
         let deadline = Deadline::default();
         let mut before = Vec::new();
@@ -99,10 +100,11 @@ impl VmPort {
             }
             before.push(frame);
         }
-        bail!("the VM never got {what}; it got {} other frames", before.len())
+        bail!("the VM never received {what}; it received {} other frames", before.len())
     }
 
-    /// True if Softnet's end is closed. A datagram socket tells that to a sender only, so this sends a byte.
+    /// True if Softnet's end is closed. A datagram socket reports that only to a sender, so this sends a
+    /// byte.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.try_send(&[0]).is_err()

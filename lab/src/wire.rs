@@ -1,6 +1,6 @@
-//! The frames that tests make, and just enough reading to check what came out.
+//! Builds the frames of tests, and parses just enough to check the frames that arrive.
 //!
-//! The reading is done here by hand and shared with nothing: a mistake in the filter is not repeated in it.
+//! The parsing shares no code with the filter, so that it does not repeat the filter's mistakes.
 
 use std::net::Ipv4Addr;
 
@@ -39,13 +39,15 @@ pub fn source(frame: &[u8]) -> Mac {
     frame.get(6..).and_then(|rest| rest.first_chunk()).map_or(Mac::ZERO, |mac| Mac(*mac))
 }
 
-/// True if the frame ends with `payload`, maybe with padding zeros behind it. How a test knows its own frames again.
+/// True if the frame ends with `payload` or with `payload` and zero padding. Tests recognise their own frames
+/// by it.
 #[must_use]
 pub fn carries(frame: &[u8], payload: &[u8]) -> bool {
     frame.windows(payload.len().max(1)).any(|window| window == payload)
 }
 
-/// The DHCP message in a frame; `None` if the frame is not IPv4 and UDP between the DHCP ports, or cut off.
+/// The DHCP message in a frame; `None` if the frame is not IPv4 and UDP between the DHCP ports, or is
+/// truncated.
 #[must_use]
 pub fn parse_dhcp(frame: &[u8]) -> Option<Dhcp> {
     let ip = frame.get(14..)?;
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_message_is_none() {
+    fn a_truncated_message_is_none() {
         let frame = Dhcp::client(dhcp_kind::DISCOVER, 1, Mac([2, 0, 0, 0, 0, 9])).broadcast();
         for len in 0..14 + 20 + 8 + 240 {
             assert_eq!(parse_dhcp(&frame[..len]), None);

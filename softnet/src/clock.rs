@@ -1,7 +1,7 @@
-//! The clock behind [`Timestamp`], and the alarm that wakes the event loop by it.
+//! The clock of every [`Timestamp`], and the alarm that wakes the event loop at a given time.
 //!
-//! Leases run out while a machine sleeps, so the clock counts suspended time (rule B4): `CLOCK_BOOTTIME` on Linux,
-//! the continuous `CLOCK_MONOTONIC` of macOS.
+//! Leases run out while a machine sleeps, so the clock counts suspended time (rule B4): `CLOCK_BOOTTIME` on
+//! Linux, the continuous `CLOCK_MONOTONIC` of macOS.
 
 use softnet_filter::Timestamp;
 
@@ -16,10 +16,10 @@ const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
 #[cfg(not(target_os = "linux"))]
 const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
 
-/// What [`now`] calls where the vDSO cannot read the clock.
+/// The system calls of [`now`] where the vDSO cannot read the clock.
 pub const SYSCALLS: &[Syscall] = &[Syscall::ClockGettime];
 
-/// The time now.
+/// The current time.
 pub fn now() -> Timestamp {
     let now = rustix::time::clock_gettime(CLOCK);
     let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
@@ -39,10 +39,11 @@ mod linux {
 
     use crate::needs::{Needs, Syscall};
 
-    /// What a running alarm calls.
+    /// The system calls of a running alarm.
     const SYSCALLS: &[Syscall] = &[Syscall::TimerfdSettime, Syscall::Read];
 
-    /// Wakes the event loop at one moment; a `timerfd(2)`, which also fires on resume if the moment passed in sleep.
+    /// Wakes the event loop at one deadline. It is a `timerfd(2)`, which also fires on resume if the deadline
+    /// passed while the machine was suspended.
     #[derive(Debug)]
     pub struct Alarm {
         timer: OwnedFd,
@@ -63,7 +64,8 @@ mod linux {
             if self.armed == deadline {
                 return Ok(());
             }
-            // Zero unsets a timerfd, so a deadline at zero becomes the nearest moment after it: it is past anyway.
+            // Zero disarms a timerfd, so a deadline at zero becomes the next nanosecond: it has passed
+            // anyway.
             let at = deadline.map_or(Duration::ZERO, |at| Duration::from_nanos(at.as_nanos().max(1)));
             let value = Timespec {
                 tv_sec: at.as_secs().try_into().unwrap_or(i64::MAX),
@@ -83,13 +85,13 @@ mod linux {
             self.armed = None;
         }
 
-        /// Says which descriptors and system calls the alarm needs once the process is sealed.
+        /// Adds the descriptors and system calls that the alarm needs once the process is sealed.
         pub fn needs(&self, needs: &mut Needs) {
             needs.descriptor(&self.timer);
             needs.calls(SYSCALLS);
         }
 
-        /// How long the poller may wait: without limit, as the alarm wakes it.
+        /// How long the poller may wait: without limit, because the alarm wakes it.
         pub fn poll_timeout(&self) -> Option<Duration> {
             None
         }
@@ -106,7 +108,7 @@ mod portable {
 
     use crate::needs::Needs;
 
-    /// Wakes the event loop at one moment, by the poller's own timeout.
+    /// Wakes the event loop at one deadline, by the poller's own timeout.
     #[derive(Debug)]
     pub struct Alarm {
         armed: Option<Timestamp>,
@@ -129,7 +131,7 @@ mod portable {
             self.armed = None;
         }
 
-        /// Nothing: the poller keeps the time.
+        /// Adds nothing: the poller keeps the time.
         pub fn needs(&self, _needs: &mut Needs) {}
 
         /// How long the poller may wait.

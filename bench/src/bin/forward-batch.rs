@@ -1,5 +1,5 @@
-//! Carries frames between the datagram socket on standard input and the TAP that its argument names, many datagrams a
-//! system call (a TAP knows no such call), and looks at none.
+//! Carries frames between the datagram socket on standard input and the TAP that its argument names, many
+//! datagrams per system call (TAPs have no such call), without looking at them.
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         let [vm_ready, host_ready] = sys::wait(socket.as_fd(), tap.as_fd())?;
         if vm_ready && from_vm.receive(socket.as_fd()).is_ok() {
             for frame in from_vm.iter() {
-                // A refused frame is lost; the link is not.
+                // A refused frame is lost; the link still works.
                 let _ = tap.write(frame);
             }
         }
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
             for ((frame, slot), length) in frames.iter_mut().zip(from_host.chunks_exact(FRAME)).zip(lengths) {
                 frame[0] = &slot[..length];
             }
-            // What a full queue does not take is lost.
+            // Frames that a full queue does not accept are lost.
             let _ = sys::send(socket.as_fd(), &frames[..count]);
         }
     }

@@ -1,5 +1,5 @@
-//! Carries frames between the datagram socket on standard input and the TAP that its argument names, one frame a
-//! system call, and looks at none.
+//! Carries frames between the datagram socket on standard input and the TAP that its argument names, one
+//! frame per system call, without looking at them.
 
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     loop {
         let [from_vm, from_host] = sys::wait(socket.as_fd(), tap.as_fd())?;
         while from_vm && let Ok(length) = recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            // A refused frame is lost; the link is not.
+            // A refused frame is lost; the link still works.
             let _ = tap.write(&frame[..length]);
         }
         if !from_host {
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
         }
         loop {
             match tap.read(&mut frame) {
-                // A full queue loses the frame.
+                // The frame is lost if the queue is full.
                 Ok(length) => drop(send(socket.as_raw_fd(), &frame[..length], MsgFlags::MSG_NOSIGNAL)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),

@@ -1,6 +1,6 @@
 //! A `newc` archive, the format of an initial RAM file system (Linux, `buffer-format.rst`), as bytes.
 
-/// An archive in the making.
+/// Builds an archive.
 #[derive(Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -13,12 +13,12 @@ const LINK: u32 = 0o120_777;
 const CONSOLE: u32 = 0o020_600;
 
 impl Archive {
-    /// Adds a directory; its parent must be there already.
+    /// Adds a directory; its parent must have been added before.
     pub fn directory(&mut self, path: &str) {
         self.entry(path, DIRECTORY, (0, 0), &[]);
     }
 
-    /// Adds a file that may be run.
+    /// Adds an executable file.
     pub fn program(&mut self, path: &str, content: &[u8]) {
         self.entry(path, PROGRAM, (0, 0), content);
     }
@@ -43,7 +43,8 @@ impl Archive {
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) {
         self.entries += 1;
         let links = if mode == DIRECTORY { 2 } else { 1 };
-        // inode, mode, uid, gid, links, mtime, size, device, special device, length of the name, checksum (none).
+        // inode, mode, uid, gid, links, mtime, size, device, special device, length of the name, checksum
+        // (none).
         let fields = [
             self.entries,
             mode,
@@ -82,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// The kernel's documentation is one witness, busybox's own reader is the other.
+    /// The writer follows the kernel's documentation; busybox's independent reader checks it.
     #[test]
     fn another_reader_lists_what_was_written() {
         let mut archive = Archive::default();

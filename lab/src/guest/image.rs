@@ -1,4 +1,4 @@
-//! What a guest boots from: a kernel from Debian, and a file system of our own in one archive.
+//! What a guest boots from: a kernel from Debian, and our own file system in one archive.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::stage::run;
 /// Debian's name for the smallest kernel with virtio drivers.
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
 
-/// The drivers between a `virtio-net-pci` device and an interface, in the order in which they load.
+/// The drivers that a `virtio-net-pci` device needs, in the order in which they load.
 const MODULES: [&str; 8] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
@@ -25,10 +25,10 @@ const MODULES: [&str; 8] = [
     "drivers/net/virtio_net.ko",
 ];
 
-/// Kernel and initial file system on the disk, made once and kept in the build directory.
+/// Kernel and initial file system on disk, made once and kept in the build directory.
 #[derive(Debug, Clone)]
 pub struct Image {
-    /// What runs it.
+    /// The VMM that runs it.
     pub vmm: Vmm,
     /// The kernel: a program for User-mode Linux, a `vmlinuz` for QEMU.
     pub kernel: PathBuf,
@@ -37,8 +37,8 @@ pub struct Image {
 }
 
 impl Image {
-    /// Makes what is missing: compiles the agent, downloads Debian's cloud kernel (QEMU only; it is not installed), and
-    /// packs the file system. To be called outside the lab, where there is a network.
+    /// Makes what is missing: compiles the agent, downloads Debian's cloud kernel (QEMU only; it is not
+    /// installed), and packs the file system. Call it outside the lab, where there is a network.
     ///
     /// # Errors
     /// Says which step failed and repeats its output.
@@ -51,14 +51,15 @@ impl Image {
         };
         let initrd = store.join(format!("{vmm}.cpio"));
         let archive = pack(&agent, &modules)?;
-        // Several test programs may prepare at the same time: a reader sees the old file or the new one, never half.
+        // Several test programs may prepare at the same time: a reader sees the old file or the new one,
+        // never half.
         let draft = store.join(format!("{vmm}.cpio.{}", std::process::id()));
         fs::write(&draft, archive).with_context(|| format!("write {}", draft.display()))?;
         fs::rename(&draft, &initrd)?;
         Ok(Self { vmm, kernel, initrd })
     }
 
-    /// The image that [`Image::prepare`] left on the disk.
+    /// The image that [`Image::prepare`] made.
     ///
     /// # Errors
     /// Fails if it was never prepared.
@@ -89,7 +90,7 @@ fn store() -> Result<PathBuf> {
     Ok(store)
 }
 
-/// Compiles the agent without any shared library, for the guest has none.
+/// Compiles the agent without shared libraries, because the guest has none.
 fn build_agent(store: &Path) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -97,7 +98,7 @@ fn build_agent(store: &Path) -> Result<PathBuf> {
         .current_dir(workspace())
         .args(["build", "--quiet", "--package", "lab-agent", "--target", TARGET, "--target-dir"])
         .arg(store.join("agent"))
-        // A target directory of its own: these flags would otherwise rebuild all of the workspace.
+        // A separate target directory: these flags would otherwise rebuild the whole workspace.
         .env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .output()
@@ -108,7 +109,7 @@ fn build_agent(store: &Path) -> Result<PathBuf> {
     Ok(store.join("agent").join(TARGET).join("debug/lab-agent"))
 }
 
-/// The cloud kernel and its modules, downloaded if they are not there.
+/// The cloud kernel and its modules, downloaded if they are missing.
 fn cloud_kernel(store: &Path) -> Result<(PathBuf, Vec<PathBuf>)> {
     let kernel = match find_kernel(store)? {
         Some(kernel) => kernel,
@@ -148,7 +149,7 @@ fn download_kernel(store: &Path) -> Result<()> {
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"))
         .map(|version| format!("linux-image-{version}"))
-        .with_context(|| format!("apt knows no {CLOUD_KERNEL}; is this Debian?"))?;
+        .with_context(|| format!("apt does not find {CLOUD_KERNEL}; is this Debian?"))?;
     let draft = store.join(format!("kernel.{}", std::process::id()));
     fs::create_dir_all(&draft)?;
     let output =
@@ -158,7 +159,7 @@ fn download_kernel(store: &Path) -> Result<()> {
     }
     let file = fs::read_dir(&draft)?.next().context("apt-get downloaded nothing")??.path();
     run("dpkg-deb", &["--extract", &file.to_string_lossy(), &draft.join("tree").to_string_lossy()])?;
-    // Whoever comes second finds the first one's tree in place, which is as good.
+    // If another process was faster, its tree is in place and is just as good.
     let _ = fs::rename(draft.join("tree"), store.join("kernel"));
     fs::remove_dir_all(&draft)?;
     Ok(())

@@ -1,7 +1,7 @@
-//! Real guests: a Linux kernel that asks for its address itself and whose every attempt the test decides.
+//! Real guests: a Linux kernel that requests its address itself and does what the test tells it.
 //!
-//! A guest is started by `softnet run`, which puts its own end of the wire in place of `{fd}`. The guest's console is
-//! standard input and output; the agent there answers one [`Request`] at a time.
+//! `softnet run` starts a guest and replaces `{fd}` by the guest's end of the socket pair. The guest's
+//! console is standard input and output; the agent there answers one [`Request`] at a time.
 
 mod cpio;
 mod image;
@@ -24,15 +24,15 @@ use crate::Softnet;
 use crate::deadline::Deadline;
 use crate::stage::SCRATCH;
 
-/// How long a guest may take to boot or to answer: it shares the processors with its neighbours and the tests.
+/// How long a guest may take to boot or to answer: it shares the processors with other guests and the tests.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What runs the guest.
+/// The VMM that runs the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Vmm {
     /// A Linux kernel as a process.
     UserModeLinux,
-    /// QEMU without hardware help.
+    /// QEMU without hardware acceleration.
     Qemu,
 }
 
@@ -55,7 +55,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts `softnet run FLAGS -- VMM` and returns while the guest boots; the first [`Guest::ask`] waits for it.
+    /// Starts `softnet run FLAGS -- VMM` and returns while the guest boots; the first [`Guest::ask`] waits
+    /// for it.
     ///
     /// # Errors
     /// Fails if the program cannot be started.
@@ -65,7 +66,7 @@ impl Guest {
         Self::spawn(command)
     }
 
-    /// Starts a guest by any command line that ends in [`command_line`].
+    /// Starts a guest with any command line that ends with [`command_line`].
     ///
     /// # Errors
     /// Fails if the program cannot be started.
@@ -78,7 +79,7 @@ impl Guest {
             for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line);
                 if let Some((_, answer)) = line.split_once(MARK) {
-                    // Nobody listens any more once the test is over.
+                    // Once the test is over, the receiver is dropped.
                     let _ = sender.send(answer.trim_end().to_owned());
                 }
             }
@@ -89,15 +90,15 @@ impl Guest {
     /// Waits until the guest is up.
     ///
     /// # Errors
-    /// Repeats what the guest or Softnet said if it does not come up.
+    /// Repeats the output of the guest or of Softnet if the guest does not boot.
     pub fn booted(&self) -> Result<()> {
         match self.answer()? {
             Answer::Ready => Ok(()),
-            other => bail!("the guest came up with {other:?}"),
+            other => bail!("the guest's first message is {other:?}"),
         }
     }
 
-    /// Asks and waits for the answer.
+    /// Sends a request and waits for the answer.
     ///
     /// # Errors
     /// Fails if the guest ends or does not answer. An attempt that the guest's kernel refuses is an
@@ -108,21 +109,21 @@ impl Guest {
         self.answer()
     }
 
-    /// Gets a lease by the guest's own DHCP client.
+    /// Gets a lease with the guest's own DHCP client.
     ///
     /// # Errors
     /// Fails if it gets none.
     pub fn dhcp(&mut self) -> Result<Lease> {
         match self.ask(&Request::Dhcp)? {
             Answer::Leased(lease) => Ok(lease),
-            other => bail!("no lease: {other:?}; softnet says: {}", self.softnet.log()),
+            other => bail!("no lease: {other:?}; softnet's log: {}", self.softnet.log()),
         }
     }
 
-    /// Asks for the interface's state.
+    /// Requests the interface's state.
     ///
     /// # Errors
-    /// Fails if the guest cannot tell.
+    /// Fails if the guest cannot read it.
     pub fn facts(&mut self) -> Result<Facts> {
         match self.ask(&Request::Facts)? {
             Answer::Facts(facts) => Ok(facts),
@@ -130,10 +131,10 @@ impl Guest {
         }
     }
 
-    /// Puts frames on the wire as they are.
+    /// Sends frames unchanged from the guest.
     ///
     /// # Errors
-    /// Fails if the guest's kernel does not take one.
+    /// Fails if the guest's kernel refuses one.
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Result<()> {
         match self.ask(&Request::Send { frames: frames.iter().map(|frame| to_hex(frame)).collect() })? {
             Answer::Done => Ok(()),
@@ -153,8 +154,8 @@ impl Guest {
     fn answer(&self) -> Result<Answer> {
         let deadline = Deadline::after(PATIENCE);
         match self.answers.recv_timeout(deadline.left()) {
-            Ok(line) => serde_json::from_str(&line).with_context(|| format!("the guest said {line:?}")),
-            Err(error) => bail!("no answer from the guest ({error}); softnet says: {}", self.softnet.log()),
+            Ok(line) => serde_json::from_str(&line).with_context(|| format!("the guest sent {line:?}")),
+            Err(error) => bail!("no answer from the guest ({error}); softnet's log: {}", self.softnet.log()),
         }
     }
 }

@@ -6,17 +6,18 @@ use softnet_offload::{Frames, Malformed, Segments, VnetHeader, finish_checksum};
 
 use super::Losses;
 
-/// The most frames in a batch: one turn's work for one direction (rule R2).
+/// The maximum number of frames in a batch: one turn's work for one direction (rule R2).
 pub const BATCH_FRAMES: usize = 64;
 
-/// The arena of a batch of super-frames in bytes: four of the longest, which is little enough to stay in a core's cache
+/// The arena of a batch of super-frames in bytes: room for four of the longest. That fits in a core's cache,
 /// and cuts into fewer frames than a VM's socket queues.
 pub(super) const SUPER_FRAME_ARENA: usize = 264 << 10;
 
 /// Up to [`BATCH_FRAMES`] frames of one direction, in order.
 ///
-/// Frames lie in one arena that is allocated once; small frames pack tightly. Removing frames moves indices, never
-/// bytes. A frame may be a super-frame, which counts as one here and leaves as many (see [`super::cut`]).
+/// Frames lie in one arena that is allocated once; small frames pack tightly. Removing frames moves indices,
+/// never bytes. A frame may be a super-frame, which counts as one here and is cut when it is sent (see
+/// [`super::cut`]).
 #[derive(Debug)]
 pub struct FrameBatch {
     arena: Box<[u8]>,
@@ -28,31 +29,31 @@ pub struct FrameBatch {
     tail: usize,
     /// The longest frame that a link may store.
     max_frame: usize,
-    /// Frames that the transport cut, not yet asked for.
+    /// Frames that the transport truncated since [`FrameBatch::take_truncated`] was last called.
     truncated: usize,
-    /// Frames that the transport did not take, not yet asked for.
+    /// Frames that the transport did not accept since [`FrameBatch::take_losses`] was last called.
     losses: Losses,
 }
 
 /// One frame of a batch.
 #[derive(Debug)]
 struct Stored {
-    /// Where it lies in the arena.
+    /// Its bytes in the arena.
     bytes: Range<usize>,
-    /// What is left to do for it.
+    /// Which checksum and cuts are still to be made.
     vnet: VnetHeader,
-    /// How many frames it is on the wire.
+    /// How many frames on the wire it is cut into.
     pieces: usize,
     /// How many of them have been sent.
     cut: usize,
-    /// It, or a piece of it, is lost and counted.
+    /// The frame, or a piece of it, was lost and has been counted.
     is_lost: bool,
 }
 
 impl FrameBatch {
     /// A batch whose slots hold frames of up to `max_frame` bytes.
     pub fn new(max_frame: usize) -> Self {
-        // With room for what a stream puts between the frames.
+        // With room for the lengths that a stream puts between the frames.
         let arena = (BATCH_FRAMES * (max_frame + 4)).min(SUPER_FRAME_ARENA.max(max_frame));
         FrameBatch {
             arena: vec![0; arena].into_boxed_slice(),
@@ -65,7 +66,7 @@ impl FrameBatch {
         }
     }
 
-    /// Forgets all frames. The arena's bytes stay.
+    /// Removes all frames. The arena's bytes stay.
     pub fn clear(&mut self) {
         self.frames.clear();
         self.sent = 0;
@@ -87,7 +88,8 @@ impl FrameBatch {
         self.frames.len() - self.sent
     }
 
-    /// Frames left to send as they are on the wire; a super-frame is as many as it is cut into.
+    /// Frames left to send as they are on the wire: a super-frame counts as all the frames that it is cut
+    /// into.
     pub fn len_on_wire(&self) -> usize {
         self.frames[self.sent..].iter().map(Stored::left).sum()
     }
@@ -97,7 +99,7 @@ impl FrameBatch {
         self.has_all_frames() || self.arena.len() - self.tail < self.max_frame
     }
 
-    /// The free rest of the arena, for a link to read into.
+    /// The free part of the arena, for a link to read into.
     pub fn free_space(&mut self) -> &mut [u8] {
         &mut self.arena[self.tail..]
     }
@@ -107,7 +109,8 @@ impl FrameBatch {
         self.push_at(self.tail..self.tail + len);
     }
 
-    /// The whole arena, for a link that keeps account itself of what lies where; follow with [`FrameBatch::push_at`].
+    /// The whole arena, for a link that tracks positions itself; record the frames with
+    /// [`FrameBatch::push_at`].
     pub fn arena(&mut self) -> &mut [u8] {
         &mut self.arena
     }
@@ -119,16 +122,16 @@ impl FrameBatch {
         self.frames.push(Stored { bytes, vnet: VnetHeader::default(), pieces: 1, cut: 0, is_lost: false });
     }
 
-    /// Whether the batch has as many frames as it takes.
+    /// Whether the batch has [`BATCH_FRAMES`] frames.
     pub fn has_all_frames(&self) -> bool {
         self.frames.len() == BATCH_FRAMES
     }
 
-    /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame, with what `vnet` leaves to do
-    /// for it: a partial checksum is completed at once, a super-frame is cut when it is sent.
+    /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame, with the offloads
+    /// that `vnet` describes: a partial checksum is completed at once, a super-frame is cut when it is sent.
     ///
     /// # Errors
-    /// What makes it impossible; the frame is then not in the batch.
+    /// Why the offloads cannot be applied; the frame is then not in the batch.
     pub fn push_offloaded(&mut self, len: usize, vnet: VnetHeader) -> Result<(), Malformed> {
         let frame = &mut self.arena[self.tail..self.tail + len];
         let pieces = if vnet.gso.is_some() {
@@ -144,8 +147,8 @@ impl FrameBatch {
         Ok(())
     }
 
-    /// Disjoint slots of [`FrameBatch::max_frame`] bytes each over the whole arena, for calls that fill many at once.
-    /// Only for an empty batch; follow with [`FrameBatch::push_slot`].
+    /// The whole arena as disjoint slots of [`FrameBatch::max_frame`] bytes each, for calls that fill many at
+    /// once. Only for an empty batch; record the frames with [`FrameBatch::push_slot`].
     pub fn slots(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
         debug_assert!(self.frames.is_empty());
         self.arena.chunks_exact_mut(self.max_frame)
@@ -158,26 +161,27 @@ impl FrameBatch {
         self.push_at(start..start + len);
     }
 
-    /// Records a frame that the transport cut, or that cannot be cut by us. Its bytes are not kept (rule L3).
+    /// Counts a frame that the transport truncated, or that Softnet cannot cut. Its bytes are not kept (rule
+    /// L3).
     pub fn push_truncated(&mut self) {
         self.truncated += 1;
     }
 
-    /// Frames that the transport cut since this was last asked.
+    /// Returns how many frames were truncated since the last call.
     pub fn take_truncated(&mut self) -> usize {
         std::mem::take(&mut self.truncated)
     }
 
-    /// Drops all frames left to send: the far end's queue stayed full.
-    pub fn give_up(&mut self) {
+    /// Drops all frames left to send, because the peer's queue stayed full.
+    pub fn discard(&mut self) {
         for frame in self.frames[self.sent..].iter().filter(|frame| !frame.is_lost) {
             self.losses.queue_full.add(frame.bytes.len());
         }
         self.clear();
     }
 
-    /// Drops the oldest frame left to send, or the next piece of it: the far end refuses it.
-    pub fn give_up_one(&mut self) {
+    /// Drops the oldest frame left to send, or the next piece of it, because the peer refuses it.
+    pub fn discard_one(&mut self) {
         if let Some(front) = self.frames.get_mut(self.sent)
             && !std::mem::replace(&mut front.is_lost, true)
         {
@@ -186,7 +190,8 @@ impl FrameBatch {
         self.advance(1);
     }
 
-    /// Counts those of the frames left to send as refused for whose index `refused` says so. They stay in the batch.
+    /// Counts as refused the frames left to send for whose index `refused` returns true. They stay in the
+    /// batch.
     pub fn count_refused(&mut self, refused: impl Fn(usize) -> bool) {
         for (index, frame) in self.frames[self.sent..].iter().enumerate() {
             if refused(index) {
@@ -195,25 +200,26 @@ impl FrameBatch {
         }
     }
 
-    /// What was lost since this was last asked.
+    /// Returns what was lost since the last call.
     pub fn take_losses(&mut self) -> Losses {
         std::mem::take(&mut self.losses)
     }
 
-    /// Keeps the frames for which `keep` says so, in order.
+    /// Keeps the frames for which `keep` returns true, in order.
     pub fn retain(&mut self, mut keep: impl FnMut(&[u8]) -> bool) {
         let arena = &self.arena;
         self.frames.retain(|frame| keep(&arena[frame.bytes.clone()]));
     }
 
-    /// Shows each frame left to send to `each`, which may change its bytes.
+    /// Passes each frame left to send to `each`, which may change its bytes.
     pub fn edit(&mut self, mut each: impl FnMut(&mut [u8])) {
         for frame in &self.frames[self.sent..] {
             each(&mut self.arena[frame.bytes.clone()]);
         }
     }
 
-    /// Removes those of the frames left to send for whose index `sent` says so: they have been sent, in whatever order.
+    /// Removes the frames left to send for whose index `sent` returns true: they have been sent, in any
+    /// order.
     pub fn remove_sent(&mut self, sent: impl Fn(usize) -> bool) {
         let mut index = 0;
         let first = std::mem::take(&mut self.sent);
@@ -229,14 +235,15 @@ impl FrameBatch {
         self.frames[self.sent..].iter().map(|frame| &self.arena[frame.bytes.clone()])
     }
 
-    /// The frames left to send with what is left to do for each, and how many frames of it have been sent already.
+    /// The frames left to send, each with its offload header and with how many frames of it have been sent
+    /// already.
     pub(super) fn uncut(&self) -> impl Iterator<Item = (&[u8], &VnetHeader, usize)> {
         self.frames[self.sent..]
             .iter()
             .map(|frame| (&self.arena[frame.bytes.clone()], &frame.vnet, frame.cut))
     }
 
-    /// Marks the `count` oldest frames as sent, where a super-frame is as many as it is cut into.
+    /// Marks the `count` oldest frames as sent; a super-frame counts as all the frames that it is cut into.
     pub fn advance(&mut self, mut count: usize) {
         while let Some(front) = self.frames.get_mut(self.sent).filter(|_| count > 0) {
             if count < front.left() {
@@ -260,7 +267,7 @@ impl Frames for FrameBatch {
 }
 
 impl Stored {
-    /// How many frames on the wire are left to send of it.
+    /// How many of its frames on the wire are left to send.
     fn left(&self) -> usize {
         self.pieces - self.cut
     }

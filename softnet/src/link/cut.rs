@@ -1,28 +1,29 @@
-//! Cuts the super-frames of a batch into frames for the wire, on their way out of a link.
+//! Cuts the super-frames of a batch into frames for the wire when a link sends them.
 
 use softnet_offload::{MAX_HEADER_LEN, Segments};
 
 use super::{BATCH_FRAMES, FrameBatch};
 
-/// One frame on the wire: its headers, if they are not in the batch, and the rest.
+/// One frame on the wire: its headers, if they are not in the batch, and the rest of its bytes.
 pub type Pieces<'a> = [&'a [u8]; 2];
 
-/// Room for the headers of as many frames as leave in one system call, allocated once.
+/// Space for the headers of all frames that one system call sends, allocated once.
 #[derive(Debug)]
 pub struct Cutter {
     headers: Box<[[u8; MAX_HEADER_LEN]]>,
 }
 
 impl Cutter {
-    /// Room for [`BATCH_FRAMES`] frames.
+    /// Space for [`BATCH_FRAMES`] frames.
     pub fn new() -> Self {
         Cutter { headers: vec![[0; MAX_HEADER_LEN]; BATCH_FRAMES].into_boxed_slice() }
     }
 
-    /// Lets `each` have the next frames of `batch` as they are to be on the wire, at most [`BATCH_FRAMES`]; returns how
-    /// many. [`FrameBatch::advance`] counts the same.
+    /// Passes the next frames of `batch` to `each` as they will be on the wire, at most [`BATCH_FRAMES`].
+    /// Returns how many there were, counted as [`FrameBatch::advance`] counts.
     ///
-    /// Whole frames and payload stay where they are in the batch; only the headers of cut frames are made here.
+    /// Whole frames and payload stay where they are in the batch; only the headers of cut frames are made
+    /// here.
     pub fn cut<'a>(&'a mut self, batch: &'a FrameBatch, mut each: impl FnMut(usize, Pieces<'a>)) -> usize {
         let mut count = 0;
         let mut headers = self.headers.iter_mut();
@@ -35,7 +36,7 @@ impl Cutter {
                 count += 1;
                 continue;
             }
-            // The batch takes no super-frame that cannot be cut.
+            // The batch accepts no super-frame that cannot be cut.
             let Ok(mut segments) = Segments::new(frame, vnet) else { break };
             segments.skip(sent);
             while count < BATCH_FRAMES
@@ -67,7 +68,7 @@ pub(crate) mod tests {
     /// Headers of a TCP frame without options.
     const HEADERS: usize = 54;
 
-    /// A TCP super-frame of `payload`, and what the TAP says of it.
+    /// A TCP super-frame of `payload`, and its header from the TAP.
     pub(crate) fn super_frame(payload: &[u8], segment_size: u16) -> (Vec<u8>, VnetHeader) {
         let mut frame = vec![0; HEADERS];
         frame[12..16].copy_from_slice(&[8, 0, 0x45, 0]);
@@ -91,7 +92,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_cut_goes_on_where_it_stopped() {
+    fn a_cut_continues_where_it_stopped() {
         let payload: Vec<u8> = (0..=255).cycle().take(20_000).collect();
         let (frame, vnet) = super_frame(&payload, 100);
         let mut batch = FrameBatch::new(70_000);
@@ -105,7 +106,7 @@ pub(crate) mod tests {
 
         let mut cutter = Cutter::new();
         let mut sent = Vec::new();
-        // The far end takes as many as it likes.
+        // The peer accepts any number of frames.
         for takes in [1, 64, 0, 30].into_iter().cycle() {
             let frames = wire(&mut cutter, &batch);
             let takes = takes.min(frames.len());
@@ -142,10 +143,10 @@ pub(crate) mod tests {
         batch.free_space()[..frame.len()].copy_from_slice(&frame);
         batch.push_offloaded(frame.len(), vnet).unwrap();
         batch.push(3);
-        batch.give_up_one();
-        batch.give_up_one();
+        batch.discard_one();
+        batch.discard_one();
         assert_eq!((batch.len(), batch.len_on_wire()), (2, 2));
-        batch.give_up();
+        batch.discard();
         let lost = batch.take_losses();
         assert_eq!((lost.refused.frames, lost.refused.bytes), (1, frame.len() as u64));
         assert_eq!((lost.queue_full.frames, lost.queue_full.bytes), (1, 3));

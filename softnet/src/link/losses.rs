@@ -1,20 +1,21 @@
-//! What a link has lost.
+//! Counts of the frames that a link has lost.
 
-/// Frames that a transport did not take, by why (rule L6). A super-frame counts as one, as soon as any of it is lost.
+/// Frames that a transport did not accept, by cause (rule L6). A super-frame counts once, as soon as any of
+/// it is lost.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Losses {
-    /// Its queue stayed full.
+    /// The queue stayed full.
     pub queue_full: Loss,
-    /// It refused the frame.
+    /// The transport refused the frame.
     pub refused: Loss,
 }
 
-/// How much was lost.
+/// The amount that was lost.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Loss {
-    /// How many frames.
+    /// The number of frames.
     pub frames: u64,
-    /// How many bytes they have together.
+    /// Their total length in bytes.
     pub bytes: u64,
 }
 

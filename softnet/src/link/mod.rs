@@ -1,7 +1,7 @@
-//! What carries frames: the narrow trait that both sides of Softnet implement.
+//! The trait of what carries frames, which both sides of Softnet implement.
 //!
-//! A link hides its transport: partial writes, length prefixes, batching and full queues stay inside it. It knows
-//! nothing of the filter, and the VM's link nothing of the host's.
+//! A link hides its transport: partial writes, length prefixes, batching and full queues stay inside it. It
+//! does not depend on the filter, and the VM's link does not depend on the host's.
 
 mod batch;
 mod cut;
@@ -23,76 +23,79 @@ pub use losses::{Loss, Losses};
 pub use registration::Registration;
 pub use stream::StreamLink;
 
-/// Bytes of an Ethernet header without a VLAN tag.
+/// Length in bytes of an Ethernet header without a VLAN tag.
 pub const ETHERNET_HEADER: usize = 14;
 
-/// One side's carrier of Ethernet frames. Every call returns at once; none blocks.
+/// Carries Ethernet frames for one side. No call blocks.
 pub trait Link: fmt::Debug {
-    /// Lets `registry` wake the event loop under `token` for `interest`; called again when the interest changes.
+    /// Registers the link, so that the poller wakes the event loop with `token`; called again when `interest`
+    /// changes.
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()>;
 
-    /// Fills the empty `batch` with the frames that have arrived, as many as it takes. It is the same batch at every call:
-    /// a stream leaves in it what it has read of the next frames.
+    /// Fills the empty `batch` with the frames that have arrived, as many as fit. Every call must pass the
+    /// same batch: a stream leaves in it the bytes of the next frame that it has already read.
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError>;
 
-    /// Sends the frames of `batch` from its front, removing each that has left. What a full queue does not take stays
-    /// in the batch, and the caller tries again when the link is writable.
+    /// Sends the frames of `batch` in order and removes each that was sent. If a queue is full, the rest
+    /// stays in the batch, and the caller tries again when the link is writable.
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError>;
 
-    /// How long to wait before a full queue is tried again, for transports that do not tell when it has room.
+    /// How long to wait before trying a full queue again, for transports that do not report when it has room.
     fn full_queue_pause(&self) -> Option<Duration> {
         None
     }
 
-    /// The longest frame in bytes that [`Link::recv`] may store, if the longest on the wire is `on_wire`: a link that
-    /// takes super-frames from its far end needs room for them.
+    /// The longest frame in bytes that [`Link::recv`] may store, if the longest on the wire is `on_wire`: a
+    /// link that receives super-frames from its peer needs room for them.
     fn longest_received(&self, on_wire: usize) -> usize {
         on_wire
     }
 
-    /// Says which descriptors and system calls this link needs once the process is sealed.
+    /// Adds the descriptors and system calls that this link needs once the process is sealed.
     fn needs(&self, needs: &mut Needs);
 
-    /// Whether the far end has gone without a word, for transports that have to be asked. Called about once a second,
-    /// less often once the link has been silent for long, and only while [`Link::needs_probe`].
+    /// Fails if the peer closed without notification, for transports that have to be probed for it. Called
+    /// about once a second, less often once the link has been silent for long, and only while
+    /// [`Link::needs_probe`].
     fn probe(&mut self) -> Result<(), LinkError> {
         Ok(())
     }
 
-    /// Whether the transport fails to report that its far end has gone, or has heard that it may have.
+    /// Whether the transport does not report a closed peer, or has a sign that the peer may have closed.
     fn needs_probe(&self) -> bool {
         false
     }
 }
 
-/// Whether a link may have more frames right now.
+/// Whether a link may have more frames now.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Received {
-    /// The batch is full: ask again before waiting for a wake-up.
+    /// The batch is full: receive again before waiting for a wake-up.
     More,
-    /// Nothing is left: the poller will tell.
+    /// Nothing is left: the poller wakes the loop when there is more.
     Drained,
 }
 
-/// Whether a batch has left.
+/// Whether the whole batch was sent.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Sent {
     /// The batch is empty.
     All,
-    /// The far end's queue is full; the rest of the batch is still in it.
+    /// The peer's queue is full; the frames that were not sent are still in the batch.
     Blocked,
 }
 
-/// Why a link is dead. A frame that could not be carried is never an error: it is dropped and counted.
+/// Why a link cannot be used any more. A frame that could not be carried is never an error: it is dropped and
+/// counted.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The far end closed the link: the ordinary end.
-    #[error("the far end closed the link")]
+    /// The peer closed the link: the ordinary end.
+    #[error("the peer closed the link")]
     Closed,
-    /// The far end broke the framing; nothing after it can be read.
-    #[error("broken framing: a frame of {0} bytes announced")]
+    /// The peer sent an invalid length; nothing after it can be read.
+    #[error("invalid framing: the peer announced a frame of {0} bytes")]
     Framing(usize),
-    /// The operating system refused.
+    /// A system call failed.
     #[error("cannot {0}")]
     Io(&'static str, #[source] io::Error),
 }

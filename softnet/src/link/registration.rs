@@ -1,4 +1,4 @@
-//! A descriptor's place in the poller.
+//! A descriptor's registration with the poller.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -6,14 +6,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-/// Whether a link's descriptor is in the poller yet: the first time it is added, after that its interest changes.
+/// Whether a link's descriptor is registered: the first call adds it, later calls change its interest.
 #[derive(Debug, Default)]
 pub struct Registration {
     done: bool,
 }
 
 impl Registration {
-    /// Lets `registry` wake the event loop under `token` for `interest` in `descriptor`.
+    /// Registers `descriptor` for `interest`, so that the poller wakes the event loop with `token`.
     ///
     /// # Errors
     /// Those of the poller.

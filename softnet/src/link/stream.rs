@@ -10,18 +10,18 @@ use rustix::io::Errno;
 use super::{BATCH_FRAMES, Cutter, FrameBatch, Link, LinkError, Pieces, Received, Registration, Sent};
 use crate::needs::{Needs, Syscall};
 
-/// What a running link calls.
+/// The system calls of a running link.
 const SYSCALLS: &[Syscall] = &[Syscall::Read, Syscall::Sendmsg, Syscall::Sendto, Syscall::EpollCtl];
 
-/// Bytes of the length before each frame.
+/// Size in bytes of the length before each frame.
 const PREFIX: usize = 4;
 
-/// The longest frame that any peer of this framing sends: a 64 KiB super-frame. A larger announcement is garbage, and
-/// since a stream has no boundaries to find again, it ends the link.
+/// The longest frame that any peer of this framing sends: a 64 KiB super-frame. A larger length is invalid.
+/// It ends the link, since the next frame's start cannot be found in a stream.
 const LONGEST_ANNOUNCED: usize = 65_550 + 14;
 
-/// System calls in one turn at the most: one that gets all there is, and one that finds nothing left. A VM that goes on
-/// sending what makes no frames must not hold up the other direction (rule R2).
+/// Maximum number of system calls in one turn: one that reads everything, and one that finds nothing left. A
+/// VM that keeps sending bytes that make no frames must not hold up the other direction (rule R2).
 const READS: usize = 2;
 
 /// A stream socket that carries length-prefixed frames.
@@ -30,12 +30,12 @@ pub struct StreamLink {
     socket: OwnedFd,
     registration: Registration,
     cutter: Cutter,
-    /// Where in the batch's arena those bytes lie that have been read and are in no frame yet: a stream has no boundaries.
-    /// They stay there when the frames go.
+    /// Where the bytes lie in the batch's arena that have been read and are in no frame yet: a stream has no
+    /// boundaries. They stay there when the frames are removed.
     unread: Range<usize>,
-    /// Bytes of an oversized frame still to be skipped.
+    /// Number of bytes of an oversized frame still to be skipped.
     skip: usize,
-    /// The unsent rest of a frame of which the socket took only a part.
+    /// The unsent rest of a frame of which the socket accepted only a part.
     unsent: Vec<u8>,
 }
 
@@ -49,14 +49,15 @@ impl StreamLink {
             cutter: Cutter::new(),
             unread: 0..0,
             skip: 0,
-            // As large as it will ever be: once frames flow, memory can neither grow nor move.
+            // Its final capacity: once frames flow, memory can neither grow nor move.
             unsent: Vec::with_capacity(PREFIX + LONGEST_ANNOUNCED),
         })
     }
 
-    /// Where in `batch` further bytes of the stream go. Empty only while there are frames.
+    /// The space in `batch` for further bytes of the stream. Empty only while there are frames.
     fn room<'a>(&mut self, batch: &'a mut FrameBatch) -> &'a mut [u8] {
-        // What is left is less than a frame, if there is none to be made of it: the one copy that a stream costs.
+        // Without whole frames, only a partial frame remains; move it to the front. This is the stream path's
+        // only copy.
         if batch.is_empty() && self.unread.start > 0 {
             batch.arena().copy_within(self.unread.clone(), 0);
             self.unread = 0..self.unread.len();
@@ -64,7 +65,7 @@ impl StreamLink {
         &mut batch.arena()[self.unread.end..]
     }
 
-    /// Makes frames of the unread bytes, as many as there are whole ones and the batch takes.
+    /// Records the whole frames among the bytes that have been read, as many as the batch holds.
     fn split(&mut self, batch: &mut FrameBatch) -> Result<(), LinkError> {
         loop {
             let skipped = self.skip.min(self.unread.len());
@@ -91,7 +92,8 @@ impl StreamLink {
         }
     }
 
-    /// Sends the rest of a frame that the socket took in part. `false` if the socket is still full.
+    /// Sends the rest of a frame that the socket accepted in part. Returns `false` if the socket is still
+    /// full.
     fn send_rest(&mut self) -> Result<bool, LinkError> {
         while !self.unsent.is_empty() {
             match rustix::net::send(&self.socket, &self.unsent, crate::sys::SEND) {
@@ -112,7 +114,7 @@ impl Link for StreamLink {
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
         for _ in 0..READS {
-            // An earlier call may have left whole frames, of which no wake-up will tell.
+            // An earlier call may have left whole frames, for which no wake-up comes.
             self.split(batch)?;
             let is_full = batch.has_all_frames();
             let room = self.room(batch);
@@ -120,7 +122,7 @@ impl Link for StreamLink {
                 return Ok(Received::More);
             }
             match rustix::io::read(&self.socket, room) {
-                // What came before the end is carried first; it is met again.
+                // The frames before the end are carried first; the next call finds the end again.
                 Ok(0) if !batch.is_empty() => return Ok(Received::More),
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(read) => self.unread.end += read,
@@ -167,7 +169,7 @@ impl Link for StreamLink {
                 let size = PREFIX + headers.len() + rest.len();
                 if written < size {
                     if written > 0 {
-                        // The socket has the beginning, so it must get the rest before anything else.
+                        // The socket has the beginning, so the rest must be sent before anything else.
                         self.unsent.extend(prefix.iter().chain(*headers).chain(*rest).skip(written));
                         whole += 1;
                     }
@@ -190,7 +192,7 @@ impl Link for StreamLink {
     }
 }
 
-/// A vanished peer is the ordinary end of a link, whatever the system calls it.
+/// A closed peer is the ordinary end of a link, whichever error the system reports.
 fn closed_or(error: Errno, doing: &'static str) -> LinkError {
     match error {
         Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN | Errno::CONNREFUSED => LinkError::Closed,
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn many_frames_that_came_at_once_are_handed_over_batch_by_batch() {
+    fn many_frames_that_arrive_at_once_are_received_batch_by_batch() {
         let (mut near, mut link) = pair();
         let frames: Vec<Vec<u8>> = (0..=255).map(|n| vec![n; 60]).collect();
         near.write_all(&frames.iter().flat_map(|frame| prefixed(frame)).collect::<Vec<u8>>()).unwrap();
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_frames_does_not_hold_up_the_turn() {
+    fn bytes_that_make_no_frames_do_not_hold_up_the_turn() {
         let (mut near, mut link) = pair();
         rustix::net::sockopt::set_socket_send_buffer_size(&near, 1 << 20).unwrap();
         let oversized = prefixed(&[1; 50_000]);
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_the_end_is_carried() {
+    fn frames_before_the_end_are_carried() {
         let (mut near, mut link) = pair();
         near.write_all(&prefixed(&[3; 20])).unwrap();
         drop(near);

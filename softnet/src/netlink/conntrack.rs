@@ -1,9 +1,10 @@
-//! Makes the kernel forget tracked connections by ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
+//! Deletes tracked connections by ctnetlink (`linux/netfilter/nfnetlink_conntrack.h`).
 //!
-//! Whether and where to a flow is translated is decided at its first packet and kept in conntrack, for days if its peers fall
-//! silent. So what is known of an address must go when another VM may get it (rule H3): the next holder would get the
-//! former one's packets. And when a port is led somewhere, what was decided for it before must go: a UDP client just goes on
-//! sending, and each datagram keeps the old decision alive. nft cannot do that, and conntrack(8) is seldom installed.
+//! The kernel decides at a flow's first packet whether and how to translate it, and keeps the decision in
+//! conntrack, for days if both ends are silent. So the flows of an address must be deleted before another VM
+//! may get it (rule H3): the next holder would receive packets for the previous one. When a port is forwarded
+//! to a new destination, its old flows must be deleted too: a UDP client keeps sending, and each datagram
+//! renews the old decision. nft cannot delete flows, and conntrack(8) is rarely installed.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,12 +15,12 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::{Connection, attribute, attributes, find};
 
-/// One direction of a flow, as conntrack files it.
+/// One direction of a flow, as conntrack stores it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Tuple {
-    /// Who sends.
+    /// The sender's address.
     pub source: Ipv4Addr,
-    /// To whom.
+    /// The receiver's address.
     pub destination: Ipv4Addr,
     /// The IP protocol's number.
     pub protocol: u8,
@@ -34,14 +35,15 @@ pub struct Tuple {
 pub struct Flow {
     /// The direction of the first packet, before any translation.
     pub original: Tuple,
-    /// The direction of the answers, before any translation.
+    /// The direction of the replies, before any translation.
     pub reply: Tuple,
-    /// The attributes that name the entry and no later one, as the kernel wrote them: original tuple, zone, number.
+    /// The attributes that identify this entry and no later one, as the kernel wrote them: original tuple,
+    /// zone, number.
     name: Vec<u8>,
 }
 
 impl Flow {
-    /// Whether `address` is an end of the flow, translated or not.
+    /// Whether `address` is an endpoint of the flow, translated or not.
     pub fn has(&self, address: Ipv4Addr) -> bool {
         [self.original, self.reply]
             .iter()
@@ -49,7 +51,7 @@ impl Flow {
     }
 }
 
-/// Forgets every IPv4 flow that one of `addresses` is an end of, and returns how many. Needs `CAP_NET_ADMIN`.
+/// Deletes every IPv4 flow with an endpoint in `addresses`, and returns how many. Needs `CAP_NET_ADMIN`.
 ///
 /// # Errors
 /// Those of the socket and of the kernel; `EPROTONOSUPPORT` or `EOPNOTSUPP` if it tracks no connections.
@@ -57,7 +59,7 @@ pub fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
     let mut table = Table::open()?;
     let ours = |flow: &Flow| addresses.iter().any(|&address| flow.has(address));
     let mut flows = BTreeSet::new();
-    // The kernel can pick by one end of one address at a time, and walks all of its table for each.
+    // The kernel filters by one endpoint and one address at a time, and walks its whole table for each.
     let entries = table.count()?;
     if addresses.is_empty() || entries == 0 {
         return Ok(0);
@@ -68,7 +70,7 @@ pub fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
         addresses.iter().flat_map(|&address| Pick::ALL.map(|pick| pick.filter(address))).collect()
     };
     for pick in picks {
-        // A kernel that does not know the filter (before 5.8) tells all, so each entry is looked at here too.
+        // A kernel without this filter (before 5.8) returns all entries, so each is checked here too.
         table.dump(&pick, |flow| {
             if ours(&flow) {
                 flows.insert(flow.name);
@@ -78,7 +80,7 @@ pub fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
     table.delete_all(flows)
 }
 
-/// Forgets the IPv4 flows for which `stale` says so and returns how many. Needs `CAP_NET_ADMIN`.
+/// Deletes the IPv4 flows for which `stale` returns true, and returns how many. Needs `CAP_NET_ADMIN`.
 ///
 /// # Errors
 /// Those of [`forget_addresses`].
@@ -116,19 +118,19 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_PROTO_ICMP_ID: u16 = 4;
 
-/// As many entries are read sooner than the table is walked four times: a walk takes some 10 ms where it has 262,144 buckets, and
-/// reading an entry more than 1 µs.
+/// Up to this many entries, reading them all is faster than four walks of the table: a walk takes some 10 ms
+/// for 262,144 buckets, and reading an entry more than 1 µs.
 const FEW: u32 = 20_000;
 
-/// How many deletions one message to the kernel holds.
+/// How many deletions are sent to the kernel at once.
 const DELETIONS_AT_ONCE: usize = 64;
 
-/// An end of a flow by which the kernel picks entries.
+/// An endpoint of a flow by which the kernel filters entries.
 #[derive(Clone, Copy, Debug)]
 struct Pick {
-    /// Which tuple, which is also the number of its flags in `CTA_FILTER`.
+    /// The tuple's attribute, which is also the number of its flags in `CTA_FILTER`.
     tuple: u16,
-    /// Which address of it.
+    /// Which address of the tuple.
     end: u16,
 }
 
@@ -140,7 +142,7 @@ impl Pick {
         Pick { tuple: CTA_TUPLE_REPLY, end: CTA_IP_V4_DST },
     ];
 
-    /// The attributes that ask for the entries with `address` at this end.
+    /// The attributes that request the entries with `address` at this endpoint.
     fn filter(self, address: Ipv4Addr) -> Vec<u8> {
         // The kernel's flags: bit 0 the source, bit 1 the destination.
         let flags = (u32::from(self.end)).to_ne_bytes();
@@ -178,7 +180,7 @@ impl Table {
         })
     }
 
-    /// Deletes the entries with these names and returns how many there still were.
+    /// Deletes the entries with these identifying attributes and returns how many still existed.
     fn delete_all(&mut self, names: impl IntoIterator<Item = Vec<u8>>) -> io::Result<usize> {
         let names: Vec<Vec<u8>> = names.into_iter().map(|name| [&IPV4[..], &name].concat()).collect();
         let mut deleted = 0;
@@ -187,7 +189,7 @@ impl Table {
             for outcome in self.connection.change_all(DELETE, some.iter().map(Vec::as_slice))? {
                 match outcome {
                     Ok(()) => deleted += 1,
-                    // It has ended by itself.
+                    // The flow has ended on its own.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => failure = Some(error),
                 }
@@ -211,7 +213,7 @@ fn flow(entry: &[u8]) -> Option<Flow> {
     })
 }
 
-/// All bytes of the attribute, its padding too.
+/// All bytes of the attribute, including its padding.
 fn whole(attribute: NlaBuffer<&[u8]>) -> &[u8] {
     let length = usize::from(attribute.length()).next_multiple_of(4);
     let rest = attribute.into_inner();
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_translated_flow_is_read_and_named() {
+    fn a_translated_flow_is_read_and_identified() {
         let flow = flow(&entry()).unwrap();
         assert_eq!((flow.original.destination, flow.original.destination_port), (HOST.0.into(), HOST.1));
         assert_eq!(
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn cut_entries_are_none() {
+    fn truncated_entries_are_skipped() {
         let whole = entry();
         let tuples = tuple_of(CTA_TUPLE_ORIG, UDP, CLIENT, HOST).len()
             + tuple_of(CTA_TUPLE_REPLY, UDP, VM, CLIENT).len();

@@ -1,7 +1,7 @@
-//! Which TCP ports somebody listens at, by the kernel's socket diagnostics (sock_diag(7)).
+//! The TCP ports with a listening socket, by the kernel's socket diagnostics (sock_diag(7)).
 //!
-//! `/proc/net/tcp` tells the same, but the kernel walks its whole table of connections for it, which takes milliseconds even
-//! if the table is empty.
+//! `/proc/net/tcp` lists the same, but for it the kernel walks its whole table of connections, which takes
+//! milliseconds even if the table is empty.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,11 +11,11 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 
 use super::{Connection, SOCK_DIAG_BY_FAMILY};
 
-/// `TCP_LISTEN`, and bound without listening (`TCP_BOUND_INACTIVE`, Linux 6.8).
+/// The states `TCP_LISTEN`, and bound without listening (`TCP_BOUND_INACTIVE`, Linux 6.8).
 const STATES: u32 = 1 << 10 | 1 << 13;
 
-/// The local ports of the TCP sockets of this network namespace that listen, of both address families. Those that are connected
-/// are not among them.
+/// The local ports of this network namespace's listening TCP sockets, of both address families, without those
+/// of connected sockets.
 ///
 /// # Errors
 /// Those of the socket, and of a kernel without `tcp_diag`.
@@ -23,7 +23,7 @@ pub fn listening_tcp_ports() -> io::Result<BTreeSet<u16>> {
     let mut connection = Connection::open(NETLINK_SOCK_DIAG)?;
     let mut ports = BTreeSet::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        connection.exchange(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &question(family as u8), |answer| {
+        connection.exchange(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &listen_request(family as u8), |answer| {
             ports.extend(local_port(answer.payload()));
             Ok(())
         })?;
@@ -32,11 +32,11 @@ pub fn listening_tcp_ports() -> io::Result<BTreeSet<u16>> {
 }
 
 /// `struct inet_diag_req_v2`.
-fn question(family: u8) -> [u8; 56] {
-    let mut question = [0; 56];
-    question[..2].copy_from_slice(&[family, libc::IPPROTO_TCP as u8]);
-    question[4..8].copy_from_slice(&STATES.to_ne_bytes());
-    question
+fn listen_request(family: u8) -> [u8; 56] {
+    let mut request = [0; 56];
+    request[..2].copy_from_slice(&[family, libc::IPPROTO_TCP as u8]);
+    request[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    request
 }
 
 /// The port in a `struct inet_diag_msg`: after four bytes, in network byte order.
@@ -51,12 +51,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_are_told_and_connections_are_not() {
+    fn listeners_are_listed_and_connections_are_not() {
         let four = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = four.local_addr().unwrap();
         let connected = TcpStream::connect(address).unwrap();
         let mut expected = vec![address.port()];
-        // There may be no IPv6.
+        // The system may have no IPv6.
         let six = TcpListener::bind("[::1]:0").ok();
         expected.extend(six.iter().map(|six| six.local_addr().unwrap().port()));
         let ports = listening_tcp_ports().unwrap();
@@ -65,8 +65,8 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_cut_short_names_no_port() {
-        let mut message = question(2);
+    fn a_truncated_message_has_no_port() {
+        let mut message = listen_request(2);
         message[4..6].copy_from_slice(&80_u16.to_be_bytes());
         assert_eq!(local_port(&message), Some(80));
         for length in 0..6 {

@@ -1,12 +1,13 @@
-//! Netlink (RFC 3549, netlink(7)): what all its families share, and the families that Softnet speaks.
+//! Netlink (RFC 3549, netlink(7)): what all its families share, and the families that Softnet uses.
 //!
-//! This file frames messages and attributes and carries one exchange of a request and its answers. `route` asks about links,
-//! addresses and routes, `conntrack` and `nftables` about the tables of netfilter, `inet_diag` and `unix_diag` about
-//! sockets. The messages of links, addresses and routes come from `netlink-packet-route`. No maintained library has those of
-//! the others, so their files name the few attributes that they need.
+//! This file frames messages and attributes and carries one exchange of a request and its answers. `route`
+//! asks about links, addresses and routes, `conntrack` and `nftables` about netfilter's tables,
+//! `inet_diag` and `unix_diag` about sockets. The messages of links, addresses and routes come from
+//! `netlink-packet-route`. No maintained library has those of the others, so their files name the few
+//! attributes that they need.
 //!
-//! What arrives is checked before it is read: a message or an attribute that is cut short is an error or the end, and never a
-//! panic.
+//! Input is checked before it is read: a truncated message or attribute is an error or ends the iteration,
+//! and never causes a panic.
 
 pub mod conntrack;
 pub(crate) mod inet_diag;
@@ -35,16 +36,16 @@ const HEADER: usize = 16;
 /// A received message.
 pub(crate) type Message<'a> = NetlinkBuffer<&'a [u8]>;
 
-/// A socket that asks the kernel one thing after the other.
+/// A socket that sends the kernel one request after the other.
 #[derive(Debug)]
 struct Connection {
     socket: Socket,
-    /// The number of the latest request. Its answers have the same.
+    /// The sequence number of the latest request. Its answers carry the same number.
     sequence: u32,
 }
 
 impl Connection {
-    /// Opens the socket for `protocol` (`NETLINK_*`) in the network namespace of the caller.
+    /// Opens the socket for `protocol` (`NETLINK_*`) in the caller's network namespace.
     fn open(protocol: isize) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -52,11 +53,11 @@ impl Connection {
         Ok(Connection { socket, sequence: 0 })
     }
 
-    /// Sends one request and gives every message of the answer to `see`, up to the acknowledgement, the end of the dump or the
-    /// single answer.
+    /// Sends one request and passes every message of the answer to `see`, up to the acknowledgement, the end
+    /// of the dump or the single answer.
     ///
     /// # Errors
-    /// Those of the socket, of the kernel and of `see`; `InvalidData` if the answer is cut short.
+    /// Those of the socket, of the kernel and of `see`; `InvalidData` if the answer is truncated.
     fn exchange(
         &mut self,
         kind: u16,
@@ -79,7 +80,7 @@ impl Connection {
         })
     }
 
-    /// Sends one request for each of `payloads`, all at once, and returns the kernel's outcome of each.
+    /// Sends one request for each of `payloads`, all at once, and returns the result of each.
     fn change_all<'a>(
         &mut self,
         kind: u16,
@@ -113,7 +114,7 @@ impl Connection {
         self.socket.send(&requests, 0).map(drop)
     }
 
-    /// Gives the answers to the latest request to `see` until it breaks.
+    /// Passes the answers to the latest request to `see` until it breaks.
     fn receive(&self, mut see: impl FnMut(&Message<'_>) -> io::Result<ControlFlow<()>>) -> io::Result<()> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
@@ -132,7 +133,7 @@ impl Connection {
 pub(crate) struct Subscription(Socket);
 
 impl Subscription {
-    /// Subscribes to the multicast `groups` of `protocol`. No notification from now on is missed unnoticed.
+    /// Subscribes to the multicast `groups` of `protocol`. From now on, no notification is lost undetected.
     pub(crate) fn open(protocol: isize, groups: &[u32]) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -141,12 +142,12 @@ impl Subscription {
         Ok(Subscription(socket))
     }
 
-    /// Gives every datagram that has arrived to `told`, and `None` where the kernel dropped some.
-    pub(crate) fn drain(&self, mut told: impl FnMut(Option<&[u8]>)) {
+    /// Passes every datagram that has arrived to `each`, and `None` where the kernel dropped some.
+    pub(crate) fn drain(&self, mut each: impl FnMut(Option<&[u8]>)) {
         loop {
             match self.0.recv_from_full() {
-                Ok((bytes, _)) => told(Some(&bytes)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => told(None),
+                Ok((bytes, _)) => each(Some(&bytes)),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => each(None),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
             }
@@ -169,12 +170,12 @@ fn request(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     message.set_flags(NLM_F_REQUEST | flags);
     message.set_sequence_number(sequence);
     message.payload_mut().copy_from_slice(payload);
-    // The next message begins at a multiple of four.
+    // The next message starts at a multiple of four.
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     bytes
 }
 
-/// The messages in `bytes`. One that is cut short is an error and the last.
+/// The messages in `bytes`. A truncated message is an error and ends the iteration.
 pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Message<'_>>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
@@ -190,7 +191,8 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = io::Result<Mess
     })
 }
 
-/// The kernel's verdict on a request, in the payload of an `NLMSG_ERROR` or `NLMSG_DONE`: a negative error number, or zero.
+/// The kernel's result for a request, in the payload of an `NLMSG_ERROR` or `NLMSG_DONE`: a negative error
+/// number, or zero.
 fn outcome(payload: &[u8]) -> io::Result<()> {
     match payload.get(..4).and_then(|code| parse_i32(code).ok()) {
         Some(0) => Ok(()),
@@ -207,7 +209,7 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes in `bytes`, up to the first that is cut short.
+/// The attributes in `bytes`, up to the first truncated one.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = NlaBuffer<&[u8]>> {
     NlasIterator::new(bytes).map_while(Result::ok)
 }
@@ -236,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_read_up_to_the_first_that_is_cut_short() {
+    fn messages_are_read_up_to_the_first_truncated_one() {
         let two = [request(20, 0, 1, &[1, 2, 3, 4, 5]), request(21, 0, 2, &[6])].concat();
         let read = |length| messages(&two[..length]).filter_map(Result::ok).count();
         for length in 0..two.len() {
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_read_up_to_the_first_that_is_cut_short() {
+    fn attributes_are_read_up_to_the_first_truncated_one() {
         let two = [attribute(1, b"one"), attribute(2 | 0x8000, b"two")].concat();
         assert_eq!(
             (find(&two, 1), find(&two, 2), find(&two, 3)),

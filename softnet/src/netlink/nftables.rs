@@ -1,5 +1,5 @@
-//! What of nftables is asked and heard without nft: the number of the ruleset's generation, whether a table is there, and which
-//! tables a notification is about (`linux/netfilter/nf_tables.h`).
+//! Requests and notifications of nftables that need no nft: the number of the ruleset's generation, whether a
+//! table exists, and which tables a notification is about (`linux/netfilter/nf_tables.h`).
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::{Connection, Message, attribute, find};
 
 /// `NFNL_SUBSYS_NFTABLES`, in the message type's upper byte.
 pub const SUBSYSTEM: u16 = 10 << 8;
-/// The end of a transaction's notifications, and the answer to [`generation`]'s question.
+/// Ends a transaction's notifications, and answers the request of [`generation`].
 pub const NEWGEN: u16 = SUBSYSTEM | 15;
 const GETGEN: u16 = SUBSYSTEM | 16;
 const GETTABLE: u16 = SUBSYSTEM | 1;
@@ -20,7 +20,7 @@ const FIRST: u16 = 1;
 /// `struct nfgenmsg`.
 const NFGENMSG: usize = 4;
 
-/// The families of tables that Softnet has.
+/// The families of Softnet's tables.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Family {
     /// `NFPROTO_IPV4`.
@@ -29,7 +29,7 @@ pub enum Family {
     Bridge = 7,
 }
 
-/// The number of the ruleset's present generation: each transaction that changes a thing makes another.
+/// The number of the ruleset's current generation: each transaction with a change makes a new one.
 ///
 /// # Errors
 /// Those of the socket and of the kernel, or if its answer holds no number.
@@ -47,11 +47,11 @@ pub fn generation() -> io::Result<u32> {
 /// # Errors
 /// Those of the socket and of the kernel.
 pub fn has_table(family: Family, name: &str) -> io::Result<bool> {
-    let question = payload(family as u8, &[name.as_bytes(), &[0]].concat());
-    match Connection::open(NETLINK_NETFILTER)?.exchange(GETTABLE, 0, &question, |_| Ok(())) {
+    let request = payload(family as u8, &[name.as_bytes(), &[0]].concat());
+    match Connection::open(NETLINK_NETFILTER)?.exchange(GETTABLE, 0, &request, |_| Ok(())) {
         Ok(()) => Ok(true),
         Err(error) => match error.raw_os_error() {
-            // A kernel without the family has no table of it.
+            // A kernel without the family has no table in it.
             Some(libc::ENOENT | libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => Ok(false),
             _ => Err(error),
         },
@@ -69,7 +69,7 @@ pub fn first_attribute<'a>(message: &Message<'a>) -> Option<&'a [u8]> {
     find(message.payload().get(NFGENMSG..)?, FIRST)
 }
 
-/// The number that an attribute is.
+/// An attribute's value as a number.
 pub fn number(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(*value.first_chunk()?))
 }

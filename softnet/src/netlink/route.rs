@@ -1,8 +1,8 @@
 //! Links, addresses and routes by rtnetlink (RFC 3549): the few requests that the host side needs, blocking.
 //!
-//! Netlink answers for the network namespace of the caller. sysfs (`/sys/class/net`) shows the namespace of whoever mounted
-//! it, so nothing here or elsewhere in Softnet reads it. This module knows no policy: it does what it is told on an
-//! interface index, and every error names the request.
+//! Netlink answers for the caller's network namespace. sysfs (`/sys/class/net`) shows the namespace of the
+//! process that mounted it, so nothing in Softnet reads it. This module contains no policy: it executes
+//! requests on an interface index, and every error names the request.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -35,15 +35,15 @@ pub enum Error {
     /// The kernel refused the request.
     #[error("cannot {request}: {source}{}", hint(source))]
     Refused {
-        /// What was asked for, with the interface's name or index.
+        /// The request, with the interface's name or index.
         request: String,
         /// The kernel's answer.
         source: io::Error,
     },
     /// The kernel's answer could not be read.
-    #[error("cannot {request}: the kernel's answer is not understood ({detail})")]
+    #[error("cannot {request}: the kernel's answer is invalid ({detail})")]
     Answer {
-        /// What was asked for.
+        /// The request.
         request: String,
         /// What was wrong with the answer.
         detail: String,
@@ -57,7 +57,7 @@ fn hint(source: &io::Error) -> &'static str {
     }
 }
 
-/// What a link is, as far as Softnet cares.
+/// The kinds of links that Softnet distinguishes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Kind {
     /// A bridge.
@@ -70,16 +70,16 @@ pub enum Kind {
     Other,
 }
 
-/// What the kernel tells about a TUN or TAP device (`IFLA_TUN_*`).
+/// The kernel's attributes of a TUN or TAP device (`IFLA_TUN_*`).
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Tun {
     /// It carries Ethernet frames (TAP), not IP packets (TUN).
     pub tap: bool,
-    /// It stays when nobody is attached.
+    /// It persists when no process is attached.
     pub persistent: bool,
-    /// It was made with `IFF_MULTI_QUEUE`, so attaching needs that flag too.
+    /// It was created with `IFF_MULTI_QUEUE`, so attaching needs that flag too.
     pub multi_queue: bool,
-    /// It was made with `IFF_VNET_HDR`.
+    /// It was created with `IFF_VNET_HDR`.
     pub vnet_header: bool,
     /// The user that may attach to it without privilege.
     pub owner: Option<u32>,
@@ -87,14 +87,14 @@ pub struct Tun {
     pub group: Option<u32>,
 }
 
-/// One interface at the moment that it was asked for.
+/// The state of one interface at the time of the request.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Link {
     /// Its name.
     pub name: String,
-    /// Its index, which is never reused while it lives.
+    /// Its index, which is unique while the interface exists.
     pub index: u32,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Index of the bridge (or bond, or VRF) that it is a port of.
     pub master: Option<u32>,
@@ -104,7 +104,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
-    /// The queueing discipline is active. The kernel attaches it shortly after carrier-up; earlier frames are dropped.
+    /// The queueing discipline is active. The kernel attaches it shortly after carrier-up; earlier frames are
+    /// dropped.
     pub transmits: bool,
     /// The kernel's `isolated` flag, if the link is a bridge's port.
     pub isolated: Option<bool>,
@@ -115,9 +116,9 @@ pub struct Link {
 /// An IPv4 route.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Route {
-    /// Where it leads; `0.0.0.0/0` is the default route.
+    /// Its destination; `0.0.0.0/0` is the default route.
     pub destination: Ipv4Net,
-    /// Index of the interface that it leaves by.
+    /// Index of its outgoing interface.
     pub output: Option<u32>,
 }
 
@@ -128,7 +129,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Opens the socket. Questions need no privilege, changes need `CAP_NET_ADMIN`.
+    /// Opens the socket. Reading needs no privilege, changes need `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self, Error> {
         Connection::open(NETLINK_ROUTE).map(|connection| Netlink { connection }).map_err(Error::Open)
     }
@@ -154,7 +155,8 @@ impl Netlink {
         Ok(answers.into_iter().filter_map(new_link).collect())
     }
 
-    /// Creates the bridge `name` with a fixed hardware address and MTU, down. Fails with `EEXIST` if the name is taken.
+    /// Creates the bridge `name` with a fixed hardware address and MTU, down. Fails with `EEXIST` if the name
+    /// is taken.
     ///
     /// A bridge whose address was set explicitly keeps it when ports come and go.
     pub fn create_bridge(&mut self, name: &str, mac: MacAddr, mtu: u32) -> Result<(), Error> {
@@ -208,7 +210,8 @@ impl Netlink {
         })
     }
 
-    /// Sets or clears the kernel's `isolated` flag of a bridge's port. Isolated ports exchange no frames with each other.
+    /// Sets or clears the kernel's `isolated` flag of a bridge's port. Isolated ports exchange no frames with
+    /// each other.
     pub fn set_isolated(&mut self, port: u32, isolated: bool) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = port;
@@ -239,21 +242,21 @@ impl Netlink {
         Ok(addresses.collect())
     }
 
-    /// Gives the link an IPv4 address; it is no error if the link has it.
+    /// Adds an IPv4 address to the link. Succeeds if the link already has it.
     pub fn add_address(&mut self, index: u32, address: Ipv4Net) -> Result<(), Error> {
         let what = format!("add address {address} to interface number {index}");
         let message = RouteNetlinkMessage::NewAddress(address_message(index, address));
         self.change(&what, message, NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Takes an IPv4 address from the link.
+    /// Removes an IPv4 address from the link.
     pub fn remove_address(&mut self, index: u32, address: Ipv4Net) -> Result<(), Error> {
         let what = format!("remove address {address} from interface number {index}");
         self.change(&what, RouteNetlinkMessage::DelAddress(address_message(index, address)), 0)
     }
 
-    /// Forgets which MAC answers for `address` on the interface, and drops the packets that wait for an answer. It is no
-    /// error if there is no such entry.
+    /// Deletes the neighbour entry of `address` on the interface, and drops the packets that wait for its MAC
+    /// address. Succeeds if there is no such entry.
     pub fn forget_neighbour(&mut self, index: u32, address: Ipv4Addr) -> Result<(), Error> {
         let mut message = NeighbourMessage::default();
         message.header.family = AddressFamily::Inet;
@@ -266,7 +269,8 @@ impl Netlink {
         }
     }
 
-    /// All IPv4 routes that carry traffic away or refuse it, of every table; the host's own addresses are not among them.
+    /// All IPv4 routes that carry traffic away or refuse it, of every table; the host's own addresses are not
+    /// among them.
     pub fn routes(&mut self) -> Result<Vec<Route>, Error> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
@@ -315,7 +319,7 @@ impl Netlink {
                 .and_then(|header| RouteNetlinkMessage::deserialize(&header, answer.payload()))
             {
                 Ok(answer) => answers.push(answer),
-                // One exotic link or route must not hide all the others.
+                // One link or route that cannot be decoded must not hide all the others.
                 Err(error) if is_dump => tracing::debug!(%error, "skipped a netlink message"),
                 Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
             }
@@ -347,7 +351,7 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
-        // What the kernel does not mention is not missing.
+        // A link whose state the kernel does not report is assumed to transmit.
         transmits: true,
         isolated: None,
         forwards: None,
@@ -358,7 +362,8 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes).ok().map(MacAddr::from),
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
             LinkAttribute::Controller(index) => link.master = Some(index),
-            // A link without a carrier has no queue if it never had one (`noop_qdisc`), and is down if it lost it.
+            // A link without a carrier has no queue if it never had one (`noop_qdisc`), and is down if it
+            // lost it.
             LinkAttribute::Qdisc(discipline) => link.transmits &= discipline != "noop",
             LinkAttribute::OperState(state) => link.transmits &= matches!(state, State::Up | State::Unknown),
             LinkAttribute::LinkInfo(infos) => read_info(&mut link, infos),
@@ -391,7 +396,7 @@ fn read_info(link: &mut Link, infos: Vec<LinkInfo>) {
     }
 }
 
-/// Reads `IFLA_TUN_*` (`linux/if_link.h`), which the packet library hands over undecoded.
+/// Reads `IFLA_TUN_*` (`linux/if_link.h`), which the packet library leaves undecoded.
 fn read_tun(attributes: &[InfoTun]) -> Tun {
     const OWNER: u16 = 1;
     const GROUP: u16 = 2;

@@ -1,6 +1,6 @@
 //! The peer of a Unix socket by the kernel's socket diagnostics (sock_diag(7), `linux/unix_diag.h`).
 //!
-//! Only the messages: who asks owns the socket, which lives through the seal.
+//! Only the messages: the caller owns the socket, which stays open after the seal.
 
 use std::io;
 
@@ -12,7 +12,7 @@ const UNIX_DIAG_PEER: u16 = 2;
 const MESSAGE: usize = 16;
 
 /// The request for the peer of the socket with this inode: `struct unix_diag_req`.
-pub fn question(inode: u32) -> Vec<u8> {
+pub fn peer_request(inode: u32) -> Vec<u8> {
     let mut payload = [0; 24];
     let mut put = |at: usize, bytes: &[u8]| payload[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &[libc::AF_UNIX as u8]);
@@ -23,10 +23,10 @@ pub fn question(inode: u32) -> Vec<u8> {
     request(SOCK_DIAG_BY_FAMILY, 0, 0, &payload)
 }
 
-/// The inode of the peer in the kernel's answer, 0 if it has closed.
+/// The inode of the peer in the kernel's answer; 0 if it has closed.
 ///
 /// # Errors
-/// `InvalidData` if the answer names no peer: it is an error or is cut short.
+/// `InvalidData` if the answer names no peer: it is an error or is truncated.
 pub fn peer(answer: &[u8]) -> io::Result<u32> {
     let message = messages(answer).next().and_then(Result::ok);
     let peer = message
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_without_the_attribute_or_cut_short_names_no_peer() {
+    fn an_answer_that_is_truncated_or_lacks_the_attribute_names_no_peer() {
         let answer =
             |attributes: &[u8]| request(SOCK_DIAG_BY_FAMILY, 0, 0, &[&[0; MESSAGE][..], attributes].concat());
         let attributes = attribute(UNIX_DIAG_PEER, &7_u32.to_ne_bytes());

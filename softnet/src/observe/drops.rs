@@ -5,7 +5,7 @@ use tracing::Level;
 
 use super::Observer;
 
-/// So much of a frame is shown: Ethernet, an IPv4 header without options, and the ports.
+/// How many bytes of a frame are shown: Ethernet, an IPv4 header without options, and the ports.
 const SHOWN: usize = 14 + 20 + 4;
 
 /// Logs each frame that the filter drops: its direction, the reason, its length and its headers.
@@ -13,7 +13,7 @@ const SHOWN: usize = 14 + 20 + 4;
 pub struct DropLog(());
 
 impl DropLog {
-    /// The log, if its level is asked for (`RUST_LOG=trace`).
+    /// The log, if its level is enabled (`RUST_LOG=trace`).
     pub fn if_wanted() -> Option<Self> {
         tracing::enabled!(Level::TRACE).then_some(DropLog(()))
     }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dropped_frame_is_logged_by_its_reason_and_a_forwarded_one_is_not() {
+    fn a_dropped_frame_is_logged_with_its_reason_and_a_forwarded_one_is_not() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(Level::TRACE)
@@ -56,11 +56,11 @@ mod tests {
             log.judged(Direction::FromVm, &[0xab; 60], Verdict::Forward);
             log.judged(Direction::FromHost, &[0xcd; 2], Verdict::Drop(DropReason::Runt));
         });
-        let mut told = String::new();
-        reader.read_to_string(&mut told).unwrap();
-        assert_eq!(told.lines().count(), 1, "{told}");
+        let mut logged = String::new();
+        reader.read_to_string(&mut logged).unwrap();
+        assert_eq!(logged.lines().count(), 1, "{logged}");
         for part in ["dropped a frame", "FromHost", "runt", "length=2", "headers=[cd, cd]"] {
-            assert!(told.contains(part), "{part} is not in {told}");
+            assert!(logged.contains(part), "{part} is not in {logged}");
         }
     }
 }

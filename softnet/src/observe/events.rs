@@ -1,17 +1,17 @@
-//! The port's events in the log.
+//! Writes the port's events to the log.
 
 use softnet_filter::PortEvent;
 
-/// Logs what happened to the port.
+/// Logs an event of the port.
 pub fn log_event(event: &PortEvent) {
     match event {
         PortEvent::Bound(lease) => tracing::info!(address = %lease.address, "the VM has a lease"),
         PortEvent::Renewed(lease) => tracing::debug!(address = %lease.address, "the VM renewed its lease"),
         PortEvent::Unbound { lease, cause } => {
-            tracing::info!(address = %lease.address, ?cause, "the VM has lost its lease");
+            tracing::info!(address = %lease.address, ?cause, "the VM lost its lease");
         }
         PortEvent::ClientIdChanged { used } => {
-            tracing::warn!(used, "the VM uses another DHCP client identifier than before");
+            tracing::warn!(used, "the VM changed its DHCP client identifier");
         }
         PortEvent::ForeignClientId { named } => {
             let named = named.map(|mac| mac.to_string()).unwrap_or_default();

@@ -11,8 +11,8 @@ use super::{Ended, RelayError, Stop};
 use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
 use crate::observe::Observer;
 
-/// How long frames wait for a full queue before they are dropped. Long enough for a VM that is merely busy; a VM that
-/// does not read at all must not hold up what the filter has to see, such as a DHCP reply.
+/// How long frames wait for a full queue before they are dropped. Long enough for a VM that is merely busy; a
+/// VM that does not read at all must not hold up what the filter has to see, such as a DHCP reply.
 const STALL_LIMIT: Duration = Duration::from_millis(100);
 
 /// One side's link, as the poller knows it.
@@ -20,12 +20,12 @@ const STALL_LIMIT: Duration = Duration::from_millis(100);
 pub struct Side {
     pub link: Box<dyn Link>,
     wake: Wake,
-    /// The poller tells when the link takes more frames.
+    /// The poller is set to wake the loop when the link is writable.
     waits_for_room: bool,
 }
 
 impl Side {
-    /// Lets `registry` wake the loop by `wake` when `link` has frames.
+    /// Registers `link`, so that the poller wakes the loop with `wake` when frames arrive.
     ///
     /// # Errors
     /// Those of the poller.
@@ -34,7 +34,7 @@ impl Side {
         Ok(Side { link, wake, waits_for_room: false })
     }
 
-    /// What an error of the link ends.
+    /// Why the loop stops after this error of the link.
     pub fn failed(&self, error: LinkError) -> Stop {
         match (self.wake, error) {
             (Wake::Vm, LinkError::Closed) => Stop::Ended(Ended::VmClosed),
@@ -43,7 +43,7 @@ impl Side {
         }
     }
 
-    /// Says whether the poller is to tell when the link takes more frames.
+    /// Sets whether the poller wakes the loop when the link is writable.
     fn wait_for_room(&mut self, registry: &Registry, wanted: bool) -> io::Result<()> {
         if self.waits_for_room == wanted {
             return Ok(());
@@ -61,16 +61,16 @@ pub struct Lane {
     pub batch: FrameBatch,
     /// The source may have frames.
     pub readable: bool,
-    /// The batch waits for the destination's queue until then.
+    /// The batch waits for the destination's full queue until this time.
     blocked_until: Option<Timestamp>,
-    /// The destination is tried again then, because nothing tells when it takes more.
+    /// When to try the destination again, because nothing reports when its queue has room.
     retry_at: Option<Timestamp>,
-    /// The destination did not take its frames in time and has taken none since.
+    /// The destination did not accept its frames in time, and has accepted none since.
     stalled: bool,
 }
 
 impl Lane {
-    /// A lane without frames, each of which may be of up to `max_frame` bytes.
+    /// An empty lane for frames of up to `max_frame` bytes.
     pub fn new(direction: Direction, max_frame: usize) -> Self {
         Lane {
             direction,
@@ -82,22 +82,22 @@ impl Lane {
         }
     }
 
-    /// Waits for no full queue.
-    pub fn never_waits(&mut self) {
+    /// From now on, drops the batch instead of waiting when a queue is full.
+    pub fn drop_when_full(&mut self) {
         self.stalled = true;
     }
 
-    /// Whether a turn would do something without a wake-up.
+    /// Whether there is work without waiting for a wake-up.
     pub fn has_work(&self) -> bool {
         self.readable && self.blocked_until.is_none()
     }
 
-    /// When to try the batch again, if no wake-up comes before.
+    /// When to try the batch again, if no wake-up comes earlier.
     pub fn deadline(&self) -> Option<Timestamp> {
         self.blocked_until.into_iter().chain(self.retry_at).min()
     }
 
-    /// Sends what the batch holds; waits for a full queue, but not for ever.
+    /// Sends the frames of the batch. If the queue is full, they stay until [`STALL_LIMIT`] has passed.
     fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
         let outcome = to.send(&mut self.batch)?;
         self.retry_at = None;
@@ -107,7 +107,7 @@ impl Lane {
                 self.stalled = false;
             }
             Sent::Blocked if self.stalled || self.blocked_until.is_some_and(|until| now >= until) => {
-                self.batch.give_up();
+                self.batch.discard();
                 self.blocked_until = None;
                 self.stalled = true;
             }
@@ -120,7 +120,7 @@ impl Lane {
     }
 }
 
-/// A lane with all that its frames meet.
+/// A lane with the links and the port that its frames pass through.
 #[derive(Debug)]
 pub struct Way<'a> {
     pub lane: &'a mut Lane,
@@ -152,7 +152,8 @@ impl Way<'_> {
         Ok(())
     }
 
-    /// Keeps those frames of the batch that the port forwards. Asks for the observer once a batch, not once a frame.
+    /// Keeps the frames of the batch that the port forwards. Checks for an observer once per batch, not once
+    /// per frame.
     fn judge(&mut self, now: Timestamp) {
         let Way { lane: Lane { direction, batch, .. }, port, observer, .. } = self;
         let direction = *direction;
@@ -170,7 +171,7 @@ impl Way<'_> {
         }
     }
 
-    /// Sends what the batch holds, and counts what the link has lost of it.
+    /// Sends the frames of the batch, and counts those that the link lost.
     ///
     /// # Errors
     /// When the destination fails.
@@ -180,7 +181,8 @@ impl Way<'_> {
         sent.map_err(|error| self.to.failed(error))
     }
 
-    /// As [`Way::send`]; the poller tells when a full queue has room for the rest, unless it cannot.
+    /// Like [`Way::send`]; if the queue is full, the poller wakes the loop when it has room, unless the link
+    /// cannot tell.
     ///
     /// # Errors
     /// When the destination or the poller fails.
@@ -190,7 +192,7 @@ impl Way<'_> {
         Ok(self.to.wait_for_room(self.registry, waits)?)
     }
 
-    /// What the link has lost of the frames that passed is dropped, and counted as that (rule L6).
+    /// Counts the forwarded frames that the link lost as dropped (rule L6).
     fn count_losses(&mut self) {
         let losses = self.lane.batch.take_losses();
         let (full, refused) = match self.lane.direction {
@@ -212,7 +214,7 @@ mod tests {
     use crate::needs::Needs;
     use mio::Token;
 
-    /// Takes a batch at the third attempt, and never says that it would.
+    /// Accepts a batch at the third attempt, and never reports that it has room.
     #[derive(Debug, Default)]
     struct Silent {
         attempts: u32,
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_that_tells_nothing_is_tried_again_after_a_pause() {
+    fn a_full_queue_without_notification_is_tried_again_after_a_pause() {
         let mut lane = Lane::new(Direction::FromVm, 1514);
         lane.batch.push(60);
         let mut silent = Silent::default();

@@ -1,4 +1,5 @@
-//! The VM's lease: who is told of it, what waits until the host is ready for it, and how it is given back.
+//! The VM's lease: reports it to the follower, holds frames until the host is ready for it, and releases it
+//! at the end.
 
 use std::time::Duration;
 
@@ -12,15 +13,15 @@ use crate::link::{FrameBatch, Link, Losses, Sent};
 use crate::observe;
 use crate::surroundings;
 
-/// How long the answer with a new lease waits for the host to be ready for the VM at that address. That takes some
-/// milliseconds, or as long as the address's last holder takes to leave.
+/// How long the DHCP reply with a new lease waits for the host to be ready for the VM at that address. That
+/// takes some milliseconds, or as long as the address's previous holder takes to leave.
 pub const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// More batches than the queue of a TAP holds frames of (1000 unless told otherwise).
+/// In batches. More than the queue of a TAP holds (1000 frames by default).
 const LONGEST_QUEUE: usize = 64;
 
 impl Relay {
-    /// Tells the follower about the lease, and waits for the host where that is needed.
+    /// Reports changes of the lease to the follower, and waits for the host where that is needed.
     pub(super) fn note_events(&mut self, now: Timestamp) {
         while let Some(event) = self.port.poll_event() {
             observe::log_event(&event);
@@ -39,20 +40,20 @@ impl Relay {
         }
     }
 
-    /// Acts on all that the follower has learnt.
-    pub(super) fn hear_follower(&mut self, now: Timestamp) -> Result<(), Stop> {
+    /// Reads the follower's notices and acts on them.
+    pub(super) fn read_notices(&mut self, now: Timestamp) -> Result<(), Stop> {
         self.follower.attend(now)?;
         while let Some(notice) = self.follower.notice()? {
             match notice {
                 Notice::PeerGone => return Err(Stop::Ended(Ended::VmClosed)),
                 Notice::Settled(address) => {
-                    // An answer that came too late for an earlier lease says nothing about this one.
+                    // A late answer about an earlier lease does not apply to this one.
                     if self.port.lease().is_some_and(|lease| lease.address == address) {
-                        self.judge_what_waits(now)?;
+                        self.judge_queued(now)?;
                         self.port.host_is_ready(address);
                     }
                     if self.settling.is_some_and(|(awaited, _)| awaited == address) {
-                        self.settled(now)?;
+                        self.stop_holding(now)?;
                     }
                 }
                 Notice::HostAddresses(addresses) => {
@@ -64,30 +65,31 @@ impl Relay {
         Ok(())
     }
 
-    /// Goes on without the host where it is not ready in time.
-    pub(super) fn settle_in_time(&mut self, now: Timestamp) -> Result<(), Stop> {
+    /// Stops waiting for the host if it is not ready in time.
+    pub(super) fn check_settle_limit(&mut self, now: Timestamp) -> Result<(), Stop> {
         match self.settling {
             Some((address, until)) if now >= until => {
-                tracing::warn!(%address, "the host is not ready for the VM's address yet; going on without");
-                self.settled(now)
+                tracing::warn!(%address, "the host is not ready for the VM's address yet; no longer waiting for it");
+                self.stop_holding(now)
             }
             _ => Ok(()),
         }
     }
 
-    /// The VM may hear of its new lease.
-    fn settled(&mut self, now: Timestamp) -> Result<(), Stop> {
+    /// Sends the held frames: the VM may learn of its new lease.
+    fn stop_holding(&mut self, now: Timestamp) -> Result<(), Stop> {
         self.settling = None;
         self.way(Direction::FromHost).send_or_wait(now)
     }
 
-    /// Judges all that has come before the host was ready as what came before: it may be for the former holder of the VM's
-    /// address (rule H3). DHCP and ARP are handed on. What waits in the lane stays there, so this takes a batch of its own: the
-    /// host's link is a TAP's, which leaves nothing in a batch.
-    fn judge_what_waits(&mut self, now: Timestamp) -> Result<(), Stop> {
+    /// Judges all frames that arrived before the host was ready while the port still waits for the host: they
+    /// may be for the previous holder of the VM's address (rule H3). The port forwards only DHCP and ARP. The
+    /// frames in the lane stay there, so this uses a separate batch: the host's link is a TAP's, which leaves
+    /// nothing in a batch.
+    fn judge_queued(&mut self, now: Timestamp) -> Result<(), Stop> {
         let mut waiting = Lane::new(Direction::FromHost, self.from_host.batch.max_frame());
         for _ in 0..LONGEST_QUEUE {
-            waiting.never_waits();
+            waiting.drop_when_full();
             let mut way = Way { lane: &mut waiting, ..self.way(Direction::FromHost) };
             way.receive(now)?;
             way.send(now)?;
@@ -98,16 +100,16 @@ impl Relay {
         Ok(())
     }
 
-    /// Gives the VM's lease back to the DHCP server, so that short-lived VMs do not exhaust its addresses.
+    /// Releases the VM's lease at the DHCP server, so that short-lived VMs do not exhaust its addresses.
     pub fn release_lease(&mut self) {
         let now = clock::now();
         if self.port.release(now) && self.transmit() {
-            // Nobody else has to.
+            // The follower need not release it.
             self.follower.lease_changed(None, now);
         }
     }
 
-    /// Sends what the port sends itself; says whether the links took all of it.
+    /// Sends the port's own frames. Returns whether the links accepted all of them.
     pub(super) fn transmit(&mut self) -> bool {
         let mut all = true;
         while let Some((direction, frame)) = self.port.poll_transmit() {
@@ -121,18 +123,18 @@ impl Relay {
     }
 }
 
-/// Sends one frame of Softnet's own; says whether the link took it. The only ones are DHCPRELEASEs.
+/// Sends one of Softnet's own frames, which are all DHCPRELEASEs. Returns whether the link accepted it.
 fn transmit(link: &mut dyn Link, frame: &[u8]) -> bool {
     let mut batch = FrameBatch::new(frame.len());
     batch.free_space()[..frame.len()].copy_from_slice(frame);
     batch.push(frame.len());
     match link.send(&mut batch) {
         Ok(Sent::All) if batch.take_losses() == Losses::default() => {
-            tracing::info!("gave a lease back");
+            tracing::info!("released the lease");
             return true;
         }
-        Ok(_) => tracing::warn!("a lease was not given back: the host's queue is full, or refused it"),
-        Err(error) => tracing::warn!(%error, "a lease was not given back"),
+        Ok(_) => tracing::warn!("the lease was not released: the host's queue is full or refused the frame"),
+        Err(error) => tracing::warn!(%error, "the lease was not released"),
     }
     false
 }

@@ -1,8 +1,8 @@
 //! The event loop: the one module that knows both sides and the filter between them.
 //!
-//! One thread, one poller. Each turn reads the clock once, gives each direction a budget of one batch, and then looks
-//! at everything else, so that neither direction, nor timers, nor signals starve under a flood (rule R2). Nothing ticks:
-//! the alarm is set to the next deadline that somebody has.
+//! One thread, one poller. Each turn reads the clock once, gives each direction a budget of one batch, and
+//! then handles everything else, so that neither direction, nor timers, nor signals starve under a flood
+//! (rule R2). Nothing ticks: the alarm is set to the earliest deadline of all parts.
 
 mod lane;
 mod lease;
@@ -27,27 +27,27 @@ use crate::quiet::{Probe, Silence};
 use lane::{Lane, Side, Way};
 use wake::{Sources, Wake};
 
-/// The ordinary reasons to end.
+/// Ordinary reasons to end.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Ended {
     /// The VM closed its side.
     VmClosed,
     /// SIGINT, SIGTERM or SIGHUP.
     Signal,
-    /// The process that started Softnet is gone.
+    /// The process that started Softnet has ended.
     ParentGone,
 }
 
-/// Why Softnet cannot go on.
+/// Why Softnet cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
-    /// The VM's side broke.
+    /// The VM's link failed.
     #[error("the VM's socket failed")]
     Vm(#[source] LinkError),
-    /// The host's side broke.
-    #[error("the link to the host's network is gone")]
+    /// The host's link failed.
+    #[error("the link to the host's network failed")]
     Host(#[source] LinkError),
-    /// The monitor ended or refused.
+    /// The connection to the monitor failed.
     #[error(transparent)]
     Follower(#[from] lease_follower::Error),
     /// The poller failed.
@@ -55,7 +55,7 @@ pub enum RelayError {
     Poll(#[from] io::Error),
 }
 
-/// What leaves the loop.
+/// Why the loop stops.
 #[derive(Debug)]
 pub enum Stop {
     Ended(Ended),
@@ -68,7 +68,7 @@ impl<E: Into<RelayError>> From<E> for Stop {
     }
 }
 
-/// Both links, the port between them and all that wakes them.
+/// Both links, the port between them and the sources of wake-ups.
 #[derive(Debug)]
 pub struct Relay {
     vm: Side,
@@ -76,15 +76,15 @@ pub struct Relay {
     from_vm: Lane,
     from_host: Lane,
     port: Port,
-    /// Who is shown the judged frames.
+    /// Receives the judged frames.
     observer: Option<Box<dyn Observer>>,
     follower: Box<dyn LeaseFollower>,
     sources: Sources,
     probe: Probe,
-    /// The VM's silence, if the follower wants to hear of it.
+    /// Detects the VM's silence, if the follower needs to know of it.
     silence: Option<Silence>,
-    /// The VM's new address, which the host is being prepared for, and how long that may take. Meanwhile nothing passes to
-    /// the VM, so that it learns of the address afterwards.
+    /// The VM's new address, for which the host is being prepared, and the limit of the wait. Until then no
+    /// frame passes to the VM, so that it learns of the address only afterwards.
     settling: Option<(Ipv4Addr, Timestamp)>,
 }
 
@@ -125,17 +125,17 @@ impl Relay {
         })
     }
 
-    /// Shows all judged frames to `observer`.
+    /// Passes all judged frames to `observer`.
     pub fn set_observer(&mut self, observer: impl Observer + 'static) {
         self.observer = Some(Box::new(observer));
     }
 
-    /// What the port has counted.
+    /// The port's counters.
     pub fn counters(&self) -> &Counters {
         self.port.counters()
     }
 
-    /// What a running relay needs of the system: all that its parts need.
+    /// What a running relay needs of the system: the sum of its parts' needs.
     pub fn needs(&self) -> Needs {
         let mut needs = Needs::new();
         self.sources.needs(&mut needs);
@@ -160,7 +160,7 @@ impl Relay {
         }
     }
 
-    /// Waits until something happens or is due, unless there is work already.
+    /// Waits until an event arrives or a deadline passes, unless there is work already.
     fn wait(&mut self, events: &mut Events) -> Result<(), Stop> {
         let timeout = if self.has_work(Direction::FromVm) || self.has_work(Direction::FromHost) {
             Some(Duration::ZERO)
@@ -172,14 +172,14 @@ impl Relay {
         Ok(self.sources.wait(events, timeout)?)
     }
 
-    /// One turn: what woke the loop, a batch a direction, and whatever is due.
+    /// One turn: handles the events, carries one batch per direction, and does whatever is due.
     fn turn(&mut self, events: &Events) -> Result<(), Stop> {
         let now = clock::now();
         for woken in wake::woken(events) {
             match woken.wake {
                 Wake::Vm => {
                     self.from_vm.readable |= woken.readable;
-                    self.vm_was_heard(now);
+                    self.note_vm_activity(now);
                     if woken.writable {
                         self.send(Direction::FromHost, now)?;
                     }
@@ -200,7 +200,7 @@ impl Relay {
                     observe::print_counters(self.port.counters());
                 }
                 Wake::Parent => return Err(Stop::Ended(Ended::ParentGone)),
-                Wake::Follower => self.hear_follower(now)?,
+                Wake::Follower => self.read_notices(now)?,
             }
         }
         self.carry(Direction::FromVm, now)?;
@@ -230,20 +230,20 @@ impl Relay {
         lane.has_work() && !self.is_held(direction)
     }
 
-    /// Carries one batch, if there may be one.
+    /// Receives, judges and sends one batch, if there is work.
     fn carry(&mut self, direction: Direction, now: Timestamp) -> Result<(), Stop> {
         if !self.has_work(direction) {
             return Ok(());
         }
         self.way(direction).receive(now)?;
         if direction == Direction::FromHost {
-            // Before the batch is sent: the answer with a new lease may be in it.
+            // Before the batch is sent: the DHCP reply with a new lease may be in it.
             self.note_events(now);
         }
         self.send(direction, now)
     }
 
-    /// Sends the batch of `direction`, unless it has to wait for the host.
+    /// Sends the batch of `direction`, unless it is held until the host is ready.
     fn send(&mut self, direction: Direction, now: Timestamp) -> Result<(), Stop> {
         if self.is_held(direction) {
             return Ok(());
@@ -251,25 +251,25 @@ impl Relay {
         self.way(direction).send_or_wait(now)
     }
 
-    /// The VM has sent something, or takes frames again.
-    fn vm_was_heard(&mut self, now: Timestamp) {
-        self.probe.heard(now);
-        if self.silence.as_mut().is_some_and(|silence| silence.heard(now)) {
+    /// Records that the VM has sent something or accepts frames again.
+    fn note_vm_activity(&mut self, now: Timestamp) {
+        self.probe.note_activity(now);
+        if self.silence.as_mut().is_some_and(|silence| silence.note_activity(now)) {
             self.follower.vm_is_quiet(false, now);
         }
     }
 
-    /// Whether this process has to ask for the life of a far end.
-    fn asks(&self) -> bool {
+    /// Whether this process has to probe the VM's link or the parent process.
+    fn needs_probe(&self) -> bool {
         self.vm.link.needs_probe() || self.sources.parent.needs_probe()
     }
 
-    /// Expiry, stalled queues, forwards and probes.
+    /// Handles deadlines: expiry, stalled queues, the follower and probes.
     fn attend(&mut self, now: Timestamp) -> Result<(), Stop> {
         let is_due = |deadline: Option<Timestamp>| deadline.is_some_and(|at| now >= at);
         self.port.advance(now);
         self.note_events(now);
-        self.settle_in_time(now)?;
+        self.check_settle_limit(now)?;
         self.transmit();
         if is_due(self.from_vm.deadline()) {
             self.send(Direction::FromVm, now)?;
@@ -283,7 +283,7 @@ impl Relay {
         if self.silence.as_mut().is_some_and(|silence| silence.has_begun(now)) {
             self.follower.vm_is_quiet(true, now);
         }
-        if self.asks() && self.probe.is_due(now) {
+        if self.needs_probe() && self.probe.is_due(now) {
             self.vm.link.probe().map_err(|error| self.vm.failed(error))?;
             if self.sources.parent.is_gone() {
                 return Err(Stop::Ended(Ended::ParentGone));
@@ -300,7 +300,7 @@ impl Relay {
             self.follower.deadline(),
             self.settling.map(|(_, until)| until),
             self.silence.as_ref().and_then(Silence::deadline),
-            self.asks().then(|| self.probe.deadline()),
+            self.needs_probe().then(|| self.probe.deadline()),
         ];
         deadlines.into_iter().flatten().min()
     }

@@ -13,7 +13,7 @@ const VM: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
 const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xfe]);
 const MAX_FRAME: usize = 1514;
 
-/// A relay between two socket pairs, whose far ends are the VM and the host.
+/// A relay between two socket pairs, whose other ends are the VM and the host.
 fn relay() -> (UnixDatagram, Relay, UnixDatagram) {
     relay_with(Box::new(NoFollower))
 }
@@ -71,7 +71,7 @@ fn arp_reply() -> Vec<u8> {
     Arp::reply(HOST, address(1), VM, address(7)).frame()
 }
 
-/// One turn that never sleeps.
+/// One turn that does not wait.
 fn turn(relay: &mut Relay) -> Result<(), Stop> {
     let mut events = wake::events();
     relay.sources.wait(&mut events, Some(Duration::ZERO))?;
@@ -96,7 +96,7 @@ fn frames_pass_both_ways_and_bad_ones_are_counted() {
     assert!(counters.contains("runt=1") && counters.contains("truncated=1"), "{counters}");
 }
 
-/// Writes down what it is shown.
+/// Records the judged frames.
 #[derive(Debug, Default)]
 struct Notes(Rc<RefCell<Vec<(Direction, usize, Verdict)>>>);
 
@@ -107,7 +107,7 @@ impl Observer for Notes {
 }
 
 #[test]
-fn an_observer_is_shown_every_judged_frame_and_changes_none() {
+fn an_observer_receives_every_judged_frame_and_changes_none() {
     let (vm, mut relay, host) = relay();
     let notes = Notes::default();
     let seen = Rc::clone(&notes.0);
@@ -160,7 +160,7 @@ fn a_flood_one_way_leaves_the_other_its_turn() {
 fn a_vm_that_does_not_read_costs_its_own_frames_only() {
     let (vm, mut relay, host) = relay();
     lease_until(&mut relay, Timestamp::MAX);
-    // Past the wait for a full queue, frames are read, judged and dropped at once.
+    // After the wait for the full queue, frames are read, judged and dropped at once.
     let lost = |relay: &Relay| relay.port.counters().from_host.dropped(DropReason::VmQueueFull);
     while lost(&relay) < 100 {
         let _ = host.send(&arp_reply());
@@ -169,7 +169,7 @@ fn a_vm_that_does_not_read_costs_its_own_frames_only() {
     vm.send(&arp_request()).unwrap();
     turn(&mut relay).unwrap();
     assert_eq!(received(&host), 1, "the other direction is stuck");
-    // And when it reads again, it gets what comes then.
+    // When the VM reads again, it gets the frames that arrive from then on.
     assert!(received(&vm) > 0);
     while {
         turn(&mut relay).unwrap();
@@ -180,7 +180,7 @@ fn a_vm_that_does_not_read_costs_its_own_frames_only() {
     assert_eq!(received(&vm), 1);
 }
 
-/// Prepares the host for a new address until it is told that it is ready.
+/// Prepares the host for a new address until the test reports it ready.
 #[derive(Debug, Default)]
 struct Settler(Rc<RefCell<Option<Notice>>>);
 
@@ -212,15 +212,15 @@ fn a_new_lease_waits_until_the_host_is_ready() {
     lease_until(&mut relay, Timestamp::MAX);
     host.send(&arp_reply()).unwrap();
     turn(&mut relay).unwrap();
-    assert_eq!(received(&vm), 0, "the VM hears of a lease that the host is not ready for");
-    // The VM may go on sending meanwhile, and another address is another's.
+    assert_eq!(received(&vm), 0, "the VM learns of a lease that the host is not ready for");
+    // Meanwhile the VM may send, and readiness for another address does not count.
     vm.send(&arp_request()).unwrap();
     notice.replace(Some(Notice::Settled([192, 168, 64, 8].into())));
-    relay.hear_follower(clock::now()).unwrap();
+    relay.read_notices(clock::now()).unwrap();
     turn(&mut relay).unwrap();
     assert_eq!((received(&vm), received(&host)), (0, 1));
     notice.replace(Some(Notice::Settled([192, 168, 64, 7].into())));
-    relay.hear_follower(clock::now()).unwrap();
+    relay.read_notices(clock::now()).unwrap();
     assert_eq!(received(&vm), 1);
     host.send(&arp_reply()).unwrap();
     turn(&mut relay).unwrap();

@@ -1,4 +1,4 @@
-//! What wakes the loop.
+//! The poller, and the sources that wake the loop.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,7 +11,7 @@ use crate::needs::{Needs, Syscall};
 use crate::parent::ParentWatch;
 use crate::signals::Signals;
 
-/// What the loop itself calls.
+/// The system calls of the loop itself.
 const SYSCALLS: &[Syscall] = &[Syscall::EpollWait];
 
 /// Everything that can wake the loop.
@@ -39,7 +39,7 @@ impl Wake {
     }
 }
 
-/// One source that has woken the loop, and for what.
+/// A source that has woken the loop, and for which interest.
 #[derive(Clone, Copy, Debug)]
 pub struct Woken {
     pub wake: Wake,
@@ -47,12 +47,12 @@ pub struct Woken {
     pub writable: bool,
 }
 
-/// Room for as many events as there are sources.
+/// Space for one event of each source.
 pub fn events() -> Events {
     Events::with_capacity(Wake::ALL.len())
 }
 
-/// What `events` tell.
+/// Decodes `events`.
 pub fn woken(events: &Events) -> impl Iterator<Item = Woken> {
     events.iter().filter_map(|event| {
         Some(Woken {
@@ -63,7 +63,7 @@ pub fn woken(events: &Events) -> impl Iterator<Item = Woken> {
     })
 }
 
-/// The poller, and what wakes it besides the links and the follower.
+/// The poller, and the sources that wake it besides the links and the follower.
 #[derive(Debug)]
 pub struct Sources {
     poll: Poll,
@@ -74,7 +74,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// A poller that all of these wake.
+    /// Creates the poller and registers these sources.
     ///
     /// # Errors
     /// When the poller or the signal handlers cannot be set up.
@@ -90,12 +90,12 @@ impl Sources {
         Ok(Sources { poll, alarm, terminate, statistics, parent })
     }
 
-    /// Where links and the follower are registered.
+    /// The poller's registry, for links and the follower.
     pub fn registry(&self) -> &Registry {
         self.poll.registry()
     }
 
-    /// What waiting needs of the system.
+    /// Adds the descriptors and system calls that waiting needs.
     pub fn needs(&self, needs: &mut Needs) {
         needs.raw_descriptor(self.poll.as_raw_fd());
         needs.calls(SYSCALLS);
@@ -106,7 +106,7 @@ impl Sources {
         self.parent.needs(needs);
     }
 
-    /// Waits until something happens or `timeout` has passed; `events` tell what has happened.
+    /// Waits until an event arrives or `timeout` has passed, and fills `events`.
     ///
     /// # Errors
     /// When the poller fails.

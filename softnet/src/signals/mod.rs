@@ -12,24 +12,24 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::needs::{Needs, Syscall};
 
-/// What a handler and the event loop call.
+/// The system calls of a handler and of the event loop.
 const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::RtSigreturn, Syscall::Recvfrom];
 
-/// One group of signals as something to poll.
+/// One group of signals as a source for the poller.
 #[derive(Debug)]
 pub struct Signals {
     receiver: mio::net::UnixStream,
-    /// The ends that the handlers write to, which are theirs for the life of the process.
+    /// The ends that the handlers write to. They stay open as long as the process runs.
     senders: Vec<RawFd>,
 }
 
 impl Signals {
-    /// The signals that ask Softnet to end: SIGINT (Tart's stop), SIGTERM, SIGHUP.
+    /// The signals that end Softnet: SIGINT (Tart's stop), SIGTERM, SIGHUP.
     pub fn termination() -> io::Result<Self> {
         Signals::of(&[SIGINT, SIGTERM, SIGHUP])
     }
 
-    /// The signal that asks for the counters: SIGUSR1.
+    /// The signal that prints the counters: SIGUSR1.
     pub fn statistics() -> io::Result<Self> {
         Signals::of(&[SIGUSR1])
     }
@@ -46,12 +46,12 @@ impl Signals {
         Ok(Signals { receiver: mio::net::UnixStream::from_std(receiver), senders })
     }
 
-    /// Lets `registry` wake the event loop under `token`.
+    /// Registers the signals, so that the poller wakes the event loop with `token`.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.receiver, token, Interest::READABLE)
     }
 
-    /// Says which descriptors and system calls the signals need once the process is sealed.
+    /// Adds the descriptors and system calls that the signals need once the process is sealed.
     pub fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.receiver);
         for &sender in &self.senders {
@@ -60,7 +60,7 @@ impl Signals {
         needs.calls(SYSCALLS);
     }
 
-    /// Forgets the signals that have arrived.
+    /// Discards the signals that have arrived.
     pub fn drain(&mut self) {
         let mut bytes = [0; 64];
         while io::Read::read(&mut self.receiver, &mut bytes).is_ok_and(|count| count > 0) {}

@@ -1,7 +1,7 @@
-//! Signals with their origin: `signalfd(2)`.
+//! Signals with their sender: `signalfd(2)`.
 //!
-//! A supervisor has to know whether the kernel sent a SIGINT to the whole foreground group (then the VM has it already)
-//! or another process sent it to this one alone (then it must be passed on).
+//! A supervisor has to know whether the kernel sent a SIGINT to the whole foreground group (then the VM has
+//! received it too) or another process sent it to this one only (then the supervisor must forward it).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,37 +11,37 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal as Number, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd as Descriptor};
 use rustix::process::Signal;
 
-/// What a supervisor reads.
+/// The signals that a supervisor reads.
 const SIGNALS: [Number; 6] =
     [Number::SIGINT, Number::SIGTERM, Number::SIGHUP, Number::SIGQUIT, Number::SIGUSR1, Number::SIGUSR2];
 
-/// What a keeper of children reads.
+/// The signals that a keeper of children reads.
 const OF_CHILDREN: [Number; 4] = [Number::SIGCHLD, Number::SIGTERM, Number::SIGINT, Number::SIGHUP];
 
-/// What a terminal stops its processes with.
+/// The signals by which a terminal stops its processes.
 const STOPS: [Number; 3] = [Number::SIGTSTP, Number::SIGTTIN, Number::SIGTTOU];
 
 /// A signal that was sent to this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
-    /// Which.
+    /// Its number.
     pub signal: Signal,
     /// The kernel sent it, as a terminal does to its foreground group.
     pub from_kernel: bool,
 }
 
 impl Received {
-    /// Whether the sender wants this process to end.
+    /// Whether the signal requests that this process end.
     pub fn asks_to_end(self) -> bool {
         [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT].contains(&self.signal)
     }
 
-    /// Whether it asks for the counters, which only the filter knows.
+    /// Whether the signal requests the counters, which only the filter's process has.
     pub fn asks_for_counters(self) -> bool {
         self.signal == Signal::USR1
     }
 
-    /// Whether the VM has to be told, because nobody else told it.
+    /// Whether it must be forwarded to the VM, which has not received it.
     pub fn is_for_the_vm(self) -> bool {
         !self.from_kernel
     }
@@ -52,7 +52,7 @@ impl Received {
 pub struct SignalFd(Descriptor);
 
 impl SignalFd {
-    /// From now on the signals arrive here only. Children inherit the mask: see [`SignalFd::release`] and
+    /// From now on, the signals arrive only here. Children inherit the mask: see [`SignalFd::release`] and
     /// `sys::process::spawn_with`.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ impl SignalFd {
         SignalFd::of(&SIGNALS)
     }
 
-    /// The same for the ends and stops of children, and for what asks a service to end.
+    /// The same for SIGCHLD and the signals that end a service.
     ///
     /// # Errors
     /// Those of `signalfd(2)`.
@@ -75,7 +75,7 @@ impl SignalFd {
         Ok(SignalFd(Descriptor::with_flags(&signals.iter().copied().collect(), flags)?))
     }
 
-    /// The signals have their usual effect again.
+    /// Unblocks the signals.
     ///
     /// # Errors
     /// Those of `sigprocmask(2)`.
@@ -83,7 +83,7 @@ impl SignalFd {
         change_mask(SigmaskHow::SIG_UNBLOCK, &SIGNALS).map(drop)
     }
 
-    /// The next signal that has arrived, if any.
+    /// Reads the next signal that has arrived, if any.
     ///
     /// # Errors
     /// Those of `read(2)`.
@@ -98,12 +98,12 @@ impl SignalFd {
     }
 }
 
-/// A terminal's stop signals wait until this is dropped.
+/// Blocks a terminal's stop signals until this is dropped.
 #[derive(Debug)]
 pub struct HeldStops(SigSet);
 
 impl HeldStops {
-    /// From now on they wait.
+    /// Blocks them from now on.
     ///
     /// # Errors
     /// Those of `sigprocmask(2)`.
@@ -118,7 +118,7 @@ impl Drop for HeldStops {
     }
 }
 
-/// Blocks or unblocks `signals`, and returns the mask before.
+/// Blocks or unblocks `signals`, and returns the previous mask.
 fn change_mask(how: SigmaskHow, signals: &[Number]) -> io::Result<SigSet> {
     let mut before = SigSet::empty();
     sigprocmask(how, Some(&signals.iter().copied().collect()), Some(&mut before))?;

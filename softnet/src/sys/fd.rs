@@ -1,6 +1,6 @@
 //! File descriptors as numbers: those that arrive on the command line, and those that the seal closes.
 //!
-//! `unsafe`, because taking ownership of a number, or closing one, is a promise that nobody else does.
+//! `unsafe`, because code that takes ownership of a number or closes it must be the only owner.
 #![expect(unsafe_code, reason = "an inherited descriptor is only a number until it is adopted")]
 
 use std::collections::BTreeSet;
@@ -28,21 +28,23 @@ pub fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     if !adopted.insert(number) {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
-    // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its only owner.
+    // SAFETY: it is open (checked above), came from outside this program, and the set above makes this its
+    // only owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Closes every descriptor of this process that is not in `keep`, and makes those close-on-exec.
 ///
-/// Whatever else in the process owns a closed descriptor must not use it again; the seal calls this when the links are
-/// all that is left.
+/// Other owners of a closed descriptor in the process must not use it again. The seal calls this when only
+/// the links still need descriptors.
 ///
 /// # Errors
 /// `EBADF` if one of `keep` is not open, `ENOSYS` before Linux 5.9.
 #[cfg(target_os = "linux")]
 pub fn close_all_but(keep: &BTreeSet<RawFd>) -> io::Result<()> {
     for &number in keep {
-        // SAFETY: the borrow lasts for one fcntl, which fails with EBADF if the number is not an open descriptor.
+        // SAFETY: the borrow lasts for one fcntl, which fails with EBADF if the number is not an open
+        // descriptor.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         rustix::io::fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     }
@@ -59,7 +61,7 @@ pub fn close_all_but(keep: &BTreeSet<RawFd>) -> io::Result<()> {
 
 #[cfg(target_os = "linux")]
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> io::Result<()> {
-    // SAFETY: three numbers. That nothing uses the closed descriptors again is what the caller promises.
+    // SAFETY: the arguments are numbers. The caller ensures that nothing uses the closed descriptors again.
     match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,15 +1,15 @@
-//! One life of a process: its number, which the kernel gives to another later, and when it started.
+//! Identifies one process by its number, which the kernel reuses later, and its start time.
 
 use std::fmt;
 use std::fs;
 use std::str::FromStr;
 
-/// A process that is not mistaken for a later one with the same number.
+/// Identifies a process, and no later one with the same number.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Incarnation {
     /// Its number.
     pub pid: u32,
-    /// When it started, in clock ticks since the machine did (proc_pid_stat(5)).
+    /// When it started, in clock ticks since boot (proc_pid_stat(5)).
     started: u64,
 }
 
@@ -19,10 +19,10 @@ impl Incarnation {
         Incarnation::of(std::process::id())
     }
 
-    /// The process that has the number now; `None` if no process has it, or only one that has ended and is not waited for yet.
+    /// The process that has the number now; `None` if there is none or it is a zombie.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name before it may hold anything, blanks and parentheses among it.
+        // The name before it may contain any character, also blanks and parentheses.
         let (_, rest) = stat.rsplit_once(") ")?;
         let mut fields = rest.split_ascii_whitespace();
         let state = fields.next()?;
@@ -50,7 +50,7 @@ impl fmt::Display for Incarnation {
 impl FromStr for Incarnation {
     type Err = ();
 
-    /// What [`Incarnation`] displays as.
+    /// Parses what the `Display` of [`Incarnation`] writes.
     fn from_str(text: &str) -> Result<Self, ()> {
         let (pid, started) = text.split_once(' ').ok_or(())?;
         Ok(Incarnation { pid: pid.parse().map_err(drop)?, started: started.trim().parse().map_err(drop)? })
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_told_from_a_later_one_with_its_number() {
+    fn a_process_is_distinguished_from_a_later_one_with_its_number() {
         let own = Incarnation::of_this_process().unwrap();
         assert!(own.lives());
         assert_eq!(own.to_string().parse(), Ok(own));

@@ -1,4 +1,4 @@
-//! The fenced corner: the few system calls that no safe library offers. Each file says why it needs `unsafe`.
+//! The few system calls that no safe library offers. Each file says why it needs `unsafe`.
 
 pub mod fd;
 #[cfg(not(target_os = "linux"))]
@@ -13,9 +13,9 @@ pub mod tun;
 #[cfg(target_os = "linux")]
 pub mod wait;
 
-/// How datagrams and bytes are sent: a peer that is gone is an error, not a signal.
+/// The flags for sending: a closed peer is an error, not a signal.
 #[cfg(target_os = "linux")]
 pub const SEND: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
-/// How datagrams and bytes are sent: a peer that is gone is an error, as the runtime ignores the signal.
+/// The flags for sending: a closed peer is an error, because the runtime ignores the signal.
 #[cfg(not(target_os = "linux"))]
 pub const SEND: rustix::net::SendFlags = rustix::net::SendFlags::empty();

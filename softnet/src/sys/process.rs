@@ -1,7 +1,8 @@
-//! Processes: a fork of this one, and a child that gets one descriptor and dies with us.
+//! Processes: a fork of this one, and a child that inherits one descriptor and is signalled when this process
+//! ends.
 //!
-//! `unsafe`, because a forked process has only the calling thread, and because what runs between fork and exec may not
-//! allocate.
+//! `unsafe`, because a forked process has only the calling thread, and because code between fork and exec
+//! must not allocate.
 #![expect(unsafe_code, reason = "fork(2), _exit(2), and what runs between fork and exec")]
 
 use std::io;
@@ -22,23 +23,25 @@ pub enum Fork {
     Child,
 }
 
-/// Forks a process that has no second thread.
+/// Forks this process, which must be single-threaded.
 ///
 /// # Errors
 /// `EAGAIN` or `ENOMEM`; `EBUSY` if there is a second thread, whose locks the child would hold for ever.
 pub fn fork() -> io::Result<Fork> {
     ensure_single_thread()?;
-    // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap is whole.
+    // SAFETY: the process has one thread (checked above), so the child's copy of every lock and of the heap
+    // is whole.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),
         pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Fork::Parent).ok_or_else(io::Error::last_os_error),
     }
 }
 
-/// Closes every descriptor but standard error and those to `keep`; standard input and output lead nowhere afterwards.
+/// Closes every descriptor but standard error and those in `keep`, and connects standard input and output to
+/// `/dev/null`.
 ///
-/// For a process that forked and goes on with something else: values that it inherited still hold the numbers, so it must
-/// never return to where they are used or dropped.
+/// For a process that forked and continues with other work: values that it inherited still hold the
+/// numbers, so it must never return to where they are used or dropped.
 ///
 /// # Errors
 /// When `/proc` or `/dev/null` cannot be opened.
@@ -53,14 +56,14 @@ pub fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
         .collect();
     for number in open {
         if number > libc::STDERR_FILENO && keep.iter().all(|kept| kept.as_raw_fd() != number) {
-            // SAFETY: the caller promises that nothing uses the number any more.
+            // SAFETY: the caller ensures that nothing uses the number any more.
             unsafe { libc::close(number) };
         }
     }
     Ok(())
 }
 
-/// Looks whether this is the only thread of the process.
+/// Checks that this is the only thread of the process.
 ///
 /// # Errors
 /// `EBUSY` if there is a second thread.
@@ -71,7 +74,8 @@ pub fn ensure_single_thread() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the ends of children something to wait for: whoever started this process may have had them ignored.
+/// Resets SIGCHLD to its default, so that children can be waited for: this process may have been started with
+/// it ignored.
 ///
 /// # Errors
 /// Those of `sigaction(2)`.
@@ -89,9 +93,9 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
-/// Makes `command` run as root in every sense, real user included, with no supplementary groups: some programs refuse to
-/// run set-user-ID. A process whose saved user is root may do that without a capability (setresuid(2)); the groups of one
-/// that has none were cleared before.
+/// Makes `command` run with root as its real, effective and saved user and without supplementary groups: some
+/// programs refuse to run set-user-ID. A process whose saved user is root needs no capability for that
+/// (setresuid(2)); if it has none, its groups were cleared before.
 pub fn as_root(command: &mut Command) {
     use rustix::process::{Gid, Uid};
     use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -106,14 +110,15 @@ pub fn as_root(command: &mut Command) {
     unsafe { command.pre_exec(prepare) };
 }
 
-/// Makes `command` nobody's child, in a session of its own, root's in every sense, with no descriptor but the standard ones.
-/// What is spawned ends at once and is to be waited for; the command goes on.
+/// Runs `command` as root and detached from this process: as a grandchild, in its own session, with only the
+/// standard descriptors. The spawned child exits at once, and the caller must wait for it; the command
+/// continues.
 pub fn detach(command: &mut Command) {
     as_root(command);
     let prepare = || {
         rustix::process::setsid()?;
-        // SAFETY: the child of a fork has one thread. Its parent ends without a destructor, and the child goes on to exec; the
-        // numbers that close_range marks stay open until then.
+        // SAFETY: the child of a fork has one thread. Its parent exits without destructors, and the child
+        // continues to exec; the numbers that close_range marks stay open until then.
         unsafe {
             match libc::fork() {
                 0 => {}
@@ -144,10 +149,10 @@ fn unmask() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives every signal its usual effect, but SIGPIPE, which the runtime ignores.
+/// Resets every signal to its default but SIGPIPE, which the runtime ignores.
 ///
 /// # Errors
-/// Those of `sigprocmask(2)`. A signal that cannot be set has no effect to set.
+/// Those of `sigprocmask(2)`. A signal that cannot be set always has its default.
 pub fn default_signals() -> io::Result<()> {
     for signal in (1..=libc::SIGRTMAX()).filter(|&signal| signal != libc::SIGPIPE) {
         // SAFETY: the default disposition runs no code of ours.
@@ -156,7 +161,7 @@ pub fn default_signals() -> io::Result<()> {
     unmask()
 }
 
-/// Has the process scheduled as most are, for the processor and for disks.
+/// Resets the process to the default scheduling, for the processor and for disks.
 ///
 /// # Errors
 /// Those of `sched_setscheduler(2)` and `ioprio_set(2)`.
@@ -175,8 +180,9 @@ pub fn default_scheduling() -> io::Result<()> {
     Ok(())
 }
 
-/// Starts `command` with `descriptor` open under its present number; the kernel sends `on_our_death` to it when this
-/// process ends, however it ends. `first` runs in the child before all else, and must neither allocate nor take a lock.
+/// Starts `command` with `descriptor` open under its current number. The kernel sends it `on_parent_exit`
+/// when this process ends in any way. `first` runs first in the child, and must neither allocate nor take a
+/// lock.
 ///
 /// # Errors
 /// Those of starting the command.
@@ -184,20 +190,20 @@ pub fn spawn_with(
     command: &mut Command,
     descriptor: &OwnedFd,
     first: impl Fn() -> io::Result<()> + Send + Sync + 'static,
-    on_our_death: Signal,
+    on_parent_exit: Signal,
 ) -> io::Result<Child> {
     let number = descriptor.as_raw_fd();
     let parent = rustix::process::getpid();
     let prepare = move || {
-        // A change of identity is among it, which makes the kernel forget the signal below.
+        // It may change the process's identity, which makes the kernel reset the signal set below.
         first()?;
-        // The supervisor's blocked signals are not the command's.
+        // The command must not inherit the supervisor's blocked signals.
         unmask()?;
         // SAFETY: the caller's borrow keeps it open until the command has been spawned.
         let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
         rustix::io::fcntl_setfd(descriptor, FdFlags::empty())?;
-        rustix::process::set_parent_process_death_signal(Some(on_our_death))?;
-        // The signal is not sent for a parent that died before it was asked for.
+        rustix::process::set_parent_process_death_signal(Some(on_parent_exit))?;
+        // The kernel does not send the signal if the parent ended before it was set.
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }

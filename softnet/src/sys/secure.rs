@@ -1,13 +1,13 @@
-//! Whether the kernel gave this process more than its caller has.
+//! Whether this process has more privilege than its caller.
 //!
 //! `unsafe`, because the auxiliary vector is read through the C library.
 #![expect(unsafe_code, reason = "getauxval is a C function")]
 
-/// What the kernel said when it started the program: `AT_SECURE` (getauxval(3)) is set for a set-user-ID or set-group-ID
-/// bit and for file capabilities.
+/// Reads `AT_SECURE` (getauxval(3)), which the kernel set when it started the program with a set-user-ID or
+/// set-group-ID bit or with file capabilities.
 #[cfg(target_os = "linux")]
 pub fn is_secure_execution() -> bool {
-    // SAFETY: it looks a number up and returns another.
+    // SAFETY: it takes a number and returns another.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 

@@ -7,25 +7,25 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// `linux/if_tun.h`, where libc has no name for it.
+/// From `linux/if_tun.h`; libc does not define it.
 const TUN_F_USO4: libc::c_uint = 0x20;
 const TUN_F_USO6: libc::c_uint = 0x40;
 
-/// What a TAP with `IFF_VNET_HDR` takes and gives besides plain frames.
+/// What a TAP with `IFF_VNET_HDR` accepts and delivers besides plain frames.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Offloads {
-    /// It gives TCP super-frames and partial checksums.
+    /// It delivers TCP super-frames and partial checksums.
     pub tcp: bool,
-    /// It takes and gives UDP super-frames.
+    /// It accepts and delivers UDP super-frames.
     pub udp: bool,
 }
 
-/// Agrees on the virtio-net header of a TAP attached with `IFF_VNET_HDR`: 10 bytes, little-endian, whatever an earlier
-/// user of a persistent TAP chose. Then asks for as much as the kernel offers of: partial checksums, TCP/IPv4
-/// super-frames with ECN, UDP super-frames.
+/// Sets the virtio-net header of a TAP attached with `IFF_VNET_HDR` to 10 bytes, little-endian, whatever an
+/// earlier user of a persistent TAP chose. Then enables those of these offloads that the kernel supports:
+/// partial checksums, TCP/IPv4 super-frames with ECN, UDP super-frames.
 ///
 /// # Errors
-/// When the kernel does not take the header's form. Offering nothing is no error.
+/// When the kernel does not accept the header's form. A kernel without offloads is no error.
 pub fn offload(tun: BorrowedFd<'_>) -> io::Result<Offloads> {
     let header_size = softnet_offload::vnet::VNET_HEADER_LEN as libc::c_int;
     let little_endian: libc::c_int = 1;
@@ -36,7 +36,7 @@ pub fn offload(tun: BorrowedFd<'_>) -> io::Result<Offloads> {
         }
     }
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO_ECN;
-    // The kernel offers UDP for both families or not at all.
+    // The kernel supports UDP for both families or not at all.
     let udp = TUN_F_USO4 | TUN_F_USO6;
     for (flags, offloads) in [
         (tcp | udp, Offloads { tcp: true, udp: true }),
@@ -51,14 +51,14 @@ pub fn offload(tun: BorrowedFd<'_>) -> io::Result<Offloads> {
     Err(io::Error::last_os_error())
 }
 
-/// Attaches the open `/dev/net/tun` descriptor to the TAP `name`, or creates it if there is none and the caller may.
-/// `flags` are `IFF_TAP` and its companions.
+/// Attaches the open `/dev/net/tun` descriptor to the TAP `name`. Creates the TAP if it does not exist and
+/// the caller may. `flags` are `IFF_TAP` and its companions.
 ///
 /// Returns the interface's name, which the kernel chooses if `name` holds a `%d`.
 ///
 /// # Errors
-/// `EINVAL` for a name longer than 15 bytes or flags that disagree with an existing TAP, `EBUSY` if another process is
-/// attached, `EPERM` without the right to it.
+/// `EINVAL` for a name longer than 15 bytes or flags that disagree with an existing TAP, `EBUSY` if another
+/// process is attached, `EPERM` without permission.
 pub fn attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<String> {
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
@@ -66,7 +66,7 @@ pub fn attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<String>
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        // C's `char` has a sign on some processors and none on others.
+        // C's `char` is signed on some processors and unsigned on others.
         *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_flags = flags as libc::c_short;

@@ -1,4 +1,4 @@
-//! The VM's side: the socket that the VMM hands over.
+//! The VM's side: the socket that the VMM passes.
 
 mod datagram;
 #[cfg_attr(not(target_os = "linux"), path = "peer_portable.rs")]
@@ -14,9 +14,9 @@ pub use datagram::DatagramLink;
 #[cfg(target_os = "linux")]
 pub use peer::PeerWatch;
 
-/// Receive buffer in bytes that a VM socket is raised to: what Tart asks for, about 2,700 full frames.
+/// Minimum receive buffer of a VM socket in bytes: as Tart requests it, about 2,700 full frames.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// Send buffer in bytes that a VM socket is raised to.
+/// Minimum send buffer of a VM socket in bytes.
 const SEND_BUFFER: usize = 1 << 20;
 
 /// Why an inherited descriptor cannot carry a VM's frames.
@@ -38,15 +38,15 @@ pub enum VmSocketError {
     /// A socket without a peer.
     #[error("is not connected to a VM; pass one end of a socketpair or connect it first")]
     NotConnected,
-    /// The operating system refused to prepare it.
+    /// A system call failed.
     #[error("cannot be prepared: {0}")]
     Io(#[from] std::io::Error),
 }
 
-/// How frames lie on the socket.
+/// How frames are delimited on the socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Framing {
-    /// One bare frame a datagram.
+    /// One bare frame per datagram.
     Datagram,
     /// A 32-bit big-endian length before each frame.
     Stream,
@@ -60,7 +60,7 @@ pub struct VmSocket {
 }
 
 impl VmSocket {
-    /// Checks that `socket` can carry frames, and how, by `SO_TYPE`. Changes nothing.
+    /// Checks by `SO_TYPE` whether and how `socket` can carry frames. Changes nothing.
     ///
     /// # Errors
     /// What is wrong with it, and what to pass instead.
@@ -85,24 +85,24 @@ impl VmSocket {
         }
     }
 
-    /// The socket itself, for another process.
+    /// Returns the socket, to pass it to another process.
     pub fn into_socket(self) -> OwnedFd {
         self.socket
     }
 
-    /// How frames lie on it.
+    /// How frames are delimited on it.
     pub fn framing(&self) -> Framing {
         self.framing
     }
 
-    /// Watches the far end from another process, where the kernel tells the link nothing of it: `None` for a stream socket.
-    /// The watch holds no copy of the socket.
+    /// Watches the peer from another process, because the kernel does not notify the link when it closes.
+    /// `None` for a stream socket. The watch holds no copy of the socket.
     #[cfg(target_os = "linux")]
     pub fn watch_peer(&self) -> Option<std::io::Result<PeerWatch>> {
         (self.framing == Framing::Datagram).then(|| PeerWatch::new(&self.socket))
     }
 
-    /// The link over this socket: non-blocking, its buffers raised where they are small.
+    /// The link over this socket, which becomes non-blocking and gets larger buffers where they are small.
     ///
     /// # Errors
     /// When the socket cannot be made non-blocking.
@@ -115,7 +115,7 @@ impl VmSocket {
     }
 }
 
-/// Raises buffers that are smaller than ours. The kernel may cap them (`net.core.rmem_max`), which costs only speed.
+/// Raises buffers below the minimum. The kernel may cap them (`net.core.rmem_max`), which costs only speed.
 pub(crate) fn raise_buffers(socket: &OwnedFd) {
     if sockopt::socket_recv_buffer_size(socket).is_ok_and(|size| size < RECEIVE_BUFFER) {
         let _ = sockopt::set_socket_recv_buffer_size(socket, RECEIVE_BUFFER);
@@ -132,7 +132,7 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixStream};
 
     #[test]
-    fn socket_types_are_told_apart() {
+    fn socket_types_are_distinguished() {
         let (datagram, _a) = UnixDatagram::pair().unwrap();
         assert_eq!(VmSocket::check(datagram.into()).unwrap().framing(), Framing::Datagram);
         let (stream, _b) = UnixStream::pair().unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_carries_no_frames_is_refused_by_name() {
+    fn a_socket_that_carries_no_frames_is_refused_by_name() {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(matches!(VmSocket::check(file.into()), Err(VmSocketError::NotASocket)));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

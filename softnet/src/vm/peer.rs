@@ -1,10 +1,11 @@
-//! Finds out that the far end of a Unix datagram pair has closed.
+//! Detects that the peer of a Unix datagram pair has closed.
 //!
-//! Linux wakes nobody when the peer of a `SOCK_DGRAM` pair closes: no hang-up, no end of file; only a send fails, and a
-//! silent host sends nothing. The socket diagnostics interface (`sock_diag(7)`, family `AF_UNIX`) names a socket's peer
-//! by inode, and the inode of a peer that has closed is 0. Asking has no effect on the peer.
+//! Linux sends no event when the peer of a `SOCK_DGRAM` pair closes: no hang-up, no end of file. Only a send
+//! fails, and a silent host sends nothing. The socket diagnostics interface (`sock_diag(7)`, family
+//! `AF_UNIX`) names a socket's peer by inode, and the inode of a peer that has closed is 0. The query has no
+//! effect on the peer.
 //!
-//! `unsafe`, because entering the socket's own network namespace is done by number.
+//! `unsafe`, because the socket's network namespace comes from an ioctl as a descriptor's number.
 #![expect(unsafe_code, reason = "SIOCGSKNS returns a descriptor through an ioctl")]
 
 use std::io;
@@ -27,17 +28,17 @@ pub struct PeerWatch {
 }
 
 impl PeerWatch {
-    /// Prepares to ask for the peer of `socket`.
+    /// Prepares to query the peer of `socket`.
     ///
     /// # Errors
-    /// When the kernel has no diagnostics for Unix sockets, or the socket belongs to a network namespace that this
-    /// process may not enter.
+    /// When the kernel has no diagnostics for Unix sockets, or the socket belongs to a network namespace that
+    /// this process may not enter.
     pub fn new(socket: &OwnedFd) -> io::Result<Self> {
         let inode = u32::try_from(rustix::fs::fstat(socket)?.st_ino).map_err(io::Error::other)?;
-        let here = PeerWatch { diag: open_diag()?, request: unix_diag::question(inode) };
+        let here = PeerWatch { diag: open_diag()?, request: unix_diag::peer_request(inode) };
         match here.peer() {
             Ok(_) => Ok(here),
-            // Not in this namespace: the launcher made the pair in its own.
+            // The launcher made the pair in another network namespace.
             Err(_) => {
                 let there = PeerWatch { diag: open_diag_in(namespace_of(socket)?)?, ..here };
                 there.peer().map(|_| there)
@@ -45,12 +46,13 @@ impl PeerWatch {
         }
     }
 
-    /// Whether the peer still has an open descriptor. In doubt it has: a wrong "no" would end a healthy VM's network.
+    /// Whether the peer still has an open descriptor. True in doubt: a wrong "no" would end a healthy VM's
+    /// network.
     pub fn is_alive(&self) -> bool {
         !matches!(self.peer(), Ok(0))
     }
 
-    /// The inode of the peer, 0 if it has closed.
+    /// The inode of the peer; 0 if it has closed.
     fn peer(&self) -> io::Result<u32> {
         rustix::net::send(&self.diag, &self.request, SendFlags::empty())?;
         let mut reply = [0; 256];
@@ -65,8 +67,8 @@ impl AsFd for PeerWatch {
     }
 }
 
-/// What the link itself does about it: nothing. What answers for one socket can list all sockets of the host, so another
-/// process than the one with the frames asks (rule H10).
+/// The link itself does nothing about it. The diagnostics socket could list all sockets of the host, so
+/// another process than the one with the frames holds it (rule H10).
 #[derive(Debug)]
 pub struct LinkWatch;
 
@@ -79,17 +81,17 @@ impl LinkWatch {
         Ok(LinkWatch)
     }
 
-    /// Whether the link has to be probed for it.
-    pub fn asks(&self) -> bool {
+    /// Whether the link has to be probed.
+    pub fn needs_probe(&self) -> bool {
         false
     }
 
-    /// In doubt it is.
+    /// Always true: the link does not know.
     pub fn is_alive(&self) -> bool {
         true
     }
 
-    /// Nothing.
+    /// Adds nothing.
     pub fn needs(&self, _needs: &mut Needs) {}
 }
 
@@ -99,7 +101,8 @@ fn open_diag() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(protocol))?)
 }
 
-/// Opens the diagnostics socket inside `namespace`, on a thread of its own, so that this one never leaves its place.
+/// Opens the diagnostics socket inside `namespace`, on a separate thread, so that this one stays in its
+/// namespace.
 fn open_diag_in(namespace: OwnedFd) -> io::Result<OwnedFd> {
     let opened = thread::spawn(move || {
         rustix::thread::move_into_link_name_space(
@@ -127,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_closes_without_a_word_is_found() {
+    fn a_peer_that_closes_without_notification_is_detected() {
         let (near, far) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let socket = OwnedFd::from(far);
         let watch = PeerWatch::new(&socket).unwrap();

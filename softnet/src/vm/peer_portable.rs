@@ -1,7 +1,7 @@
-//! Finds out that the far end of a Unix datagram pair has closed, where the socket itself knows.
+//! Detects that the peer of a Unix datagram pair has closed, on systems where the socket itself knows.
 //!
-//! The BSDs disconnect a datagram socket when its peer closes, without waking anybody: asking for the peer's name then
-//! fails. Linux does not, and has another way.
+//! The BSDs disconnect a datagram socket when its peer closes, without an event: getpeername(2) then fails.
+//! Linux does not; `peer.rs` has its way.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ pub struct LinkWatch {
 }
 
 impl LinkWatch {
-    /// Prepares to ask for the peer of `socket`.
+    /// Prepares to query the peer of `socket`.
     ///
     /// # Errors
     /// When no further descriptor can be opened.
@@ -23,17 +23,18 @@ impl LinkWatch {
         Ok(LinkWatch { socket: socket.try_clone()? })
     }
 
-    /// Whether the link has to be probed for it.
-    pub fn asks(&self) -> bool {
+    /// Whether the link has to be probed.
+    pub fn needs_probe(&self) -> bool {
         true
     }
 
-    /// Whether the peer still has an open descriptor. In doubt it has: a wrong "no" would end a healthy VM's network.
+    /// Whether the peer still has an open descriptor. True in doubt: a wrong "no" would end a healthy VM's
+    /// network.
     pub fn is_alive(&self) -> bool {
         rustix::net::getpeername(&self.socket) != Err(rustix::io::Errno::NOTCONN)
     }
 
-    /// Says which descriptors and system calls [`LinkWatch::is_alive`] needs.
+    /// Adds the descriptors and system calls that [`LinkWatch::is_alive`] needs.
     pub fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.socket);
     }

@@ -1,8 +1,9 @@
-//! Which generation of the kernel's ruleset is Softnet's.
+//! Records which generation of the kernel's ruleset Softnet made.
 //!
-//! A change by Softnet itself looks like any other. After each of its own transactions, under the lock, Softnet notes the number
-//! of the ruleset's generation. The kernel ends the messages of each transaction with the number of the generation that it
-//! made, so a table of Softnet's that changed in a later generation than the noted one was changed by others.
+//! The kernel reports a change by Softnet itself like any other. After each of its own transactions, under
+//! the lock, Softnet records the number of the ruleset's generation. The kernel ends the messages of each
+//! transaction with the number of the generation that the transaction made. So a table of Softnet's that
+//! changed in a later generation than the recorded one was changed by another program.
 
 use std::fs;
 use std::io;
@@ -11,20 +12,20 @@ use super::run_dir::RunDir;
 use crate::host::files;
 use crate::netlink::nftables::generation;
 
-/// What is known of the tables that may be the network's.
+/// What is known about changes to the networks' tables.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Tables {
     /// Nothing has changed.
     #[default]
     Same,
-    /// One changed, and the last time in the generation of this number.
+    /// A table changed, most recently in the generation with this number.
     ChangedIn(u32),
-    /// Something was missed.
+    /// Notifications were lost, so a table may have changed.
     Unknown,
 }
 
 impl Tables {
-    /// What is known after `later` was heard too.
+    /// Combines this with what a `later` notification reports.
     pub fn and_then(self, later: Tables) -> Tables {
         match (self, later) {
             (known, Tables::Same) => known,
@@ -33,12 +34,12 @@ impl Tables {
         }
     }
 
-    /// Whether somebody else may have changed a table since Softnet last did. Call it under the lock.
+    /// Whether another program may have changed a table since Softnet last did. Call it under the lock.
     pub fn were_changed_by_others(self, run_dir: &RunDir) -> bool {
         let noted = noted(run_dir);
         match self {
             Tables::Same => false,
-            // The numbers begin anew after the largest.
+            // The numbers wrap around.
             Tables::ChangedIn(number) => {
                 noted.is_none_or(|noted| noted.wrapping_sub(number).cast_signed() < 0)
             }
@@ -47,8 +48,9 @@ impl Tables {
     }
 }
 
-/// Notes that the ruleset is as Softnet made it, by one transaction since its generation was `before`. Call it under the lock,
-/// after that transaction. If others have changed something meanwhile, nothing is noted, and the keeper renders once more.
+/// Records that the ruleset is as Softnet made it, by one transaction since generation `before`. Call it
+/// under the lock, after that transaction. If another program has made a change meanwhile, nothing is
+/// recorded, and the keeper renders the rules once more.
 pub fn note(run_dir: &RunDir, before: Option<u32>) {
     let after = generation().ok();
     let path = run_dir.generation_file();
@@ -57,11 +59,11 @@ pub fn note(run_dir: &RunDir, before: Option<u32>) {
         None => files::remove_file(&path).map_err(io::Error::other),
     };
     if let Err(error) = noted {
-        tracing::debug!(%error, "the ruleset's generation is not noted");
+        tracing::debug!(%error, "cannot record the ruleset's generation");
     }
 }
 
-/// Whether nobody has changed the ruleset since Softnet last did. Call it under the lock.
+/// Whether the ruleset is unchanged since Softnet last changed it. Call it under the lock.
 pub fn is_as_noted(run_dir: &RunDir) -> bool {
     !Tables::Unknown.were_changed_by_others(run_dir)
 }
@@ -75,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_missed_stays_unknown() {
+    fn lost_notifications_leave_the_tables_unknown() {
         let (one, two) = (Tables::ChangedIn(1), Tables::ChangedIn(2));
         assert_eq!(one.and_then(two).and_then(Tables::Same), two);
         assert_eq!(one.and_then(Tables::Unknown).and_then(two), Tables::Unknown);

@@ -68,11 +68,11 @@ impl<I: Interface> Link for VmnetLink<I> {
                 count += 1;
             }
             match interface.write(&frames[..count]) {
-                Ok(0) | Err(Refusal::Exhausted) => batch.give_up(),
+                Ok(0) | Err(Refusal::Exhausted) => batch.discard(),
                 Ok(taken) => batch.advance(taken.min(count)),
                 // One frame among them, and vmnet does not say which. A frame never ends the process (rule R3).
                 Err(Refusal::Argument(_)) if count > 1 => most = 1,
-                Err(Refusal::Argument(_)) => batch.give_up_one(),
+                Err(Refusal::Argument(_)) => batch.discard_one(),
                 Err(refusal) => return Err(broken("write to vmnet", refusal)),
             }
         }

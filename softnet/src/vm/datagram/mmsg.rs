@@ -1,7 +1,7 @@
 //! Many datagrams in one system call: `recvmmsg(2)` and `sendmmsg(2)`.
 //!
-//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in [`MessageArray`] and are
-//! filled anew for every call from slices that outlive it.
+//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in
+//! [`MessageArray`] and are refilled for every call from slices that outlive it.
 #![expect(unsafe_code, reason = "recvmmsg and sendmmsg take arrays of raw pointers")]
 
 use std::fmt;
@@ -15,16 +15,16 @@ use super::Datagram;
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 use crate::needs::Syscall;
 
-/// What this file calls.
+/// The system calls of this file.
 pub const SYSCALLS: &[Syscall] = &[Syscall::Recvmmsg, Syscall::Sendmmsg];
 
-/// The poller tells when a full queue has room.
+/// No pause: the poller reports when a full queue has room.
 pub const FULL_QUEUE_PAUSE: Option<Duration> = None;
 
 /// Message headers for one call, allocated once.
 pub struct MessageArray {
     headers: Box<[libc::mmsghdr; BATCH_FRAMES]>,
-    /// Two for each message: a cut frame's headers and its payload.
+    /// Two for each message: the headers and the payload of a cut frame.
     vectors: Box<[[libc::iovec; 2]; BATCH_FRAMES]>,
 }
 
@@ -46,8 +46,8 @@ impl MessageArray {
         }
     }
 
-    /// Receives up to as many datagrams as there are `buffers`, without waiting; calls `each` with the index of every
-    /// buffer that was filled. Returns how many were.
+    /// Receives at most as many datagrams as there are `buffers`, without waiting. Calls `each` with the
+    /// index of every buffer that was filled, and returns their number.
     ///
     /// # Errors
     /// Those of `recvmmsg(2)`; `EAGAIN` if nothing has arrived.
@@ -65,8 +65,8 @@ impl MessageArray {
             header.msg_hdr.msg_flags = 0;
             offered += 1;
         }
-        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that is
-        // mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
+        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that
+        // is mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
         let count = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -84,11 +84,11 @@ impl MessageArray {
         Ok(count)
     }
 
-    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting. Returns how
-    /// many left, as [`FrameBatch::advance`] counts.
+    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting.
+    /// Returns how many were sent, as [`FrameBatch::advance`] counts.
     ///
     /// # Errors
-    /// Those of `sendmmsg(2)` for the first frame; `EAGAIN` if the far end's queue is full.
+    /// Those of `sendmmsg(2)` for the first frame; `EAGAIN` if the peer's queue is full.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -104,8 +104,8 @@ impl MessageArray {
             header.msg_hdr.msg_iov = vector.as_mut_ptr();
             header.msg_hdr.msg_iovlen = (2 - first) as _;
         });
-        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and `batch`, which
-        // are borrowed until this call returns; sendmmsg only reads through them.
+        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and
+        // `batch`, which are borrowed until this call returns; sendmmsg only reads through them.
         let count = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),

@@ -1,11 +1,11 @@
-//! One bare frame a datagram, many datagrams a system call.
+//! The VM's datagram socket: one bare frame per datagram, many datagrams per system call.
 
 #[cfg(target_os = "linux")]
 mod mmsg;
 #[cfg(any(target_os = "macos", test))]
 mod msgx;
 
-/// Batches of datagrams, as this system sends and receives them.
+/// Sends and receives batches of datagrams in the way of this system.
 #[cfg(target_os = "linux")]
 use mmsg as messages;
 #[cfg(target_os = "macos")]
@@ -22,8 +22,8 @@ use crate::link::{Cutter, FrameBatch, Link, LinkError, Received, Registration, S
 use crate::needs::{Needs, Syscall};
 use messages::MessageArray;
 
-/// A zero-length datagram is how a VMM says that it has ended; but a guest can also make its VMM send an empty frame,
-/// which must harm nothing (rule L3). What follows decides: silence for this long was the end.
+/// A VMM reports its end by a zero-length datagram; but a guest can also make its VMM send an empty frame,
+/// which must have no effect (rule L3). If the VMM sends nothing for this long afterwards, it has ended.
 const END_GRACE: Duration = Duration::from_secs(2);
 
 /// One received datagram.
@@ -43,7 +43,7 @@ pub struct DatagramLink {
     messages: MessageArray,
     cutter: Cutter,
     peer: Option<LinkWatch>,
-    /// When a zero-length datagram arrived that no frame has followed yet.
+    /// When a zero-length datagram arrived, if no frame has followed it.
     end_announced: Option<Instant>,
 }
 
@@ -52,7 +52,7 @@ impl DatagramLink {
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let peer = LinkWatch::new(&socket).inspect_err(|error| {
-            tracing::debug!(%error, "the kernel cannot tell when the VM's socket closes; watching the parent only");
+            tracing::debug!(%error, "the kernel does not report when the VM's socket closes; watching only the parent");
         });
         Ok(DatagramLink {
             socket,
@@ -81,7 +81,7 @@ impl Link for DatagramLink {
             Ok(count) => count,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Ok(Received::Drained),
-                // Nothing says that nothing is left.
+                // An interrupted call does not mean that nothing is left.
                 Some(libc::EINTR) => return Ok(Received::More),
                 Some(libc::ECONNRESET | libc::ENOTCONN | libc::ECONNREFUSED) => {
                     return Err(LinkError::Closed);
@@ -110,8 +110,9 @@ impl Link for DatagramLink {
                     Some(libc::ECONNREFUSED | libc::ECONNRESET | libc::ENOTCONN | libc::EPIPE) => {
                         return Err(LinkError::Closed);
                     }
-                    // A frame that the socket cannot take at all (EMSGSIZE): it is lost, the link is not.
-                    _ => batch.give_up_one(),
+                    // The socket can never accept this frame (EMSGSIZE): the frame is lost, but the link
+                    // still works.
+                    _ => batch.discard_one(),
                 },
             }
         }
@@ -133,7 +134,7 @@ impl Link for DatagramLink {
     }
 
     fn needs_probe(&self) -> bool {
-        self.end_announced.is_some() || self.peer.as_ref().is_some_and(LinkWatch::asks)
+        self.end_announced.is_some() || self.peer.as_ref().is_some_and(LinkWatch::needs_probe)
     }
 
     fn needs(&self, needs: &mut Needs) {

@@ -1,10 +1,11 @@
-//! Many datagrams in one system call on macOS: `recvmsg_x` and `sendmsg_x`, from XNU's published `sys/socket_private.h`.
+//! Many datagrams in one system call on macOS: `recvmsg_x` and `sendmsg_x`, from XNU's published
+//! `sys/socket_private.h`.
 //!
-//! They are in every macOS that Softnet runs on, but in no public header, so they are looked up at run time; where one is
-//! missing or refuses this kind of socket, each datagram takes a call of its own.
+//! Every macOS that Softnet runs on has them, but no public header declares them, so they are looked up at
+//! run time. Where one is missing or refuses this kind of socket, Softnet makes one call per datagram.
 //!
-//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in [`MessageArray`] and are
-//! filled anew for every call from slices that outlive it.
+//! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in
+//! [`MessageArray`] and are refilled for every call from slices that outlive it.
 #![expect(
     unsafe_code,
     reason = "recvmsg_x and sendmsg_x take arrays of raw pointers, and are looked up by name"
@@ -23,12 +24,12 @@ use rustix::net::{
 use super::Datagram;
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 
-/// What carrying datagrams calls; nothing confines system calls where these are used.
+/// Empty: system calls are not confined on this system.
 #[cfg(target_os = "macos")]
 pub const SYSCALLS: &[crate::needs::Syscall] = &[];
 
-/// A datagram socket is writable as long as its own buffer has room, whatever its peer's queue: `ENOBUFS` tells that this
-/// is full, and nothing tells when it no longer is.
+/// A datagram socket is writable as long as its own buffer has room, even if its peer's queue is full.
+/// `ENOBUFS` reports a full queue, and nothing reports when it has room again.
 #[cfg(target_os = "macos")]
 pub const FULL_QUEUE_PAUSE: Option<std::time::Duration> = Some(std::time::Duration::from_millis(1));
 
@@ -47,16 +48,16 @@ struct MessageHeader {
     data_len: libc::size_t,
 }
 
-/// Either call: socket, headers, their number, flags; the number of datagrams or -1.
+/// Either call takes socket, headers, their number and flags, and returns the number of datagrams or -1.
 type BatchCall =
     unsafe extern "C" fn(libc::c_int, *mut MessageHeader, libc::c_uint, libc::c_int) -> libc::ssize_t;
 
 /// How datagrams are carried.
 #[derive(Clone, Copy)]
 enum Calls {
-    /// Many a call.
+    /// Many per call.
     Batch { receive: BatchCall, send: BatchCall },
-    /// One a call.
+    /// One per call.
     Single,
 }
 
@@ -64,7 +65,7 @@ enum Calls {
 pub struct MessageArray {
     calls: Calls,
     headers: Box<[MessageHeader; BATCH_FRAMES]>,
-    /// Two for each message: a cut frame's headers and its payload.
+    /// Two for each message: the headers and the payload of a cut frame.
     vectors: Box<[[libc::iovec; 2]; BATCH_FRAMES]>,
 }
 
@@ -100,8 +101,8 @@ impl MessageArray {
         }
     }
 
-    /// Receives up to as many datagrams as there are `buffers`, without waiting; calls `each` with the index of every
-    /// buffer that was filled. Returns how many were. The socket must be non-blocking.
+    /// Receives at most as many datagrams as there are `buffers`, without waiting. Calls `each` with the
+    /// index of every buffer that was filled, and returns their number. The socket must be non-blocking.
     ///
     /// # Errors
     /// Those of `recvmsg(2)`; `EAGAIN` if nothing has arrived.
@@ -124,8 +125,8 @@ impl MessageArray {
             header.data_len = 0;
             offered += 1;
         }
-        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that is
-        // mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
+        // SAFETY: the first `offered` headers each point to one iovec, which points to a distinct buffer that
+        // is mutably borrowed for 'a, which outlives this call; no name or control buffer is given.
         let count =
             unsafe { receive(socket.as_raw_fd(), self.headers.as_mut_ptr(), offered, libc::MSG_DONTWAIT) };
         match usize::try_from(count) {
@@ -142,11 +143,11 @@ impl MessageArray {
         }
     }
 
-    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting. Returns how
-    /// many left, as [`FrameBatch::advance`] counts. The socket must be non-blocking.
+    /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting.
+    /// Returns how many were sent, as [`FrameBatch::advance`] counts. The socket must be non-blocking.
     ///
     /// # Errors
-    /// Those of `sendmsg(2)` for the first frame; `ENOBUFS` if the far end's queue is full.
+    /// Those of `sendmsg(2)` for the first frame; `ENOBUFS` if the peer's queue is full.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -167,22 +168,22 @@ impl MessageArray {
             header.flags = 0;
             header.data_len = 0;
         });
-        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and `batch`, which
-        // are borrowed until this call returns; the call only reads through them.
+        // SAFETY: the first `offered` headers each point to one or two iovecs over slices of `cutter` and
+        // `batch`, which are borrowed until this call returns; the call only reads through them.
         let count = unsafe {
             send(socket.as_raw_fd(), self.headers.as_mut_ptr(), offered as libc::c_uint, libc::MSG_DONTWAIT)
         };
         usize::try_from(count).map_err(|_| self.refused(io::Error::last_os_error()))
     }
 
-    /// A batch call failed. If it does not know this kind of socket it is never made again, and the caller is asked to
-    /// come again at once.
+    /// Handles the failure of a batch call. If the call does not support this kind of socket, it is never
+    /// made again, and the returned error makes the caller retry at once.
     fn refused(&mut self, error: io::Error) -> io::Error {
         let unknown = [libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP, libc::EINVAL];
         if !error.raw_os_error().is_some_and(|code| unknown.contains(&code)) {
             return error;
         }
-        tracing::info!(%error, "the system takes no batches of datagrams; carrying one a call");
+        tracing::info!(%error, "the system does not support batches of datagrams; carrying one per call");
         self.calls = Calls::Single;
         io::Error::from_raw_os_error(libc::EINTR)
     }
@@ -201,8 +202,8 @@ fn look_up() -> Calls {
     let find = |name: &std::ffi::CStr| {
         // SAFETY: dlsym takes a terminated string, which outlives the call.
         let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        // SAFETY: a symbol of this name is the function with this signature in every XNU since 10.10; a null pointer
-        // becomes None.
+        // SAFETY: a symbol of this name is the function with this signature in every XNU since 10.10; a null
+        // pointer becomes None.
         unsafe { std::mem::transmute::<*mut libc::c_void, Option<BatchCall>>(address) }
     };
     match (find(c"recvmsg_x"), find(c"sendmsg_x")) {
@@ -255,7 +256,8 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
-    /// What macOS does, by one ordinary call a datagram: as many as there are, or the first one's error.
+    /// Emulates macOS by one ordinary call per datagram: receives all there are, or returns the first one's
+    /// error.
     unsafe extern "C" fn receive_like_macos(
         socket: libc::c_int,
         headers: *mut MessageHeader,
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_pass_in_order_whichever_way_they_are_carried() {
+    fn frames_pass_in_order_however_they_are_carried() {
         for calls in [LIKE_MACOS, Calls::Single] {
             let (near, far) = pair();
             let mut array = MessageArray::with(calls);
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_system_that_refuses_batches_is_asked_once() {
+    fn a_batch_call_that_the_system_refuses_is_made_once() {
         let (near, far) = pair();
         let mut array = MessageArray::with(Calls::Batch { receive: refuse, send: refuse });
         let batch = batch_of(&[(1, 60)]);

@@ -1,7 +1,8 @@
-//! What the kernel tells of changes: interfaces, addresses and forwarding by rtnetlink, tables by nftables' netlink
-//! (`linux/rtnetlink.h`, `linux/netfilter/nf_tables.h`).
+//! The kernel's notifications of changes: interfaces, addresses and forwarding by rtnetlink, tables by
+//! nftables' netlink (`linux/rtnetlink.h`, `linux/netfilter/nf_tables.h`).
 //!
-//! A change by Softnet itself looks like any other; [`super::super::generation`] tells them apart.
+//! The kernel reports a change by Softnet itself like any other; [`super::super::generation`] distinguishes
+//! them.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,31 +14,31 @@ use crate::host::network::ruleset;
 use crate::netlink::nftables::{NEWGEN, SUBSYSTEM, first_attribute, number};
 use crate::netlink::{Subscription, messages};
 
-/// Links, IPv4 addresses, IPv4 switches (`RTNLGRP_*`).
+/// Links, IPv4 addresses, IPv4 settings such as forwarding (`RTNLGRP_*`).
 const ROUTE_GROUPS: [u32; 3] = [1, 5, 24];
 /// `NFNLGRP_NFTABLES`.
 const NFTABLES_GROUP: u32 = 7;
 
-/// What has happened since the last look.
+/// What has changed since the last read.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Happened {
-    /// An interface, an address or a switch changed.
+    /// An interface, an address or a setting changed.
     pub links: bool,
-    /// A table that may be the network's changed.
+    /// Whether a table of the networks changed.
     pub tables: Tables,
 }
 
-/// Where the kernel tells.
+/// The sockets on which the kernel reports changes.
 #[derive(Debug)]
 pub struct Events {
     route: Subscription,
     nftables: Subscription,
-    /// A table changed in the transaction whose number is still to be told.
+    /// A table of the networks changed in a transaction whose number has not arrived yet.
     within: bool,
 }
 
 impl Events {
-    /// From now on, nothing is missed.
+    /// Subscribes to changes. From now on, none is missed.
     pub fn follow() -> io::Result<Self> {
         Ok(Events {
             route: Subscription::open(NETLINK_ROUTE, &ROUTE_GROUPS)?,
@@ -46,27 +47,27 @@ impl Events {
         })
     }
 
-    /// What becomes readable when something happens.
+    /// The descriptors that become readable when something changes.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         [self.route.as_fd(), self.nftables.as_fd()]
     }
 
-    /// Reads all that was told. Tables are the network's if their name is the one of all networks or begins like it.
+    /// Reads all notifications that have arrived.
     pub fn read(&mut self) -> Happened {
         let mut happened = Happened::default();
         self.route.drain(|_| happened.links = true);
         let within = &mut self.within;
-        self.nftables.drain(|told| {
-            let told = told.map_or(Tables::Unknown, |bytes| follow(bytes, within));
-            happened.tables = happened.tables.and_then(told);
+        self.nftables.drain(|messages| {
+            let change = messages.map_or(Tables::Unknown, |bytes| changes_in(bytes, within));
+            happened.tables = happened.tables.and_then(change);
         });
         happened
     }
 }
 
-/// What these messages of nftables tell. `within` is whether the transaction that they go on with has changed a table of the
-/// networks.
-fn follow(bytes: &[u8], within: &mut bool) -> Tables {
+/// What these messages of nftables report. `within` says whether an earlier message of the same transaction
+/// changed a table of the networks.
+fn changes_in(bytes: &[u8], within: &mut bool) -> Tables {
     let mut tables = Tables::Same;
     for message in messages(bytes).map_while(Result::ok) {
         let kind = message.message_type();
@@ -84,7 +85,8 @@ fn follow(bytes: &[u8], within: &mut bool) -> Tables {
     tables
 }
 
-/// Whether a table of this name belongs to the networks. One for a TAP on a bridge of others does not (`--bridge`).
+/// Whether a table of this name belongs to the networks. Tables for a TAP on a bridge that Softnet does not
+/// manage (`--bridge`) do not.
 fn is_of_networks(table: &[u8]) -> bool {
     table.starts_with(b"softnet") && !table.starts_with(ruleset::TAP_PREFIX.as_bytes())
 }
@@ -96,8 +98,8 @@ mod tests {
 
     const NEW_RULE: u16 = SUBSYSTEM | 6;
 
-    fn told(messages: &[Vec<u8>]) -> Tables {
-        follow(&messages.concat(), &mut false)
+    fn changes(messages: &[Vec<u8>]) -> Tables {
+        changes_in(&messages.concat(), &mut false)
     }
 
     fn end(number: u32) -> Vec<u8> {
@@ -112,17 +114,17 @@ mod tests {
             (b"softnet-tap-snt0\0", Tables::Same),
             (b"filter\0", Tables::Same),
         ] {
-            assert_eq!(told(&[message(NEW_RULE, table), end(7)]), tables);
+            assert_eq!(changes(&[message(NEW_RULE, table), end(7)]), tables);
         }
         let (ours, others) = (message(NEW_RULE, b"softnet\0"), message(NEW_RULE, b"filter\0"));
         let all = [others.clone(), ours, others.clone(), end(7), others, end(8)];
-        assert_eq!(told(&all), Tables::ChangedIn(7));
+        assert_eq!(changes(&all), Tables::ChangedIn(7));
         let mut within = false;
-        assert_eq!(follow(&all[..2].concat(), &mut within), Tables::Same);
-        assert_eq!(follow(&end(9), &mut within), Tables::ChangedIn(9));
+        assert_eq!(changes_in(&all[..2].concat(), &mut within), Tables::Same);
+        assert_eq!(changes_in(&end(9), &mut within), Tables::ChangedIn(9));
         let all = all.concat();
         for length in 0..all.len() {
-            let _ = follow(&all[..length], &mut false);
+            let _ = changes_in(&all[..length], &mut false);
         }
     }
 }
