@@ -74,6 +74,11 @@ pub struct RunArgs {
     #[arg(long, help_heading = "VM")]
     pub fd_from_env: bool,
 
+    /// User who runs COMMAND [default: the user who called sudo, or --user; else the one who started Softnet].
+    /// `root` keeps it root's.
+    #[arg(long, value_name = "NAME", help_heading = "VM")]
+    pub vm_user: Option<String>,
+
     /// Permit QEMU's command line to give the VM further network cards, which Softnet does not filter.
     #[arg(long, help_heading = "VM")]
     pub allow_other_nics: bool,

@@ -98,7 +98,7 @@ impl Identity {
         accounts: &impl Accounts,
     ) -> Result<Self, UsageError> {
         let mut identity = match user {
-            Some(name) => named(name, start, accounts)?,
+            Some(name) => Self::named("--user", name, start, accounts)?,
             None => unnamed(start, accounts)?,
         };
         if let Some(name) = group {
@@ -116,6 +116,36 @@ impl Identity {
             identity.gid = gid;
         }
         Ok(identity)
+    }
+
+    /// The user of this name or number, whom `flag` names.
+    ///
+    /// # Errors
+    /// When there is none, it is root, or the caller may not name it.
+    pub fn named(
+        flag: &'static str,
+        name: &str,
+        start: &Start,
+        accounts: &impl Accounts,
+    ) -> Result<Self, UsageError> {
+        let error = |reason| UsageError::new(flag, name, reason);
+        let account = accounts
+            .user(name)
+            .or_else(|| accounts.user_by_id(name.parse().ok()?))
+            .ok_or_else(|| error("is not a user of this system; name an existing one"))?;
+        if account.uid.is_root() {
+            return Err(error("is root; name an ordinary user"));
+        }
+        if !start.is_by_root() {
+            if account.uid != start.real.0 {
+                return Err(error("is not the calling user; only root may name another"));
+            }
+            return Ok(caller(start));
+        }
+        if !accounts.can_become(&account) {
+            return Err(error("is not mapped in this user namespace; name a user that is"));
+        }
+        Ok(identity(&account, account.gid, Origin::Flag, accounts))
     }
 
     /// Logs the choice, if it does not follow from the arguments or the caller.
@@ -136,27 +166,6 @@ impl Identity {
             }
         }
     }
-}
-
-fn named(name: &str, start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageError> {
-    let error = |reason| UsageError::new("--user", name, reason);
-    let account = accounts
-        .user(name)
-        .or_else(|| accounts.user_by_id(name.parse().ok()?))
-        .ok_or_else(|| error("is not a user of this system; name an existing one"))?;
-    if account.uid.is_root() {
-        return Err(error("is root, who must not parse a VM's frames; name an ordinary user"));
-    }
-    if !start.is_by_root() {
-        if account.uid != start.real.0 {
-            return Err(error("is not the calling user; only root may name another"));
-        }
-        return Ok(caller(start));
-    }
-    if !accounts.can_become(&account) {
-        return Err(error("is not mapped in this user namespace; name a user that is"));
-    }
-    Ok(identity(&account, account.gid, Origin::Flag, accounts))
 }
 
 fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageError> {

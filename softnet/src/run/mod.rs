@@ -1,8 +1,8 @@
 //! `softnet run`: a VM and its filter as one command.
 //!
 //! Three processes: this one supervises; a fork of it is the filter, in its own process group so that a
-//! Ctrl-C meant for the VM does not cut its network; and the command is the VM. When one of them ends, the
-//! others end too.
+//! Ctrl-C meant for the VM does not cut its network; and the command is the VM. When the command ends, the filter
+//! does, and when the filter fails, the command is ended.
 
 mod command;
 
@@ -21,10 +21,11 @@ use softnet_filter::MacAddr;
 
 use crate::cli::RunArgs;
 use crate::config::{Config, PortSettings, parse_mac};
-use crate::privilege::{Identity, Start, System};
+use crate::privilege::{Identity, Origin, Start, System};
 use crate::signals::signalfd::{Received, SignalFd};
 use crate::sys::process::{self, Fork};
 use crate::sys::wait;
+use crate::usage::UsageError;
 use crate::vm::VmSocket;
 use command::{Promises, Socket, VmCommand};
 
@@ -47,13 +48,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     };
     let mut port = PortSettings::try_from(args.port)?;
     let start = Start::of_this_process()?;
-    // A VM that root starts runs as root unless --user or --group is given. A set-user-ID bit is for the
-    // filter, never for the VM.
-    let vm_user = if start.is_elevated() || port.user.is_some() || port.group.is_some() {
-        Some(Identity::choose(port.user.as_deref(), port.group.as_deref(), &start, &System)?)
-    } else {
-        None
-    };
+    let vm_user = vm_user(args.vm_user.as_deref(), &port, &start)?;
     let promises = Promises { reads_environment: args.fd_from_env, other_nics: args.allow_other_nics };
     let mut asked = Ok(true);
     let command = VmCommand::new(&args.command, promises, |program| {
@@ -162,20 +157,29 @@ fn wait_until_ready(
     }
 }
 
-/// Forwards signals and waits until either process ends; then ends the other.
+/// Forwards signals and waits until the VM ends; then ends the filter. A VM that closes its socket and goes on, as
+/// a guest's `ip link set down` makes some VMMs do, has no network any more. If the filter fails, the VM ends too.
 fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::Result<ExitCode> {
     let vm_pid = Pid::from_child(vm);
     let vm_pidfd = pidfd_open(vm_pid, PidfdFlags::empty()).context("cannot watch the VM's process")?;
+    let mut filter = Some(filter);
     loop {
+        let filter_pidfd = filter.as_ref().map_or(vm_pidfd.as_fd(), |filter| filter.pidfd.as_fd());
         let [vm_ended, filter_ended, signalled] =
-            wait([vm_pidfd.as_fd(), filter.pidfd.as_fd(), signals.as_fd()], None)?;
+            wait([vm_pidfd.as_fd(), filter_pidfd, signals.as_fd()], None)?;
         if vm_ended {
             let status = vm.wait()?;
-            filter.end();
+            if let Some(filter) = filter {
+                filter.end();
+            }
             return Ok(exit_code(status));
         }
-        if filter_ended {
+        if let Some(filter) = filter.take_if(|_| filter_ended) {
             let status = filter.wait();
+            if status.success() {
+                tracing::warn!("the VM closed the socket of its network card; it has no network from now on");
+                continue;
+            }
             let _ = rustix::process::kill_process(vm_pid, Signal::TERM);
             if !wait([vm_pidfd.as_fd()], Some(VM_GRACE))?[0] {
                 let _ = rustix::process::kill_process(vm_pid, Signal::KILL);
@@ -185,7 +189,9 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
         }
         if signalled && let Some(received) = signals.read()? {
             if received.asks_for_counters() {
-                filter.signal(Signal::USR1);
+                if let Some(filter) = &filter {
+                    filter.signal(Signal::USR1);
+                }
             } else if received.is_for_the_vm() {
                 let _ = rustix::process::kill_process(vm_pid, received.signal);
             }
@@ -250,6 +256,36 @@ fn wait<const N: usize>(
     let mut polled = fds.map(wait::readable);
     wait::wait(&mut polled, limit)?;
     Ok(polled.map(|fd| !fd.revents().is_empty()))
+}
+
+/// The user who runs the command; `None` is who started Softnet. A set-user-ID bit is for the filter, never for the VM,
+/// and so is the root of sudo: a VMM that its guest takes over must not be root.
+fn vm_user(name: Option<&str>, port: &PortSettings, start: &Start) -> anyhow::Result<Option<Identity>> {
+    let (user, group) = (port.user.as_deref(), port.group.as_deref());
+    Ok(match name {
+        Some(name) if !start.is_by_root() => {
+            return Err(
+                UsageError::new("--vm-user", name, "is for root; leave it out, and the VM is yours").into()
+            );
+        }
+        Some("root" | "0") => None,
+        Some(name) => Some(Identity::named("--vm-user", name, start, &System)?),
+        None if start.is_elevated() || user.is_some() || group.is_some() => {
+            Some(Identity::choose(user, group, start, &System)?)
+        }
+        None => {
+            let identity = Identity::choose(None, None, start, &System)?;
+            let of_sudo = identity.origin == Origin::Sudo;
+            if of_sudo {
+                let uid = identity.uid.as_raw();
+                tracing::warn!(
+                    uid,
+                    "the VM runs as the user who called sudo; --vm-user root runs it as root"
+                );
+            }
+            of_sudo.then_some(identity)
+        }
+    })
 }
 
 /// Whether a program says that it is QEMU when it is asked for its version, by the user who will run it. One that

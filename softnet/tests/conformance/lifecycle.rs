@@ -250,6 +250,21 @@ pub fn run_ends_as_its_command_does() -> Result<()> {
     Ok(())
 }
 
+/// User-mode Linux closes its socket when its guest takes the interface down, as every shutdown does.
+pub fn run_outlives_a_socket_that_the_vm_closes() -> Result<()> {
+    let _segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
+    let mut command = Command::new(program());
+    command.args(["run", "--vm-mac-address", &VM_MAC.to_string(), "--tap", Segment::TAP, "--", "bash", "-c"]);
+    // The filter is the supervisor's other child; the shell goes on once it has ended.
+    let script = "exec {fd}>&-; filter=$(tr ' ' '\\n' < /proc/$PPID/task/$PPID/children | grep -v \"^$$\\$\"); \
+                  while test -n \"$filter\" && test -e /proc/$filter/fd/2; do sleep 0.05; done; echo synced; exit 5";
+    let output = command.arg(script).stdin(Stdio::null()).output()?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(5) && output.stdout == b"synced\n", "{}: {log}", output.status);
+    ensure!(log.contains("it has no network from now on"), "{log}");
+    Ok(())
+}
+
 pub fn run_passes_signals_on_and_ends_both() -> Result<()> {
     let _segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
     // Its first line says that the trap is set.

@@ -117,6 +117,7 @@ fn main() -> ExitCode {
             a_routed_tap_serves_without_a_bridge,
             run_ends_as_its_command_does,
             run_passes_signals_on_and_ends_both,
+            run_outlives_a_socket_that_the_vm_closes,
             nothing_goes_to_standard_output,
         },
     ])

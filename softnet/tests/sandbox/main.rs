@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         monitor::{it_is_confined_and_watches_for_the_worker, without_a_place_every_other_call_ends_it},
         monitor::{with_a_place_it_runs_nft_and_little_else, either_ones_death_is_the_others_end},
         set_user_id::{it_becomes_its_caller, it_takes_only_what_the_list_allows, it_starts_nobody_elses_programs},
-        set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users},
+        set_user_id::{the_vm_of_run_is_the_callers, the_vm_of_roots_run_is_the_named_users, the_vm_of_sudo_is_its_callers},
     ];
     for test in &mut tests {
         *test = test.as_root();

@@ -162,6 +162,24 @@ pub fn the_vm_of_run_is_the_callers() -> Result<()> {
     Ok(())
 }
 
+pub fn the_vm_of_sudo_is_its_callers() -> Result<()> {
+    let _segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
+    for (flags, ids) in [
+        (&[][..], "65534\n65534\n"),
+        (&["--vm-user=root"], "0\n0\n"),
+        (&["--vm-user=daemon"], "1\n1\n"),
+        (&["--user=daemon"], "1\n1\n"),
+    ] {
+        let mut command = Command::new(PROGRAM);
+        command.env("SUDO_UID", "65534").env("SUDO_GID", "65534").arg("run").args(flags);
+        command.args(["--fd-from-env", "--tap", Segment::TAP, "--", "sh", "-c", "id -u; id -g"]);
+        let output = command.output()?;
+        let said = String::from_utf8(output.stdout).context("ids are ASCII")?;
+        ensure!(said == ids, "{flags:?}: {said:?} {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
+}
+
 pub fn the_vm_of_roots_run_is_the_named_users() -> Result<()> {
     let _segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
     let arguments = ["run", "--fd-from-env", "--user", "nobody", "--tap", Segment::TAP, "--", "sh", "-c"];
