@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use softnet_filter::{Gateway, Port, PortConfig};
 
@@ -29,6 +30,7 @@ pub struct Opened {
     ready: Option<(OwnedFd, String)>,
     release: bool,
     stats: bool,
+    mute_limit: Option<Duration>,
 }
 
 impl Opened {
@@ -93,6 +95,7 @@ impl Opened {
             ready: config.port.ready.map(|fd| (fd, ready_line.to_string())),
             release: config.port.release,
             stats: config.port.stats,
+            mute_limit: config.mute_limit,
         })
     }
 
@@ -131,10 +134,13 @@ impl Sealed {
     /// # Errors
     /// When a link breaks.
     pub fn run(self) -> Result<Ended, RelayError> {
-        let Opened { mut relay, ready, release, stats, .. } = self.0;
+        let Opened { mut relay, ready, release, stats, mute_limit, .. } = self.0;
         if let Some((fd, line)) = ready {
             // A failed write is ignored: the launcher may have stopped reading.
             let _ = writeln!(File::from(fd), "{line}");
+        }
+        if let Some(limit) = mute_limit {
+            relay.warn_if_mute(limit);
         }
         let outcome = relay.run();
         if release {

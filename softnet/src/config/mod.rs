@@ -58,6 +58,8 @@ pub struct Config {
     pub vm_mac: MacAddr,
     /// Everything that `softnet run` configures too.
     pub port: PortSettings,
+    /// How long the VM may send nothing before a warning says so; `None` where nobody knows when it starts.
+    pub mute_limit: Option<std::time::Duration>,
 }
 
 /// What `softnet` and `softnet run` have in common, checked.
@@ -113,7 +115,7 @@ impl TryFrom<(VmArgs, PortArgs)> for Config {
         let port = PortSettings::try_from(port)?;
         let socket = adopt("--vm-fd", &fd)?;
         let vm = VmSocket::check(socket).map_err(|error| UsageError::new("--vm-fd", fd, error))?;
-        Ok(Config { vm, vm_mac, port })
+        Ok(Config { vm, vm_mac, port, mute_limit: None })
     }
 }
 

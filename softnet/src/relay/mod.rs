@@ -86,6 +86,8 @@ pub struct Relay {
     /// The VM's new address, for which the host is being prepared, and the limit of the wait. Until then no
     /// frame passes to the VM, so that it learns of the address only afterwards.
     settling: Option<(Ipv4Addr, Timestamp)>,
+    /// When to warn of a VM that has sent no frame, and how long it has had until then.
+    mute_at: Option<(Timestamp, Duration)>,
 }
 
 impl Relay {
@@ -122,12 +124,18 @@ impl Relay {
             sources,
             probe: Probe::new(now),
             settling: None,
+            mute_at: None,
         })
     }
 
     /// Passes all judged frames to `observer`.
     pub fn set_observer(&mut self, observer: impl Observer + 'static) {
         self.observer = Some(Box::new(observer));
+    }
+
+    /// Warns once if the VM sends no frame for this long from now on: it may have a network that is not Softnet's.
+    pub fn warn_if_mute(&mut self, limit: Duration) {
+        self.mute_at = Some((clock::now().saturating_add(limit), limit));
     }
 
     /// The port's counters.
@@ -280,6 +288,15 @@ impl Relay {
         if is_due(self.follower.deadline()) {
             self.follower.attend(now)?;
         }
+        if let Some((_, waited)) = self.mute_at.take_if(|(at, _)| now >= *at) {
+            let sent = &self.counters().from_vm;
+            if sent.forwarded_frames() + sent.dropped_total() == 0 {
+                tracing::warn!(
+                    seconds = waited.as_secs(),
+                    "the VM has sent no frame yet; if its system is up, its network card is not Softnet's"
+                );
+            }
+        }
         if self.silence.as_mut().is_some_and(|silence| silence.has_begun(now)) {
             self.follower.vm_is_quiet(true, now);
         }
@@ -299,6 +316,7 @@ impl Relay {
             self.from_host.deadline().filter(|_| self.settling.is_none()),
             self.follower.deadline(),
             self.settling.map(|(_, until)| until),
+            self.mute_at.map(|(at, _)| at),
             self.silence.as_ref().and_then(Silence::deadline),
             self.needs_probe().then(|| self.probe.deadline()),
         ];

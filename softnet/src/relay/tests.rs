@@ -247,3 +247,12 @@ fn a_vm_that_closes_ends_the_loop_at_the_next_frame() {
     host.send(&arp_reply()).unwrap();
     assert!(matches!(turn(&mut relay), Err(Stop::Ended(Ended::VmClosed))));
 }
+
+#[test]
+fn a_vm_that_sends_nothing_is_warned_of_once() {
+    let (_vm, mut relay, _host) = relay();
+    relay.warn_if_mute(Duration::ZERO);
+    assert!(relay.next_deadline().is_some());
+    turn(&mut relay).unwrap();
+    assert!(relay.mute_at.is_none());
+}

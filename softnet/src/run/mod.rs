@@ -31,6 +31,8 @@ use command::{Promises, Socket, VmCommand};
 
 /// How long the filter may take to end cleanly.
 const FILTER_GRACE: Duration = Duration::from_secs(5);
+/// How long the VM may send no frame before a warning says so.
+const MUTE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a program may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the VM may take to end after SIGTERM.
@@ -72,7 +74,8 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
             drop((vm_end, ready_rx, launcher));
             let _ = rustix::process::setpgid(None, None);
             let vm = VmSocket::check(filter_end)?;
-            std::process::exit(filter(Config { vm, vm_mac, port }).into());
+            let config = Config { vm, vm_mac, port, mute_limit: Some(MUTE_LIMIT) };
+            std::process::exit(filter(config).into());
         }
         Fork::Parent(pid) => Filter::new(pid)?,
     };

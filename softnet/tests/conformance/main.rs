@@ -118,6 +118,7 @@ fn main() -> ExitCode {
             run_ends_as_its_command_does,
             run_passes_signals_on_and_ends_both,
             run_outlives_a_socket_that_the_vm_closes,
+            run_says_that_the_vm_has_sent_nothing,
             nothing_goes_to_standard_output,
         },
     ])
