@@ -16,21 +16,21 @@ use crate::usage::UsageError;
 pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match &args.action {
-        NetworkAction::Status(args) => match &args.network {
-            Some(network) => show(&mut out, &network_name(network)?)?,
-            None => {
-                let names = network::names()?;
-                if names.is_empty() {
-                    writeln!(
-                        out,
-                        "there is no managed network; Softnet creates one when a VM first needs it"
-                    )?;
-                }
-                for name in &names {
-                    show(&mut out, name)?;
-                }
+        NetworkAction::Status(args) => {
+            let names = match &args.network {
+                Some(network) => vec![network_name(network)?],
+                None => network::names()?,
+            };
+            if args.json {
+                return print_json(&mut out, &names);
             }
-        },
+            if names.is_empty() {
+                writeln!(out, "there is no managed network; Softnet creates one when a VM first needs it")?;
+            }
+            for name in &names {
+                show(&mut out, name)?;
+            }
+        }
         NetworkAction::Keep(_) if !getuid().is_root() => {
             return Err(
                 UsageError::flag("network keep", "is run by Softnet itself only; do not call it").into()
@@ -70,6 +70,14 @@ pub fn run(args: &NetworkCommandArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn print_json(out: &mut impl Write, names: &[NetworkName]) -> anyhow::Result<()> {
+    let mut networks = Vec::new();
+    for name in names {
+        networks.extend(network::status(name)?.map(|status| status.to_json()));
+    }
+    Ok(writeln!(out, "{}", serde_json::Value::from(networks))?)
 }
 
 fn show(out: &mut impl Write, name: &NetworkName) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Test::new("bad_input::contradictions", contradictions),
         Test::new("bad_input::numbers_and_names", numbers_and_names),
         Test::new("bad_input::what_run_is_told", what_run_is_told),
+        Test::new("bad_input::nothing_at_all_shows_the_help", nothing_at_all),
     ])
 }
 
@@ -245,6 +246,16 @@ fn numbers_and_names() -> Result<()> {
     }
     // The same setting by its other name.
     refuses(&["--vm-fd=0", MAC, "--dhcp-lease-time=0"], &["lease-time", "0"])
+}
+
+fn nothing_at_all() -> Result<()> {
+    let output = Command::new(SOFTNET).stdin(Stdio::null()).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.code() == Some(2) && said.contains("Examples:") && said.contains("sudo softnet run"),
+        "{said}"
+    );
+    Ok(())
 }
 
 fn what_run_is_told() -> Result<()> {

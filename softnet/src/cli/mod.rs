@@ -32,7 +32,7 @@ Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.";
 /// globally routable addresses and to its gateway, and it receives what is sent to it.
 #[derive(Debug, Parser)]
 #[command(name = "softnet", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
-#[command(disable_help_subcommand = true)]
+#[command(disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     /// The command to run instead of filtering the frames of --vm-fd.
     #[command(subcommand)]
@@ -118,6 +118,9 @@ pub struct NetworkStatusArgs {
     /// Name of the managed network [default: all of them].
     #[arg(long, value_name = "NAME")]
     pub network: Option<String>,
+    /// Print a JSON array with an object per network.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which managed network.

@@ -424,11 +424,19 @@ fn hex(line: &str) -> Option<Vec<u8>> {
 fn status_and_down() -> Result<()> {
     let (code, said, _) = softnet(&["network", "status"])?;
     ensure!(code == 0 && said.starts_with("there is no managed network"), "{code} {said}");
+    ensure!(softnet(&["network", "status", "--json"])?.1 == "[]\n");
     let mut vm = Vm::start(FIRST, &["--expose=5000:80"])?;
     let address = vm.lease()?.to_string();
     let shown = || softnet(&["network", "status"]).map(|(_, shown, _)| shown).unwrap_or_default();
     ensure!(until(|| shown().contains(&format!("0.0.0.0:5000 -> {address}:80 tcp"))), "{}", shown());
     ensure!(shown().contains(&format!("{FIRST} {address} on snt0")), "{}", shown());
+    let (_, json, _) = softnet(&["network", "status", "--json"])?;
+    let networks: serde_json::Value = serde_json::from_str(&json)?;
+    let (network, member) = (&networks[0], &networks[0]["vms"][0]);
+    ensure!(network["name"] == "softnet0" && network["gateway"] == vm.ready["gateway"], "{json}");
+    ensure!(network["bridge"]["up"] == true && network["dnsmasq"].is_u64(), "{json}");
+    ensure!(member["mac"] == FIRST.to_string() && member["address"] == *address, "{json}");
+    ensure!(member["exposed"][0]["port"] == 5000 && member["exposed"][0]["vm_port"] == 80, "{json}");
     let (code, _, refused) = softnet(&["network", "down"])?;
     ensure!(code == 1 && refused.contains("has 1 running VM(s); stop them first"), "{code} {refused}");
     vm.softnet.stop()?;

@@ -2,12 +2,15 @@
 
 use std::fmt;
 
+use serde_json::json;
+
 use super::claim;
 use super::dnsmasq::{self, LeaseEntry};
 use super::record::{self, MemberRecord};
 use super::run_dir::RunDir;
 use super::{Error, Plan, ruleset, type_name};
 use crate::config::NetworkName;
+use crate::config::expose::Expose;
 use crate::host::files;
 use crate::host::tools::Tool;
 use crate::netlink::{Link, Netlink};
@@ -81,6 +84,55 @@ fn obstacles(chains: &str) -> Vec<String> {
         }
     }
     found
+}
+
+impl Status {
+    /// The same for programs. A field keeps its name and meaning; more may be added.
+    pub fn to_json(&self) -> serde_json::Value {
+        let Status { plan, bridge, dnsmasq, keeper, table, forwarding, obstacles, leases, members } = self;
+        let leases: Vec<_> = leases
+            .iter()
+            .map(|lease| json!({ "mac": lease.mac.to_string(), "address": lease.address }))
+            .collect();
+        let vms: Vec<_> = members.iter().map(vm_to_json).collect();
+        json!({
+            "name": plan.name.as_str(),
+            "type": type_name(plan.net_type),
+            "subnet": plan.subnet.to_string(),
+            "gateway": plan.gateway().addr(),
+            "lease_seconds": plan.lease_time.as_secs(),
+            "bridge": bridge.as_ref().map(|link| {
+                json!({ "up": link.up, "mac": plan.mac().to_string(), "mtu": link.mtu })
+            }),
+            "dnsmasq": dnsmasq,
+            "keeper": keeper,
+            "nftables": table,
+            "forwarding_by_softnet": forwarding,
+            "obstacles": obstacles,
+            "leases": leases,
+            "vms": vms,
+        })
+    }
+}
+
+fn vm_to_json(member: &MemberRecord) -> serde_json::Value {
+    let port = |expose: &Expose| {
+        json!({
+            "address": expose.bind_address(),
+            "port": expose.external,
+            "vm_port": expose.internal,
+            "protocol": expose.protocol.to_string(),
+        })
+    };
+    json!({
+        "mac": member.mac.to_string(),
+        "address": member.address,
+        "tap": member.tap.as_ref().map(|(tap, _)| tap),
+        "process": member.pid,
+        "connections": member.connections,
+        "exposed": member.forwards.iter().map(|forward| port(&forward.expose)).collect::<Vec<_>>(),
+        "waiting": member.waiting().map(|expose| port(&expose)).collect::<Vec<_>>(),
+    })
 }
 
 impl fmt::Display for Status {
