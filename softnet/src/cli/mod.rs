@@ -64,9 +64,15 @@ pub enum Command {
 /// Arguments of `softnet run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// MAC address of the VM [default: a random one].
+    /// MAC address of the VM [default: one that follows from the machine, the user and the VM's name or command,
+    /// so that a disk finds its network again at the next boot].
     #[arg(long, value_name = "MAC", help_heading = "VM")]
     pub vm_mac_address: Option<String>,
+
+    /// Name of the VM. Give VMs names if they run the same command with different disks, or one disk with different
+    /// commands.
+    #[arg(long, value_name = "NAME", help_heading = "VM")]
+    pub name: Option<std::ffi::OsString>,
 
     /// COMMAND takes the number of the VM's descriptor from the environment variable SOFTNET_FD, and its MAC
     /// address from SOFTNET_MAC, as a script can. Without this, {fd} or {stream_fd} must be in its arguments,

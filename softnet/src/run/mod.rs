@@ -5,6 +5,7 @@
 //! does, and when the filter fails, the command is ended.
 
 mod command;
+mod mac;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,6 +29,7 @@ use crate::sys::wait;
 use crate::usage::UsageError;
 use crate::vm::VmSocket;
 use command::{Promises, Socket, VmCommand};
+use mac::OwnMac;
 
 /// How long the filter may take to end cleanly.
 const FILTER_GRACE: Duration = Duration::from_secs(5);
@@ -44,9 +46,12 @@ const VM_GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the arguments are wrong, the command cannot be started, or the filter fails while the VM runs.
 pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyhow::Result<ExitCode> {
-    let vm_mac = match &args.vm_mac_address {
-        Some(mac) => parse_mac(mac)?,
-        None => random_mac()?,
+    let (vm_mac, _own) = match &args.vm_mac_address {
+        Some(mac) => (parse_mac(mac)?, None),
+        None => {
+            let own = OwnMac::of(&mac::identity(args.name.as_deref(), &args.command))?;
+            (own.mac, Some(own))
+        }
     };
     let mut port = PortSettings::try_from(args.port)?;
     let start = Start::of_this_process()?;
@@ -110,16 +115,6 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
 
 /// The exit status of a process.
 pub type ExitStatusByte = u8;
-
-/// A MAC address that no other interface has: locally administered, unicast, 46 random bits.
-fn random_mac() -> anyhow::Result<MacAddr> {
-    let mut octets = [0; 6];
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(&mut octets))
-        .context("cannot read /dev/urandom for a random MAC address")?;
-    octets[0] = (octets[0] & 0xfc) | 0x02;
-    Ok(MacAddr(octets))
-}
 
 fn start_vm(
     arguments: &[OsString],
@@ -318,16 +313,4 @@ fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
 
 fn assume(user: Option<Identity>) -> impl Fn() -> io::Result<()> + Send + Sync + 'static {
     move || user.as_ref().map_or(Ok(()), Identity::assume)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn random_addresses_are_local_unicast_and_differ() {
-        let (a, b) = (random_mac().unwrap(), random_mac().unwrap());
-        assert!(a.is_unicast() && a != b);
-        assert_eq!(a.octets()[0] & 0x02, 0x02);
-    }
 }

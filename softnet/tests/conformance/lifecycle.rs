@@ -250,6 +250,22 @@ pub fn run_ends_as_its_command_does() -> Result<()> {
     Ok(())
 }
 
+/// Guests keep identifiers that are made of their first MAC address.
+pub fn run_gives_a_vm_the_same_mac_at_each_boot() -> Result<()> {
+    let _segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
+    let boot = |name: &[&str]| -> Result<String> {
+        let mut command = Command::new(program());
+        command.args(["run", "--fd-from-env", "--tap", Segment::TAP]).args(name);
+        let output = command.args(["--", "sh", "-c", "echo $SOFTNET_MAC"]).stdin(Stdio::null()).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let (first, named) = (boot(&[])?, boot(&["--name=web"])?);
+    ensure!(first.trim().parse::<Mac>().is_ok_and(Mac::is_unicast), "{first:?}");
+    ensure!(first == boot(&[])? && named == boot(&["--name=web"])? && first != named, "{first} {named}");
+    Ok(())
+}
+
 /// The last resort against a VM whose network is not Softnet's: one line, and only for a VM that has sent nothing.
 pub fn run_says_that_the_vm_has_sent_nothing() -> Result<()> {
     let _segment = Segment::build(&Host::main()?, GATEWAY, 24)?;

@@ -119,6 +119,7 @@ fn main() -> ExitCode {
             run_passes_signals_on_and_ends_both,
             run_outlives_a_socket_that_the_vm_closes,
             run_says_that_the_vm_has_sent_nothing,
+            run_gives_a_vm_the_same_mac_at_each_boot,
             nothing_goes_to_standard_output,
         },
     ])
