@@ -197,6 +197,17 @@ pub fn a_socket_that_closes_late_is_waited_for() -> Result<()> {
     Ok(())
 }
 
+/// Another server of the host at port 53 or 67 is named as such, with the way to find it, and nothing is left of the start.
+pub fn a_port_that_another_program_has_is_named() -> Result<()> {
+    let dns = TcpListener::bind("0.0.0.0:53")?;
+    let error = Vm::start(FIRST, &[]).err().context("the server started beside another")?;
+    let text = format!("{error:#}");
+    ensure!(text.contains("at port 53") && text.contains("ss -lnptu 'sport = :53'"), "{text}");
+    drop(dns);
+    leased(FIRST, &[])?;
+    Ok(())
+}
+
 /// As long as the process with the frames lives, its place is taken, whatever became of its monitor.
 pub fn a_worker_that_lives_keeps_its_place() -> Result<()> {
     let (vm, _) = leased(FIRST, &[])?;

@@ -28,6 +28,12 @@ pub enum Error {
     /// It is missing or did not start.
     #[error(transparent)]
     Tool(#[from] tools::Error),
+    /// Another program has a port that it needs.
+    #[error(
+        "another program on this host listens at port {0} of all addresses, or of the gateway's, where the managed network's DHCP \
+         and DNS server must listen; `ss -lnptu 'sport = :{0}'` shows which. Let it listen at its own addresses only, or stop it"
+    )]
+    PortTaken(u16),
     /// It could not be ended.
     #[error("cannot end dnsmasq (process {pid}): {source}")]
     End {

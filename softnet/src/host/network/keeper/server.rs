@@ -75,6 +75,9 @@ impl Served {
                 let _ = stderr.read_to_string(&mut said);
             }
             let said = said.trim().to_owned();
+            if let Some(port) = port_taken(&said) {
+                return Error::PortTaken(port);
+            }
             Error::Tool(tools::Error::Failed { tool: Tool::Dnsmasq, status, said })
         };
         let deadline = Instant::now() + START_TIMEOUT;
@@ -235,6 +238,12 @@ fn processor_time(pid: u32) -> u64 {
 /// unnoticed.
 pub fn end_orphans(directory: &NetworkDir) -> Result<(), Error> {
     dnsmasq::stop(directory)
+}
+
+/// The port that dnsmasq could not have, by its message: DHCP has sockets of its own.
+fn port_taken(said: &str) -> Option<u16> {
+    let port = if said.contains("DHCP") { 67 } else { 53 };
+    said.contains("Address already in use").then_some(port)
 }
 
 #[cfg(test)]

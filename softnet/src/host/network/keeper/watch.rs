@@ -27,7 +27,6 @@ use crate::host::network::lock::Lock;
 use crate::host::network::run_dir::{NetworkDir, RunDir};
 use crate::host::network::service::{DONE, END, MAX_MESSAGE, SERVE, lock_file, socket_file, start};
 use crate::host::network::{Error, Plan, build, record, rules};
-use crate::host::tools;
 use crate::netlink::Netlink;
 use crate::signals::signalfd::SignalFd;
 use crate::sys::incarnation::Incarnation;
@@ -310,7 +309,7 @@ impl Keeper {
             // Also ends its children, or those of a killed server: they hold its sockets.
             end_orphans(&self.directory)?;
             match Served::start(plan, &self.directory, bridge, self.options) {
-                Err(error) if is_in_use(&error) && Instant::now() < deadline => {
+                Err(dnsmasq::Error::PortTaken(_)) if Instant::now() < deadline => {
                     std::thread::sleep(LOCK_RETRY)
                 }
                 outcome => break outcome,
@@ -407,9 +406,4 @@ impl Keeper {
         // before it starts its own.
         Ok(())
     }
-}
-
-/// Whether dnsmasq could not start because its address is in use.
-fn is_in_use(error: &dnsmasq::Error) -> bool {
-    matches!(error, dnsmasq::Error::Tool(tools::Error::Failed { said, .. }) if said.contains("Address already in use"))
 }
