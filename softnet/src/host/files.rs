@@ -22,6 +22,11 @@ impl Error {
     pub fn new(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         move |source| Error { action, path: path.to_owned(), source }
     }
+
+    /// What kind of system error it is.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
 }
 
 /// The file's content, or `None` if there is no such file.

@@ -3,6 +3,7 @@
 //! `/proc/sys/net` shows the network namespace of the process that reads it, unlike sysfs.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use softnet_filter::NetType;
@@ -11,22 +12,62 @@ use super::files::Error;
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// Sets the switches of the bridge itself. They are removed with it.
-pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), Error> {
-    let conf = Path::new("/proc/sys/net/ipv4/conf").join(name);
-    let forwarding = match net_type {
-        NetType::Nat => "1",
-        NetType::Host => "0",
+/// A switch that a network cannot do without could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum SwitchError {
+    /// Nothing may be written there.
+    #[error(
+        "cannot set {switch}={value}, because /proc/sys is read-only here, as in most containers; start the container with \
+         `--sysctl {cure}`, which this network namespace then has from the beginning"
+    )]
+    ReadOnly {
+        /// The switch, as sysctl(8) names it.
+        switch: String,
+        /// What it has to be.
+        value: &'static str,
+        /// The setting that makes it so for the interfaces that are created later.
+        cure: &'static str,
+    },
+    /// Another failure.
+    #[error(transparent)]
+    File(#[from] Error),
+}
+
+/// Sets the switches of the bridge itself. They are removed with it. Those that a network can do without are left as
+/// they are where nothing may be written, as in most containers.
+///
+/// # Errors
+/// If the bridge cannot be made to forward, or not to forward.
+pub fn set_up_bridge(name: &str, net_type: NetType) -> Result<(), SwitchError> {
+    let (forwarding, cure) = match net_type {
+        NetType::Nat => ("1", "net.ipv4.ip_forward=1"),
+        NetType::Host => ("0", "net.ipv4.conf.default.forwarding=0"),
     };
-    set(&conf.join("forwarding"), forwarding)?;
+    set_needed(&format!("net.ipv4.conf.{name}.forwarding"), forwarding, cure)?;
+    let conf = Path::new("/proc/sys/net/ipv4/conf").join(name);
     // A connection from 127.0.0.1 to an exposed port leaves by the bridge; the table's guard chain keeps the VMs from
     // coming in the same way.
-    set(&conf.join("route_localnet"), "1")?;
-    set(&conf.join("rp_filter"), "1")?;
-    set(&conf.join("accept_redirects"), "0")?;
-    set(&conf.join("send_redirects"), "0")?;
+    if let Err(error) = set(&conf.join("route_localnet"), "1") {
+        tracing::warn!(%error, "connections from 127.0.0.1 of this host do not reach exposed ports; use another address of it");
+    }
+    for (switch, value) in [("rp_filter", "1"), ("accept_redirects", "0"), ("send_redirects", "0")] {
+        if let Err(error) = set(&conf.join(switch), value) {
+            // The filter and the guard check the VMs' sources in any case, and no router is behind the bridge.
+            tracing::debug!(%error, "a switch of the bridge stays as it is");
+        }
+    }
     silence_ipv6(name);
     Ok(())
+}
+
+fn set_needed(switch: &str, value: &'static str, cure: &'static str) -> Result<(), SwitchError> {
+    let path = Path::new("/proc/sys").join(switch.replace('.', "/"));
+    set(&path, value).map_err(|error| match error.kind() {
+        ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => {
+            SwitchError::ReadOnly { switch: switch.to_owned(), value, cure }
+        }
+        _ => error.into(),
+    })
 }
 
 /// Keeps the host from speaking IPv6 on an interface of Softnet's: the filter drops all of it. A kernel
@@ -47,8 +88,9 @@ pub fn forwarding() -> Result<bool, Error> {
 
 /// Turns forwarding on or off for the whole host. Writing resets other switches (ip-sysctl.rst), so read it
 /// first.
-pub fn set_forwarding(on: bool) -> Result<(), Error> {
-    set(Path::new(FORWARDING), if on { "1" } else { "0" })
+pub fn set_forwarding(on: bool) -> Result<(), SwitchError> {
+    let (value, cure) = if on { ("1", "net.ipv4.ip_forward=1") } else { ("0", "net.ipv4.ip_forward=0") };
+    set_needed("net.ipv4.ip_forward", value, cure)
 }
 
 /// Writes the switch if it has another value.

@@ -41,6 +41,8 @@ fn main() -> ExitCode {
             .as_root(),
         Test::new("managed::a_host_only_vm_has_its_gateway_and_no_more", a_host_only_vm).as_root(),
         Test::new("managed::a_set_user_id_start_is_stopped_by_its_user", a_set_user_id_start).as_root(),
+        Test::new("managed::what_is_read_only_is_named_with_the_way_out", where_switches_are_read_only)
+            .as_root(),
         Test::new("managed::a_missing_program_is_named_with_its_package", a_missing_program_is_named)
             .as_root(),
         Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
@@ -444,6 +446,30 @@ fn status_and_down() -> Result<()> {
     ensure!(code == 0 && said.contains("network softnet0 was removed"), "{code} {said}");
     ensure!(said.contains("IPv4 forwarding was turned off again"), "{said}");
     ensure!(softnet(&["network", "down"])?.1 == "there is no network softnet0\n");
+    Ok(())
+}
+
+/// As in a container, where the switches are what its launcher made them.
+fn where_switches_are_read_only() -> Result<()> {
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+    run("mount", &["--bind", "/proc/sys", "/proc/sys"])?;
+    run("mount", &["-o", "remount,ro,bind", "/proc/sys"])?;
+    let error = Vm::start(FIRST, &[]).err().context("it started without forwarding")?;
+    let text = format!("{error:#}");
+    ensure!(text.contains("--sysctl net.ipv4.ip_forward=1"), "{text}");
+    ensure!(text.matches("read-only").count() == 1 && !text.contains("os error"), "{text}");
+    let links = run("ip", &["-oneline", "link"])?;
+    ensure!(
+        !links.contains("softnet0") && !Path::new("/run/softnet/softnet0").exists(),
+        "left behind: {links}"
+    );
+    run("umount", &["/proc/sys"])?;
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    run("mount", &["--bind", "/proc/sys", "/proc/sys"])?;
+    run("mount", &["-o", "remount,ro,bind", "/proc/sys"])?;
+    let vm = Vm::start(FIRST, &[])?;
+    vm.lease()?;
+    ensure!(vm.softnet.log().contains("127.0.0.1"), "{}", vm.softnet.log());
     Ok(())
 }
 

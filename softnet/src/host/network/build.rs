@@ -27,8 +27,8 @@ const MAX_RELEASES: usize = 64;
 ///
 /// # Errors
 /// If the name or the subnet is used by something else, the network was created with other settings, a
-/// program is missing, or the kernel refuses. Changes made before the error stay, and the next start
-/// continues from there.
+/// program is missing, or the kernel refuses. A network that is new is removed again; one that was there stays as
+/// far as it got, and the next start continues from there.
 pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
@@ -47,7 +47,15 @@ pub(super) fn ensure_locked(
     Tool::Dnsmasq.find().map_err(dnsmasq::Error::from)?;
 
     let directory = run_dir.network(config.name.as_str());
-    repair_or_create(config, joining, run_dir, lock, |_| service::ensure(&config.name, &directory, lock))
+    let existed = files::read(&directory.file("network"))?.is_some()
+        || Netlink::open()?.link(config.name.as_str())?.is_some();
+    let serve = |_| service::ensure(&config.name, &directory, lock);
+    repair_or_create(config, joining, run_dir, lock, serve).inspect_err(|_| {
+        // Nobody uses it yet, and nobody would expect it to be there after an error.
+        if !existed && let Err(error) = down_locked(&config.name, true, run_dir, lock) {
+            tracing::warn!(%error, "a part of the network that could not be created is left; `softnet network down` removes it");
+        }
+    })
 }
 
 /// Repairs the network of `plan` as a start does; `serve` is the keeper's function that ensures the server
@@ -335,8 +343,12 @@ pub fn names() -> Result<Vec<NetworkName>, Error> {
 pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
     let run_dir = RunDir::of_this_namespace();
     let lock = run_dir.lock()?;
+    down_locked(name, force, &run_dir, &lock)
+}
+
+fn down_locked(name: &NetworkName, force: bool, run_dir: &RunDir, lock: &Lock) -> Result<Down, Error> {
     let directory = run_dir.network(name.as_str());
-    let members = record::members(&directory, &lock)?;
+    let members = record::members(&directory, lock)?;
     let attached = members.len();
     let taps: BTreeSet<String> =
         members.into_iter().filter_map(|member| member.tap).map(|(tap, _)| tap).collect();
@@ -358,15 +370,15 @@ pub fn down(name: &NetworkName, force: bool) -> Result<Down, Error> {
         return Err(Error::Foreign(name.clone()));
     }
     let existed = recorded.is_some() || link.is_some();
-    service::end(&directory, &lock)?;
+    service::end(&directory, lock)?;
     let subnet = recorded.and_then(|text| record::read_plan(name, &text)).map(|plan| plan.subnet);
     if let Some(link) = link {
         netlink.delete_link(link.index)?;
     }
     directory.remove()?;
-    let forwarding = restore_forwarding(&run_dir, &taps, &mut netlink)?;
+    let forwarding = restore_forwarding(run_dir, &taps, &mut netlink)?;
     // After forwarding: until it is off, the rules keep the host from being a router.
-    rules::apply_without(name, &run_dir, &lock)?;
+    rules::apply_without(name, run_dir, lock)?;
     if let Some(subnet) = subnet {
         rules::forget_subnet(subnet);
     }

@@ -215,6 +215,9 @@ pub enum Error {
     /// The run directory, or the kernel's switches.
     #[error(transparent)]
     Files(#[from] files::Error),
+    /// A switch of the kernel's that the network needs.
+    #[error(transparent)]
+    Switch(#[from] crate::host::sysctl::SwitchError),
 }
 
 /// The name of a network's type on the command line and in files.
