@@ -25,8 +25,8 @@ fn command(program: &str, arguments: &[&str]) -> Result<(Command, VmPort)> {
     Ok((command, vm))
 }
 
-/// A user with a TAP of their own needs no privilege, and gets the empty names by a user namespace.
-pub fn an_ordinary_user_is_confined_as_well() -> Result<()> {
+/// A bridge with a TAP of an ordinary user's, and the program where such a user can read it.
+fn segment_of_a_user() -> Result<Segment> {
     let segment = Segment::build(&Host::main()?, [10, 0, 0, 1].into(), 24)?;
     let host = Host::main()?;
     host.ip(&format!("tuntap add dev own0 mode tap user {USER}"))?;
@@ -36,8 +36,30 @@ pub fn an_ordinary_user_is_confined_as_well() -> Result<()> {
     run("mount", &["-t", "tmpfs", "none", "/run/dev"])?;
     run("mknod", &["-m", "666", "/run/dev/tun", "c", "10", "200"])?;
     run("mount", &["--bind", "/run/dev/tun", "/dev/net/tun"])?;
-    // Where such a user can read it.
     fs::copy(PROGRAM, "/run/lab/softnet")?;
+    Ok(segment)
+}
+
+/// Ubuntu 24.04 lets an ordinary user make a user namespace and denies the mapping; here /proc is read-only instead.
+pub fn a_user_who_may_map_nothing_is_confined_by_the_rest() -> Result<()> {
+    let segment = segment_of_a_user()?;
+    run("mount", &["--bind", "/proc", "/proc"])?;
+    run("mount", &["-o", "remount,ro,bind", "/proc"])?;
+    let (mut command, vm) = command("/run/lab/softnet", &["--tap", "own0", "--require-sandbox"])?;
+    command.uid(USER).gid(USER);
+    let mut softnet = Softnet::spawn(command)?;
+    softnet.ready()?;
+    let process = Process::look(softnet.worker()?.as_raw())?;
+    ensure!(process.is_only("Uid", USER) && process.field("CapEff") == "0000000000000000");
+    ensure!(process.field("NoNewPrivs") == "1" && process.field("Seccomp") == "2");
+    ensure!(reaches_the_vm(&segment, &vm), "no frame reaches the VM: {}", softnet.log());
+    ensure!(softnet.stop()?.success(), "{}", softnet.log());
+    Ok(())
+}
+
+/// A user with a TAP of their own needs no privilege, and gets the empty names by a user namespace.
+pub fn an_ordinary_user_is_confined_as_well() -> Result<()> {
+    let segment = segment_of_a_user()?;
     let (mut command, vm) = command("/run/lab/softnet", &["--tap", "own0", "--require-sandbox"])?;
     command.uid(USER).gid(USER);
     let mut softnet = Softnet::spawn(command)?;

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         worker::{an_error_is_told_whatever_backtraces_are_asked_for},
         calls::{every_other_call_ends_the_process, the_allowed_calls_work, a_panic_is_told},
         calls::{the_seal_refuses_a_second_thread, landlock_leaves_nothing_to_name},
-        hosts::{an_ordinary_user_is_confined_as_well, privilege_and_frames_are_apart},
+        hosts::{an_ordinary_user_is_confined_as_well, a_user_who_may_map_nothing_is_confined_by_the_rest, privilege_and_frames_are_apart},
         hosts::{a_kernel_that_lacks_something_is_told_apart},
         monitor::{it_is_confined_and_watches_for_the_worker, without_a_place_every_other_call_ends_it},
         monitor::{with_a_place_it_runs_nft_and_little_else, either_ones_death_is_the_others_end},

@@ -5,10 +5,12 @@ use std::io;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
-use rustix::process::{chdir, geteuid, pivot_root};
+use rustix::process::{WaitOptions, chdir, geteuid, pivot_root, waitpid};
 
 use crate::privilege::Identity;
+use crate::sys::process::{Fork, exit_now, fork};
 
 /// Which of the host's resources are hidden.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -53,7 +55,24 @@ pub fn unshare_all(identity: &Identity) -> Unshared {
 
 /// The same for a user without privilege: a new user namespace gives privilege over the other new namespaces
 /// only.
+///
+/// Some systems let the namespace be made and then deny the mapping of its user (AppArmor's restriction on Ubuntu 24.04). A
+/// process in such a namespace could become nobody at all, so a child tries it first.
 fn unshare_as_user(identity: &Identity) -> io::Result<()> {
+    match fork()? {
+        Fork::Child => exit_now(i32::from(enter_as_user(identity).is_err())),
+        Fork::Parent(child) => loop {
+            match waitpid(Some(child), WaitOptions::empty()) {
+                Err(Errno::INTR) => {}
+                Ok(Some((_, status))) if status.exit_status() == Some(0) => break,
+                Ok(_) | Err(_) => return Err(io::ErrorKind::PermissionDenied.into()),
+            }
+        },
+    }
+    enter_as_user(identity)
+}
+
+fn enter_as_user(identity: &Identity) -> io::Result<()> {
     let (uid, gid) = (identity.uid.as_raw(), identity.gid.as_raw());
     unshare(NAMESPACES | CloneFlags::CLONE_NEWUSER)?;
     // Unmapped ids appear as 65534, which may not mount a file system.
