@@ -546,7 +546,7 @@ fn in_its_own_name() -> Result<()> {
         ensure!(heard(frame)?, "{what} did not get to the host");
     }
 
-    // An address that ended is good for asking for it again and for nothing else, until somebody else has it.
+    // An address that ended is good for asking for it again and for nothing else. If another VM has it by then, the server says so.
     one.membership.set_address(None)?;
     let renewal = dhcp(first, gateway.address, "renewal").frame(router, own);
     ensure!(!heard(&datagram(first, (1, 9), "own").frame(router, own))?);
@@ -555,8 +555,12 @@ fn in_its_own_name() -> Result<()> {
     let mut three = join(3)?;
     lease(&config().name, 3, first)?;
     three.set_address(Some(first))?;
-    ensure!(!heard(&renewal)?, "a renewal of an address that another VM has");
-    ensure!(!heard(&arp(own, first).frame())?);
+    ensure!(heard(&renewal)?, "a renewal of an address that another VM has, which the server refuses");
+    ensure!(
+        !heard(&arp(own, first).frame())?,
+        "a question for the gateway under an address that another VM has"
+    );
+    ensure!(!heard(&datagram(first, (1, 9), "own").frame(router, own))?);
     Ok(())
 }
 

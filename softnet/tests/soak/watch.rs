@@ -195,7 +195,9 @@ impl Wire {
             return;
         }
         let station = source(frame);
-        let alone = !self.former.contains(&(address, station));
+        // One that slept may answer for what it had, if nobody has it now.
+        let of_another = self.owners.get(&address).is_some_and(|owner| *owner != station);
+        let alone = !of_another || !self.former.contains(&(address, station));
         let user = self.users.insert(address, station).filter(|user| *user != station);
         self.ledger.check(Invariant::Alone, alone, || {
             let user = user.map_or_else(|| "another".to_owned(), |user| user.to_string());
