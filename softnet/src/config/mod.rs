@@ -327,7 +327,7 @@ mod tests {
 
     #[test]
     fn defaults_are_the_managed_network_with_short_leases() {
-        let settings = settings("").unwrap();
+        let settings = settings("--stats").unwrap();
         let expected = HostSide::Managed {
             network: NetworkName::default_for(NetType::Nat),
             explicit: false,
