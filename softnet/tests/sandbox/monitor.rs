@@ -47,8 +47,12 @@ pub fn it_is_confined_and_watches_for_the_worker() -> Result<()> {
         (&[], 0, OF_A_PLACE),
     ] {
         let (mut softnet, vm) = start(arguments)?;
-        let monitor = Process::look(softnet.pid().as_raw())?;
         let worker = Process::look(softnet.worker()?.as_raw())?;
+        // The worker says that it is ready, and does not wait until its monitor has confined itself.
+        let pid = softnet.pid().as_raw();
+        let confined = || Process::look(pid).is_ok_and(|monitor| monitor.field("Seccomp") == "2");
+        ensure!(until(confined), "{arguments:?}: the monitor is not confined");
+        let monitor = Process::look(pid)?;
         ensure!(monitor.is_only("Uid", user), "{arguments:?}: uid {}", monitor.field("Uid"));
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             ensure!(monitor.field(set) == capabilities, "{arguments:?}: {set} {}", monitor.field(set));
