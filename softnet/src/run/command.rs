@@ -74,7 +74,7 @@ impl VmCommand {
             (false, true) => Socket::Stream,
             _ => Socket::Datagram,
         };
-        let connected = mentions(FD) || mentions(STREAM_FD);
+        let placed = mentions(FD) || mentions(STREAM_FD);
         let adds_card = if may_be_qemu(name) && is_qemu(name) {
             let arguments = &words[program + 1..];
             if let Some(word) = arguments.iter().find(|word| option(word) == Some("daemonize")) {
@@ -91,8 +91,9 @@ impl VmCommand {
                      descriptor ({fd}), or permit it by --allow-other-nics",
                 );
             }
-            !connected
-        } else if connected || promises.reads_environment {
+            // The descriptor elsewhere, as in a name, connects nothing.
+            !has_own_nic(arguments)
+        } else if placed || promises.reads_environment {
             false
         } else {
             return refused(
@@ -254,17 +255,30 @@ fn option(word: &OsStr) -> Option<&str> {
     Some(name.strip_prefix('-').unwrap_or(name))
 }
 
+fn is_own(value: &OsStr) -> bool {
+    contains(value, FD) || contains(value, STREAM_FD)
+}
+
+/// Whether QEMU is told to connect a network to Softnet's descriptor.
+fn has_own_nic(arguments: &[OsString]) -> bool {
+    arguments.windows(2).any(|pair| match pair {
+        [word, value] => matches!(option(word), Some("nic" | "netdev" | "net")) && is_own(value),
+        _ => false,
+    })
+}
+
 /// The first network that QEMU is told to make without Softnet's descriptor.
 fn other_nic(arguments: &[OsString]) -> Option<OsString> {
-    let own = |value: &OsStr| contains(value, FD) || contains(value, STREAM_FD);
     arguments.windows(2).find_map(|pair| {
         let [word, value] = pair else { return None };
         let is_other = match option(word)? {
-            "nic" => value != "none" && !own(value),
-            "netdev" => !own(value),
+            "nic" => value != "none" && !is_own(value),
+            "netdev" => !is_own(value),
             // A card of the old kind is only as good as what it is connected to, which is another `-net`.
             "net" => {
-                value != "none" && !own(value) && value.to_str().is_none_or(|value| !value.starts_with("nic"))
+                value != "none"
+                    && !is_own(value)
+                    && value.to_str().is_none_or(|value| !value.starts_with("nic"))
             }
             "readconfig" => std::fs::read_to_string(value).is_ok_and(|text| text.contains("[netdev")),
             _ => false,
@@ -334,6 +348,7 @@ mod tests {
             "timeout -k 5 60 kvm",
             "nice -- kvm",
             "qemu-system-x86_64 -name {mac}",
+            "qemu-system-x86_64 -name {fd}",
             "qemu-system-x86_64 -nic none",
             "qemu-system-x86_64 -net none",
         ] {

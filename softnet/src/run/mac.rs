@@ -11,26 +11,38 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, socket_with};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 use softnet_filter::MacAddr;
 
 /// How many VMs that have all in common may run at a time.
 const ROW: u32 = 4096;
 
-/// A MAC address that no other `softnet run` of this network namespace uses as long as this lives.
+/// A MAC address that no other `softnet run` of this user and network namespace uses as long as this lives.
 #[derive(Debug)]
 pub struct OwnMac {
     /// The address: locally administered and unicast.
     pub mac: MacAddr,
-    /// A name in the kernel's table of abstract sockets, which ends with the process (unix(7)).
-    _claim: OwnedFd,
+    /// A name in the kernel's table of abstract sockets, which ends with the process (unix(7)). Any user can take such a name, so
+    /// one that another user has means nothing: it must neither move nor stop a VM.
+    _claim: Option<OwnedFd>,
+}
+
+/// Whether a name could be claimed.
+enum Claim {
+    Made(OwnedFd),
+    OfThisUser,
+    OfAnother,
 }
 
 impl OwnMac {
     /// The first free address of the row that follows from the machine, the user and `what` the VM is.
     ///
     /// # Errors
-    /// When the kernel refuses a socket, or the whole row is taken.
+    /// When the kernel refuses a socket.
     pub fn of(what: &[OsString]) -> anyhow::Result<Self> {
         let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
         let user = rustix::process::getuid().as_raw().to_string();
@@ -38,11 +50,14 @@ impl OwnMac {
         let seed: Vec<&[u8]> = parts.into_iter().chain(what.iter().map(|word| word.as_bytes())).collect();
         for place in 0..ROW {
             let mac = mac_of(&seed, place);
-            if let Some(claim) = claim(mac).context("cannot reserve the VM's MAC address")? {
-                return Ok(OwnMac { mac, _claim: claim });
+            match claim(mac).context("cannot reserve the VM's MAC address")? {
+                Claim::Made(claim) => return Ok(OwnMac { mac, _claim: Some(claim) }),
+                Claim::OfAnother => return Ok(OwnMac { mac, _claim: None }),
+                Claim::OfThisUser => {}
             }
         }
-        anyhow::bail!("{ROW} VMs of the same command are running; give this one a --name")
+        tracing::warn!("no MAC address is left in the row of this command's VMs; give the VM a --name");
+        Ok(OwnMac { mac: mac_of(&seed, 0), _claim: None })
     }
 }
 
@@ -61,13 +76,26 @@ fn mac_of(parts: &[&[u8]], place: u32) -> MacAddr {
     MacAddr([(a & 0xfc) | 0x02, b, c, d, e, f])
 }
 
-/// `None` if another process has it.
-fn claim(mac: MacAddr) -> io::Result<Option<OwnedFd>> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+fn claim(mac: MacAddr) -> io::Result<Claim> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let open = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     let name = SocketAddrUnix::new_abstract_name(format!("softnet/mac/{mac}").as_bytes())?;
+    let socket = open()?;
     match bind(&socket, &name) {
-        Ok(()) => Ok(Some(socket)),
-        Err(rustix::io::Errno::ADDRINUSE) => Ok(None),
+        Ok(()) => {
+            // So that others can find out whose it is; nobody accepts what they connect.
+            listen(&socket, ROW.cast_signed())?;
+            Ok(Claim::Made(socket))
+        }
+        Err(Errno::ADDRINUSE) => {
+            let probe = open()?;
+            match connect(&probe, &name).and_then(|()| socket_peercred(&probe)) {
+                Ok(holder) if holder.uid == rustix::process::geteuid() => Ok(Claim::OfThisUser),
+                // Many have asked already.
+                Err(Errno::AGAIN) => Ok(Claim::OfThisUser),
+                Ok(_) | Err(_) => Ok(Claim::OfAnother),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -105,6 +133,17 @@ mod tests {
         for other in others {
             assert!(other != first && other.is_unicast() && other.octets()[0] & 0x02 == 0x02);
         }
+    }
+
+    #[test]
+    fn what_does_not_say_whose_it_is_moves_no_vm() {
+        let what = identity(Some(OsStr::new("squatted")), &[]);
+        let mac = OwnMac::of(&what).unwrap().mac;
+        let squatter =
+            socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let name = SocketAddrUnix::new_abstract_name(format!("softnet/mac/{mac}").as_bytes()).unwrap();
+        bind(&squatter, &name).unwrap();
+        assert_eq!(OwnMac::of(&what).unwrap().mac, mac);
     }
 
     #[test]

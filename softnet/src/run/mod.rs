@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -37,6 +37,8 @@ const FILTER_GRACE: Duration = Duration::from_secs(5);
 const MUTE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a program may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest first line of a version, in bytes.
+const LONGEST_VERSION: usize = 4096;
 /// How long the VM may take to end after SIGTERM.
 const VM_GRACE: Duration = Duration::from_secs(10);
 
@@ -61,8 +63,9 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     let command = VmCommand::new(&args.command, promises, |program| {
         asked = is_qemu(program, vm_user.as_ref());
         *asked.as_ref().unwrap_or(&false)
-    })?;
+    });
     asked?;
+    let command = command?;
     let kind = match command.socket() {
         Socket::Datagram => SocketType::DGRAM,
         Socket::Stream => SocketType::STREAM,
@@ -175,7 +178,9 @@ fn supervise(vm: &mut Child, filter: Filter, signals: &mut SignalFd) -> anyhow::
         if let Some(filter) = filter.take_if(|_| filter_ended) {
             let status = filter.wait();
             if status.success() {
-                tracing::warn!("the VM closed the socket of its network card; it has no network from now on");
+                tracing::warn!(
+                    "the VM closed the socket of its network card, or the filter was told to end; the VM has no network from now on"
+                );
                 continue;
             }
             let _ = rustix::process::kill_process(vm_pid, Signal::TERM);
@@ -299,7 +304,11 @@ fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
     let mut answer = Vec::new();
     if let Some(mut output) = child.stdout.take() {
         let mut chunk = [0; 512];
-        while !answer.contains(&b'\n') && wait([output.as_fd()], Some(VERSION_TIMEOUT))?[0] {
+        let deadline = Instant::now() + VERSION_TIMEOUT;
+        while answer.len() < LONGEST_VERSION
+            && !answer.contains(&b'\n')
+            && wait([output.as_fd()], Some(deadline.saturating_duration_since(Instant::now())))?[0]
+        {
             match output.read(&mut chunk)? {
                 0 => break,
                 count => answer.extend_from_slice(&chunk[..count]),

@@ -36,14 +36,13 @@ impl Tables {
 
     /// Whether another program may have changed a table since Softnet last did. Call it under the lock.
     pub fn were_changed_by_others(self, run_dir: &RunDir) -> bool {
-        let noted = noted(run_dir);
         match self {
             Tables::Same => false,
             // The numbers wrap around.
             Tables::ChangedIn(number) => {
-                noted.is_none_or(|noted| noted.wrapping_sub(number).cast_signed() < 0)
+                noted(run_dir).is_none_or(|noted| noted.wrapping_sub(number).cast_signed() < 0)
             }
-            Tables::Unknown => noted.is_none() || noted != generation().ok(),
+            Tables::Unknown => if_as_noted(run_dir).is_none(),
         }
     }
 }
@@ -63,9 +62,9 @@ pub fn note(run_dir: &RunDir, before: Option<u32>) {
     }
 }
 
-/// Whether the ruleset is unchanged since Softnet last changed it. Call it under the lock.
-pub fn is_as_noted(run_dir: &RunDir) -> bool {
-    !Tables::Unknown.were_changed_by_others(run_dir)
+/// The ruleset's generation, if the ruleset is unchanged since Softnet last changed it. Call it under the lock.
+pub fn if_as_noted(run_dir: &RunDir) -> Option<u32> {
+    generation().ok().filter(|present| noted(run_dir) == Some(*present))
 }
 
 fn noted(run_dir: &RunDir) -> Option<u32> {

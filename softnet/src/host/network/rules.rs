@@ -96,12 +96,11 @@ fn add(rules: &str, snapshot: &Snapshot, run_dir: &RunDir) -> bool {
     let Some(additions) = recorded.and_then(|recorded| ruleset::additions(&recorded, rules)) else {
         return false;
     };
-    if !generation::is_as_noted(run_dir) {
-        return false;
-    }
-    let before = nftables::generation().ok();
-    additions.is_empty()
-        || Tool::Nft.run(&["-f", "-"], &additions).is_ok() && record(rules, snapshot, before, run_dir).is_ok()
+    let before = generation::if_as_noted(run_dir);
+    before.is_some()
+        && (additions.is_empty()
+            || Tool::Nft.run(&["-f", "-"], &additions).is_ok()
+                && record(rules, snapshot, before, run_dir).is_ok())
 }
 
 /// Records that the kernel has these rules, after one transaction since the generation `before`.
