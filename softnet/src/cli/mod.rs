@@ -23,7 +23,8 @@ Examples:
   As started by a VMM, with the socket on standard input and an existing TAP:
     softnet --vm-fd 0 --vm-mac-address 5a:94:ef:e4:0c:ee --tap tap0
 
-Exit status: 0 on success, 1 on failure, 2 if the command line is invalid.";
+Exit status: 0 on success, 1 on failure, 2 if the command line is invalid. `softnet run` exits with
+COMMAND's status, or 128 plus the number of the signal that ended it.";
 
 /// A network that a virtual machine can use but cannot abuse.
 ///
@@ -54,8 +55,8 @@ pub enum Command {
     ///
     /// Creates a socket pair, starts COMMAND with one end and filters the frames of the other. In COMMAND's
     /// arguments, {fd} is replaced by the number of the VM's datagram socket, {stream_fd} by that of a stream
-    /// socket, and {mac} by the VM's MAC address. QEMU without either gets its -netdev and -device arguments
-    /// automatically, also behind nice, env, taskset and the like.
+    /// socket, and {mac} by the VM's MAC address. QEMU without either in -nic, -net or -netdev gets its -netdev and
+    /// -device arguments automatically, also behind nice, env, taskset and the like.
     Run(Box<RunArgs>),
     /// Show or remove the network that Softnet manages.
     Network(NetworkCommandArgs),
@@ -64,7 +65,7 @@ pub enum Command {
 /// Arguments of `softnet run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// MAC address of the VM [default: one that follows from the machine, the user and the VM's name or command,
+    /// MAC address of the VM [default: one that follows from the machine, the VM's user and its name or command,
     /// so that a disk finds its network again at the next boot].
     #[arg(long, value_name = "MAC", help_heading = "VM")]
     pub vm_mac_address: Option<String>,
@@ -80,8 +81,8 @@ pub struct RunArgs {
     #[arg(long, help_heading = "VM")]
     pub fd_from_env: bool,
 
-    /// User who runs COMMAND [default: the user who called sudo, or --user; else the one who started Softnet].
-    /// `root` keeps it root's.
+    /// User who runs COMMAND [default: --user; else the user who called sudo; else the one who started Softnet,
+    /// or, if that is root and only --group is given, softnet or nobody]. `root` runs it as root.
     #[arg(long, value_name = "NAME", help_heading = "VM")]
     pub vm_user: Option<String>,
 
@@ -206,7 +207,7 @@ pub struct PortArgs {
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
     pub block: Vec<String>,
 
-    /// User to become once everything is set up [default: the user who started Softnet].
+    /// User to become once everything is set up [default: the user who started Softnet or called sudo; for root itself softnet, else nobody].
     #[arg(long, value_name = "NAME", help_heading = "Privilege")]
     pub user: Option<String>,
 

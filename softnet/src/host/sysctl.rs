@@ -18,7 +18,7 @@ pub enum SwitchError {
     /// Nothing may be written there.
     #[error(
         "cannot set {switch}={value}, because /proc/sys is read-only here, as in most containers; start the container with \
-         `--sysctl {cure}`, which this network namespace then has from the beginning"
+         `--sysctl {cure}`"
     )]
     ReadOnly {
         /// The switch, as sysctl(8) names it.

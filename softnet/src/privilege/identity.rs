@@ -157,7 +157,7 @@ impl Identity {
             Origin::Dedicated => tracing::info!(uid, "switching to the user softnet"),
             Origin::Nobody => tracing::warn!(
                 uid,
-                "started by root without --user: switching to nobody; a dedicated user is safer (useradd --system softnet)"
+                "started by root without --user: the filter runs as nobody; a dedicated user is safer (useradd --system softnet)"
             ),
             Origin::OnlyOne => {
                 tracing::info!(

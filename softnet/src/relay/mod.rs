@@ -293,7 +293,7 @@ impl Relay {
             if sent.forwarded_frames() + sent.dropped_total() == 0 {
                 tracing::warn!(
                     seconds = waited.as_secs(),
-                    "the VM has sent no frame yet; if its system is up, its network card is not Softnet's"
+                    "no frame has come from the VM yet; if its system is up, it does not use Softnet's network card, and another card is not filtered"
                 );
             }
         }

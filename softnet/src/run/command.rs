@@ -80,8 +80,8 @@ impl VmCommand {
             if let Some(word) = arguments.iter().find(|word| option(word) == Some("daemonize")) {
                 return refused(
                     word,
-                    "takes QEMU out of Softnet's sight, which would end its network; leave it out, and start \
-                     softnet itself in the background",
+                    "moves QEMU to a process that Softnet does not wait for, so Softnet would end the VM's network; \
+                     leave it out, and start softnet in the background",
                 );
             }
             if let Some(nic) = other_nic(arguments).filter(|_| !promises.other_nics) {
@@ -102,6 +102,8 @@ impl VmCommand {
                  it takes the number of the socket, or give --fd-from-env if it reads SOFTNET_FD",
             );
         };
+        // The card that is added takes datagrams.
+        let socket = if adds_card { Socket::Datagram } else { socket };
         Ok(VmCommand { words: words.to_vec(), socket, adds_card })
     }
 
@@ -280,7 +282,8 @@ fn other_nic(arguments: &[OsString]) -> Option<OsString> {
                     && !is_own(value)
                     && value.to_str().is_none_or(|value| !value.starts_with("nic"))
             }
-            "readconfig" => std::fs::read_to_string(value).is_ok_and(|text| text.contains("[netdev")),
+            "readconfig" => std::fs::read_to_string(value)
+                .is_ok_and(|text| text.contains("[net") || text.contains("[nic")),
             _ => false,
         };
         is_other.then(|| [word.as_os_str(), value.as_os_str()].join(OsStr::new(" ")))

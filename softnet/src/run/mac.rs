@@ -16,6 +16,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use rustix::process::Uid;
 use softnet_filter::MacAddr;
 
 /// How many VMs that have all in common may run at a time.
@@ -39,13 +40,13 @@ enum Claim {
 }
 
 impl OwnMac {
-    /// The first free address of the row that follows from the machine, the user and `what` the VM is.
+    /// The first free address of the row that follows from the machine, the `user` who runs the VM and `what` it is.
     ///
     /// # Errors
     /// When the kernel refuses a socket.
-    pub fn of(what: &[OsString]) -> anyhow::Result<Self> {
+    pub fn of(user: Uid, what: &[OsString]) -> anyhow::Result<Self> {
         let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
-        let user = rustix::process::getuid().as_raw().to_string();
+        let user = user.as_raw().to_string();
         let parts = [machine.as_slice(), user.as_bytes()];
         let seed: Vec<&[u8]> = parts.into_iter().chain(what.iter().map(|word| word.as_bytes())).collect();
         for place in 0..ROW {
@@ -112,6 +113,8 @@ pub fn identity(name: Option<&OsStr>, command: &[OsString]) -> Vec<OsString> {
 mod tests {
     use super::*;
 
+    const USER: Uid = Uid::ROOT;
+
     #[test]
     fn an_address_stays_and_follows_from_all_parts() {
         let mac = |parts: &[&str], place| {
@@ -138,22 +141,22 @@ mod tests {
     #[test]
     fn what_does_not_say_whose_it_is_moves_no_vm() {
         let what = identity(Some(OsStr::new("squatted")), &[]);
-        let mac = OwnMac::of(&what).unwrap().mac;
+        let mac = OwnMac::of(USER, &what).unwrap().mac;
         let squatter =
             socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let name = SocketAddrUnix::new_abstract_name(format!("softnet/mac/{mac}").as_bytes()).unwrap();
         bind(&squatter, &name).unwrap();
-        assert_eq!(OwnMac::of(&what).unwrap().mac, mac);
+        assert_eq!(OwnMac::of(USER, &what).unwrap().mac, mac);
     }
 
     #[test]
     fn two_at_a_time_are_two_and_one_after_the_other_is_the_same() {
         let what = identity(Some(OsStr::new("two_at_a_time")), &[]);
-        let first = OwnMac::of(&what).unwrap();
-        let second = OwnMac::of(&what).unwrap();
+        let first = OwnMac::of(USER, &what).unwrap();
+        let second = OwnMac::of(USER, &what).unwrap();
         assert_ne!(first.mac, second.mac);
         let mac = first.mac;
         drop(first);
-        assert_eq!(OwnMac::of(&what).unwrap().mac, mac);
+        assert_eq!(OwnMac::of(USER, &what).unwrap().mac, mac);
     }
 }

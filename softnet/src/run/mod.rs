@@ -48,16 +48,17 @@ const VM_GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the arguments are wrong, the command cannot be started, or the filter fails while the VM runs.
 pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyhow::Result<ExitCode> {
-    let (vm_mac, _own) = match &args.vm_mac_address {
-        Some(mac) => (parse_mac(mac)?, None),
-        None => {
-            let own = OwnMac::of(&mac::identity(args.name.as_deref(), &args.command))?;
-            (own.mac, Some(own))
-        }
-    };
     let mut port = PortSettings::try_from(args.port)?;
     let start = Start::of_this_process()?;
     let vm_user = vm_user(args.vm_user.as_deref(), &port, &start)?;
+    let (vm_mac, _own) = match &args.vm_mac_address {
+        Some(mac) => (parse_mac(mac)?, None),
+        None => {
+            let user = vm_user.as_ref().map_or(start.real.0, |user| user.uid);
+            let own = OwnMac::of(user, &mac::identity(args.name.as_deref(), &args.command))?;
+            (own.mac, Some(own))
+        }
+    };
     let promises = Promises { reads_environment: args.fd_from_env, other_nics: args.allow_other_nics };
     let mut asked = Ok(true);
     let command = VmCommand::new(&args.command, promises, |program| {
@@ -267,9 +268,12 @@ fn vm_user(name: Option<&str>, port: &PortSettings, start: &Start) -> anyhow::Re
     let (user, group) = (port.user.as_deref(), port.group.as_deref());
     Ok(match name {
         Some(name) if !start.is_by_root() => {
-            return Err(
-                UsageError::new("--vm-user", name, "is for root; leave it out, and the VM is yours").into()
-            );
+            return Err(UsageError::new(
+                "--vm-user",
+                name,
+                "may be given by root only; leave it out, and the VM runs as you",
+            )
+            .into());
         }
         Some("root" | "0") => None,
         Some(name) => Some(Identity::named("--vm-user", name, start, &System)?),

@@ -30,8 +30,9 @@ pub struct Status {
     pub table: Option<bool>,
     /// Whether Softnet turned IPv4 forwarding on, and therefore keeps the host from forwarding for others.
     pub forwarding: bool,
-    /// Chains of the host's firewall that drop by default, and so perhaps the VMs' packets.
-    pub obstacles: Vec<String>,
+    /// Chains of the host's firewall that drop by default, and so perhaps the VMs' packets; `None` if the caller may not
+    /// know.
+    pub obstacles: Option<Vec<String>>,
     /// The server's leases, including those of VMs that have ended.
     pub leases: Vec<LeaseEntry>,
     /// The running VMs.
@@ -49,8 +50,6 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     let members = claim::claimed(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
-    let chains =
-        if root { Tool::Nft.run(&["list", "chains"], "").unwrap_or_default() } else { String::new() };
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
@@ -61,7 +60,7 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
             present(&table) && ruleset::SHARED_TABLES.into_iter().all(present)
         }),
         forwarding: files::read(&run_dir.forwarding_marker())?.is_some(),
-        obstacles: obstacles(&chains),
+        obstacles: root.then(|| obstacles(&Tool::Nft.run(&["list", "chains"], "").unwrap_or_default())),
         leases: dnsmasq::leases(&directory)?,
         members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),
         plan,
@@ -137,7 +136,7 @@ fn vm_to_json(member: &MemberRecord) -> serde_json::Value {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MISSING: &str = "missing (the next start restores it)";
+        const MISSING: &str = "missing (the keeper or the next start restores it)";
         let Status { plan, .. } = self;
         writeln!(f, "network {} ({})", plan.name, type_name(plan.net_type))?;
         match &self.bridge {
@@ -157,7 +156,7 @@ impl fmt::Display for Status {
         }
         match self.keeper {
             Some(pid) => writeln!(f, "  keeper   process {pid}")?,
-            None => writeln!(f, "  keeper   {MISSING}")?,
+            None => writeln!(f, "  keeper   missing (the next start restores it)")?,
         }
         match self.table {
             Some(true) => writeln!(f, "  nftables table {}", ruleset::table(plan.name.as_str()))?,
@@ -170,7 +169,7 @@ impl fmt::Display for Status {
                 "  routing  turned on by Softnet for its networks only: packets between other interfaces are dropped"
             )?;
         }
-        for obstacle in &self.obstacles {
+        for obstacle in self.obstacles.iter().flatten() {
             writeln!(
                 f,
                 "  firewall {obstacle} drops packets that no rule accepts; let it accept those from and to {}",

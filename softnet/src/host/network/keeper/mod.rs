@@ -146,7 +146,7 @@ fn supervise(
                 {
                     return Ok(());
                 }
-                tracing::warn!(network = %name, "the keeper died; starting another");
+                tracing::warn!(network = %name, "the keeper exited; starting another");
                 std::thread::sleep(RESTART_DELAY);
                 first = false;
             }

@@ -400,7 +400,7 @@ impl Keeper {
 
     /// Starts another pair, because no process would notice this one's end any more.
     fn hand_over(&mut self) -> io::Result<()> {
-        tracing::warn!(network = %self.name, "the warden died; starting another keeper");
+        tracing::warn!(network = %self.name, "the warden exited; starting another keeper");
         start(&self.name, false)?;
         // The lock is released with this process, and the new keeper waits for that. It ends this server
         // before it starts its own.
