@@ -10,7 +10,7 @@ use softnet::cli::Cli;
 use softnet::config::Config;
 use softnet::stage::{Opened, Sealed};
 use softnet::usage::UsageError;
-use softnet::{command, escalation, logging};
+use softnet::{command, escalation, logging, signals};
 
 /// Exit status for an invalid command line, the same as clap's.
 const USAGE: u8 = 2;
@@ -20,6 +20,9 @@ const FAILURE: u8 = 1;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
+    if let Err(error) = signals::reset_inherited() {
+        tracing::warn!(%error, "cannot reset the inherited handling of child processes");
+    }
     let outcome = match cli.command {
         None if cli.port.sudo_escalation_probing => Ok(ExitCode::SUCCESS),
         None => Config::try_from((cli.vm, cli.port)).map(|config| filter(config).into()).map_err(Into::into),

@@ -12,7 +12,7 @@ use crate::config::HostSide;
 pub fn prepare_elevated(start: &Start, host: &HostSide) -> anyhow::Result<()> {
     if start.is_elevated() {
         super::bridges::permit(host)?;
-        linux::replace_surroundings()?;
+        linux::replace_surroundings();
     }
     Ok(())
 }
@@ -25,12 +25,8 @@ pub fn prepare_elevated(_start: &Start, _host: &HostSide) -> anyhow::Result<()> 
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::io;
-
     use rustix::fs::Mode;
     use rustix::process::{Resource, Rlimit, setrlimit, umask};
-
-    use crate::sys;
 
     /// Descriptors that a privileged process may open: what a login session has.
     const DESCRIPTORS: Rlimit = Rlimit { current: Some(1024), maximum: Some(4096) };
@@ -38,9 +34,8 @@ mod linux {
     const UNLIMITED: Rlimit = Rlimit { current: None, maximum: None };
 
     /// Resets what the process inherited, before it starts what other users rely on: the first user's CPU
-    /// limit must not kill a DHCP server, no file may be writable for all, and the end of a child must be
-    /// noticed.
-    pub fn replace_surroundings() -> io::Result<()> {
+    /// limit must not kill a DHCP server, and no file may be writable for all.
+    pub fn replace_surroundings() {
         umask(Mode::from_raw_mode(0o022));
         let lifted =
             [Resource::Cpu, Resource::Fsize, Resource::Data, Resource::As, Resource::Nproc, Resource::Rss];
@@ -50,6 +45,5 @@ mod linux {
             // Only root can raise limits. A process that cannot starts nothing that other users rely on.
             let _ = setrlimit(resource, limit);
         }
-        sys::process::reset_sigchld()
     }
 }

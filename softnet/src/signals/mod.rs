@@ -11,9 +11,18 @@ use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 
 use crate::needs::{Needs, Syscall};
+use crate::sys;
 
 /// The system calls of a handler and of the event loop.
 const SYSCALLS: &[Syscall] = &[Syscall::Sendto, Syscall::RtSigreturn, Syscall::Recvfrom];
+
+/// Resets what the process inherited: with SIGCHLD ignored no child could be waited for.
+///
+/// # Errors
+/// Those of `signal(2)`.
+pub fn reset_inherited() -> io::Result<()> {
+    sys::sigchld::reset_sigchld()
+}
 
 /// One group of signals as a source for the poller.
 #[derive(Debug)]

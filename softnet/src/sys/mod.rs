@@ -8,6 +8,7 @@ pub mod incarnation;
 #[cfg(target_os = "linux")]
 pub mod process;
 pub mod secure;
+pub mod sigchld;
 #[cfg(target_os = "linux")]
 pub mod tun;
 #[cfg(target_os = "linux")]

@@ -74,19 +74,6 @@ pub fn ensure_single_thread() -> io::Result<()> {
     Ok(())
 }
 
-/// Resets SIGCHLD to its default, so that children can be waited for: this process may have been started with
-/// it ignored.
-///
-/// # Errors
-/// Those of `sigaction(2)`.
-pub fn reset_sigchld() -> io::Result<()> {
-    // SAFETY: the default disposition runs no code of ours.
-    match unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) } {
-        libc::SIG_ERR => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
 /// Ends the process at once: no destructors, no exit handlers, no buffers flushed.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit only ends the process.

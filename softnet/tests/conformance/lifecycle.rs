@@ -242,6 +242,11 @@ pub fn run_ends_as_its_command_does() -> Result<()> {
     let output =
         run("test -S /proc/$$/fd/{stream_fd} && test $SOFTNET_FD = {stream_fd} && echo socket")?.output()?;
     ensure!(output.stdout == b"socket\n", "{}", String::from_utf8_lossy(&output.stderr));
+    // A launcher may have started it with the ends of children ignored.
+    let mut ignoring = Command::new("env");
+    ignoring.arg("--ignore-signal=CHLD").arg(program()).args(["run", "--fd-from-env", "--tap"]);
+    let status = ignoring.args([Segment::TAP, "--", "sh", "-c", "exit 7"]).stdin(Stdio::null()).status()?;
+    ensure!(status.code() == Some(7), "with SIGCHLD ignored: {status}");
     let mut missing = Command::new(program());
     missing.args(["run", "--fd-from-env", "--tap", Segment::TAP, "--", "no-such-program"]);
     let output = missing.output()?;
