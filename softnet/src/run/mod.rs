@@ -236,7 +236,8 @@ impl Filter {
             match rustix::process::waitpid(Some(self.pid), WaitOptions::empty()) {
                 Ok(Some((_, status))) => return ExitStatus::from_raw(status.as_raw()),
                 Err(rustix::io::Errno::INTR) | Ok(None) => {}
-                Err(_) => return ExitStatus::from_raw(0),
+                // Unknown is no success.
+                Err(_) => return ExitStatus::from_raw(1 << 8),
             }
         }
     }
@@ -301,6 +302,8 @@ fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
     let nowhere = OwnedFd::from(File::open("/dev/null").context("cannot open /dev/null")?);
     let mut command = Command::new(program);
     command.arg("-version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    // So that nothing of it is left, whatever it starts.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let Ok(mut child) = process::spawn_with(&mut command, &nowhere, assume(user.cloned()), Signal::KILL)
     else {
         return Ok(true);
@@ -319,7 +322,7 @@ fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
             }
         }
     }
-    let _ = child.kill();
+    let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
     child.wait()?;
     Ok(answer.starts_with(b"QEMU emulator version"))
 }
