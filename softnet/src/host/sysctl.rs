@@ -17,7 +17,7 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 pub enum SwitchError {
     /// Nothing may be written there.
     #[error(
-        "cannot set {switch}={value}, because /proc/sys is read-only here, as in most containers; start the container with \
+        "cannot set {switch}={value}, because /proc/sys may not be written here, as in most containers; start the container with \
          `--sysctl {cure}`"
     )]
     ReadOnly {

@@ -112,7 +112,14 @@ impl Place {
                     self.contested = earlier.or(Some(Contest { address, since: now, evicting: false }));
                 }
             }
-            Err(error) => tracing::error!(%error, "cannot record the VM's address"),
+            Err(error) => {
+                let earlier = contested.filter(|contest| Some(contest.address) == address);
+                if earlier.is_none() {
+                    tracing::error!(%error, "cannot record the VM's address; trying again");
+                }
+                let first = |address| Contest { address, since: now, evicting: false };
+                self.contested = earlier.or(address.map(first));
+            }
         }
         // No address is recorded, so no forward may lead to one; the next lease installs them.
         self.forwarder.set_address(None);

@@ -56,14 +56,17 @@ impl Flow {
 /// # Errors
 /// Those of the socket and of the kernel; `EPROTONOSUPPORT` or `EOPNOTSUPP` if it tracks no connections.
 pub fn forget_addresses(addresses: &BTreeSet<Ipv4Addr>) -> io::Result<usize> {
+    if addresses.is_empty() {
+        return Ok(0);
+    }
     let mut table = Table::open()?;
     let ours = |flow: &Flow| addresses.iter().any(|&address| flow.has(address));
     let mut flows = BTreeSet::new();
-    // The kernel filters by one endpoint and one address at a time, and walks its whole table for each.
     let entries = table.count()?;
-    if addresses.is_empty() || entries == 0 {
+    if entries == 0 {
         return Ok(0);
     }
+    // The kernel filters by one endpoint and one address at a time, and walks its whole table for each.
     let picks: Vec<Vec<u8>> = if entries <= FEW || addresses.len() > 4 {
         vec![Vec::new()]
     } else {

@@ -202,7 +202,7 @@ pub fn a_port_that_another_program_has_is_named() -> Result<()> {
     let dns = TcpListener::bind("0.0.0.0:53")?;
     let error = Vm::start(FIRST, &[]).err().context("the server started beside another")?;
     let text = format!("{error:#}");
-    ensure!(text.contains("at port 53") && text.contains("ss -lnptu 'sport = :53'"), "{text}");
+    ensure!(text.contains("port 53 is taken") && text.contains("ss -lnptu 'sport = :53'"), "{text}");
     drop(dns);
     leased(FIRST, &[])?;
     Ok(())

@@ -457,7 +457,7 @@ fn where_switches_are_read_only() -> Result<()> {
     let error = Vm::start(FIRST, &[]).err().context("it started without forwarding")?;
     let text = format!("{error:#}");
     ensure!(text.contains("--sysctl net.ipv4.ip_forward=1"), "{text}");
-    ensure!(text.matches("read-only").count() == 1 && !text.contains("os error"), "{text}");
+    ensure!(text.matches("may not be written").count() == 1 && !text.contains("os error"), "{text}");
     let links = run("ip", &["-oneline", "link"])?;
     ensure!(
         !links.contains("softnet0") && !Path::new("/run/softnet/softnet0").exists(),

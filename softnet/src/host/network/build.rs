@@ -51,9 +51,10 @@ pub(super) fn ensure_locked(
         || Netlink::open()?.link(config.name.as_str())?.is_some();
     let serve = |_| service::ensure(&config.name, &directory, lock);
     repair_or_create(config, joining, run_dir, lock, serve).inspect_err(|_| {
-        // Nobody uses it yet, and nobody would expect it to be there after an error.
-        if !existed && let Err(error) = down_locked(&config.name, true, run_dir, lock) {
-            tracing::warn!(%error, "a part of the network that could not be created is left; `softnet network down` removes it");
+        // It has no members yet, and would surprise whoever looks after an error.
+        let begun = directory.file("network").exists();
+        if !existed && begun && let Err(error) = down_locked(&config.name, true, run_dir, lock) {
+            tracing::warn!(%error, "cannot remove all of the network that could not be created; `softnet network down` does, once that works");
         }
     })
 }

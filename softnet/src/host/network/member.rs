@@ -25,7 +25,7 @@ use super::rules;
 use super::ruleset::Limits;
 use super::run_dir::{NetworkDir, RunDir};
 use super::service;
-use super::{Error, NetworkConfig, Plan};
+use super::{Error, NetworkConfig, Plan, bridge_mac};
 use crate::config::expose::Expose;
 use crate::host::bridge::{self, Gateway};
 use crate::host::files;
@@ -77,10 +77,10 @@ impl Membership {
         let directory = run_dir.network(config.name.as_str());
         let path = directory.ports().join(member.mac.to_string());
         let lock = lock_after_predecessor(&run_dir, &path)?;
-        let (plan, gateway) = ensure_locked(config, Some(member.mac), &run_dir, &lock)?;
-        if member.mac == gateway.mac {
+        if member.mac == bridge_mac(&config.name) {
             return Err(Error::MacIsGateway(member.mac));
         }
+        let (plan, gateway) = ensure_locked(config, Some(member.mac), &run_dir, &lock)?;
         let Some(port) = Claim::take(path.clone())? else {
             let holder = files::read(&path)?.and_then(|text| record::read_member(&text));
             let pid = holder.map(|holder| holder.pid);
@@ -217,8 +217,13 @@ impl Membership {
             None => {}
         }
         claimed?;
-        recorded?;
-        forgotten.map_err(Error::Conntrack)
+        let prepared = recorded.and_then(|()| forgotten.map(drop).map_err(Error::Conntrack));
+        if prepared.is_err() {
+            // As if it had none, so that the next report prepares the host again; the rules may allow it already.
+            self.record.address = None;
+            self.withheld.extend(self.lease.take());
+        }
+        prepared
     }
 
     /// Takes the lock of an address that the server has leased to this VM.
@@ -279,7 +284,13 @@ impl Membership {
         });
         match applied {
             Ok(()) => rules::forget_before(&installed(ops)),
-            Err(_) => self.record.forwards = former,
+            Err(_) => {
+                self.record.forwards = former;
+                // Or another start would install what failed here.
+                if let Err(error) = self.lock().and_then(|lock| self.write(&lock)) {
+                    tracing::debug!(%error, "cannot record that the forwards did not change");
+                }
+            }
         }
         applied
     }

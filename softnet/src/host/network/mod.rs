@@ -82,15 +82,20 @@ impl Plan {
         subnet::gateway(self.subnet)
     }
 
-    /// The bridge's MAC: the same for the same name on every boot, so that guests that know networks by their gateway's
-    /// MAC know this one again. Locally administered; "SN", then a hash (FNV-1a) of the name.
+    /// The bridge's MAC address.
     pub fn mac(&self) -> MacAddr {
-        let hash = self.name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        let [a, b, c, ..] = hash.to_be_bytes();
-        MacAddr([0x0a, b'S', b'N', a, b, c])
+        bridge_mac(&self.name)
     }
+}
+
+/// The MAC address of the bridge of this name: the same on every boot, so that guests that know networks by their gateway's
+/// MAC know this one again. Locally administered; "SN", then a hash (FNV-1a) of the name.
+fn bridge_mac(name: &NetworkName) -> MacAddr {
+    let hash = name.as_str().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let [a, b, c, ..] = hash.to_be_bytes();
+    MacAddr([0x0a, b'S', b'N', a, b, c])
 }
 
 /// Why the managed network cannot be set up. Messages are complete; callers add no context.

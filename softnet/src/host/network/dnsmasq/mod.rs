@@ -30,8 +30,9 @@ pub enum Error {
     Tool(#[from] tools::Error),
     /// Another program has a port that it needs.
     #[error(
-        "another program on this host listens at port {0} of all addresses, or of the gateway's, where the managed network's DHCP \
-         and DNS server must listen; `ss -lnptu 'sport = :{0}'` shows which. Let it listen at its own addresses only, or stop it"
+        "port {0} is taken by another program, at all addresses of this host or at the gateway's; the managed network's DHCP and DNS \
+         server needs it at port {0} of the gateway's address (`ss -lnptu 'sport = :{0}'` shows the program). Stop that program, \
+         or let it listen at other addresses"
     )]
     PortTaken(u16),
     /// It could not be ended.
