@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Test::new("bad_input::contradictions", contradictions),
         Test::new("bad_input::numbers_and_names", numbers_and_names),
         Test::new("bad_input::what_run_is_told", what_run_is_told),
+        Test::new("bad_input::who_called_sudo_has_to_be_known", unknown_callers_of_sudo).as_root(),
         Test::new("bad_input::nothing_at_all_shows_the_help", nothing_at_all),
     ])
 }
@@ -265,5 +266,19 @@ fn what_run_is_told() -> Result<()> {
     refuses(&["run", "--", "true"], &["true", "--fd-from-env", "{fd}"])?;
     refuses(&["run", "--", "nice", "sh", "-c", "kvm"], &["sh", "--fd-from-env"])?;
     refuses(&["run", "--", "qemu-system-x86_64", "-nic", "user"], &["-nic user", "--allow-other-nics"])?;
-    refuses(&["run", "--", "env", "A=b", "qemu-system-x86_64", "-daemonize"], &["-daemonize", "background"])
+    refuses(&["run", "--", "env", "A=b", "qemu-system-x86_64", "-daemonize"], &["-daemonize", "background"])?;
+    refuses(&["run", "--", "env", "PATH=/tmp", "qemu-system-x86_64"], &["env", "--fd-from-env"])?;
+    refuses(&["run", "--", "qemu-system-x86_64", "-nic", "user,hostname={fd}"], &["--allow-other-nics"])?;
+    refuses(&["run", "--", "setpriv", "qemu-system-x86_64", "-name", "{fd}"], &["setpriv", "--fd-from-env"])
+}
+
+/// Whoever called sudo is the user, and not somebody else because the caller is unknown here.
+fn unknown_callers_of_sudo() -> Result<()> {
+    for (uid, gid) in [("4242", "0"), ("65534", "0"), ("65534", "4242"), ("65534", "")] {
+        let (_vm, socket) = VmPort::pair()?;
+        let mut command = Command::new(SOFTNET);
+        command.args(["--vm-fd=0", MAC]).stdin(socket);
+        refuses_command(command.env("SUDO_UID", uid).env("SUDO_GID", gid), &["--user", "SUDO_UID"])?;
+    }
+    Ok(())
 }

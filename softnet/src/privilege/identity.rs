@@ -23,8 +23,8 @@ pub struct Start {
     pub groups: Vec<Gid>,
     /// The program's file gave the process more than its caller has: a set-user-ID or set-group-ID bit, or capabilities.
     pub secure: bool,
-    /// `SUDO_UID` and `SUDO_GID`.
-    pub sudo: Option<(RawUid, RawGid)>,
+    /// `SUDO_UID` and `SUDO_GID`, which is `None` if it is missing or no number.
+    pub sudo: Option<(RawUid, Option<RawGid>)>,
 }
 
 impl Start {
@@ -34,13 +34,13 @@ impl Start {
     /// When the groups cannot be read.
     pub fn of_this_process() -> io::Result<Self> {
         use rustix::process::{getegid, geteuid, getgid, getgroups, getuid};
-        let number = |name| std::env::var(name).ok()?.parse().ok();
+        let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
         Ok(Start {
             real: (getuid(), getgid()),
             effective: (geteuid(), getegid()),
             groups: getgroups()?,
             secure: crate::sys::secure::is_secure_execution(),
-            sudo: number("SUDO_UID").zip(number("SUDO_GID")),
+            sudo: number("SUDO_UID").map(|uid| (uid, number("SUDO_GID"))),
         })
     }
 
@@ -178,16 +178,25 @@ fn unnamed(start: &Start, accounts: &impl Accounts) -> Result<Identity, UsageErr
         return Ok(Identity { uid, gid, groups: vec![gid], origin: Origin::Caller });
     }
     let usable = |account: &Account| !account.uid.is_root() && accounts.can_become(account);
-    if let Some((uid, gid)) = start.sudo
-        && let Some(account) = accounts.user_by_id(uid).filter(usable)
-        && let Some(gid) = accounts.group(&gid.to_string())
-    {
-        return Ok(identity(&account, gid, Origin::Sudo, accounts));
+    let nobody = accounts.user(NOBODY);
+    if let Some((uid, gid)) = start.sudo.filter(|(uid, _)| *uid != 0) {
+        let group = gid.and_then(|gid| accounts.group(&gid.to_string())).filter(|gid| !gid.is_root());
+        if let (Some(account), Some(group)) = (accounts.user_by_id(uid).filter(usable), group) {
+            return Ok(identity(&account, group, Origin::Sudo, accounts));
+        }
+        // Somebody called sudo: nothing may run as root, or as another user, because they are unknown. A user
+        // namespace that maps only root has nobody else.
+        if nobody.as_ref().is_none_or(|nobody| accounts.can_become(nobody)) {
+            return Err(UsageError::flag(
+                "--user",
+                "is missing, and SUDO_UID and SUDO_GID do not name an ordinary user and group of this system; name the user to switch to",
+            ));
+        }
     }
     if let Some(account) = accounts.user(DEDICATED).filter(usable) {
         return Ok(identity(&account, account.gid, Origin::Dedicated, accounts));
     }
-    match accounts.user(NOBODY) {
+    match nobody {
         Some(account) if usable(&account) => Ok(identity(&account, account.gid, Origin::Nobody, accounts)),
         Some(account) if !accounts.can_become(&account) => {
             let (uid, gid) = start.effective;
@@ -332,20 +341,24 @@ mod tests {
         let root = start(0, 0);
         assert_eq!(origin(&root, &HOST), (65534, 65534, Origin::Nobody));
         assert_eq!(origin(&root, &WITH_DEDICATED), (300, 300, Origin::Dedicated));
-        let by_sudo = Start { sudo: Some((1000, 1001)), ..root.clone() };
+        let by_sudo = Start { sudo: Some((1000, Some(1001))), ..root.clone() };
         assert_eq!(origin(&by_sudo, &HOST), (1000, 1001, Origin::Sudo));
         let only_root = Host { mapped: 0..1, ..HOST };
         assert_eq!(origin(&root, &only_root), (0, 0, Origin::OnlyOne));
+        assert_eq!(origin(&by_sudo, &only_root), (0, 0, Origin::OnlyOne));
     }
 
     #[test]
-    fn the_word_of_sudo_counts_only_for_root_and_only_if_it_resolves() {
-        for sudo in [(0, 0), (4242, 1000), (1000, 4242)] {
-            let by_sudo = Start { sudo: Some(sudo), ..start(0, 0) };
-            assert_eq!(chosen(&by_sudo, None, None).unwrap().origin, Origin::Nobody, "{sudo:?}");
+    fn the_word_of_sudo_counts_only_for_root_and_has_to_resolve() {
+        let by_sudo = |uid, gid| Start { sudo: Some((uid, gid)), ..start(0, 0) };
+        assert_eq!(chosen(&by_sudo(0, Some(0)), None, None).unwrap().origin, Origin::Nobody);
+        for (uid, gid) in [(4242, Some(1000)), (1000, Some(4242)), (1000, None), (1000, Some(0))] {
+            let refused = chosen(&by_sudo(uid, gid), None, None).unwrap_err();
+            assert!(refused.contains("SUDO_UID"), "{uid} {gid:?}: {refused}");
+            assert_eq!(chosen(&by_sudo(uid, gid), Some("ann"), None).unwrap().uid, self::uid(1000));
         }
         for elevated in [start(1000, 0), start(1000, 1000)] {
-            let pretended = Start { sudo: Some((1001, 1001)), ..elevated };
+            let pretended = Start { sudo: Some((1001, Some(1001))), ..elevated };
             assert_eq!(chosen(&pretended, None, None).unwrap().uid, uid(1000));
         }
     }

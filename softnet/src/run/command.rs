@@ -75,25 +75,28 @@ impl VmCommand {
             _ => Socket::Datagram,
         };
         let placed = mentions(FD) || mentions(STREAM_FD);
-        let adds_card = if may_be_qemu(name) && is_qemu(name) {
-            let arguments = &words[program + 1..];
-            if let Some(word) = arguments.iter().find(|word| option(word) == Some("daemonize")) {
-                return refused(
-                    word,
-                    "moves QEMU to a process that Softnet does not wait for, so Softnet would end the VM's network; \
-                     leave it out, and start softnet in the background",
-                );
-            }
-            if let Some(nic) = other_nic(arguments).filter(|_| !promises.other_nics) {
-                return refused(
-                    &nic,
-                    "is a network card that Softnet does not filter; leave it out, give it Softnet's \
-                     descriptor ({fd}), or permit it by --allow-other-nics",
-                );
-            }
-            // The descriptor elsewhere, as in a name, connects nothing.
-            !has_own_nic(arguments)
-        } else if placed || promises.reads_environment {
+        // QEMU behind a program that is not known to run others, too.
+        let qemu = words.iter().skip(program).position(|word| may_be_qemu(word)).map(|at| program + at);
+        let arguments = qemu.map_or(&[][..], |at| &words[at + 1..]);
+        if let Some(word) = arguments.iter().find(|word| option(word) == Some("daemonize")) {
+            return refused(
+                word,
+                "moves QEMU to a process that Softnet does not wait for, so Softnet would end the VM's network; \
+                 leave it out, and start softnet in the background",
+            );
+        }
+        if let Some(nic) = other_nic(arguments).filter(|_| !promises.other_nics) {
+            return refused(
+                &nic,
+                "is a network card that Softnet does not filter; leave it out, give it Softnet's \
+                 descriptor ({fd}), or permit it by --allow-other-nics",
+            );
+        }
+        // The descriptor elsewhere, as in a name, connects nothing.
+        let own_nic = has_own_nic(arguments);
+        let adds_card = if qemu == Some(program) && is_qemu(name) {
+            !own_nic
+        } else if promises.reads_environment || placed && (qemu.is_none() || own_nic) {
             false
         } else {
             return refused(
@@ -167,7 +170,7 @@ const WRAPPERS: [Wrapper; 8] = [
         ..Wrapper::named("ionice")
     },
     Wrapper {
-        valued: &["-u", "-C"],
+        valued: &["-u"],
         plain: &["-i", "-u", "--ignore-environment", "--unset="],
         ..Wrapper::named("env")
     },
@@ -221,6 +224,10 @@ impl Wrapper {
             if !word.starts_with('-') {
                 // `env NAME=VALUE … program`.
                 if self.name == "env" && word.contains('=') {
+                    // With another PATH, or in another directory, the name could be another program's.
+                    if word.starts_with("PATH=") {
+                        return None;
+                    }
                     at += 1;
                     continue;
                 }
@@ -257,8 +264,24 @@ fn option(word: &OsStr) -> Option<&str> {
     Some(name.strip_prefix('-').unwrap_or(name))
 }
 
+/// Whether a network of QEMU's is connected to Softnet's descriptor, in the form of options or of JSON: of a kind that
+/// takes the descriptor of a connected socket, and as that descriptor.
 fn is_own(value: &OsStr) -> bool {
-    contains(value, FD) || contains(value, STREAM_FD)
+    let Some(value) = value.to_str() else { return false };
+    let fields = || value.split([',', '{', '}']).map(|field| field.replace(['"', ' '], ""));
+    let is_socket = fields().any(|field| {
+        let kind = field.strip_prefix("type=").or_else(|| field.strip_prefix("type:")).unwrap_or(&field);
+        matches!(kind, "dgram" | "stream" | "socket")
+    });
+    let is_connected = [FD, STREAM_FD].iter().any(|fd| {
+        [format!("\"str\":\"{fd}\""), format!("\"str\": \"{fd}\"")].iter().any(|json| value.contains(json))
+            || value.split(',').any(|field| {
+                field
+                    .split_once('=')
+                    .is_some_and(|(key, given)| given == *fd && (key == "fd" || key.ends_with(".str")))
+            })
+    });
+    is_socket && is_connected
 }
 
 /// Whether QEMU is told to connect a network to Softnet's descriptor.
@@ -365,6 +388,15 @@ mod tests {
         assert_eq!(words("qemu-system-x86_64 -netdev dgram,fd={fd}")[2], "dgram,fd=7");
         assert_eq!(words("linux.uml vec0:transport=fd,fd={fd} mac={mac}/{mac}").len(), 3);
         assert_eq!(words("vmm --net fd={fd}")[2], "fd=7");
+        for own in [
+            "kvm -netdev dgram,id=n,local.type=fd,local.str={fd}",
+            "kvm -nic socket,fd={fd}",
+            "kvm -netdev stream,id=n,addr.type=fd,addr.str={stream_fd}",
+            r#"kvm -netdev {"type":"dgram","id":"n","local":{"type":"fd","str":"{fd}"}}"#,
+            "setpriv --no-new-privs kvm -netdev dgram,fd={fd}",
+        ] {
+            assert!(!words(own).contains(&CARD[3].to_owned()), "{own}");
+        }
         let stream = understood("kvm -netdev stream,fd={stream_fd}", Promises::default()).unwrap();
         assert_eq!(stream.socket(), Socket::Stream);
         assert!(refusal("vmm {fd} {stream_fd}").contains("use one of them"));
@@ -377,6 +409,9 @@ mod tests {
             "./start-my-vm.sh",
             "env -S kvm",
             "sh -c kvm",
+            "env -C / kvm",
+            "env PATH=/tmp kvm",
+            "setpriv --no-new-privs kvm -name {fd}",
             "qemu-system-not -m 1G",
             "start-qemu.sh",
             "qemu-img info",
@@ -397,6 +432,10 @@ mod tests {
             "kvm -netdev user,id=n0 -device e1000,netdev=n0",
             "kvm -netdev dgram,fd={fd} -nic tap",
             "kvm -readconfig vm.cfg",
+            "kvm -nic user,id=n{fd}",
+            "kvm -netdev user,id=dgram,hostname={fd}",
+            "kvm -netdev tap,fd={fd}",
+            "setpriv --no-new-privs kvm -netdev dgram,fd={fd} -nic user",
         ] {
             assert!(refusal(line).contains("--allow-other-nics"), "{line}: {}", refusal(line));
             let promises = Promises { other_nics: true, ..Promises::default() };

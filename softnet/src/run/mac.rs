@@ -28,7 +28,8 @@ pub struct OwnMac {
     /// The address: locally administered and unicast.
     pub mac: MacAddr,
     /// A name in the kernel's table of abstract sockets, which ends with the process (unix(7)). Any user can take such a name, so
-    /// one that another user has means nothing: it must neither move nor stop a VM.
+    /// one that another user has means nothing: the VM keeps the address, without a claim. A listener that accepts
+    /// nothing more cannot be asked whose it is, and counts as this user's.
     _claim: Option<OwnedFd>,
 }
 

@@ -131,9 +131,12 @@ fn start_vm(
     command.args(arguments);
     // For wrapper scripts, whose command line has no placeholder.
     command.env("SOFTNET_FD", vm_end.as_raw_fd().to_string()).env("SOFTNET_MAC", mac.to_string());
-    process::spawn_with(&mut command, vm_end, assume(user), Signal::TERM).with_context(|| {
-        format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
-    })
+    process::spawn_with(&mut command, vm_end, assume(user), Signal::TERM)
+        .with_context(|| cannot_start(program))
+}
+
+fn cannot_start(program: &OsStr) -> String {
+    format!("cannot start {:?}; is it installed and in PATH?", program.to_string_lossy())
 }
 
 /// Waits until the filter reports that frames flow. `None` if it ended before that, by itself or by a signal.
@@ -296,18 +299,15 @@ fn vm_user(name: Option<&str>, port: &PortSettings, start: &Start) -> anyhow::Re
     })
 }
 
-/// Whether a program says that it is QEMU when it is asked for its version, by the user who will run it. One that
-/// cannot be started passes: its start fails, with a better message.
+/// Whether a program says that it is QEMU when it is asked for its version, by the user who will run it.
 fn is_qemu(program: &OsStr, user: Option<&Identity>) -> anyhow::Result<bool> {
     let nowhere = OwnedFd::from(File::open("/dev/null").context("cannot open /dev/null")?);
     let mut command = Command::new(program);
     command.arg("-version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     // So that nothing of it is left, whatever it starts.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let Ok(mut child) = process::spawn_with(&mut command, &nowhere, assume(user.cloned()), Signal::KILL)
-    else {
-        return Ok(true);
-    };
+    let mut child = process::spawn_with(&mut command, &nowhere, assume(user.cloned()), Signal::KILL)
+        .with_context(|| cannot_start(program))?;
     let mut answer = Vec::new();
     if let Some(mut output) = child.stdout.take() {
         let mut chunk = [0; 512];
