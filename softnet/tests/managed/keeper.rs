@@ -227,6 +227,27 @@ pub fn a_worker_that_lives_keeps_its_place() -> Result<()> {
     Ok(())
 }
 
+/// Its lease ends without it, so another VM gets its address; the rules then let only that one have it, and what was
+/// forwarded to it leads to nobody.
+pub fn a_worker_that_outlives_its_monitor_loses_its_address() -> Result<()> {
+    let (vm, address) = leased(FIRST, &["--expose=5000:80"])?;
+    ensure!(until(|| table().contains("5000")), "not exposed: {}", table());
+    let monitor = vm.softnet.pid();
+    let worker = worker_of(monitor)?;
+    kill(worker, Signal::SIGSTOP)?;
+    kill(monitor, Signal::SIGKILL)?;
+    ensure!(until(|| is_gone(monitor)), "the monitor stays");
+    // A start writes the rules anew, from what the members have.
+    let second = Vm::start(SECOND, &[])?;
+    ensure!(!table().contains("5000"), "forwarded to nobody: {}", table());
+    let guard = run("nft", &["list", "set", "bridge", "softnet-softnet0", "bound"])?;
+    ensure!(!guard.contains(&address.to_string()), "{address} is bound: {guard}");
+    drop(second);
+    kill(worker, Signal::SIGCONT)?;
+    ensure!(until(|| is_gone(worker)), "the worker stays");
+    Ok(())
+}
+
 /// What Softnet does itself to rules and interfaces is no damage, so the keeper repairs nothing.
 pub fn starts_and_ends_are_no_damage() -> Result<()> {
     Host::main()?.bridge("br0", "10.5.0.1/24")?;

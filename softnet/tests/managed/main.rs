@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     let keeper = lab::tests![
         keeper::{whatever_breaks_is_whole_within_five_seconds, a_server_that_reads_nothing_is_replaced, a_full_disk_keeps_nothing_from_being_repaired, starts_and_ends_are_no_damage},
         keeper::{the_children_of_a_dead_server_hold_nobody_up, no_death_of_a_keeper_is_the_last, the_server_owes_nothing_to_its_starter},
-        keeper::{no_vm_hears_another_while_its_port_is_repaired, a_worker_that_lives_keeps_its_place, a_socket_that_closes_late_is_waited_for, a_port_that_another_program_has_is_named},
+        keeper::{no_vm_hears_another_while_its_port_is_repaired, a_worker_that_lives_keeps_its_place, a_worker_that_outlives_its_monitor_loses_its_address, a_socket_that_closes_late_is_waited_for, a_port_that_another_program_has_is_named},
         keeper::{it_sleeps_while_no_vm_runs, the_server_tells_nothing_of_itself},
         locks::{no_user_can_lock_what_matters, a_wait_for_a_lock_ends_and_names_the_holder},
         locks::{a_process_that_looks_like_the_server_is_not_taken_for_it, status_serves_any_user},

@@ -488,15 +488,26 @@ fn in_its_own_name() -> Result<()> {
             wire::udp((from, ports.0), (gateway.address, ports.1), text.as_bytes()),
         )
     };
-    // As far as the guard reads a DHCP message: `chaddr`.
-    let dhcp = |from: Ipv4Addr, to: Ipv4Addr, text: &str| {
-        let message = [&[0; 28][..], &own.0, text.as_bytes()].concat();
+    // As far as the guard reads a DHCP message: its first four bytes, `giaddr` and `chaddr`.
+    let dhcp_with = |header: [u8; 4], relay: Ipv4Addr, from: Ipv4Addr, to: Ipv4Addr, text: &str| {
+        let message = [&header[..], &[0; 20], &relay.octets(), &own.0, text.as_bytes()].concat();
         Ipv4::new(from, to, wire::udp((from, 68), (to, 67), &message))
     };
+    let dhcp = |from, to, text: &str| dhcp_with([1, 1, 6, 0], Ipv4Addr::UNSPECIFIED, from, to, text);
     let arp =
         |mac: Mac, sender: Ipv4Addr| Arp { sender_mac: mac, ..Arp::request(own, sender, gateway.address) };
     let stolen = Mac(mac(2).octets());
+    let ill_formed = |header: [u8; 4], relay: Ipv4Addr| {
+        dhcp_with(header, relay, first, gateway.address, "forged").frame(router, own)
+    };
+    let no_relay = Ipv4Addr::UNSPECIFIED;
     let forged: Vec<(&str, Vec<u8>)> = vec![
+        ("a DHCP reply", ill_formed([2, 1, 6, 0], no_relay)),
+        ("DHCP of other hardware", ill_formed([1, 6, 6, 0], no_relay)),
+        ("DHCP with a shorter hardware address", ill_formed([1, 1, 5, 0], no_relay)),
+        ("DHCP with a longer hardware address", ill_formed([1, 1, 16, 0], no_relay)),
+        ("DHCP that was relayed", ill_formed([1, 1, 6, 1], no_relay)),
+        ("DHCP of a relay agent", ill_formed([1, 1, 6, 0], first)),
         ("another MAC", datagram(first, (1, 9), "forged").frame(router, stolen)),
         ("another address", datagram(other, (1, 9), "forged").frame(router, own)),
         ("no address", datagram(Ipv4Addr::UNSPECIFIED, (1, 9), "forged").frame(router, own)),

@@ -11,7 +11,9 @@ use super::claim::{self, Claim};
 use super::lock::Lock;
 use super::record::{self, MemberRecord};
 use super::run_dir::{NetworkDir, RunDir};
-use super::{Error, MTU, NetworkConfig, Plan, dnsmasq, rules, ruleset, service, subnet, type_name};
+use super::{
+    Error, MTU, NetworkConfig, Plan, bridge_mac, dnsmasq, rules, ruleset, service, subnet, type_name,
+};
 use crate::config::NetworkName;
 use crate::host::bridge::{self, Gateway};
 use crate::host::files;
@@ -52,11 +54,24 @@ pub(super) fn ensure_locked(
     let serve = |_| service::ensure(&config.name, &directory, lock);
     repair_or_create(config, joining, run_dir, lock, serve).inspect_err(|_| {
         // It has no members yet, and would surprise whoever looks after an error.
-        let begun = directory.file("network").exists();
-        if !existed && begun && let Err(error) = down_locked(&config.name, true, run_dir, lock) {
+        if existed || !directory.file("network").exists() {
+            return;
+        }
+        let removed = if has_foreign_link(&config.name) {
+            directory.remove().map_err(Error::from)
+        } else {
+            down_locked(&config.name, false, run_dir, lock).map(drop)
+        };
+        if let Err(error) = removed {
             tracing::warn!(%error, "cannot remove all of the network that could not be created; `softnet network down` does, once that works");
         }
     })
+}
+
+/// Whether an interface that a start has not made has the name, as one that was made meanwhile; or whether that is unknown.
+fn has_foreign_link(name: &NetworkName) -> bool {
+    let link = Netlink::open().and_then(|mut netlink| netlink.link(name.as_str()));
+    link.map_or(true, |link| link.is_some_and(|link| link.mac != Some(bridge_mac(name))))
 }
 
 /// Repairs the network of `plan` as a start does; `serve` is the keeper's function that ensures the server

@@ -134,10 +134,23 @@ fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
         .map(|(_, value)| value)
 }
 
-/// The members whose process is alive.
+/// The members whose process is alive. An address counts as theirs, and forwards lead to it, as long as they hold
+/// its lock: a worker that outlives its monitor keeps the place, but another VM may get the address.
 pub fn members(directory: &NetworkDir, _lock: &Lock) -> Result<Vec<MemberRecord>, Error> {
-    let claimed = claimed(&directory.ports())?;
-    Ok(claimed.iter().filter_map(|(_, text)| read_member(text)).collect())
+    let leases = claimed(&directory.leases())?;
+    let holds = |mac: MacAddr, address: Ipv4Addr| {
+        let (address, mac) = (address.to_string(), mac.to_string());
+        leases.iter().any(|(name, text)| *name == address && text.lines().next() == Some(&mac))
+    };
+    let mut members: Vec<MemberRecord> =
+        claimed(&directory.ports())?.iter().filter_map(|(_, text)| read_member(text)).collect();
+    for member in &mut members {
+        let mac = member.mac;
+        member.address = member.address.filter(|address| holds(mac, *address));
+        let address = member.address;
+        member.forwards.retain(|forward| Some(forward.to) == address);
+    }
+    Ok(members)
 }
 
 #[cfg(test)]

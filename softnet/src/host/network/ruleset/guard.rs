@@ -79,6 +79,8 @@ pub fn of_network(network: &Network) -> String {
 		drop
 	}}
 	chain dhcp {{
+		{HEADER} != {REQUEST} drop
+		{RELAY} != 0 drop
 		iifname . {CHADDR} @clients goto client
 		drop
 	}}
@@ -103,6 +105,14 @@ pub fn of_network(network: &Network) -> String {
 /// The field `chaddr` of a DHCP message, after the UDP header: the server stores leases by it (RFC 2131,
 /// section 2).
 const CHADDR: &str = "@th,288,48";
+
+/// The fields `op`, `htype`, `hlen` and `hops` (RFC 2131, section 2). The server also stores leases by the type and
+/// the length, so a VM with others would get one more lease for each of them.
+const HEADER: &str = "@th,64,32";
+/// A request of an Ethernet client that no relay agent has passed on (rule C2).
+const REQUEST: &str = "0x01010600";
+/// The field `giaddr`: the server answers to that address.
+const RELAY: &str = "@th,256,32";
 
 /// Which client hardware address each TAP may use in DHCP messages.
 fn clients(network: &Network) -> String {
