@@ -82,6 +82,8 @@
 //! | B7 | `binding/dhcpv4/reply.rs` | `limit_by_unrequested_ack` |
 //! | B7 | `binding/dhcpv4/state.rs` | `record_request`, `limit_by_ack` |
 //! | B8 | `binding/dhcpv4/reply.rs` | `judge_information` |
+//! | B9 | `binding/dhcpv4/reply.rs` | `judge_address` |
+//! | B9 | `binding/dhcpv4/state.rs` | `give`, `may_get`, `lasts`, `cap` |
 //! | H1 | `host.rs` | `set_addresses` |
 //! | H1 | `destination/table.rs` | `new` |
 //! | H2 | `destination/mod.rs` | `judge_exposed` |

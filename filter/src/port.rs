@@ -15,7 +15,7 @@ use crate::icmp;
 use crate::inbound;
 use crate::ipv4::{self, Packet, Part, Transport};
 use crate::l2;
-use crate::lease::{AdoptError, Lease};
+use crate::lease::{AdoptError, Lease, Resolvers};
 use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::transmit::{Outbox, OwnFrame};
@@ -163,6 +163,24 @@ impl Port {
     ) -> Result<(), AdoptError> {
         self.advance(now);
         self.bindings.dhcpv4.adopt(&self.segment, lease, client_id, now)
+    }
+
+    /// Gives the VM an address from the start, which does not expire and is the only one that DHCP can give it (rule B9).
+    /// The caller ensures that nobody else gets it as long as this port exists.
+    ///
+    /// Resolvers that cannot be one's address are left out (rule D5).
+    ///
+    /// # Errors
+    ///
+    /// If the VM has a lease already, or cannot have this address (rule B2).
+    pub fn give(
+        &mut self,
+        address: Ipv4Addr,
+        resolvers: Resolvers,
+        now: Timestamp,
+    ) -> Result<(), AdoptError> {
+        self.advance(now);
+        self.bindings.dhcpv4.give(&self.segment, address, resolvers, now)
     }
 
     /// Releases the VM's address at a clean end: the binding ends at once, and [`Port::poll_transmit`] returns the

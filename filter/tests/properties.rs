@@ -66,6 +66,14 @@ proptest! {
         play(&mut scene, &steps)?;
     }
 
+    /// The same for a VM whose address the administrator has given (B9).
+    #[test]
+    fn with_a_given_address_the_filter_agrees_with_the_oracle(config in config(), steps in vec(step(), 1..60)) {
+        let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
+        scene.give(scene::FIRST_LEASE).map_err(TestCaseError::fail)?;
+        play(&mut scene, &steps)?;
+    }
+
     /// I4, R3: no bytes of any length panic, change the lease or leave under a foreign name.
     #[test]
     fn any_bytes_of_any_length_are_judged(

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use softnet_filter::{Gateway, Port, PortConfig};
+use softnet_filter::{Gateway, NetType, Port, PortConfig, Resolvers};
 
 use crate::attach::{self, Request};
 use crate::clock;
@@ -20,6 +20,7 @@ use crate::privilege::{self, Identity, Start, System};
 use crate::relay::{Ended, Relay, RelayError};
 use crate::sandbox::{self, SealError};
 use crate::surroundings;
+use crate::usage::UsageError;
 
 /// All links, timers and signal handlers are set up; privilege is still there.
 #[derive(Debug)]
@@ -64,7 +65,11 @@ impl Opened {
         })?;
         surroundings::set_host_addresses(&mut port, &host_addresses)?;
         surroundings::set_exposed(&mut port, &exposed);
-        if let Some(file) = leases {
+        if let Some(address) = config.port.client.address {
+            let resolvers = resolvers(&config.port, mode, uplink.address);
+            port.give(address, resolvers, clock::now())
+                .map_err(|error| UsageError::new("--vm-address", address.to_string(), error))?;
+        } else if let Some(file) = leases {
             let (server, subnet) = (uplink.address, uplink.subnet);
             let taken = file.take_over(&mut port, config.vm_mac, server, subnet, clock::now());
             if let Err(error) = taken {
@@ -116,11 +121,20 @@ impl Opened {
     }
 }
 
+/// The resolvers of a VM with a fixed address: those that the DHCP server of the managed network would give it.
+fn resolvers(settings: &PortSettings, mode: Mode, gateway: std::net::Ipv4Addr) -> Resolvers {
+    let is_served = mode == Mode::Network && settings.net_type == NetType::Nat;
+    match &settings.client.resolvers[..] {
+        [] if is_served => [gateway].into_iter().collect(),
+        resolvers => resolvers.iter().copied().collect(),
+    }
+}
+
 /// Chooses the user to become, after checking that the caller may have the host side that it asks for.
 fn choose_identity(settings: &PortSettings) -> anyhow::Result<Identity> {
     let start = Start::of_this_process()?;
     let identity = Identity::choose(settings.user.as_deref(), settings.group.as_deref(), &start, &System)?;
-    privilege::prepare_elevated(&start, &settings.host)?;
+    privilege::prepare_elevated(&start, settings)?;
     Ok(identity)
 }
 

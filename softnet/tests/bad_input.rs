@@ -180,6 +180,12 @@ fn taps_and_bridges() -> Result<()> {
     // No address, so no gateway; the line says how to give it one.
     refuses(&["--vm-fd=0", MAC, "--bridge=bare"], &["--bridge", "bare", "address"])?;
     refuses(&["--vm-fd=0", MAC, "--tap=alone"], &["--tap", "alone", "bridge"])?;
+    for address in ["10.7.0.0", "10.7.0.1", "10.7.0.255", "10.7.1.2"] {
+        for side in ["--tap=tap0", "--bridge=br0"] {
+            let fixed = format!("--vm-address={address}");
+            refuses(&["--vm-fd=0", MAC, side, &fixed], &["--vm-address", address, "10.7.0.0/24"])?;
+        }
+    }
     // Somebody is attached to it already.
     let (_vm, socket) = VmPort::pair()?;
     let mut first = lab::Softnet::start(SOFTNET.as_ref(), socket, "52:54:00:aa:bb:02", ["--tap=tap0"])?;
@@ -240,6 +246,9 @@ fn numbers_and_names() -> Result<()> {
         ("--network", "a/b"),
         ("--user", "nobody-of-this-name"),
         ("--group", "no-group-of-this-name"),
+        ("--vm-address", "10.5.0"),
+        ("--dns", "127.0.0.53"),
+        ("--dns-search", "corp_example"),
         ("--ready-fd", "57"),
         ("--ready-fd", "x"),
     ] {

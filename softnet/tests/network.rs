@@ -14,6 +14,7 @@ use lab::stage::run;
 use lab::{Service, hello};
 use nix::fcntl::{Flock, FlockArg};
 use softnet::config::NetworkName;
+use softnet::config::client::ClientSettings;
 use softnet::config::expose::Expose;
 use softnet::host::forwarder::{Forward, Op};
 use softnet::host::network::{
@@ -82,6 +83,7 @@ fn member(last: u8) -> Member {
         exposes: Vec::new(),
         release: true,
         connections: softnet::config::DEFAULT_CONNECTIONS,
+        client: ClientSettings::default(),
     }
 }
 

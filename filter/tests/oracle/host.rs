@@ -232,7 +232,9 @@ impl Oracle {
             Lesson::Bind { address, seconds, requested, is_time_asked, resolvers } => {
                 self.offer_may_be_over = true;
                 self.is_time_asked = is_time_asked;
-                let lasts = (seconds != u32::MAX).then(|| Duration::from_secs(seconds.into()));
+                // B9: a given address has no end.
+                let is_endless = seconds == u32::MAX || self.given.is_some();
+                let lasts = (!is_endless).then(|| Duration::from_secs(seconds.into()));
                 if !is_time_asked {
                     self.default_time = lasts;
                 }
@@ -276,6 +278,7 @@ impl Oracle {
             let seconds = reply.number_once(dhcp::OPTION_LEASE_TIME);
             let left = match seconds {
                 None | Some(0 | u32::MAX) => lease,
+                Some(_) if self.given.is_some() => lease,
                 Some(seconds) => super::capped(lease, now, Duration::from_secs(seconds.into())),
             };
             if left.is_valid_at(now) {

@@ -54,7 +54,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{Action, ExposedPort, Lease, NetType, Port, PortConfig, Timestamp, Verdict};
+use softnet_filter::{Action, ExposedPort, Lease, NetType, Port, PortConfig, Resolvers, Timestamp, Verdict};
 
 /// The number of a rule, such as `L1`.
 pub type Rule = &'static str;
@@ -176,6 +176,8 @@ impl Bucket {
 pub struct Oracle {
     config: PortConfig,
     lease: Option<Lease>,
+    /// B9: the address that the VM has from the start.
+    given: Option<Ipv4Addr>,
     offered: Option<(Ipv4Addr, Timestamp)>,
     /// Something has ended the dialogue in which the address was offered.
     offer_may_be_over: bool,
@@ -214,6 +216,7 @@ impl Oracle {
         Self {
             config: config.clone(),
             lease: None,
+            given: None,
             offered: None,
             offer_may_be_over: false,
             declines: 0,
@@ -340,9 +343,10 @@ impl Oracle {
         !world::is_never(address) && !world::is_multicast(address) && !self.is_edge(address) && address != own
     }
 
-    /// B2: whether an address can be the VM's.
+    /// B2, B9: whether an address can be the VM's.
     fn may_be_leased(&self, address: Ipv4Addr) -> bool {
-        self.is_on_link(address)
+        self.given.is_none_or(|given| given == address)
+            && self.is_on_link(address)
             && !self.is_edge(address)
             && address != self.gateway()
             && !world::is_never(address)
@@ -370,6 +374,17 @@ impl Watched {
     pub fn new(config: PortConfig) -> Self {
         let oracle = Oracle::new(&config);
         Self { port: Port::new(config).expect("a valid configuration"), oracle, said: Default::default() }
+    }
+
+    /// B9: gives the VM an address from the start.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn give(&mut self, address: Ipv4Addr, resolvers: Resolvers, now: Timestamp) -> Result<(), String> {
+        self.port.give(address, resolvers, now).map_err(|error| error.to_string())?;
+        self.oracle.given = Some(address);
+        let lease = Lease { address, server: self.oracle.gateway(), expires: None, resolvers };
+        self.follow(&[Outcome::exactly(Some(lease))], now)
     }
 
     /// Judges a frame of the VM by both.

@@ -384,7 +384,7 @@ impl Oracle {
         }
     }
 
-    /// B7: what a wish that has reached the server leaves of the lease.
+    /// B7, B9: what a wish that has reached the server leaves of the lease.
     fn after_wish(&mut self, wish: &Wish, lease: Option<Lease>, now: Timestamp) -> Outcome {
         let Some(lease) = lease else { return Outcome::Unbound };
         if !wish.binds() {
@@ -395,6 +395,9 @@ impl Oracle {
         if wish.at_once || !is_for_it {
             self.after = Some(Believed::Nothing);
             return Outcome::Unbound;
+        }
+        if self.given.is_some() {
+            return Outcome::exactly(Some(lease));
         }
         Outcome::exactly(Some(match wish.seconds {
             Some(u32::MAX) => lease,

@@ -96,6 +96,12 @@ impl Scene {
         }
     }
 
+    /// B9: gives the VM an address and the far resolver.
+    pub fn give(&mut self, address: Ipv4Addr) -> Result<(), String> {
+        self.watched.give(address, [FAR_RESOLVER].into_iter().collect(), self.now)?;
+        self.listen()
+    }
+
     pub fn own(&self) -> Option<Ipv4Addr> {
         self.watched.port.lease().map(|lease| lease.address)
     }

@@ -1,6 +1,7 @@
 //! Chooses the VM's host side on Linux, and opens it.
 
 use super::Request;
+use crate::config::client::ClientSettings;
 use crate::config::expose::Expose;
 use crate::config::{HostSide, PortSettings};
 use crate::host::addresses::AddressWatch;
@@ -42,7 +43,7 @@ struct Side {
 pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
     let settings = request.settings;
     let side = match &settings.host {
-        HostSide::Tap(name) => open_tap(name),
+        HostSide::Tap(name) => open_tap(name, request),
         HostSide::Bridge(name) => open_bridge(name, request),
         HostSide::Managed { network, .. } if may_manage() => {
             let config = NetworkConfig {
@@ -90,10 +91,11 @@ fn may_manage() -> bool {
             .is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN))
 }
 
-fn open_tap(name: &str) -> anyhow::Result<Side> {
+fn open_tap(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let unusable = |error: &dyn std::fmt::Display| UsageError::new("--tap", name, error);
     let mut netlink = Netlink::open()?;
     let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
+    check_fixed_address(request, &gateway)?;
     let multi_queue = match netlink.link(name)?.map(|link| link.kind) {
         Some(Kind::Tun(tun)) => tun.multi_queue,
         _ => false,
@@ -122,6 +124,7 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Checked before anything is created.
     let gateway = bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
+    check_fixed_address(request, &gateway)?;
     let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| UsageError::new("--bridge", name, error))?;
     // The second line of defence, after the filter, in case the process that parses the frames is compromised
     // (H10).
@@ -141,9 +144,37 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     })
 }
 
+/// The administrator keeps the address free for the VM on that network, so it only has to be one of a host there.
+fn check_fixed_address(request: &Request<'_>, gateway: &Gateway) -> Result<(), UsageError> {
+    let Some(address) = request.settings.client.address else { return Ok(()) };
+    let subnet = gateway.subnet();
+    if !subnet.contains(&address)
+        || [gateway.address, subnet.network(), subnet.broadcast()].contains(&address)
+    {
+        let reason = format_args!(
+            "is no VM's on the network {subnet} of {}, whose gateway is {}; choose another address in it",
+            gateway.name, gateway.address
+        );
+        return Err(UsageError::new("--vm-address", address.to_string(), reason));
+    }
+    Ok(())
+}
+
 /// passt has no privilege and gets the forwards on its command line, so nothing has to follow the lease.
 fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, .. } = request;
+    let ClientSettings { address, resolvers, search } = &settings.client;
+    for (flag, is_given) in [
+        ("--vm-address", address.is_some()),
+        ("--dns", !resolvers.is_empty()),
+        ("--dns-search", !search.is_empty()),
+    ] {
+        if is_given {
+            let reason = "needs the managed network, which only root may set up; use sudo, or leave it out to use passt, \
+                          which gives the VM an address and resolvers itself";
+            return Err(UsageError::flag(flag, reason).into());
+        }
+    }
     // passt reports only that it could not bind; this reports why. The ports are released for passt right
     // after.
     drop(reserve(settings)?);
@@ -186,10 +217,15 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
         exposes: settings.expose.clone(),
         release: settings.release,
         connections: settings.connections,
+        client: settings.client.clone(),
     };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let mut tap = Tap::attach(NEW_TAP, false).context("cannot create a TAP")?;
     membership.attach(tap.name(), isolated)?;
+    if let Some(address) = settings.client.address {
+        // The VM may use it at once. The server knows by now that it is reserved.
+        membership.set_address(Some(address)).map_err(on_the_command_line)?;
+    }
     tap.set_gateway(membership.gateway().address);
     wait_until_frames_flow(&mut Netlink::open()?, &tap)?;
     Ok(Side {
@@ -210,6 +246,11 @@ fn on_the_command_line(error: network::Error) -> anyhow::Error {
             UsageError::new("--network", name.as_str(), &error).into()
         }
         E::Subnet { .. } | E::SubnetDiffers { .. } => UsageError::flag("--subnet", &error).into(),
+        E::AddressOutside { address, .. }
+        | E::AddressTaken { address, .. }
+        | E::AddressLeased { address, .. } => {
+            UsageError::new("--vm-address", address.to_string(), &error).into()
+        }
         E::MacTaken { mac, .. } | E::MacIsGateway(mac) => {
             UsageError::new("--vm-mac-address", mac.to_string(), &error).into()
         }

@@ -24,6 +24,19 @@ pub struct HostArgs {
     #[arg(long, value_name = "CIDR", help_heading = "Network")]
     pub subnet: Option<String>,
 
+    /// Fixed address of the VM. On the managed network it is reserved in the DHCP server while the VM runs; with
+    /// --bridge or --tap the address must be free for it there. A guest that uses it without DHCP is served too.
+    #[arg(long, value_name = "ADDR", help_heading = "Network")]
+    pub vm_address: Option<String>,
+
+    /// Resolvers that DHCP gives the VM on the managed network [default: the gateway].
+    #[arg(long, value_name = "ADDR,…", value_delimiter = ',', help_heading = "Network")]
+    pub dns: Vec<String>,
+
+    /// Domains in which the VM looks up short names, given by DHCP on the managed network.
+    #[arg(long, value_name = "DOMAIN,…", value_delimiter = ',', help_heading = "Network")]
+    pub dns_search: Vec<String>,
+
     /// Limit of connections that the host tracks for the VM at a time on the managed network, 64 to 1048576
     /// [default: 16384]. Further connections are dropped.
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]

@@ -2,6 +2,7 @@
 
 use softnet_filter::NetType;
 
+use super::client::{self, ClientSettings};
 use super::{DEFAULT_CONNECTIONS, HostSide, NetworkName, network_name};
 use crate::cli::HostArgs;
 use crate::usage::UsageError;
@@ -59,17 +60,55 @@ pub fn host_side(args: &HostArgs, exposes: bool, net_type: NetType) -> Result<Ho
 /// If the value is invalid, or the host side has no such limit.
 pub fn connections(args: &HostArgs) -> Result<u32, UsageError> {
     let Some(value) = &args.connections else { return Ok(DEFAULT_CONNECTIONS) };
-    if let Some(flag) = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge")) {
-        let reason = format_args!(
-            "contradicts {flag}; it applies to the managed network only, so leave one of the two out"
-        );
-        return Err(UsageError::flag("--connections", reason));
-    }
+    of_the_managed_network("--connections", args)?;
     let error = || {
         let (low, high) = (CONNECTIONS.start(), CONNECTIONS.end());
         UsageError::new("--connections", value, format!("is not a number from {low} to {high}"))
     };
     value.parse().ok().filter(|count| CONNECTIONS.contains(count)).ok_or_else(error)
+}
+
+/// What DHCP gives the VM.
+///
+/// # Errors
+/// If a value is invalid, or the host side has another DHCP server than Softnet's.
+pub fn client(args: &HostArgs, net_type: NetType) -> Result<ClientSettings, UsageError> {
+    let mut settings = ClientSettings::default();
+    if let Some(value) = &args.vm_address {
+        let parsed = client::parse_address(value);
+        settings.address = Some(parsed.map_err(|error| UsageError::new("--vm-address", value, error))?);
+    }
+    for value in &args.dns {
+        client::add_resolver(&mut settings.resolvers, value)
+            .map_err(|error| UsageError::new("--dns", value, error))?;
+    }
+    for value in &args.dns_search {
+        client::add_domain(&mut settings.search, value)
+            .map_err(|error| UsageError::new("--dns-search", value, error))?;
+    }
+    for (flag, is_empty) in
+        [("--dns", settings.resolvers.is_empty()), ("--dns-search", settings.search.is_empty())]
+    {
+        if is_empty {
+            continue;
+        }
+        of_the_managed_network(flag, args)?;
+        if net_type == NetType::Host {
+            let reason = "contradicts --vm-net-type host; a host-only VM gets no resolver, so leave one of the two out";
+            return Err(UsageError::flag(flag, reason));
+        }
+    }
+    Ok(settings)
+}
+
+/// Refuses a flag of the managed network beside another host side.
+fn of_the_managed_network(flag: &'static str, args: &HostArgs) -> Result<(), UsageError> {
+    let other = args.tap.as_ref().map(|_| "--tap").or(args.bridge.as_ref().map(|_| "--bridge"));
+    let Some(other) = other else { return Ok(()) };
+    let reason = format_args!(
+        "contradicts {other}; it applies to the managed network only, so leave one of the two out"
+    );
+    Err(UsageError::flag(flag, reason))
 }
 
 /// A name that the kernel accepts for an interface: 1 to 15 bytes, no slash, colon or white space.

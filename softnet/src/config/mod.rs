@@ -1,6 +1,7 @@
 //! Turns arguments into a configuration, or into an error that names the flag, the value, the reason and the
 //! fix. This module changes nothing on the system.
 
+pub mod client;
 pub mod expose;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -22,6 +23,7 @@ use crate::cli::{PortArgs, VmArgs};
 use crate::sys;
 use crate::usage::UsageError;
 use crate::vm::VmSocket;
+use client::ClientSettings;
 use expose::Expose;
 
 /// Bounds of `--bootpd-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
@@ -73,6 +75,8 @@ pub struct PortSettings {
     pub lease_time: u32,
     /// How many connections of the VM the host tracks (rule H4).
     pub connections: u32,
+    /// What DHCP gives the VM.
+    pub client: ClientSettings,
     /// Port forwards, each with its own port of the host.
     pub expose: Vec<Expose>,
     /// Whether the lease is released at the end.
@@ -140,12 +144,14 @@ impl TryFrom<PortArgs> for PortSettings {
         let expose = parse_exposes(&args.expose)?;
         let host = system::host_side(&args.host, !args.expose.is_empty(), net_type)?;
         let connections = system::connections(&args.host)?;
+        let client = system::client(&args.host, net_type)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         Ok(PortSettings {
             net_type,
             host,
             lease_time,
             connections,
+            client,
             expose,
             release: !args.no_release,
             rules,
@@ -304,6 +310,10 @@ mod tests {
             ("--expose 80:99999", "--expose", "80:99999"),
             ("--expose 80:80,80:81", "--expose", "80:81/tcp"),
             ("--tap far/away", "--tap", "far/away"),
+            ("--vm-address 10.0.0", "--vm-address", "10.0.0"),
+            ("--dns 127.0.0.53", "--dns", "127.0.0.53"),
+            ("--dns 10.0.0.1,x", "--dns", "x"),
+            ("--dns-search corp.example,a_b", "--dns-search", "a_b"),
         ] {
             let error = refusal(line);
             assert!(error.starts_with(&format!("{flag} {value:?}: ")), "{line}: {error}");
@@ -320,6 +330,9 @@ mod tests {
             "--bridge b --subnet 10.0.0.0/24",
             "--tap a --expose 80:80",
             "--bridge b --connections 100",
+            "--tap a --dns 10.0.0.1",
+            "--bridge b --dns-search a.example",
+            "--vm-net-type host --dns 10.0.0.1",
         ] {
             assert!(refusal(line).contains("contradicts"), "{line}");
         }

@@ -2,6 +2,7 @@
 
 use softnet_filter::NetType;
 
+use super::client::ClientSettings;
 use super::{HostSide, NetworkName};
 use crate::cli::HostArgs;
 use crate::usage::UsageError;
@@ -20,4 +21,12 @@ pub fn host_side(_args: &HostArgs, _exposes: bool, net_type: NetType) -> Result<
 /// None.
 pub fn connections(_args: &HostArgs) -> Result<u32, UsageError> {
     Ok(0)
+}
+
+/// The system's own server gives all VMs the same.
+///
+/// # Errors
+/// None.
+pub fn client(_args: &HostArgs, _net_type: NetType) -> Result<ClientSettings, UsageError> {
+    Ok(ClientSettings::default())
 }

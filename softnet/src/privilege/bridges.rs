@@ -19,18 +19,30 @@ use std::str::FromStr;
 
 use softnet_filter::NetType;
 
-use crate::config::{HostSide, NetworkName};
+use crate::config::{HostSide, NetworkName, PortSettings};
 use crate::usage::UsageError;
 
 /// Where the administrator's list is.
 const PATH: &str = "/etc/softnet/bridges.conf";
 
-/// Refuses a host side that the list does not allow.
+/// Refuses a host side that the list does not allow, and an address there that could be another machine's.
 ///
 /// # Errors
 /// When it is not allowed, or the list cannot be trusted.
-pub fn permit(host: &HostSide) -> Result<(), UsageError> {
-    judge(host, &Bridges::read(Path::new(PATH)))
+pub fn permit(settings: &PortSettings) -> Result<(), UsageError> {
+    permit_address(settings)?;
+    judge(&settings.host, &Bridges::read(Path::new(PATH)))
+}
+
+/// Only on the managed network does anything ensure that no other machine has the address.
+fn permit_address(settings: &PortSettings) -> Result<(), UsageError> {
+    match (&settings.host, settings.client.address) {
+        (HostSide::Tap(_) | HostSide::Bridge(_), Some(address)) => {
+            let reason = "may be another machine's; with --tap and --bridge only root may choose the address";
+            Err(UsageError::new("--vm-address", address.to_string(), reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn judge(host: &HostSide, bridges: &Result<Bridges, Error>) -> Result<(), UsageError> {

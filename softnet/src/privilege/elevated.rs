@@ -1,7 +1,7 @@
 //! A start with more privilege than its caller has: limits what it may request, and resets what it inherits.
 
 use super::Start;
-use crate::config::HostSide;
+use crate::config::PortSettings;
 
 /// Refuses what an elevated caller may not request, and resets the attributes that the process inherited from
 /// it. For any other caller, who has the same privilege as the process, it does nothing.
@@ -9,9 +9,9 @@ use crate::config::HostSide;
 /// # Errors
 /// A [`crate::usage::UsageError`] for what is refused; any other error when a system call fails.
 #[cfg(target_os = "linux")]
-pub fn prepare_elevated(start: &Start, host: &HostSide) -> anyhow::Result<()> {
+pub fn prepare_elevated(start: &Start, settings: &PortSettings) -> anyhow::Result<()> {
     if start.is_elevated() {
-        super::bridges::permit(host)?;
+        super::bridges::permit(settings)?;
         linux::replace_surroundings();
     }
     Ok(())
@@ -19,7 +19,7 @@ pub fn prepare_elevated(start: &Start, host: &HostSide) -> anyhow::Result<()> {
 
 /// Does nothing: on macOS all users start Softnet by the set-user-ID bit, and there is only one host side.
 #[cfg(not(target_os = "linux"))]
-pub fn prepare_elevated(_start: &Start, _host: &HostSide) -> anyhow::Result<()> {
+pub fn prepare_elevated(_start: &Start, _settings: &PortSettings) -> anyhow::Result<()> {
     Ok(())
 }
 

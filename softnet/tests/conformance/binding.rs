@@ -1,10 +1,10 @@
-//! Rules B1 to B8: what makes a lease, and what does not.
+//! Rules B1 to B9: what makes a lease, and what does not.
 
 use std::net::Ipv4Addr;
 
 use anyhow::{Result, ensure};
 use lab::DhcpServer;
-use lab::deadline::until;
+use lab::deadline::{Deadline, until};
 use lab::wire::{Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, udp};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, Wire, named};
@@ -281,4 +281,21 @@ pub fn b8_an_inform_is_answered() -> Result<()> {
         wire.reaches_vm("an ACK to INFORM", &frame)?;
     }
     wire.has_lease(VM)
+}
+
+pub fn b9_a_given_address_needs_no_dhcp_and_has_no_end() -> Result<()> {
+    let mut wire = Wire::start(&["--vm-address=10.7.0.2"])?;
+    wire.has_lease(VM)?;
+    wire.lacks_lease("the start with another one", NEIGHBOUR)?;
+    // A server of the segment cannot give it another, nor limit it.
+    let xid = wire.requested(VM)?;
+    let other = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
+    wire.never_reaches_vm("an ACK of another address", &wire.server().frame(&other, VM_MAC))?;
+    wire.server().send(&wire.server().with_lease_seconds(1).answer(kind::ACK, xid, VM_MAC, VM), VM_MAC)?;
+    DhcpServer::told(&wire.vm, kind::ACK, xid)?;
+    let longer = Deadline::after(std::time::Duration::from_millis(1200));
+    while !longer.left().is_zero() {
+        wire.has_lease(VM)?;
+    }
+    Ok(())
 }

@@ -83,6 +83,7 @@ fn main() -> ExitCode {
             b7_the_servers_word_counts_unasked,
             b7_an_asked_time_caps_the_lease,
             b8_an_inform_is_answered,
+            b9_a_given_address_needs_no_dhcp_and_has_no_end,
         },
         inbound::{
             i1_what_is_for_the_vm_passes,

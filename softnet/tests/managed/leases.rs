@@ -26,21 +26,21 @@ const MANY: u8 = 8;
 
 const RUN: &str = "/run/softnet/softnet0";
 
-fn mac(last: u8) -> Mac {
+pub fn mac(last: u8) -> Mac {
     Mac([2, 0, 0, 0, 0, last])
 }
 
 /// What dnsmasq has noted.
-fn leases() -> String {
+pub fn leases() -> String {
     std::fs::read_to_string(format!("{RUN}/dnsmasq.leases")).unwrap_or_default()
 }
 
-fn is_leased(mac: Mac) -> bool {
+pub fn is_leased(mac: Mac) -> bool {
     leases().contains(&mac.to_string())
 }
 
 /// Waits until the monitor knows the VM's address, which is what it gives back.
-fn is_noted(mac: Mac, address: Ipv4Addr) -> Result<()> {
+pub fn is_noted(mac: Mac, address: Ipv4Addr) -> Result<()> {
     let record = || std::fs::read_to_string(format!("{RUN}/ports/{mac}")).unwrap_or_default();
     ensure!(until(|| record().contains(&format!("address {address}\n"))), "not noted: {}", record());
     Ok(())
@@ -60,7 +60,7 @@ fn kill_the_worker(vm: &mut Vm) -> Result<()> {
     Ok(())
 }
 
-fn kill_all(vm: &mut Vm) -> Result<()> {
+pub fn kill_all(vm: &mut Vm) -> Result<()> {
     let monitor = vm.softnet.pid();
     let worker = worker_of(monitor)?;
     kill(monitor, Signal::SIGSTOP)?;
@@ -80,6 +80,14 @@ fn lose_all(vm: &mut Vm) -> Result<()> {
 
 pub fn server() -> Result<Pid> {
     Ok(Pid::from_raw(std::fs::read_to_string(format!("{RUN}/dnsmasq.pid"))?.trim().parse()?))
+}
+
+/// The server, which its keeper replaces.
+pub fn kill_the_server_alone() -> Result<()> {
+    let before = server()?;
+    kill(before, Signal::SIGKILL)?;
+    ensure!(until(|| server().is_ok_and(|now| now != before)), "not replaced: {}", keeper_log());
+    Ok(())
 }
 
 /// The server and whoever would replace it.

@@ -19,7 +19,7 @@ const USER: u32 = 1000;
 pub const LOCK: &str = "/run/softnet/locks/lock";
 
 /// A program as an ordinary user starts it.
-fn by_user(program: &str, arguments: &[&str]) -> Command {
+pub fn by_user(program: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(arguments).uid(USER).gid(USER).stdin(Stdio::null());
     command
@@ -35,7 +35,7 @@ impl Drop for Ended {
     }
 }
 
-fn set_user_id() -> Result<&'static str> {
+pub fn set_user_id() -> Result<&'static str> {
     fs::create_dir("/run/suid")?;
     run("mount", &["-t", "tmpfs", "-o", "mode=755", "none", "/run/suid"])?;
     run("install", &["-m", "4755", SOFTNET, "/run/suid/softnet"])?;

@@ -2,6 +2,7 @@
 //! ends.
 #![cfg(target_os = "linux")]
 
+mod addresses;
 mod keeper;
 mod leases;
 mod locks;
@@ -74,7 +75,12 @@ fn main() -> ExitCode {
         surroundings::{h3_the_host_is_ready_when_the_vm_hears_of_its_address},
         surroundings::{h10_the_vm_that_the_server_contradicts_is_ended, an_nft_that_fails_at_everything_tells_nothing_of_the_kernel},
     ];
-    let own = leases.into_iter().chain(keeper).chain(surroundings);
+    let addresses = lab::tests![
+        addresses::{b9_a_fixed_address_serves_with_and_without_dhcp, the_pool_never_gives_a_fixed_address_away},
+        addresses::{an_address_that_a_vm_cannot_have_is_refused, a_fixed_address_is_free_again_after_any_death},
+        addresses::{a_set_user_id_start_takes_no_address_that_another_has, d5_resolvers_and_search_domains_are_the_vms_own},
+    ];
+    let own = leases.into_iter().chain(keeper).chain(surroundings).chain(addresses);
     tests.extend(own.map(Test::as_root));
     harness::main(tests)
 }

@@ -166,9 +166,13 @@ fn judge_destination(reply: &Reply<'_>) -> Result<(), DropReason> {
     if reply.is_to(reply.gives()) { Ok(()) } else { Err(DropReason::ReplyDestination) }
 }
 
-/// B2: an address that DHCP may give the VM.
-fn judge_address(segment: &Segment, reply: &Reply<'_>) -> Result<(), DropReason> {
-    if segment.may_be_leased(reply.gives()) { Ok(()) } else { Err(DropReason::ReplyAddress) }
+/// B2, B9: an address that DHCP may give the VM.
+fn judge_address(dhcp: &Dhcp, segment: &Segment, reply: &Reply<'_>) -> Result<(), DropReason> {
+    if segment.may_be_leased(reply.gives()) && dhcp.may_get(reply.gives()) {
+        Ok(())
+    } else {
+        Err(DropReason::ReplyAddress)
+    }
 }
 
 /// B3, B4: a lease time, and not 0. Returns it; `None` never ends.
@@ -207,7 +211,7 @@ fn judge_offer(
     reply: &Reply<'_>,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    judge_address(segment, reply)?;
+    judge_address(dhcp, segment, reply)?;
     dhcp.offer(reply.gives(), now);
     dhcp.transactions.note_offer(reply.message.transaction);
     Ok(())
@@ -226,8 +230,8 @@ fn judge_acknowledgement(
         limit_by_unrequested_ack(dhcp, reply, now);
         return Err(DropReason::ReplyTransaction);
     }
-    judge_address(segment, reply)?;
-    let lasts = judge_lease_time(&reply.options)?;
+    judge_address(dhcp, segment, reply)?;
+    let lasts = dhcp.lasts(judge_lease_time(&reply.options)?);
     let lease = Lease {
         address: reply.gives(),
         server: segment.dhcp_server.address,
@@ -1227,5 +1231,89 @@ mod tests {
         // A datagram that shows no ports could be one.
         let hidden = IpFrame { payload: udp(67, 68, b"")[..7].to_vec(), ..dns };
         assert_eq!(port.from_host(&hidden.frame(), NOW), drop_for(DropReason::HostMalformed));
+    }
+    /// A VM with a given address.
+    fn given() -> Port {
+        let mut port = fresh();
+        let resolvers = [RESOLVER_IP, Ipv4Addr::LOCALHOST, OWN_IP].into_iter().collect();
+        port.give(OWN_IP, resolvers, NOW).unwrap();
+        port
+    }
+
+    /// B9: it sends without a word of DHCP, for ever, and to the resolvers that can be ones (D5).
+    #[test]
+    fn b9_a_given_address_binds_from_the_start() {
+        let mut port = given();
+        let lease = Lease {
+            address: OWN_IP,
+            server: GATEWAY_IP,
+            expires: None,
+            resolvers: [RESOLVER_IP].into_iter().collect(),
+        };
+        assert_eq!((port.lease(), port.next_deadline()), (Some(lease), None));
+        assert_eq!(port.poll_event(), Some(PortEvent::Bound(lease)));
+        for now in [NOW, Timestamp::MAX] {
+            for (to, port_number) in [(WORLD_IP, 80), (RESOLVER_IP, 53)] {
+                assert_eq!(port.from_vm(&IpFrame::udp(to, port_number).frame(), now), Verdict::Forward);
+            }
+        }
+        let none = Resolvers::default();
+        assert_eq!(port.give(OWN_IP, none, NOW), Err(AdoptError::Bound));
+        for bad in [GATEWAY_IP, WORLD_IP, Ipv4Addr::new(192, 168, 64, 0), Ipv4Addr::new(192, 168, 64, 255)] {
+            assert_eq!(fresh().give(bad, none, NOW), Err(AdoptError::Address(bad)));
+        }
+    }
+
+    /// B9: neither the time that the server gives nor the one that the VM requests ends it, whatever answers get lost.
+    #[test]
+    fn b9_no_time_ends_a_given_address() {
+        for request in [DhcpFrame::request(), DhcpFrame::renewal(), DhcpFrame::request().lease_time(1)] {
+            for is_answered in [true, false] {
+                let mut port = given();
+                assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+                if is_answered {
+                    assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+                }
+                // What answers nothing caps a lease otherwise (B7).
+                let _ = port.from_host(&DhcpFrame::ack().xid(XID + 5).lease_time(1).frame(), NOW);
+                assert_eq!(
+                    port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), Timestamp::MAX),
+                    Verdict::Forward
+                );
+            }
+        }
+    }
+
+    /// B9: no reply gives the VM another address.
+    #[test]
+    fn b9_dhcp_gives_no_other_address() {
+        let mut port = given();
+        let elsewhere = DhcpFrame::request().address_option(50, OTHER_IP);
+        for (request, reply) in
+            [(DhcpFrame::discover(), DhcpFrame::offer()), (elsewhere.clone(), DhcpFrame::ack())]
+        {
+            assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+            let reply = DhcpFrame { to: Ipv4Addr::BROADCAST, ..reply.yiaddr(OTHER_IP) };
+            assert_eq!(port.from_host(&reply.frame(), NOW), drop_for(DropReason::ReplyAddress));
+        }
+    }
+
+    /// B9: what ends a lease at once ends this one, and an ACK brings it back without an end.
+    #[test]
+    fn b9_what_ends_a_lease_at_once_ends_a_given_one_until_an_ack() {
+        let elsewhere = DhcpFrame::request().address_option(50, OTHER_IP).xid(XID + 1);
+        for ending in [DhcpFrame::release(), DhcpFrame::decline(OWN_IP), elsewhere] {
+            let mut port = given();
+            assert_eq!(port.from_vm(&ending.frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease(), None);
+            assert_eq!(port.from_vm(&IpFrame::udp(WORLD_IP, 80).frame(), NOW), drop_for(DropReason::NoLease));
+            assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), Verdict::Forward);
+            assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+            assert_eq!(port.lease().map(|lease| (lease.address, lease.expires)), Some((OWN_IP, None)));
+        }
+        let mut port = given();
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease(), None);
     }
 }

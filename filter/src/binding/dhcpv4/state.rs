@@ -9,7 +9,7 @@ use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
 use crate::binding::dhcpv4::terms::{Former, Renewable, Terms, lease_time};
 use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
 use crate::event::{Events, PortEvent, UnboundCause};
-use crate::lease::{AdoptError, Lease};
+use crate::lease::{AdoptError, Lease, Resolvers};
 use crate::segment::Segment;
 use crate::time::Timestamp;
 
@@ -21,6 +21,8 @@ const UNKNOWN_LEASE_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Dhcp {
     lease: Option<Lease>,
+    /// The address that the administrator gave the VM (B9).
+    given: Option<Ipv4Addr>,
     /// How the lease was requested, if there is one.
     terms: Terms,
     /// Which address a VM without a lease may still renew (C10).
@@ -95,9 +97,41 @@ impl Dhcp {
         }
     }
 
-    /// The lease ends at `end` at the latest.
+    /// B9: gives the VM an address that nobody else gets, whatever the VM does.
+    pub(crate) fn give(
+        &mut self,
+        segment: &Segment,
+        address: Ipv4Addr,
+        resolvers: Resolvers,
+        now: Timestamp,
+    ) -> Result<(), AdoptError> {
+        if self.lease().is_some() {
+            return Err(AdoptError::Bound);
+        }
+        if !segment.may_be_leased(address) {
+            return Err(AdoptError::Address(address));
+        }
+        self.given = Some(address);
+        let resolvers = sane(segment, address, resolvers);
+        let lease = Lease { address, server: segment.dhcp_server.address, expires: None, resolvers };
+        self.bind(lease, Terms::default(), now);
+        Ok(())
+    }
+
+    /// B9: whether the server may give the VM `address`.
+    pub(crate) fn may_get(&self, address: Ipv4Addr) -> bool {
+        self.given.is_none_or(|given| given == address)
+    }
+
+    /// B9: how long a lease binds that the server gives for this time: a given address does not expire.
+    pub(crate) fn lasts(&self, given_by_server: Option<Duration>) -> Option<Duration> {
+        given_by_server.filter(|_| self.given.is_none())
+    }
+
+    /// The lease ends at `end` at the latest, unless it is a given address (B9).
     pub(crate) fn cap(&mut self, end: Timestamp) {
-        if let Some(lease) = &mut self.lease
+        if self.given.is_none()
+            && let Some(lease) = &mut self.lease
             && lease.expires.is_none_or(|expires| end < expires)
         {
             lease.expires = Some(end);
@@ -165,13 +199,10 @@ impl Dhcp {
                 ClientId::new(id)
             }
         };
-        let resolvers = lease
-            .resolvers
-            .iter()
-            .filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != lease.address);
+        let resolvers = sane(segment, lease.address, lease.resolvers);
         // It is unknown whether it lasts as long as the server's leases usually do (B7).
         let terms = Terms { client_id, has_asked_time: true };
-        self.bind(Lease { resolvers: resolvers.collect(), ..lease }, terms, now);
+        self.bind(Lease { resolvers, ..lease }, terms, now);
         Ok(())
     }
 
@@ -253,4 +284,9 @@ impl Dhcp {
         }
         Some(added.number)
     }
+}
+
+/// D5: the resolvers that may be opened for a VM at `address`.
+fn sane(segment: &Segment, address: Ipv4Addr, resolvers: Resolvers) -> Resolvers {
+    resolvers.iter().filter(|resolver| segment.is_sane_resolver(*resolver) && *resolver != address).collect()
 }

@@ -25,6 +25,15 @@ use crate::netlink::{Kind, Link, Netlink};
 /// which holds some 160 of them. The next start continues.
 const MAX_RELEASES: usize = 64;
 
+/// The VM that is about to join the network.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joining {
+    /// Its MAC address; its lease stays, because its new Softnet takes it over.
+    pub mac: MacAddr,
+    /// Its fixed address.
+    pub address: Option<Ipv4Addr>,
+}
+
 /// Creates the network, or repairs what is missing or different.
 ///
 /// # Errors
@@ -40,7 +49,7 @@ pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
 /// The same for a VM that is about to join, if `joining` names one, and under a lock that the caller keeps.
 pub(super) fn ensure_locked(
     config: &NetworkConfig,
-    joining: Option<MacAddr>,
+    joining: Option<Joining>,
     run_dir: &RunDir,
     lock: &Lock,
 ) -> Result<(Plan, Gateway), Error> {
@@ -89,7 +98,7 @@ pub(super) fn repair(
 
 fn repair_or_create(
     config: &NetworkConfig,
-    joining: Option<MacAddr>,
+    joining: Option<Joining>,
     run_dir: &RunDir,
     lock: &Lock,
     serve: impl FnOnce(u32) -> Result<(), Error>,
@@ -97,6 +106,12 @@ fn repair_or_create(
     let mut netlink = Netlink::open()?;
     let directory = run_dir.network(config.name.as_str());
     let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
+    // Before anything is changed.
+    if let Some(address) = joining.and_then(|joining| joining.address)
+        && !hands_out(&plan, address)
+    {
+        return Err(Error::AddressOutside { address, name: plan.name, subnet: plan.subnet });
+    }
     directory.create()?;
     let (path, text) = (directory.file("network"), record::write_plan(&plan));
     // Written only if it differs: a repair must not fail on a full disk.
@@ -284,7 +299,7 @@ fn reattach(
 
 /// Reaps members whose process is gone and releases their leases. The lease of the VM that is `joining`
 /// stays, because its new Softnet takes it over.
-fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &Lock) -> Result<(), Error> {
+fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<Joining>, _lock: &Lock) -> Result<(), Error> {
     let mut addresses = BTreeSet::new();
     for orphan in claim::orphaned(&directory.leases())? {
         let (claim, _) = orphan?;
@@ -301,7 +316,8 @@ fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<MacAddr>, _lock: &L
     }
     let mut released = 0;
     for (claim, text) in dead {
-        let dead = record::read_member(&text).filter(|dead| dead.release && joining != Some(dead.mac));
+        let dead = record::read_member(&text)
+            .filter(|dead| dead.release && joining.map(|joining| joining.mac) != Some(dead.mac));
         if let Some(dead) = dead {
             if released >= MAX_RELEASES {
                 continue;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use softnet_filter::MacAddr;
 
-use super::build::{ensure_locked, hands_out, repair};
+use super::build::{Joining, ensure_locked, hands_out, repair};
 use super::claim::{self, Claim};
 use super::dispute;
 use super::dnsmasq;
@@ -26,6 +26,7 @@ use super::ruleset::Limits;
 use super::run_dir::{NetworkDir, RunDir};
 use super::service;
 use super::{Error, NetworkConfig, Plan, bridge_mac};
+use crate::config::client::ClientSettings;
 use crate::config::expose::Expose;
 use crate::host::bridge::{self, Gateway};
 use crate::host::files;
@@ -47,6 +48,8 @@ pub struct Member {
     pub release: bool,
     /// How many tracked connections it may have (rule H4).
     pub connections: u32,
+    /// What the DHCP server gives it.
+    pub client: ClientSettings,
 }
 
 /// A place in the network, held until it is left or the process ends.
@@ -62,6 +65,8 @@ pub struct Membership {
     record: MemberRecord,
     port: Option<Claim>,
     lease: Option<Claim>,
+    /// The lock of the VM's fixed address, whether the VM uses it or not: no other VM gets it.
+    fixed: Option<Claim>,
     /// Locks of former addresses that the rules may still allow this VM.
     withheld: Vec<Claim>,
 }
@@ -71,7 +76,8 @@ impl Membership {
     /// between.
     ///
     /// # Errors
-    /// Those of [`super::ensure`]; [`Error::MacTaken`] if a running Softnet has this MAC.
+    /// Those of [`super::ensure`]; [`Error::MacTaken`] if a running Softnet has this MAC; [`Error::AddressOutside`],
+    /// [`Error::AddressTaken`] or [`Error::AddressLeased`] if the VM cannot have its fixed address.
     pub fn join(config: &NetworkConfig, member: &Member) -> Result<Self, Error> {
         let run_dir = RunDir::of_this_namespace();
         let directory = run_dir.network(config.name.as_str());
@@ -80,7 +86,8 @@ impl Membership {
         if member.mac == bridge_mac(&config.name) {
             return Err(Error::MacIsGateway(member.mac));
         }
-        let (plan, gateway) = ensure_locked(config, Some(member.mac), &run_dir, &lock)?;
+        let joining = Joining { mac: member.mac, address: member.client.address };
+        let (plan, gateway) = ensure_locked(config, Some(joining), &run_dir, &lock)?;
         let Some(port) = Claim::take(path.clone())? else {
             let holder = files::read(&path)?.and_then(|text| record::read_member(&text));
             let pid = holder.map(|holder| holder.pid);
@@ -90,6 +97,7 @@ impl Membership {
             release: member.release,
             exposes: member.exposes.clone(),
             connections: member.connections,
+            client: member.client.clone(),
             ..MemberRecord::new(member.mac, std::process::id())
         };
         let largest = Limits::of_this_host().largest_share;
@@ -100,6 +108,14 @@ impl Membership {
                 "the VM's connection limit is cut to a quarter of the host's table; raise net.netfilter.nf_conntrack_max for more"
             );
         }
+        let fixed = member.client.address.map(|address| reserve(&directory, member.mac, address)).transpose();
+        let fixed = match fixed {
+            Ok(fixed) => fixed,
+            Err(error) => {
+                port.release()?;
+                return Err(error);
+            }
+        };
         let port = port.with_content(&record::write_member(&record))?;
         Ok(Membership {
             run_dir,
@@ -109,6 +125,7 @@ impl Membership {
             record,
             port: Some(port),
             lease: None,
+            fixed,
             withheld: Vec::new(),
         })
     }
@@ -131,7 +148,8 @@ impl Membership {
 
     /// The descriptors whose locks are the membership.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.port.iter().chain(&self.lease).chain(&self.withheld).map(Claim::as_fd).collect()
+        let addresses = self.lease.iter().chain(&self.fixed).chain(&self.withheld);
+        self.port.iter().chain(addresses).map(Claim::as_fd).collect()
     }
 
     /// Another descriptor of the place's lock, which stays locked until both are closed.
@@ -189,7 +207,7 @@ impl Membership {
         let former_claim = self.lease.take();
         let claimed = claimed.map(|lease| {
             self.record.address = address;
-            self.lease = lease;
+            self.lease = lease.flatten();
         });
         // The VM may still release the former address, or request it again.
         self.record.last = former.or(self.record.last);
@@ -226,9 +244,13 @@ impl Membership {
         prepared
     }
 
-    /// Takes the lock of an address that the server has leased to this VM.
-    fn claim(&self, address: Ipv4Addr) -> Result<Claim, Error> {
+    /// Takes the lock of an address that the server has leased to this VM. The lock of its fixed address is held already.
+    fn claim(&self, address: Ipv4Addr) -> Result<Option<Claim>, Error> {
         let mac = self.record.mac;
+        if self.fixed.is_some() && self.record.client.address == Some(address) {
+            // It may have been leased to another VM just before the server knew that it is reserved.
+            return leased_to_another(&self.directory, mac, address)?.map_or(Ok(None), Err);
+        }
         if !hands_out(&self.plan, address) {
             return Err(Error::NotOurs(address, self.plan.name.clone()));
         }
@@ -239,11 +261,9 @@ impl Membership {
         }
         let path = self.directory.leases().join(address.to_string());
         let Some(lease) = Claim::take(path.clone())? else {
-            let holder =
-                files::read(&path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned();
-            return Err(Error::LeaseTaken { address, holder });
+            return Err(Error::LeaseTaken { address, holder: holder(&path)? });
         };
-        Ok(lease.with_content(&format!("{}\n", self.record.mac))?)
+        Ok(Some(lease.with_content(&format!("{}\n", self.record.mac))?))
     }
 
     /// Whether the DHCP server's file gives `address` to this VM; `None` if no VM has it, or the file cannot
@@ -316,7 +336,7 @@ impl Membership {
         let idle = !self.record.release || dnsmasq::wait_until_idle(&self.directory);
         let lock = self.run_dir.lock()?;
         let is_current = port.is_current();
-        for lease in lease.into_iter().chain(std::mem::take(&mut self.withheld)) {
+        for lease in lease.into_iter().chain(self.fixed.take()).chain(std::mem::take(&mut self.withheld)) {
             lease.release()?;
         }
         let MemberRecord { mac, address, last, release, .. } = self.record;
@@ -378,6 +398,42 @@ fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> 
         drop(lock);
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Takes the lock of the VM's fixed address. Whether the server leases it to another VM from now on is checked when the
+/// server knows that it is reserved ([`Membership::set_address`]).
+fn reserve(directory: &NetworkDir, mac: MacAddr, address: Ipv4Addr) -> Result<Claim, Error> {
+    let path = directory.leases().join(address.to_string());
+    let Some(claim) = Claim::take(path.clone())? else {
+        return Err(Error::AddressTaken { address, holder: holder(&path)? });
+    };
+    // A lease that was released just now, also on behalf of a killed Softnet, is none any more.
+    dnsmasq::wait_until_idle(directory);
+    match leased_to_another(directory, mac, address) {
+        Ok(None) => Ok(claim.with_content(&format!("{mac}\n"))?),
+        Ok(Some(error)) | Err(error) => {
+            claim.release()?;
+            Err(error)
+        }
+    }
+}
+
+/// [`Error::AddressLeased`] if another VM has a lease of the address that lives.
+fn leased_to_another(
+    directory: &NetworkDir,
+    mac: MacAddr,
+    address: Ipv4Addr,
+) -> Result<Option<Error>, Error> {
+    let leases = dnsmasq::leases(directory)?;
+    let another = leases.iter().find(|lease| {
+        lease.address == address && lease.mac != mac && lease.left().is_none_or(|left| !left.is_zero())
+    });
+    Ok(another.map(|lease| Error::AddressLeased { address, mac: lease.mac, left: lease.left() }))
+}
+
+/// The VM that has claimed an address, by the address's public file.
+fn holder(path: &Path) -> Result<String, Error> {
+    Ok(files::read(path)?.unwrap_or_default().lines().next().unwrap_or_default().to_owned())
 }
 
 /// The forwards that `ops` install.

@@ -165,6 +165,43 @@ pub enum Error {
         /// The VM that has it.
         holder: String,
     },
+    /// The fixed address is not one that the network hands out.
+    #[error(
+        "network {name} does not give {address} to a VM; choose an address from {} to {}",
+        subnet::pool(*.subnet).0,
+        subnet::pool(*.subnet).1
+    )]
+    AddressOutside {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network.
+        name: NetworkName,
+        /// Its subnet.
+        subnet: Ipv4Net,
+    },
+    /// A running VM has the fixed address.
+    #[error(
+        "the VM {holder} has {address}; choose another address, or stop that VM (`softnet network status` shows it)"
+    )]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// The VM that has it.
+        holder: String,
+    },
+    /// The server has leased the fixed address to another VM.
+    #[error(
+        "the DHCP server has leased {address} to {mac}{}; choose another address, or wait until that lease ends",
+        match left { Some(left) => format!(" for another {} s", left.as_secs()), None => String::new() }
+    )]
+    AddressLeased {
+        /// The address.
+        address: Ipv4Addr,
+        /// The VM that has it.
+        mac: MacAddr,
+        /// How much is left of the lease; `None` if it never ends.
+        left: Option<Duration>,
+    },
     /// The Softnet of a VM that holds another VM's address could not be signalled.
     #[error("cannot signal process {pid}, whose VM holds {address}: {source}")]
     Evict {

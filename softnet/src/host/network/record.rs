@@ -12,6 +12,7 @@ use super::claim::claimed;
 use super::lock::Lock;
 use super::run_dir::NetworkDir;
 use super::{Error, Plan, type_name};
+use crate::config::client::ClientSettings;
 use crate::config::expose::Expose;
 use crate::config::{DEFAULT_CONNECTIONS, NetworkName};
 use crate::host::forwarder::Forward;
@@ -56,6 +57,8 @@ pub struct MemberRecord {
     pub release: bool,
     /// The ports that it exposes.
     pub exposes: Vec<Expose>,
+    /// What the DHCP server gives it. The address is reserved while the record's owner runs.
+    pub client: ClientSettings,
     /// The forwards that have to be installed now.
     pub forwards: Vec<Forward>,
 }
@@ -72,6 +75,7 @@ impl MemberRecord {
             connections: DEFAULT_CONNECTIONS,
             release: false,
             exposes: Vec::new(),
+            client: ClientSettings::default(),
             forwards: Vec::new(),
         }
     }
@@ -100,6 +104,16 @@ pub fn write_member(member: &MemberRecord) -> String {
     for expose in &member.exposes {
         let _ = writeln!(text, "expose {expose}");
     }
+    let ClientSettings { address, resolvers, search } = &member.client;
+    if let Some(address) = address {
+        let _ = writeln!(text, "vm-address {address}");
+    }
+    for resolver in resolvers {
+        let _ = writeln!(text, "dns {resolver}");
+    }
+    for domain in search {
+        let _ = writeln!(text, "dns-search {domain}");
+    }
     for Forward { expose, to } in &member.forwards {
         let _ = writeln!(text, "forward {expose} {to}");
     }
@@ -123,15 +137,23 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
             .and_then(|count| count.parse().ok())
             .unwrap_or(DEFAULT_CONNECTIONS),
         release: value(text, "release") == Some("true"),
-        exposes: text.lines().filter_map(|line| line.strip_prefix("expose ")?.parse().ok()).collect(),
+        exposes: values(text, "expose").filter_map(|value| value.parse().ok()).collect(),
+        client: ClientSettings {
+            address: value(text, "vm-address").and_then(|address| address.parse().ok()),
+            resolvers: values(text, "dns").filter_map(|value| value.parse().ok()).collect(),
+            search: values(text, "dns-search").map(str::to_owned).collect(),
+        },
         forwards: text.lines().filter_map(forward).collect(),
     })
 }
 
-fn value<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    text.lines()
-        .find_map(|line| line.split_once(' ').filter(|(found, _)| *found == key))
-        .map(|(_, value)| value)
+fn value<'a>(text: &'a str, key: &'a str) -> Option<&'a str> {
+    values(text, key).next()
+}
+
+fn values<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
+    let of_key = move |line: &'a str| line.split_once(' ').filter(|(found, _)| *found == key);
+    text.lines().filter_map(of_key).map(|(_, value)| value)
 }
 
 /// The members whose process is alive. An address counts as theirs, and forwards lead to it, as long as they hold
@@ -180,6 +202,11 @@ mod tests {
         member.release = true;
         member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
+        member.client = ClientSettings {
+            address: Some(to),
+            resolvers: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],
+            search: vec!["a.example".into(), "b".into()],
+        };
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
         assert_eq!(read_member(""), None);
     }

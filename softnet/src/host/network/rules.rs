@@ -1,4 +1,5 @@
-//! Loads the rules for the members' files, and deletes tracked connections that the rules no longer allow.
+//! Makes what follows from the members' files: loads the rules, and gives the DHCP servers what single VMs get. Deletes
+//! tracked connections that the rules no longer allow.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ipnet::Ipv4Net;
 
+use super::dnsmasq::clients;
 use super::lock::Lock;
 use super::record::MemberRecord;
 use super::ruleset::{self, Features, Host, Network, Snapshot};
@@ -27,8 +29,8 @@ static FEATURES: Mutex<Features> = Mutex::new(Features::ALL);
 /// Whether scarce source ports were reported.
 static SCARCE_REPORTED: AtomicBool = AtomicBool::new(false);
 
-/// Loads the rules of all networks of this namespace, in one transaction. A part that the kernel lacks is
-/// left out and reported once.
+/// Loads the rules of all networks of this namespace, in one transaction, and lets their DHCP servers know what single
+/// VMs get. A part that the kernel lacks is left out and reported once.
 ///
 /// # Errors
 /// If the files cannot be read, nft is missing, or the kernel refuses what every kernel since Linux 5.10
@@ -62,13 +64,25 @@ pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Err
 
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     let snapshot = take_snapshot(run_dir, lock)?;
-    warn_of_scarce_ports(&snapshot);
+    load_rules(first, &snapshot, run_dir)?;
+    for Network { plan, members } in &snapshot.networks {
+        clients::apply(&run_dir.network(plan.name.as_str()), members)?;
+    }
+    Ok(())
+}
+
+fn load_rules(
+    first: &dyn Fn(Features) -> String,
+    snapshot: &Snapshot,
+    run_dir: &RunDir,
+) -> Result<(), Error> {
+    warn_of_scarce_ports(snapshot);
     let render = || {
         let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
-        (first(features), ruleset::replacement(&snapshot, features))
+        (first(features), ruleset::replacement(snapshot, features))
     };
     let (removal, rules) = render();
-    if removal.is_empty() && add(&rules, &snapshot, run_dir) {
+    if removal.is_empty() && add(&rules, snapshot, run_dir) {
         return Ok(());
     }
     let before = nftables::generation().ok();
@@ -85,7 +99,7 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
             load(&removal_of_shared)
         })
     })?;
-    record(&rules, &snapshot, before, run_dir)
+    record(&rules, snapshot, before, run_dir)
 }
 
 /// Updates the kernel from the recorded rules to these by only adding elements, if they differ in nothing
@@ -121,7 +135,7 @@ fn record(rules: &str, snapshot: &Snapshot, before: Option<u32>, run_dir: &RunDi
 }
 
 /// Whether the rules that were last loaded match the members' files and the host's sockets and interfaces
-/// now. Starts no program, and does not check whether the tables were changed since.
+/// now, and what the DHCP servers give single VMs does. Starts no program, and does not check whether the tables were changed since.
 ///
 /// # Errors
 /// If the files or the interfaces cannot be read.
@@ -138,7 +152,13 @@ pub fn rules_are_current() -> Result<bool, Error> {
 pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
     let recorded = files::read(&run_dir.rules_file())?;
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok(recorded == Some(ruleset::replacement(&take_snapshot(run_dir, lock)?, features)))
+    let snapshot = take_snapshot(run_dir, lock)?;
+    for Network { plan, members } in &snapshot.networks {
+        if !clients::are_current(&run_dir.network(plan.name.as_str()), members)? {
+            return Ok(false);
+        }
+    }
+    Ok(recorded == Some(ruleset::replacement(&snapshot, features)))
 }
 
 fn take_snapshot(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {

@@ -1,10 +1,10 @@
-//! The server's command line, which is its complete configuration.
+//! The server's command line: its complete configuration but for what single VMs get.
 
 use std::fs;
 
 use softnet_filter::NetType;
 
-use super::{lease_file, pid_file};
+use super::{hosts_file, lease_file, options_file, pid_file};
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::network::{Plan, subnet};
 use crate::host::tools::Tool;
@@ -83,6 +83,8 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         // client identifiers, would take three.
         "--dhcp-ignore-clid".to_owned(),
         format!("--dhcp-lease-max={pool}"),
+        format!("--dhcp-hostsfile={}", hosts_file(directory).display()),
+        format!("--dhcp-optsfile={}", options_file(directory).display()),
         // A VM must not be able to claim a name that another VM looks up.
         "--dhcp-ignore-names".to_owned(),
         "--no-hosts".to_owned(),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use softnet_filter::MacAddr;
 use softnet_wire::dhcpv4::SERVER_PORT;
@@ -27,6 +27,15 @@ pub struct LeaseEntry {
     pub mac: MacAddr,
     /// Its address.
     pub address: Ipv4Addr,
+}
+
+impl LeaseEntry {
+    /// How much is left of it: `None` if it never ends, zero if it has expired and the server has not noticed yet.
+    pub fn left(&self) -> Option<Duration> {
+        // A clock before 1970 counts as 1970, so that no lease has expired.
+        let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        (self.expires != 0).then(|| Duration::from_secs(self.expires.saturating_sub(today)))
+    }
 }
 
 /// Waits, at most a second, until dnsmasq has processed everything sent to it. Returns false on timeout, and

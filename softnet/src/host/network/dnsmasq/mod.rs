@@ -1,9 +1,11 @@
 //! The DHCP and DNS server of a managed network: one dnsmasq, the child of the network's [`super::keeper`].
 //!
-//! Its complete configuration is its command line ([`arguments`]). [`process`] finds and ends it, [`leases`]
-//! reads its lease file, and [`release`] releases leases on behalf of a Softnet process that was killed.
+//! Its complete configuration is its command line ([`arguments`]) and what single VMs get ([`clients`]). [`process`]
+//! finds and ends it, [`leases`] reads its lease file, and [`release`] releases leases on behalf of a Softnet process
+//! that was killed.
 
 pub mod arguments;
+pub mod clients;
 mod leases;
 pub mod process;
 mod release;
@@ -66,4 +68,14 @@ pub fn lease_file(directory: &NetworkDir) -> PathBuf {
 /// The server's PID file.
 pub fn pid_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.pid")
+}
+
+/// The file with a line for each VM that gets something of its own.
+pub fn hosts_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.hosts")
+}
+
+/// The file with their options.
+pub fn options_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.options")
 }

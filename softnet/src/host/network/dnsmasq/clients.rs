@@ -1,0 +1,130 @@
+//! What the server gives single VMs: their fixed addresses, resolvers and search domains.
+//!
+//! Like the rules, it follows from the files of running members: with each change all of it is rendered again. The
+//! server reads it at its start and whenever it is sent SIGHUP (dnsmasq(8), `--dhcp-hostsfile`, `--dhcp-optsfile`).
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use softnet_filter::MacAddr;
+
+use super::leases::wait_until_idle;
+use super::process::running;
+use super::{hosts_file, options_file};
+use crate::host::files;
+use crate::host::network::record::MemberRecord;
+use crate::host::network::run_dir::NetworkDir;
+
+/// Writes the files for these members, if they differ, and lets a running server read them. It has read them when this
+/// returns, unless it is so slow that a warning says so. Call it under the [`crate::host::network::lock::Lock`].
+///
+/// # Errors
+/// If a file cannot be read or written.
+pub fn apply(directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
+    let mut changed = false;
+    for (path, text) in contents(directory, members) {
+        if files::read(&path)?.as_deref() != Some(text.as_str()) {
+            files::write_atomically(&path, &text)?;
+            changed = true;
+        }
+    }
+    if changed {
+        reload(directory);
+    }
+    Ok(())
+}
+
+/// Whether the files are those for these members.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn are_current(directory: &NetworkDir, members: &[MemberRecord]) -> Result<bool, files::Error> {
+    for (path, text) in contents(directory, members) {
+        if files::read(&path)?.unwrap_or_default() != text {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn contents(directory: &NetworkDir, members: &[MemberRecord]) -> [(PathBuf, String); 2] {
+    // The options first: the server reads both at once, and a tag without a VM means nothing.
+    [(options_file(directory), options(members)), (hosts_file(directory), hosts(members))]
+}
+
+fn reload(directory: &NetworkDir) {
+    let Some(pid) = running(directory).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
+        return;
+    };
+    match kill_process(pid, Signal::HUP) {
+        // One that has just ended is replaced by one that reads the files.
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(error) => tracing::warn!(%error, "cannot tell dnsmasq that what it gives a VM has changed"),
+    }
+    if !wait_until_idle(directory) {
+        tracing::warn!("dnsmasq is slow; it may not know yet what it has to give a VM");
+    }
+}
+
+/// The server finds a VM's options by a tag, which the VM's MAC address sets.
+fn tag(mac: MacAddr) -> String {
+    mac.octets().iter().fold("vm".to_owned(), |text, octet| text + &format!("{octet:02x}"))
+}
+
+fn hosts(members: &[MemberRecord]) -> String {
+    let mut text = String::new();
+    for MemberRecord { mac, client, .. } in
+        members.iter().filter(|member| member.client != Default::default())
+    {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{mac},set:{}", tag(*mac));
+        if let Some(address) = client.address {
+            let _ = write!(text, ",{address}");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn options(members: &[MemberRecord]) -> String {
+    let mut text = String::new();
+    for MemberRecord { mac, client, .. } in members {
+        let mut add = |option: &str, values: &[String]| {
+            if !values.is_empty() {
+                let _ = writeln!(text, "tag:{},option:{option},{}", tag(*mac), values.join(","));
+            }
+        };
+        let resolvers: Vec<String> = client.resolvers.iter().map(ToString::to_string).collect();
+        add("dns-server", &resolvers);
+        add("domain-search", &client.search);
+        // For clients that know only the older option (RFC 2132, section 3.17).
+        add("domain-name", client.search.get(..1).unwrap_or_default());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_vm_with_something_of_its_own_is_mentioned() {
+        let mut member = MemberRecord::new(MacAddr([2, 0, 0, 0, 0, 0xab]), 1);
+        assert_eq!((hosts(&[member.clone()]), options(&[member.clone()])), (String::new(), String::new()));
+        member.client.address = Some([10, 0, 0, 9].into());
+        assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,set:vm0200000000ab,10.0.0.9\n");
+        assert_eq!(options(&[member.clone()]), "");
+        member.client.address = None;
+        member.client.resolvers = vec![[10, 0, 0, 53].into(), [10, 0, 0, 54].into()];
+        member.client.search = vec!["a.example".into(), "b.example".into()];
+        assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,set:vm0200000000ab\n");
+        assert_eq!(
+            options(&[member]),
+            "tag:vm0200000000ab,option:dns-server,10.0.0.53,10.0.0.54\n\
+             tag:vm0200000000ab,option:domain-search,a.example,b.example\n\
+             tag:vm0200000000ab,option:domain-name,a.example\n"
+        );
+    }
+}
