@@ -270,7 +270,10 @@ impl Vm {
         }
         let at = frame.windows(DROP.len()).position(|window| window == DROP)?;
         let whose = String::from_utf8_lossy(frame.get(at + DROP.len()..)?).into_owned();
-        (!whose.starts_with(&self.life.mac.to_string())).then_some(Event::Inherited(whose))
+        (!whose.starts_with(&self.life.mac.to_string())).then(|| {
+            let to = address_at(frame, 30);
+            Event::Inherited(format!("{whose}, to {to}, from port {} to {}, of {}", ports.0, ports.1, self.life))
+        })
     }
 
     fn hear_server(&mut self, answer: &Dhcp, station: Mac, now: Instant) -> Option<Event> {

@@ -4,7 +4,7 @@
 //! back, wherever they come from, say at each moment which MAC may use which address. That is held against each frame that
 //! comes out of a Softnet, and against each frame that leaves the host.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ use crate::town::UPLINK;
 const ROOM: u32 = 64 << 20;
 /// How often it looks whether it is to end, when there is nothing to see.
 const TURN: Duration = Duration::from_millis(100);
+/// How many DHCP messages it remembers.
+const TALK: usize = 4000;
 /// How much later this may see the end of a lease than the server did.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -94,6 +96,10 @@ struct Wire {
     /// REQUESTs without an answer, by client and number: how many, and how many of them before a message that gives the
     /// address back. The server acts on that after it has answered them.
     open: HashMap<(Mac, u32), (u32, u32)>,
+    /// The last DHCP messages, for the explanation of what is found.
+    talk: VecDeque<(Mac, String)>,
+    /// Of whom it was told.
+    told: HashSet<Mac>,
     ledger: Ledger,
 }
 
@@ -120,6 +126,7 @@ impl Wire {
     }
 
     fn see(&mut self, Sighting { interface, outgoing }: Sighting, frame: &[u8]) {
+        self.note_talk(interface, outgoing, frame);
         match (self.role(interface), outgoing) {
             (Role::Port, false) => self.heed_vm(interface, frame),
             (Role::Port, true) => {
@@ -140,6 +147,37 @@ impl Wire {
                 self.ledger.check(Invariant::World, false, || format!("to the neighbours: {}", hex(frame)));
             }
             _ => {}
+        }
+    }
+
+    /// Keeps what was said by DHCP, and by whom.
+    fn note_talk(&mut self, interface: u32, outgoing: bool, frame: &[u8]) {
+        let Some(message) = any_dhcp(frame) else { return };
+        let role = self.role(interface);
+        let line = format!(
+            "{:?} {role:?} {interface} outgoing={outgoing}: type {} xid {:08x} ciaddr {} yiaddr {} requested {:?} time {:?}",
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default(),
+            message.message_type(),
+            message.xid,
+            message.ciaddr,
+            message.yiaddr,
+            address_of(&message, option::REQUESTED_ADDRESS),
+            address_of(&message, option::LEASE_TIME).map(u32::from),
+        );
+        if self.talk.len() == TALK {
+            self.talk.pop_front();
+        }
+        self.talk.push_back((client(&message), line));
+    }
+
+    /// Tells once what led to what was found of `station`.
+    fn explain(&mut self, station: Mac) {
+        if !self.told.insert(station) {
+            return;
+        }
+        eprintln!("what {station} and its server said, now {:?}:", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default());
+        for (_, line) in self.talk.iter().filter(|(client, _)| *client == station) {
+            eprintln!("    {line}");
         }
     }
 
@@ -167,6 +205,9 @@ impl Wire {
         *at = port.max(*at);
         let at = *at;
         let own = speaker == station && at == port && self.is_own(station, frame) && !carries(frame, MARK);
+        if !own {
+            self.explain(station);
+        }
         self.ledger.check(Invariant::Own, own, || {
             let owner = self.owners.get(&address_at(frame, 26)).copied().unwrap_or(Mac::ZERO);
             format!("the VM {speaker} on port {port} sent, under an address of {owner}: {}", hex(frame))
@@ -199,6 +240,9 @@ impl Wire {
         let of_another = self.owners.get(&address).is_some_and(|owner| *owner != station);
         let alone = !of_another || !self.former.contains(&(address, station));
         let user = self.users.insert(address, station).filter(|user| *user != station);
+        if !alone {
+            self.explain(station);
+        }
         self.ledger.check(Invariant::Alone, alone, || {
             let user = user.map_or_else(|| "another".to_owned(), |user| user.to_string());
             format!("{address} is used by {station} and by {user}: {}", hex(frame))
@@ -301,6 +345,18 @@ impl Wire {
             self.last.remove(&from);
         }
     }
+}
+
+/// A DHCP message, whatever ports it is from.
+fn any_dhcp(frame: &[u8]) -> Option<Dhcp> {
+    if ether_type(frame) != IPV4 || !matches!(u16_at(frame, 36), 67 | 68) {
+        return None;
+    }
+    let mut frame = frame.to_vec();
+    if u16_at(&frame, 36) == 67 {
+        frame.splice(34..36, 68u16.to_be_bytes());
+    }
+    parse_dhcp(&frame)
 }
 
 /// The four bytes of an option, as an address.
