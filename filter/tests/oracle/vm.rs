@@ -386,13 +386,22 @@ impl Oracle {
 
     /// B7, B9: what a wish that has reached the server leaves of the lease.
     fn after_wish(&mut self, wish: &Wish, lease: Option<Lease>, now: Timestamp) -> Outcome {
-        let Some(lease) = lease else { return Outcome::Unbound };
+        let names = wish.names();
+        let is_for = |address| !wish.at_once && !names.is_empty() && names.iter().all(|&name| name == address);
+        let Some(lease) = lease else {
+            // C10: it wants another than its last.
+            if let Believed::Expired(last) = self.believed_at(now)
+                && wish.binds()
+                && !is_for(last)
+            {
+                self.after = Some(Believed::Nothing);
+            }
+            return Outcome::Unbound;
+        };
         if !wish.binds() {
             return Outcome::exactly(Some(lease));
         }
-        let names = wish.names();
-        let is_for_it = !names.is_empty() && names.iter().all(|&name| name == lease.address);
-        if wish.at_once || !is_for_it {
+        if !is_for(lease.address) {
             self.after = Some(Believed::Nothing);
             return Outcome::Unbound;
         }

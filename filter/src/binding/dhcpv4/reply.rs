@@ -1008,8 +1008,13 @@ mod tests {
             move |port: &mut Port| assert!(port.from_vm(&frame.frame(), at(1)).is_forward())
         };
         type End = Box<dyn Fn(&mut Port)>;
-        let ends: [End; 4] = [
+        let late = |port: &mut Port| {
+            let request = DhcpFrame::request().address_option(50, OTHER_IP);
+            assert!(port.from_vm(&request.frame(), at(700)).is_forward());
+        };
+        let ends: [End; 5] = [
             Box::new(nak),
+            Box::new(late),
             Box::new(sends(DhcpFrame::release())),
             Box::new(sends(DhcpFrame::decline(OWN_IP))),
             Box::new(sends(DhcpFrame::request().address_option(50, OTHER_IP))),
@@ -1020,6 +1025,12 @@ mod tests {
             let verdict = port.from_vm(&rebinding.clone().xid(7).frame(), at(701));
             assert_eq!(verdict, drop_for(DropReason::DhcpClientAddress));
             assert_eq!(port.from_vm(&asks.frame(), at(701)), no_lease);
+        }
+        // To look for another server is not yet to want another address.
+        let mut port = bound();
+        for request in [DhcpFrame::discover(), DhcpFrame::request().address_option(50, OWN_IP).xid(8)] {
+            assert_eq!(port.from_vm(&request.frame(), at(700)), Verdict::Forward);
+            assert_eq!(port.from_vm(&asks.frame(), at(701)), Verdict::Forward);
         }
     }
 

@@ -81,7 +81,16 @@ impl Dhcp {
     /// not last longer than the server's may.
     pub(crate) fn record_request(&mut self, id: u32, asked: Asked, now: Timestamp) {
         self.transactions.open(id, asked, now);
-        let Some(lease) = self.lease.filter(|_| asked.may_bind()) else { return };
+        if !asked.may_bind() {
+            return;
+        }
+        let Some(lease) = self.lease else {
+            // C10: it renews nothing any more, even if the answer gets lost.
+            if matches!(self.renewable, Renewable::Expired(last) if !asked.is_for(last)) {
+                self.renewable = Renewable::Nothing;
+            }
+            return;
+        };
         if !asked.is_for(lease.address) {
             self.former = Some(Former::of(&lease, self.terms));
             self.unbind(UnboundCause::Superseded);
