@@ -19,7 +19,7 @@ pub enum Direction {
 /// `Display` writes one line of `key=value` words that stays the same for the same counts:
 ///
 /// ```text
-/// vm->host forwarded=12 bytes=1034 dropped=3 [no-lease=2 source-mac=1] host->vm forwarded=9 bytes=801 dropped=0 []
+/// vm->host forwarded=12 bytes=1034 dropped=3 [no-lease=2 source-mac=1] host->vm forwarded=9 bytes=801 dropped=0 [] answers=1
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters {
@@ -27,6 +27,8 @@ pub struct Counters {
     pub from_vm: DirectionCounters,
     /// What was on its way to the VM.
     pub from_host: DirectionCounters,
+    /// Frames with which Softnet itself answered the VM. They are in no other count.
+    pub answers: u64,
 }
 
 /// Frames of one direction.
@@ -115,7 +117,7 @@ impl fmt::Display for DirectionCounters {
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "vm->host {} host->vm {}", self.from_vm, self.from_host)
+        write!(f, "vm->host {} host->vm {} answers={}", self.from_vm, self.from_host, self.answers)
     }
 }
 
@@ -128,7 +130,7 @@ mod tests {
         let mut counters = Counters::default();
         assert_eq!(
             counters.to_string(),
-            "vm->host forwarded=0 bytes=0 dropped=0 [] host->vm forwarded=0 bytes=0 dropped=0 []"
+            "vm->host forwarded=0 bytes=0 dropped=0 [] host->vm forwarded=0 bytes=0 dropped=0 [] answers=0"
         );
         assert!(counters.from_vm.count(Verdict::Forward, 60).is_forward());
         let _ = counters.from_vm.count(Verdict::Forward, 40);
@@ -139,7 +141,7 @@ mod tests {
         assert_eq!(
             counters.to_string(),
             "vm->host forwarded=2 bytes=100 dropped=3 [source-mac=2 host-malformed=1] \
-             host->vm forwarded=0 bytes=0 dropped=1 [other-station=1]"
+             host->vm forwarded=0 bytes=0 dropped=1 [other-station=1] answers=0"
         );
         assert_eq!(counters.from_vm.forwarded_frames(), 2);
         assert_eq!(counters.from_vm.forwarded_bytes(), 100);

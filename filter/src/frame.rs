@@ -46,7 +46,7 @@ mod tests {
         assert_eq!(frame.len(), 1514);
         assert_eq!(port.from_vm(&frame, NOW), Verdict::Forward);
         let frame = IpFrame::new(WORLD_IP, 17, udp(1000, 80, &[0; 1501 - 28])).frame();
-        assert_eq!(port.from_vm(&frame, NOW), drop_for(DropReason::Oversize));
+        assert_eq!(port.from_vm(&frame, NOW), drop_for(DropReason::MustFragment));
         for len in 0..14 {
             assert_eq!(port.from_vm(&frame[..len], NOW), drop_for(DropReason::Runt));
         }

@@ -14,14 +14,16 @@ pub(crate) enum Content {
     Arp,
 }
 
-/// L3: a complete header, and no more than the link carries.
+/// L3: a complete header.
 #[inline(always)]
-pub(crate) fn judge_length<'a>(bytes: &'a [u8], segment: &Segment) -> Result<Frame<'a>, DropReason> {
-    let frame = Frame::parse(bytes).ok_or(DropReason::Runt)?;
-    if bytes.len() > segment.max_frame_len {
-        return Err(DropReason::Oversize);
-    }
-    Ok(frame)
+pub(crate) fn judge_runt(bytes: &[u8]) -> Result<Frame<'_>, DropReason> {
+    Frame::parse(bytes).ok_or(DropReason::Runt)
+}
+
+/// L3: whether a frame of `len` bytes is longer than the link carries.
+#[inline(always)]
+pub(crate) fn is_too_long(len: usize, segment: &Segment) -> bool {
+    len > segment.max_frame_len
 }
 
 /// L1, L2: the source and the EtherType at once.

@@ -38,7 +38,9 @@
 //! | rule | file | function |
 //! | --- | --- | --- |
 //! | L1, L2 | `l2.rs` | `judge_source_and_type` |
-//! | L3 | `l2.rs` | `judge_length` |
+//! | L3 | `l2.rs` | `judge_runt`, `is_too_long` |
+//! | L3 | `port.rs` | `refuse_too_long` |
+//! | L3 | `answer.rs` | `fragmentation_needed` |
 //! | L4 | `l2.rs` | `judge_trailer` |
 //! | L5 | `l2.rs` | `judge_arp_destination`, `judge_ipv4_destination` |
 //! | L6 | `counters.rs` | `lose` |
@@ -112,6 +114,7 @@
     )
 )]
 
+mod answer;
 mod arp;
 mod binding;
 mod config;
@@ -127,6 +130,7 @@ mod l2;
 mod lease;
 mod policy;
 mod port;
+mod rate;
 mod segment;
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 
 use core::net::Ipv4Addr;
 
+use crate::answer::Answers;
 use crate::arp;
 use crate::binding::Bindings;
 use crate::binding::dhcpv4::{self, Datagram};
@@ -31,6 +32,7 @@ pub struct Port {
     destinations: Destinations,
     bindings: Bindings,
     readiness: Readiness,
+    answers: Answers,
     outbox: Outbox,
     counters: Counters,
 }
@@ -47,6 +49,7 @@ impl Port {
             destinations: Destinations::new(config)?,
             bindings: Bindings::default(),
             readiness: Readiness::default(),
+            answers: Answers::default(),
             outbox: Outbox::default(),
             counters: Counters::default(),
         })
@@ -196,8 +199,9 @@ impl Port {
     /// The oldest frame that Softnet itself has to send, and its direction. Such frames are not judged
     /// and not counted.
     ///
-    /// There is one after [`Port::release`], and one when the server has given the VM another address: then the earlier
-    /// lease is released with its identifier, since a VM has one at a time (rule C5).
+    /// There is one for the host after [`Port::release`], and one when the server has given the VM another address: then
+    /// the earlier lease is released with its identifier, since a VM has one at a time (rule C5). There is one for the VM
+    /// when it has sent a packet that is too long for the link and must not be fragmented (rule L3).
     pub fn poll_transmit(&mut self) -> Option<(Direction, OwnFrame)> {
         self.give_back_surplus();
         self.outbox.poll()
@@ -223,11 +227,40 @@ impl Port {
     /// The rules L, A, S, D and C.
     #[inline(always)]
     fn judge_from_vm(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
-        let frame = l2::judge_length(bytes, &self.segment)?;
+        let frame = l2::judge_runt(bytes)?;
+        if l2::is_too_long(bytes.len(), &self.segment) {
+            return Err(self.refuse_too_long(frame, now));
+        }
         match l2::judge_source_and_type(frame, &self.segment)? {
             l2::Content::Ipv4 => self.judge_ipv4_from_vm(frame, now),
             l2::Content::Arp => self.judge_arp_from_vm(frame, now),
         }
+    }
+
+    /// L3: why a frame that is too long is dropped. The VM is told of a packet that it has to send in shorter ones.
+    #[cold]
+    fn refuse_too_long(&mut self, frame: Frame<'_>, now: Timestamp) -> DropReason {
+        let Some(packet) = self.only_too_long(frame, now) else { return DropReason::Oversize };
+        if packet.fragment() & ipv4::DONT_FRAGMENT == 0 {
+            return DropReason::MustFragment;
+        }
+        let answer = self.answers.fragmentation_needed(packet, frame.payload(), &self.segment, now);
+        if answer.is_some_and(|answer| self.outbox.push(Direction::FromHost, answer)) {
+            self.counters.answers = self.counters.answers.wrapping_add(1);
+        }
+        DropReason::Oversize
+    }
+
+    /// L3: the packet of a frame that would pass on a link which carries its length. Judging a DHCP message would have
+    /// effects, and no client sends one that long.
+    fn only_too_long<'a>(&mut self, frame: Frame<'a>, now: Timestamp) -> Option<Packet<'a>> {
+        let l2::Content::Ipv4 = l2::judge_source_and_type(frame, &self.segment).ok()? else { return None };
+        let packet = ipv4::judge_format(frame.payload()).ok()?;
+        let transport = ipv4::judge_transport(packet.protocol(), packet.part()).ok()?;
+        if matches!(transport, Transport::Udp(udp) if dhcpv4::is_dhcp_from_vm(udp)) {
+            return None;
+        }
+        self.judge_ipv4_from_vm(frame, now).ok().map(|()| packet)
     }
 
     #[inline(always)]
@@ -401,7 +434,7 @@ mod tests {
         port.dropped_by_link(Direction::FromVm, DropReason::HostQueueFull, 2, 2 * len);
         port.dropped_by_link(Direction::FromHost, DropReason::VmRefused, 1, 1);
         let _ = port.truncated_from_host();
-        let Counters { from_vm, from_host } = port.counters();
+        let Counters { from_vm, from_host, .. } = port.counters();
         assert_eq!(from_vm.forwarded_frames(), 2, "the request and one datagram");
         assert_eq!(from_vm.forwarded_bytes(), before - 2 * len);
         assert_eq!((from_vm.dropped(DropReason::HostQueueFull), from_vm.dropped_total()), (2, 2));

@@ -30,6 +30,8 @@ pub(crate) struct Segment {
     network: u32,
     mask: u32,
     pub(crate) server_files_by_mac: bool,
+    /// The longest packet that the link carries.
+    pub(crate) mtu: u16,
     /// The longest frame that the link carries.
     pub(crate) max_frame_len: usize,
 }
@@ -65,6 +67,7 @@ impl Segment {
             network: subnet.network().to_bits(),
             mask: subnet.netmask().to_bits(),
             server_files_by_mac: config.server_files_by_mac,
+            mtu,
             max_frame_len: usize::from(mtu).saturating_add(frame::HEADER_LEN),
         };
         if !segment.is_on_link(gateway.address) || !segment.is_host(gateway.address) {

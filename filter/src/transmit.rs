@@ -3,13 +3,14 @@
 use core::fmt;
 use core::ops::Deref;
 
-use softnet_wire::build::{Builder, MAX_RELEASE_LEN};
+use softnet_wire::build::{Builder, MAX_ERROR_LEN, MAX_RELEASE_LEN};
 
 use crate::counters::Direction;
 use crate::frame;
+use crate::rate::ANSWER_BURST;
 
 /// Bytes of the longest frame: a packet of the 576 bytes that every IPv4 host accepts (RFC 791).
-const CAPACITY: usize = 576 + frame::HEADER_LEN;
+pub(crate) const CAPACITY: usize = MAX_ERROR_LEN + frame::HEADER_LEN;
 const _: () = assert!(MAX_RELEASE_LEN <= CAPACITY, "the longest release must fit into a frame");
 
 /// A frame that Softnet sends itself: whole Ethernet, without its frame check sequence. Dereferences to its bytes.
@@ -36,32 +37,63 @@ impl fmt::Debug for OwnFrame {
     }
 }
 
-/// The frames that wait for the caller, each with its direction: a fixed number of them.
+/// The frames that wait for the caller: a fixed number for each direction, so that answers to the VM never take the
+/// place of a release.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
-    slots: [Option<(Direction, OwnFrame)>; Outbox::CAPACITY],
+    to_host: Queue<{ Outbox::TO_HOST }>,
+    to_vm: Queue<{ Outbox::TO_VM }>,
 }
 
 impl Outbox {
-    /// The most frames that can wait.
-    const CAPACITY: usize = 2;
+    /// The last lease's release, and an earlier one's.
+    const TO_HOST: usize = 2;
+    /// As many answers as the rate permits at once.
+    const TO_VM: usize = ANSWER_BURST as usize;
 
-    /// Adds a frame; returns whether there was room.
+    /// Adds a frame that travels in `direction`; returns whether there was room.
     pub(crate) fn push(&mut self, direction: Direction, frame: OwnFrame) -> bool {
+        match direction {
+            Direction::FromVm => self.to_host.push(frame),
+            Direction::FromHost => self.to_vm.push(frame),
+        }
+    }
+
+    /// The oldest frame for the host or, if there is none, for the VM.
+    pub(crate) fn poll(&mut self) -> Option<(Direction, OwnFrame)> {
+        let for_vm = || Some((Direction::FromHost, self.to_vm.poll()?));
+        self.to_host.poll().map(|frame| (Direction::FromVm, frame)).or_else(for_vm)
+    }
+}
+
+/// Up to `N` frames in order.
+#[derive(Debug)]
+struct Queue<const N: usize> {
+    /// The oldest is first, and behind an empty slot are none.
+    slots: [Option<OwnFrame>; N],
+}
+
+impl<const N: usize> Default for Queue<N> {
+    fn default() -> Self {
+        Self { slots: [const { None }; N] }
+    }
+}
+
+impl<const N: usize> Queue<N> {
+    fn push(&mut self, frame: OwnFrame) -> bool {
         match self.slots.iter_mut().find(|slot| slot.is_none()) {
             Some(free) => {
-                *free = Some((direction, frame));
+                *free = Some(frame);
                 true
             }
             None => false,
         }
     }
 
-    /// The oldest frame.
-    pub(crate) fn poll(&mut self) -> Option<(Direction, OwnFrame)> {
-        let oldest = self.slots.first_mut().and_then(Option::take);
+    fn poll(&mut self) -> Option<OwnFrame> {
+        let oldest = self.slots.first_mut()?.take()?;
         self.slots.rotate_left(1);
-        oldest
+        Some(oldest)
     }
 }
 
@@ -81,12 +113,19 @@ mod tests {
         let mut outbox = Outbox::default();
         assert_eq!(outbox.poll(), None);
         for round in 0..5 {
-            for len in round..round + Outbox::CAPACITY {
-                assert!(outbox.push(Direction::FromVm, frame(len)));
+            // Neither direction takes the other's room.
+            for (direction, room) in
+                [(Direction::FromHost, Outbox::TO_VM), (Direction::FromVm, Outbox::TO_HOST)]
+            {
+                assert!((round..round + room).all(|len| outbox.push(direction, frame(len))));
+                assert!(!outbox.push(direction, frame(0)));
             }
-            assert!(!outbox.push(Direction::FromHost, frame(0)));
-            for len in round..round + Outbox::CAPACITY {
-                assert_eq!(outbox.poll(), Some((Direction::FromVm, frame(len))));
+            for (direction, room) in
+                [(Direction::FromVm, Outbox::TO_HOST), (Direction::FromHost, Outbox::TO_VM)]
+            {
+                for len in round..round + room {
+                    assert_eq!(outbox.poll(), Some((direction, frame(len))));
+                }
             }
             assert_eq!(outbox.poll(), None);
             assert!(outbox.push(Direction::FromHost, frame(round)));

@@ -63,8 +63,11 @@ drop_reasons! {
     Runt: "L3" "runt",
     /// The link had to cut the frame when it received it.
     Truncated: "L3" "truncated",
-    /// The frame is longer than the link's MTU allows.
+    /// The frame is longer than the link's MTU allows. A packet that must not be fragmented is answered.
     Oversize: "L3" "oversize",
+    /// A packet that a router would have to fragment, which Softnet does not: it is longer than the link's MTU allows,
+    /// and all other rules let it through.
+    MustFragment: "L3" "must-fragment",
     /// There are bytes after the packet beyond padding.
     TrailingBytes: "L4" "trailing-bytes",
     /// A unicast packet in a frame for a station that the VM may not address: neither the gateway nor an allowed

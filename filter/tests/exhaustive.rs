@@ -579,7 +579,8 @@ fn the_end_of_the_longest_packet() {
     }
 }
 
-/// L3: a frame of the link's MTU and the 14 bytes before it passes, one byte more does not.
+/// L3: a frame of the link's MTU and the 14 bytes before it passes, one byte more does not, and is answered if it must not
+/// be fragmented.
 #[test]
 fn the_longest_frame() {
     for mtu in [576, 1_500, 9_000, u16::MAX] {
@@ -588,11 +589,16 @@ fn the_longest_frame() {
             if length < 576 - 1 {
                 continue;
             }
-            let data = vec![0; usize::from(length) - 28];
-            let content = Content::Udp { from: 4_000, to: 4_000, data };
-            let frame = scene.frame(&from_vm(Station::Gateway, packet(Address::World, 0, content)));
-            assert_eq!(frame.len(), 14 + usize::from(length));
-            assert_eq!(scene.vm(frame).map(|verdict| verdict.is_forward()), Ok(passes), "{length} of {mtu}");
+            for fragment in [0, 0x4000] {
+                let data = vec![0; usize::from(length) - 28];
+                let content = Content::Udp { from: 4_000, to: 4_000, data };
+                let frame =
+                    scene.frame(&from_vm(Station::Gateway, packet(Address::World, fragment, content)));
+                assert_eq!(frame.len(), 14 + usize::from(length));
+                let verdict = scene.vm(frame).map(|verdict| verdict.is_forward());
+                assert_eq!(verdict, Ok(passes), "{length} of {mtu}");
+            }
         }
+        assert_eq!(scene.watched.answers, usize::from(mtu < u16::MAX));
     }
 }

@@ -10,19 +10,18 @@ use std::path::Path;
 /// the same floors.
 const FLOORS: &[&[&str]] = &[
     &["destination::trie", "frame", "time", "verdict"],
-    &["counters", "icmp", "ipv4", "lease", "policy"],
+    &["counters", "icmp", "ipv4", "lease", "policy", "rate"],
     &[
         "binding::dhcpv4::client_ids",
         "binding::dhcpv4::hardware_ids",
         "binding::dhcpv4::offer",
-        "binding::dhcpv4::rate",
         "config",
         "event",
         "host",
         "transmit",
     ],
     &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "destination::table", "segment"],
-    &["binding::dhcpv4::state", "inbound", "l2"],
+    &["answer", "binding::dhcpv4::state", "inbound", "l2"],
     &["binding::dhcpv4::client", "binding::dhcpv4::release", "binding::dhcpv4::reply", "destination"],
     &["binding::dhcpv4"],
     &["binding"],

@@ -227,6 +227,8 @@ pub struct Counters {
     pub from_vm: BTreeMap<String, u64>,
     /// The same for frames to the VM.
     pub from_host: BTreeMap<String, u64>,
+    /// Softnet's own answers to the VM.
+    pub answers: u64,
 }
 
 impl Counters {
@@ -234,7 +236,8 @@ impl Counters {
     #[must_use]
     pub fn parse(line: &str) -> Option<Self> {
         let (_, both) = line.split_once("vm->host ")?;
-        let (from_vm, from_host) = both.split_once("host->vm ")?;
+        let (from_vm, rest) = both.split_once("host->vm ")?;
+        let (from_host, answers) = rest.split_once("answers=")?;
         let read = |words: &str| {
             let words = words.split([' ', '[', ']']).filter(|word| !word.is_empty());
             words
@@ -246,7 +249,8 @@ impl Counters {
                 .flatten()
                 .collect::<BTreeMap<_, _>>()
         };
-        let counters = Self { from_vm: read(from_vm), from_host: read(from_host) };
+        let answers = answers.trim().parse().ok()?;
+        let counters = Self { from_vm: read(from_vm), from_host: read(from_host), answers };
         counters.from_vm.contains_key("forwarded").then_some(counters)
     }
 
@@ -272,13 +276,13 @@ mod tests {
     #[test]
     fn a_line_of_counters_is_read_by_direction() {
         let earlier = Counters::parse(
-            "vm->host forwarded=1 bytes=60 dropped=0 [] host->vm forwarded=0 bytes=0 dropped=0 []",
+            "vm->host forwarded=1 bytes=60 dropped=0 [] host->vm forwarded=0 bytes=0 dropped=0 [] answers=0",
         );
         let now = Counters::parse(
-            "stats: vm->host forwarded=2 bytes=120 dropped=5 [no-lease=2 source-mac=3] host->vm forwarded=9 bytes=8 dropped=1 [other-station=1]",
+            "stats: vm->host forwarded=2 bytes=120 dropped=5 [no-lease=2 source-mac=3] host->vm forwarded=9 bytes=8 dropped=1 [other-station=1] answers=2",
         )
         .unwrap();
-        assert_eq!(now.from_host["other-station"], 1);
+        assert_eq!((now.from_host["other-station"], now.answers), (1, 2));
         assert_eq!(
             now.drops_since(&earlier.unwrap()),
             [("source-mac".to_owned(), 3), ("no-lease".to_owned(), 2)]

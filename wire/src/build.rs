@@ -6,8 +6,9 @@ use core::net::Ipv4Addr;
 use crate::checksum::{self, Sum};
 use crate::dhcpv4::{BOOT_REQUEST, CLIENT_PORT, COOKIE, ETHERNET, FIXED_LEN, SERVER_PORT, code, kind};
 use crate::ethernet::{self, MacAddr};
+use crate::icmpv4;
 use crate::ipv4;
-use crate::transport::{UDP, UDP_HEADER_LEN};
+use crate::transport::{ICMP, UDP, UDP_HEADER_LEN};
 
 /// BOOTP messages have at least 300 bytes, and some servers reject shorter ones.
 pub const MIN_MESSAGE_LEN: usize = 300;
@@ -15,6 +16,12 @@ pub const MIN_MESSAGE_LEN: usize = 300;
 /// Bytes of the longest frame with a DHCPRELEASE: headers, fixed part, type, server, identifier and end.
 pub const MAX_RELEASE_LEN: usize =
     ethernet::HEADER_LEN + ipv4::HEADER_LEN + UDP_HEADER_LEN + FIXED_LEN + 3 + 6 + 257 + 1;
+
+/// Bytes of the longest packet with an ICMP error (RFC 1812, section 4.3.2.3): what every IPv4 host accepts.
+pub const MAX_ERROR_LEN: usize = 576;
+
+/// The most bytes of the packet that an ICMP error quotes.
+const MAX_QUOTE_LEN: usize = MAX_ERROR_LEN - ipv4::HEADER_LEN - icmpv4::HEADER_LEN;
 
 /// A frame, or a part of one, of at most `N` bytes.
 ///
@@ -96,6 +103,14 @@ impl<const N: usize> Builder<N> {
         let datagram = self.bytes.get(start..self.len)?;
         let checksum = checksum::udp(source.octets(), destination.octets(), datagram).finish_udp();
         self.set_u16(start, 6, checksum)
+    }
+
+    /// Appends an ICMP message with this header after its checksum, and the data that follows it.
+    pub fn icmp(&mut self, (kind, code): (u8, u8), rest: [u8; 4], data: &[u8]) -> Option<&mut Self> {
+        let start = self.len;
+        self.bytes(&[kind, code, 0, 0])?.bytes(&rest)?.bytes(data)?;
+        let checksum = Sum::of(self.bytes.get(start..self.len)?).finish();
+        self.set_u16(start, 2, checksum)
     }
 
     fn len_since(&self, start: usize) -> Option<u16> {
@@ -180,6 +195,41 @@ impl Release<'_> {
     }
 }
 
+/// The ICMP error for a packet that did not reach its destination (RFC 792).
+#[derive(Debug, Clone, Copy)]
+pub struct Unreachable<'a> {
+    /// Why it did not, such as [`icmpv4::FRAGMENTATION_NEEDED`].
+    pub code: u8,
+    /// The longest packet in bytes that the next link carries (RFC 1191, section 4); 0 with every other code.
+    pub next_hop_mtu: u16,
+    /// The packet. As much of its beginning is quoted as an error may hold.
+    pub packet: &'a [u8],
+}
+
+impl Unreachable<'_> {
+    /// The message in a frame. `None` if the frame is too long, which none is for [`MAX_ERROR_LEN`] bytes and an
+    /// Ethernet header.
+    pub fn frame<const N: usize>(
+        &self,
+        (source_mac, source): (MacAddr, Ipv4Addr),
+        (destination_mac, destination): (MacAddr, Ipv4Addr),
+    ) -> Option<Builder<N>> {
+        let [m0, m1] = self.next_hop_mtu.to_be_bytes();
+        let quote = self.packet.get(..MAX_QUOTE_LEN).unwrap_or(self.packet);
+        let mut frame = Builder::new();
+        frame.ethernet(destination_mac, source_mac, ethernet::IPV4)?.ipv4(
+            source,
+            destination,
+            ICMP,
+            |packet| {
+                let kind = (icmpv4::DESTINATION_UNREACHABLE, self.code);
+                packet.icmp(kind, [0, 0, m0, m1], quote).map(|_| ())
+            },
+        )?;
+        Some(frame)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,6 +287,41 @@ mod tests {
                 .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn an_icmp_error_has_the_bytes_of_the_rfcs() {
+        #[rustfmt::skip]
+        let quoted = [
+            0x45, 0, 0x05, 0xdc, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0, 192, 168, 64, 2, 9, 9, 9, 9,
+            0x9c, 0x40, 0, 80, 0x05, 0xc8, 0, 0, b'd', b'a', b't', b'a',
+        ];
+        #[rustfmt::skip]
+        let expected = [
+            2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe, 0x08, 0x00,
+            0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 1, 0x39, 0x6d, 192, 168, 64, 1, 192, 168, 64, 2,
+            3, 4, 0x8c, 0x89, 0, 0, 0x05, 0x78,
+        ];
+        let from = (MacAddr([2, 0, 0, 0, 0, 0xfe]), Ipv4Addr::new(192, 168, 64, 1));
+        let to = (MacAddr([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(192, 168, 64, 2));
+        let error = Unreachable { code: 4, next_hop_mtu: 1400, packet: &quoted };
+        let built = error.frame::<590>(from, to).unwrap();
+        let frame = built.as_bytes();
+        assert_eq!(frame[..42], expected);
+        assert_eq!(frame[42..], quoted);
+        assert!(Sum::of(&frame[14..34]).is_valid());
+        assert!(Sum::of(&frame[34..]).is_valid());
+    }
+
+    #[test]
+    fn an_icmp_error_is_no_longer_than_every_host_accepts() {
+        let packet: Vec<u8> = (0..=255).cycle().take(1500).collect();
+        let station = (MacAddr([2; 6]), Ipv4Addr::LOCALHOST);
+        let error = Unreachable { code: 13, next_hop_mtu: 0, packet: &packet };
+        let built = error.frame::<590>(station, station).unwrap();
+        assert_eq!(built.as_bytes().len(), 14 + 576);
+        assert_eq!(built.as_bytes()[42..], packet[..548]);
+        assert!(error.frame::<589>(station, station).is_none());
     }
 
     #[test]

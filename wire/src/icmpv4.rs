@@ -6,6 +6,8 @@ use core::net::Ipv4Addr;
 pub const ECHO_REPLY: u8 = 0;
 /// An error: the quoted packet did not reach its destination.
 pub const DESTINATION_UNREACHABLE: u8 = 3;
+/// Its code for a packet that is too long for a link, and must not be fragmented.
+pub const FRAGMENTATION_NEEDED: u8 = 4;
 /// A request for an echo.
 pub const ECHO: u8 = 8;
 /// An error: the quoted packet travelled too long.

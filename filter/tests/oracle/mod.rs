@@ -11,6 +11,8 @@
 //!
 //! # How it reads the rules where they leave room
 //!
+//! - L3: what would pass on a link with a higher MTU is what may be answered, and what would have to pass there must be;
+//!   more than 23 answers at once or 10.5 a second are over the rate, fewer than 18 and 9.5 are under it.
 //! - L4: padding to 60 bytes may hold anything; that it *must* pass is only said of zeros.
 //! - A3: "just offered" is the last address offered and no other. How long that is, the oracle leaves open, but ten
 //!   seconds it must be, unless an ACK, NAK, RELEASE or DECLINE ends the dialogue before.
@@ -44,6 +46,7 @@
 //! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.
 #![allow(dead_code, reason = "each test file that includes the oracle uses its own part of it")]
 
+mod answers;
 pub mod dhcp;
 mod host;
 pub mod packet;
@@ -54,7 +57,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{Action, ExposedPort, Lease, NetType, Port, PortConfig, Resolvers, Timestamp, Verdict};
+use softnet_filter::{
+    Action, Direction, ExposedPort, Lease, NetType, Port, PortConfig, Resolvers, Timestamp, Verdict,
+};
+
+use answers::Answer;
 
 /// The number of a rule, such as `L1`.
 pub type Rule = &'static str;
@@ -206,6 +213,9 @@ pub struct Oracle {
     over: Bucket,
     /// Fills too slowly: while it holds anything, the VM is under the rate for sure.
     under: Bucket,
+    /// Like `over` and `under`, of the answers that the VM gets.
+    over_answers: Bucket,
+    under_answers: Bucket,
 }
 
 /// How long after a message its reply is certainly still welcome.
@@ -233,6 +243,8 @@ impl Oracle {
             under_ids: Bucket::new(4.0, 1.0 / 151.0),
             over: Bucket::new(13.0, 1.3),
             under: Bucket::new(8.0, 0.8),
+            over_answers: Bucket::new(23.0, 10.5),
+            under_answers: Bucket::new(18.0, 9.5),
         }
     }
 
@@ -366,6 +378,8 @@ pub struct Watched {
     pub oracle: Oracle,
     /// What the oracle has said so far of frames from the VM and from the host, and how often.
     pub said: [BTreeMap<Opinion, usize>; 2],
+    /// How often the VM was answered.
+    pub answers: usize,
 }
 
 impl Watched {
@@ -373,7 +387,12 @@ impl Watched {
     /// If the configuration makes no port.
     pub fn new(config: PortConfig) -> Self {
         let oracle = Oracle::new(&config);
-        Self { port: Port::new(config).expect("a valid configuration"), oracle, said: Default::default() }
+        Self {
+            port: Port::new(config).expect("a valid configuration"),
+            oracle,
+            said: Default::default(),
+            answers: 0,
+        }
     }
 
     /// B9: gives the VM an address from the start.
@@ -396,10 +415,37 @@ impl Watched {
         *self.said[0].entry(opinion).or_default() += 1;
         let verdict = self.port.from_vm(frame, now);
         agree("from the VM", opinion, verdict, frame)?;
+        if self.oracle.is_too_long(frame) {
+            self.hear_answer(frame, now).map_err(|error| format!("{error}, to\n{}", hex(frame)))?;
+        }
         let allowed = self.oracle.after_vm(frame, now, verdict.is_forward());
         self.follow(&allowed, now)
             .map_err(|error| format!("{error}, after {verdict:?} of\n{}", hex(frame)))?;
         Ok(verdict)
+    }
+
+    /// L3: compares what the VM is told about a frame that is too long with what it may be told.
+    fn hear_answer(&mut self, frame: &[u8], now: Timestamp) -> Result<(), String> {
+        let mut answers = Vec::new();
+        while let Some((direction, own)) = self.port.poll_transmit() {
+            // What the VM gives back now is no part of its own dialogue.
+            if direction == Direction::FromHost {
+                answers.push(own.to_vec());
+            }
+        }
+        let expected = self.oracle.answer_to(frame, now);
+        match (&answers[..], expected) {
+            ([], Answer::Must) => Err("no answer".into()),
+            ([], _) => Ok(()),
+            ([_], Answer::MustNot) => Err("an answer".into()),
+            ([answer], _) => {
+                self.answers += 1;
+                self.oracle.over_answers.take(now);
+                self.oracle.under_answers.take(now);
+                self.oracle.check_answer(answer, frame).map_err(|error| format!("{error}: {}", hex(answer)))
+            }
+            _ => Err(format!("{} answers", answers.len())),
+        }
     }
 
     /// Judges a frame for the VM by both.

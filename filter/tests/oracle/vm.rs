@@ -387,7 +387,8 @@ impl Oracle {
     /// B7, B9: what a wish that has reached the server leaves of the lease.
     fn after_wish(&mut self, wish: &Wish, lease: Option<Lease>, now: Timestamp) -> Outcome {
         let names = wish.names();
-        let is_for = |address| !wish.at_once && !names.is_empty() && names.iter().all(|&name| name == address);
+        let is_for =
+            |address| !wish.at_once && !names.is_empty() && names.iter().all(|&name| name == address);
         let Some(lease) = lease else {
             // C10: it wants another than its last.
             if let Believed::Expired(last) = self.believed_at(now)

@@ -117,7 +117,8 @@ pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Erro
     };
     let master = netlink.link_at(master)?.ok_or_else(|| Error::Unattached(tap.name.clone()))?;
     match master.kind {
-        Kind::Bridge => gateway(netlink, &master),
+        // Neither carries a longer packet than it says.
+        Kind::Bridge => gateway(netlink, &master).map(|it| Gateway { mtu: it.mtu.min(tap.mtu), ..it }),
         _ => Err(Error::ForeignMaster { tap: tap.name, master: master.name }),
     }
 }

@@ -26,6 +26,9 @@ pub use stream::StreamLink;
 /// Length in bytes of an Ethernet header without a VLAN tag.
 pub const ETHERNET_HEADER: usize = 14;
 
+/// The longest packet in bytes that a station sends which has not been told another MTU (RFC 894).
+pub const DEFAULT_MTU: u16 = 1500;
+
 /// Carries Ethernet frames for one side. No call blocks.
 pub trait Link: fmt::Debug {
     /// Registers the link, so that the poller wakes the event loop with `token`; called again when `interest`

@@ -9,7 +9,7 @@ use super::lane::{Lane, Way};
 use super::{Ended, Relay, Stop};
 use crate::clock;
 use crate::lease_follower::Notice;
-use crate::link::{FrameBatch, Link, Losses, Sent};
+use crate::link::{FrameBatch, Link, LinkError, Losses, Sent};
 use crate::observe;
 use crate::surroundings;
 
@@ -109,32 +109,39 @@ impl Relay {
         }
     }
 
-    /// Sends the port's own frames. Returns whether the links accepted all of them.
+    /// Sends the port's own frames: DHCPRELEASEs to the host, and answers to the VM. Returns whether the host's link
+    /// accepted all of its own.
     pub(super) fn transmit(&mut self) -> bool {
         let mut all = true;
         while let Some((direction, frame)) = self.port.poll_transmit() {
-            let side = match direction {
-                Direction::FromVm => &mut self.host,
-                Direction::FromHost => &mut self.vm,
-            };
-            all &= transmit(&mut *side.link, &frame);
+            match direction {
+                Direction::FromVm => {
+                    let outcome = transmit(&mut *self.host.link, &frame);
+                    match &outcome {
+                        Ok(true) => tracing::info!("released the lease"),
+                        Ok(false) => tracing::warn!(
+                            "the lease was not released: the host's queue is full or refused the frame"
+                        ),
+                        Err(error) => tracing::warn!(%error, "the lease was not released"),
+                    }
+                    all &= matches!(outcome, Ok(true));
+                }
+                // If an answer is lost, the VM sends again and gets another. If the link has failed, the next frame
+                // shows it.
+                Direction::FromHost => {
+                    let _ = transmit(&mut *self.vm.link, &frame);
+                }
+            }
         }
         all
     }
 }
 
-/// Sends one of Softnet's own frames, which are all DHCPRELEASEs. Returns whether the link accepted it.
-fn transmit(link: &mut dyn Link, frame: &[u8]) -> bool {
+/// Sends one of Softnet's own frames. Returns whether the link accepted it.
+fn transmit(link: &mut dyn Link, frame: &[u8]) -> Result<bool, LinkError> {
     let mut batch = FrameBatch::new(frame.len());
     batch.free_space()[..frame.len()].copy_from_slice(frame);
     batch.push(frame.len());
-    match link.send(&mut batch) {
-        Ok(Sent::All) if batch.take_losses() == Losses::default() => {
-            tracing::info!("released the lease");
-            return true;
-        }
-        Ok(_) => tracing::warn!("the lease was not released: the host's queue is full or refused the frame"),
-        Err(error) => tracing::warn!(%error, "the lease was not released"),
-    }
-    false
+    let sent = link.send(&mut batch)?;
+    Ok(sent == Sent::All && batch.take_losses() == Losses::default())
 }

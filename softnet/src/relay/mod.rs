@@ -19,7 +19,7 @@ use softnet_filter::{Counters, Direction, Port, Timestamp};
 
 use crate::clock;
 use crate::lease_follower::{self, LeaseFollower};
-use crate::link::{Link, LinkError};
+use crate::link::{DEFAULT_MTU, ETHERNET_HEADER, Link, LinkError};
 use crate::needs::Needs;
 use crate::observe::{self, Observer};
 use crate::parent::ParentWatch;
@@ -91,7 +91,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Connects `vm` and `host` through `port`. Frames are of up to `max_frame` bytes on the wire.
+    /// Connects `vm` and `host` through `port`. Frames are of up to `max_frame` bytes on the wire. Where that is less
+    /// than a VM sends which does not know it, the VM's longer frames are received too, since the port answers them
+    /// (rule L3).
     ///
     /// # Errors
     /// When the poller or the signal handlers cannot be set up.
@@ -113,7 +115,10 @@ impl Relay {
         }
         let now = clock::now();
         Ok(Relay {
-            from_vm: Lane::new(Direction::FromVm, vm.link.longest_received(max_frame)),
+            from_vm: Lane::new(
+                Direction::FromVm,
+                vm.link.longest_received(max_frame.max(ETHERNET_HEADER + usize::from(DEFAULT_MTU))),
+            ),
             from_host: Lane::new(Direction::FromHost, host.link.longest_received(max_frame)),
             vm,
             host,

@@ -1,7 +1,13 @@
 //! Rules L1 to L5.
 
-use anyhow::Result;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+
+use anyhow::{Context, Result, ensure};
+use lab::deadline::PATIENCE;
+use lab::net::Host;
 use lab::wire::{ARP, Arp, IPV4, Ipv4, Mac, ethernet, udp};
+use lab::{Segment, kernel_guest};
 
 use crate::wire::{GATEWAY, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named, packet, to_world};
 
@@ -72,6 +78,89 @@ pub fn l3_sizes() -> Result<()> {
     }
     wire.drops("zeros", &[0; 60])?;
     wire.drops("ones", &[0xff; 60])
+}
+
+/// A leased VM whose link carries packets of 1,400 bytes.
+fn narrow() -> Result<Wire> {
+    let mut wire = Wire::start(&[])?;
+    Host::main()?.ip(&format!("link set {} mtu 1400", Segment::TAP))?;
+    wire.restart_leased(&[])?;
+    Ok(wire)
+}
+
+pub fn l3_a_packet_too_long_for_the_link_is_answered() -> Result<()> {
+    let mut wire = narrow()?;
+    let gateway = wire.segment.mac;
+    let of_size = |size: usize, fragment: u16| {
+        let packet = to_world(udp((VM, 4000), (WORLD, 80), &vec![0x5a; size - 28]));
+        Ipv4 { fragment, ..packet }
+    };
+    wire.passes("the longest packet", &wire.routed(&of_size(1400, 0x4000)))?;
+    for size in [1401, 1500] {
+        let frame = wire.routed(&of_size(size, 0x4000));
+        wire.drops(&format!("a packet of {size} bytes"), &frame)?;
+        let is_answer = |seen: &[u8]| seen.get(34..36) == Some(&[3, 4]) && seen[23] == 1;
+        let (_, answer) = wire.vm.expect("the answer", is_answer)?;
+        ensure!(answer[..6] == VM_MAC.0 && answer[6..12] == gateway.0, "its stations: {answer:02x?}");
+        ensure!(answer[26..30] == GATEWAY.octets() && answer[30..34] == VM.octets(), "its addresses");
+        ensure!(answer[38..42] == [0, 0, 0x05, 0x78], "its MTU: {:02x?}", &answer[38..42]);
+        ensure!(answer.len() == 14 + 576 && answer[42..] == frame[14..14 + 548], "its quote");
+    }
+    ensure!(wire.softnet.counters()?.answers == 2, "{:?}", wire.softnet.counters()?);
+    let own = of_size(1500, 0x4000);
+    let never = [
+        named("may be fragmented", wire.routed(&of_size(1500, 0))),
+        named("from another MAC", own.frame(gateway, OTHER_MAC)),
+        named("for another station", own.frame(OTHER_MAC, VM_MAC)),
+        named("from another address", wire.routed(&Ipv4 { from: NEIGHBOUR, ..own.clone() })),
+        named("to a closed address", wire.routed(&Ipv4 { to: [10, 9, 9, 9].into(), ..own.clone() })),
+        named("of a VM that may not live", wire.routed(&Ipv4 { ttl: 0, ..own })),
+    ];
+    wire.drops_all(&never)?;
+    let counters = wire.softnet.counters()?;
+    ensure!(counters.answers == 2, "forged or malformed packets are answered: {counters:?}");
+    ensure!(counters.from_vm.get("must-fragment") == Some(&1), "{counters:?}");
+    Ok(())
+}
+
+/// A real network stack that believes in 1,500 bytes, and so does its peer beyond the link.
+pub fn l3_a_guest_learns_the_links_mtu() -> Result<()> {
+    const LENGTH: u64 = 1 << 20;
+    let wire = narrow()?;
+    let main = Host::main()?;
+    let internet = Host::new("internet")?;
+    main.cable(("uplink", "203.0.113.2/24"), &internet, ("eth0", "203.0.113.1/24"))?;
+    internet.ip(&format!("addr add {WORLD}/32 dev lo"))?;
+    internet.ip("route add default via 203.0.113.2")?;
+    main.ip(&format!("route add {WORLD} via 203.0.113.1"))?;
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+    let listener = internet.run(|| TcpListener::bind(SocketAddr::from((WORLD, 80))))??;
+    let sink = std::thread::spawn(move || -> std::io::Result<u64> {
+        let (mut peer, _) = listener.accept()?;
+        let read = std::io::copy(&mut peer, &mut std::io::sink())?;
+        peer.write_all(b"thanks")?;
+        Ok(read)
+    });
+    let guest = kernel_guest("guest", &wire.vm, VM_MAC, (VM, 24), GATEWAY)?;
+    let sent = guest.run(|| send(WORLD, LENGTH))?;
+    let counters = wire.softnet.counters()?;
+    sent.with_context(|| format!("a connection hangs: {counters:?}"))?;
+    ensure!(sink.join().expect("no panic")? == LENGTH, "bytes are missing");
+    ensure!(counters.answers > 0 && counters.from_vm.contains_key("oversize"), "{counters:?}");
+    let route = guest.ip(&format!("route get {WORLD}"))?;
+    ensure!(route.contains("mtu 1400"), "the guest has not learnt it: {route}");
+    Ok(())
+}
+
+/// Sends so many bytes and waits until the peer thanks.
+fn send(to: Ipv4Addr, length: u64) -> Result<()> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, 80)), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    std::io::copy(&mut std::io::repeat(7).take(length), &mut stream)?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut thanks = [0; 6];
+    Ok(stream.read_exact(&mut thanks)?)
 }
 
 pub fn l4_no_bytes_behind_the_packet() -> Result<()> {

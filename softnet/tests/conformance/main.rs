@@ -25,6 +25,8 @@ fn main() -> ExitCode {
             l1_source_mac_is_own,
             l2_only_ipv4_and_arp,
             l3_sizes,
+            l3_a_packet_too_long_for_the_link_is_answered,
+            l3_a_guest_learns_the_links_mtu,
             l4_no_bytes_behind_the_packet,
             l5_destination_mac_fits_the_packet,
         },

@@ -8,7 +8,6 @@ mod client;
 mod client_ids;
 mod hardware_ids;
 mod offer;
-mod rate;
 mod release;
 mod reply;
 mod state;

@@ -5,11 +5,11 @@ use core::time::Duration;
 
 use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
 use crate::binding::dhcpv4::offer::Offer;
-use crate::binding::dhcpv4::rate::{ClientIdRate, DeclineRate, MessageRate};
 use crate::binding::dhcpv4::terms::{Former, Renewable, Terms, lease_time};
 use crate::binding::dhcpv4::transactions::{Asked, Transaction, Transactions};
 use crate::event::{Events, PortEvent, UnboundCause};
 use crate::lease::{AdoptError, Lease, Resolvers};
+use crate::rate::{ClientIdRate, DeclineRate, MessageRate};
 use crate::segment::Segment;
 use crate::time::Timestamp;
 
