@@ -13,7 +13,7 @@ use lab::deadline::until;
 use lab::guest::{Answer, Guest, Image, Lease, Request, Vmm};
 use lab::harness::{self, Test};
 use lab::hello;
-use lab::net::{HOST_ON_LAN, INTERNET, INTERNET_TOO, LAN, METADATA, NAME, World};
+use lab::net::{HOST_ON_LAN, Host, INTERNET, INTERNET_TOO, LAN, METADATA, NAME, World};
 use lab::stage::SCRATCH;
 use lab::wire::{Arp, Ipv4, Mac, udp};
 
@@ -28,6 +28,9 @@ fn main() -> ExitCode {
             .with_guests(&[Vmm::Qemu])
             .as_root(),
         Test::new("qemu::gets_its_devices_from_softnet_run", qemu_gets_its_devices)
+            .with_guests(&[Vmm::Qemu])
+            .as_root(),
+        Test::new("qemu::learns_the_mtu_from_its_card", qemu_learns_the_mtu)
             .with_guests(&[Vmm::Qemu])
             .as_root(),
         Test::new("uml::rules_open_and_close_destinations", rules_open_and_close).with_guests(UML).as_root(),
@@ -150,21 +153,39 @@ fn network_and_nothing_else(vmm: Vmm) -> Result<()> {
 /// Without placeholders on its command line QEMU gets its network devices from `softnet run` itself.
 fn qemu_gets_its_devices() -> Result<()> {
     let _world = World::build()?;
+    let mut guest = qemu_without_devices(&[])?;
+    ensure!(guest.facts()?.mac == "52:54:00:aa:bb:07", "the guest has another MAC");
+    guest.dhcp()?;
+    reaches(&mut guest, INTERNET)?;
+    Ok(())
+}
+
+/// A bridge whose packets are shorter than a guest assumes.
+fn qemu_learns_the_mtu() -> Result<()> {
+    let main = Host::main()?;
+    main.bridge("virbr7", "10.55.0.1/24")?;
+    main.ip("link set virbr7 mtu 1400")?;
+    let mut guest = qemu_without_devices(&["--bridge=virbr7"])?;
+    let (read, mtu) = runs(&mut guest, "cat /sys/class/net/eth0/mtu")?;
+    ensure!(read && mtu.trim() == "1400", "the guest's MTU is {mtu}");
+    Ok(())
+}
+
+/// QEMU with a kernel and no network card of its own, once it is up.
+fn qemu_without_devices(flags: &[&str]) -> Result<Guest> {
     let image = Image::prepared(Vmm::Qemu)?;
     let mut command = Command::new(softnet());
-    command.args(["run", lab::Softnet::READY_FLAG, "--vm-mac-address=52:54:00:aa:bb:07", "--"]);
+    command.args(["run", lab::Softnet::READY_FLAG, "--vm-mac-address=52:54:00:aa:bb:07"]);
+    command.args(flags).arg("--");
     command.args(
         "nice -n 1 qemu-system-x86_64 -accel tcg -cpu max -m 192 -nodefaults -no-reboot -display none"
             .split(' '),
     );
     command.args(["-serial", "stdio", "-append", "console=ttyS0 quiet panic=-1"]);
     command.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initrd);
-    let mut guest = Guest::spawn(command)?;
+    let guest = Guest::spawn(command)?;
     guest.booted()?;
-    ensure!(guest.facts()?.mac == "52:54:00:aa:bb:07", "the guest has another MAC");
-    guest.dhcp()?;
-    reaches(&mut guest, INTERNET)?;
-    Ok(())
+    Ok(guest)
 }
 
 fn rules_open_and_close() -> Result<()> {

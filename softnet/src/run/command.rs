@@ -10,6 +10,7 @@ use std::path::Path;
 
 use softnet_filter::MacAddr;
 
+use crate::link::DEFAULT_MTU;
 use crate::usage::UsageError;
 
 /// Stands for the number of a datagram socket, one frame a datagram.
@@ -115,8 +116,9 @@ impl VmCommand {
         self.socket
     }
 
-    /// The words to execute for this descriptor and MAC address.
-    pub fn words(&self, fd: i32, mac: MacAddr) -> Vec<OsString> {
+    /// The words to execute for this descriptor and MAC address, and a network that carries packets of up to `mtu`
+    /// bytes.
+    pub fn words(&self, fd: i32, mac: MacAddr, mtu: u16) -> Vec<OsString> {
         let (fd, mac) = (fd.to_string(), mac.to_string());
         let fill = |word: &OsString| {
             let values = [(STREAM_FD, &fd), (FD, &fd), (MAC, &mac)];
@@ -125,11 +127,13 @@ impl VmCommand {
             });
             OsString::from_vec(filled)
         };
+        // The card tells the guest, which otherwise assumes the default.
+        let host_mtu = if mtu == DEFAULT_MTU { String::new() } else { format!(",host_mtu={mtu}") };
         let card = [
             "-netdev".to_owned(),
             format!("dgram,id=softnet,local.type=fd,local.str={fd}"),
             "-device".to_owned(),
-            format!("virtio-net-pci,netdev=softnet,mac={mac}"),
+            format!("virtio-net-pci,netdev=softnet,mac={mac}{host_mtu}"),
         ];
         let card = card.into_iter().filter(|_| self.adds_card).map(OsString::from);
         self.words.iter().map(fill).chain(card).collect()
@@ -340,7 +344,7 @@ mod tests {
 
     fn words(line: &str) -> Vec<String> {
         let command = understood(line, Promises::default()).unwrap_or_else(|error| panic!("{line}: {error}"));
-        let words = command.words(7, MacAddr([2, 0, 0, 0, 0, 1]));
+        let words = command.words(7, MacAddr([2, 0, 0, 0, 0, 1]), 1500);
         words.into_iter().map(|word| word.into_string().unwrap()).collect()
     }
 
@@ -384,6 +388,16 @@ mod tests {
     }
 
     #[test]
+    fn the_card_tells_the_guest_of_another_mtu() {
+        let command = understood("kvm -m 1G", Promises::default()).unwrap();
+        let card = |mtu| command.words(7, MacAddr([2, 0, 0, 0, 0, 1]), mtu).pop().unwrap();
+        assert_eq!(card(1500), CARD[3]);
+        for mtu in [1400, 9000] {
+            assert_eq!(card(mtu).to_str().unwrap(), format!("{},host_mtu={mtu}", CARD[3]));
+        }
+    }
+
+    #[test]
     fn who_places_the_descriptor_gets_no_second_card() {
         assert_eq!(words("qemu-system-x86_64 -netdev dgram,fd={fd}")[2], "dgram,fd=7");
         assert_eq!(words("linux.uml vec0:transport=fd,fd={fd} mac={mac}/{mac}").len(), 3);
@@ -420,7 +434,10 @@ mod tests {
         }
         assert!(refusal("nice -n 5").contains("names no program"), "{}", refusal("nice -n 5"));
         let promises = Promises { reads_environment: true, ..Promises::default() };
-        assert_eq!(understood("./start-my-vm.sh", promises).unwrap().words(7, MacAddr([2; 6])).len(), 1);
+        assert_eq!(
+            understood("./start-my-vm.sh", promises).unwrap().words(7, MacAddr([2; 6]), 1500).len(),
+            1
+        );
     }
 
     #[test]

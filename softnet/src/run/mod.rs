@@ -105,7 +105,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
     if let Some(launcher) = launcher {
         let _ = File::from(launcher).write_all(&ready);
     }
-    let arguments = command.words(vm_end.as_raw_fd(), vm_mac);
+    let arguments = command.words(vm_end.as_raw_fd(), vm_mac, mtu_of(&ready)?);
     let mut vm = match start_vm(&arguments, &vm_end, vm_mac, vm_user) {
         Ok(vm) => vm,
         Err(error) => {
@@ -160,6 +160,13 @@ fn wait_until_ready(
             }
         }
     }
+}
+
+/// The MTU in the line with which the filter reported that frames flow.
+fn mtu_of(ready: &[u8]) -> anyhow::Result<u16> {
+    let line: serde_json::Value = serde_json::from_slice(ready).context("cannot read the filter's report")?;
+    let mtu = line["mtu"].as_u64().and_then(|mtu| mtu.try_into().ok());
+    mtu.context("the filter's report names no MTU")
 }
 
 /// Forwards signals and waits until the VM ends; then ends the filter. A VM that closes its socket and goes on, as
