@@ -272,7 +272,10 @@ impl Vm {
         let whose = String::from_utf8_lossy(frame.get(at + DROP.len()..)?).into_owned();
         (!whose.starts_with(&self.life.mac.to_string())).then(|| {
             let to = address_at(frame, 30);
-            Event::Inherited(format!("{whose}, to {to}, from port {} to {}, of {}", ports.0, ports.1, self.life))
+            Event::Inherited(format!(
+                "{whose}, to {to}, from port {} to {}, of {}",
+                ports.0, ports.1, self.life
+            ))
         })
     }
 

@@ -175,7 +175,10 @@ impl Wire {
         if !self.told.insert(station) {
             return;
         }
-        eprintln!("what {station} and its server said, now {:?}:", std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default());
+        eprintln!(
+            "what {station} and its server said, now {:?}:",
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+        );
         for (_, line) in self.talk.iter().filter(|(client, _)| *client == station) {
             eprintln!("    {line}");
         }
