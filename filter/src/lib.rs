@@ -80,6 +80,8 @@
 //! | B4 | `binding/dhcpv4/terms.rs` | `lease_time` |
 //! | B5 | `binding/dhcpv4/reply.rs` | `judge_acknowledgement`, `judge_refusal` |
 //! | B6 | `port.rs` | `judge_from_host` |
+//! | B6 | `binding/dhcpv4/client.rs` | `judge_boot_request` |
+//! | B6 | `binding/dhcpv4/reply.rs` | `judge_boot_reply` |
 //! | B7 | `binding/dhcpv4/client.rs` | `judge_transaction` |
 //! | B7 | `binding/dhcpv4/reply.rs` | `limit_by_unrequested_ack` |
 //! | B7 | `binding/dhcpv4/state.rs` | `record_request`, `limit_by_ack` |

@@ -257,7 +257,8 @@ impl Port {
         let l2::Content::Ipv4 = l2::judge_source_and_type(frame, &self.segment).ok()? else { return None };
         let packet = ipv4::judge_format(frame.payload()).ok()?;
         let transport = ipv4::judge_transport(packet.protocol(), packet.part()).ok()?;
-        if matches!(transport, Transport::Udp(udp) if dhcpv4::is_dhcp_from_vm(udp)) {
+        let to = packet.destination();
+        if matches!(transport, Transport::Udp(udp) if dhcpv4::is_dhcp_from_vm(&self.segment, to, udp)) {
             return None;
         }
         self.judge_ipv4_from_vm(frame, now).ok().map(|()| packet)
@@ -302,7 +303,7 @@ impl Port {
         // S5
         let transport = ipv4::judge_transport(packet.protocol(), part)?;
         if let Transport::Udp(udp) = transport
-            && dhcpv4::is_dhcp_from_vm(udp)
+            && dhcpv4::is_dhcp_from_vm(&self.segment, packet.destination(), udp)
         {
             let datagram = Datagram { source: packet.source(), destination: packet.destination(), udp, part };
             return dhcpv4::judge_from_vm(&mut self.bindings.dhcpv4, &self.segment, frame, datagram, now);

@@ -119,6 +119,8 @@ fn contents(own: Ipv4Addr) -> Vec<(u8, Vec<u8>)> {
         udp(4_000, 67),
         udp(4_000, 68),
         udp(68, 67),
+        udp(68, 4_011),
+        udp(4_000, 4_011),
         (6, wire::tcp(4_000, 80, b"")),
         (6, wire::tcp(4_000, 53, b"")),
         (1, wire::icmp(8, 0, b"ping")),
@@ -295,7 +297,25 @@ fn renewing() -> Scene {
     scene
 }
 
+/// B6: a question to the boot server.
+fn boot_question() -> Question {
+    Question { port: 4_011, server: Some(Address::Gateway), ..renewal() }
+}
+
+fn booting() -> Scene {
+    let mut scene = with_lease();
+    assert!(scene.ask(boot_question()).expect("agreement").is_forward());
+    scene
+}
+
 const MOMENTS: &[Moment] = &[
+    Moment { name: "boot request", prepare: with_lease, from: From::Vm, shot: || question(boot_question()) },
+    Moment {
+        name: "boot reply",
+        prepare: booting,
+        from: From::Host,
+        shot: || answer(Answer { port: 4_011, lease_time: None, ..Answer::new(dhcp::ACK, Address::Own, 0) }),
+    },
     Moment {
         name: "DISCOVER",
         prepare: unbound,

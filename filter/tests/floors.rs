@@ -12,6 +12,7 @@ const FLOORS: &[&[&str]] = &[
     &["destination::trie", "frame", "time", "verdict"],
     &["counters", "icmp", "ipv4", "lease", "policy", "rate"],
     &[
+        "binding::dhcpv4::boot",
         "binding::dhcpv4::client_ids",
         "binding::dhcpv4::hardware_ids",
         "binding::dhcpv4::offer",

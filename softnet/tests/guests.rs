@@ -33,6 +33,9 @@ fn main() -> ExitCode {
         Test::new("qemu::learns_the_mtu_from_its_card", qemu_learns_the_mtu)
             .with_guests(&[Vmm::Qemu])
             .as_root(),
+        Test::new("qemu::b6_boots_what_the_boot_server_names", boots_over_the_network)
+            .with_guests(&[Vmm::Qemu])
+            .as_root(),
         Test::new("uml::rules_open_and_close_destinations", rules_open_and_close).with_guests(UML).as_root(),
         Test::new("uml::an_exposed_port_is_reached_from_everywhere", an_exposed_port)
             .with_guests(UML)
@@ -186,6 +189,59 @@ fn qemu_without_devices(flags: &[&str]) -> Result<Guest> {
     let guest = Guest::spawn(command)?;
     guest.booted()?;
     Ok(guest)
+}
+
+/// PXE, by the firmware of QEMU's card (iPXE) and dnsmasq: of a menu, the client asks for its choice at port 4011.
+fn boots_over_the_network() -> Result<()> {
+    let main = lab::net::Host::main()?;
+    main.bridge("br7", "10.55.0.1/24")?;
+    let folder = format!("{SCRATCH}/tftp");
+    std::fs::create_dir(&folder)?;
+    // hlt, for ever
+    std::fs::write(format!("{folder}/chosen.0"), [0xf4, 0xeb, 0xfd])?;
+    let mut server = Command::new("dnsmasq")
+        .args(["--keep-in-foreground", "--conf-file=/dev/null", "--user=root", "--pid-file=", "--port=0"])
+        .args(["--interface=br7", "--bind-interfaces", "--dhcp-range=10.55.0.50,10.55.0.99,300"])
+        .args(["--dhcp-authoritative", "--dhcp-leasefile=/run/lab/boot.leases", "--dhcp-no-override"])
+        .args(["--enable-tftp", &format!("--tftp-root={folder}"), "--log-dhcp", "--log-facility=-"])
+        .args(["--pxe-prompt=menu,0", "--pxe-service=x86PC,chosen,chosen", "--pxe-service=x86PC,other,other"])
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let (lines, log) = std::sync::mpsc::channel();
+    let output = std::io::BufReader::new(server.stderr.take().context("its log is piped")?);
+    std::thread::spawn(move || {
+        use std::io::BufRead;
+        output.lines().map_while(std::result::Result::ok).all(|line| lines.send(line).is_ok())
+    });
+    let mut command = Command::new(softnet());
+    command.args(["run", lab::Softnet::READY_FLAG, "--bridge=br7", "--"]);
+    let machine =
+        "qemu-system-x86_64 -accel tcg -m 64 -nodefaults -no-user-config -no-reboot -display none -boot n";
+    command.args(machine.split(' ')).stdin(Stdio::null()).stdout(Stdio::null());
+    let mut softnet = lab::Softnet::spawn(command)?;
+    softnet.ready()?;
+    let mut seen = String::new();
+    let sent = loop {
+        match log.recv_timeout(Duration::from_secs(120)) {
+            Ok(line) => seen += &format!("{line}\n"),
+            Err(_) => break false,
+        }
+        if seen.ends_with('\n') && seen.lines().last().is_some_and(|line| line.contains("sent /")) {
+            break true;
+        }
+    };
+    let counters = softnet.counters()?;
+    server.kill()?;
+    server.wait()?;
+    ensure!(
+        sent && seen.contains("/chosen.0 to 10.55.0."),
+        "no file was sent; {counters:?}; the server said\n{seen}"
+    );
+    ensure!(seen.contains("PXE(br7) 10.55.0."), "nobody asked the boot server:\n{seen}");
+    let dhcp = |name: &&String| name.starts_with("reply-") || name.starts_with("dhcp-");
+    let lost: Vec<_> = counters.from_vm.keys().chain(counters.from_host.keys()).filter(dhcp).collect();
+    ensure!(lost.is_empty(), "DHCP was dropped: {counters:?}");
+    Ok(())
 }
 
 fn rules_open_and_close() -> Result<()> {

@@ -201,7 +201,7 @@ fn ipv4(u: &mut Unstructured<'_>, source: Address) -> Result<Symbol> {
 }
 
 fn port(u: &mut Unstructured<'_>) -> Result<u16> {
-    mostly(u, 4_000, &[53, 53, 67, 68, 80, 0, 66, 69])
+    mostly(u, 4_000, &[53, 53, 67, 68, 80, 0, 66, 69, 4_011])
 }
 
 fn bytes(u: &mut Unstructured<'_>, most: usize) -> Result<Vec<u8>> {
@@ -232,6 +232,7 @@ fn question(u: &mut Unstructured<'_>) -> Result<Question> {
         server: option(u, |u| mostly(u, Address::Gateway, &ADDRESSES))?,
         client_id: option(u, client_id)?,
         extra: extra(u)?,
+        port: mostly(u, 67, &[4_011])?,
     })
 }
 
@@ -277,6 +278,7 @@ fn answer(u: &mut Unstructured<'_>) -> Result<Answer> {
         resolvers: resolvers(u)?,
         mac: mostly(u, Station::Vm, &STATIONS)?,
         extra: extra(u)?,
+        port: mostly(u, 67, &[4_011])?,
     })
 }
 

@@ -7,7 +7,7 @@ use softnet_filter::{Resolvers, Timestamp};
 use super::dhcp::{self, Message};
 use super::packet::{self, Arp, Ethernet, Ipv4, UDP, UdpChecksum};
 use super::vm::is_plain_padding;
-use super::{Believed, FRESH, Lesson, Oracle, Outcome, Rule, Transaction, breaks, world};
+use super::{Believed, FRESH, Lesson, Oracle, Outcome, Rule, Transaction, breaks, is_end_of_time, world};
 
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
@@ -57,6 +57,9 @@ impl Oracle {
         now: Timestamp,
     ) -> Result<Lesson, Rule> {
         let kind = self.check_server(ethernet, ip, reply)?;
+        if ip.udp_ports() == Some((4011, 68)) {
+            return self.check_boot_reply(ip, reply, kind, now);
+        }
         let open = self.transactions.iter().find(|open| open.xid == reply.xid).ok_or("B1")?;
         breaks("B7", open.void)?;
         let to_yours = ip.destination == reply.yours || ip.destination.is_broadcast();
@@ -78,11 +81,30 @@ impl Oracle {
         }
     }
 
+    /// B6, of what comes from the boot server.
+    fn check_boot_reply(
+        &self,
+        ip: &Ipv4<'_>,
+        reply: &Message,
+        kind: u8,
+        now: Timestamp,
+    ) -> Result<Lesson, Rule> {
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let waits = |&(xid, at): &(u32, Timestamp)| {
+            xid == reply.xid && (now.saturating_since(at) < Duration::from_secs(60) || is_end_of_time(now))
+        };
+        breaks("B6", !self.boots.iter().rev().take(4).any(waits))?;
+        breaks("B6", !matches!(kind, dhcp::OFFER | dhcp::ACK))?;
+        breaks("B6", !reply.yours.is_unspecified() && Some(reply.yours) != own)?;
+        breaks("B6", !ip.destination.is_broadcast() && Some(ip.destination) != own)?;
+        Ok(Lesson::Nothing)
+    }
+
     /// All of B1 but the transaction: the type of the reply.
     fn check_server(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, reply: &Message) -> Result<u8, Rule> {
         breaks("B1", ip.is_fragment())?;
         breaks("B1", ethernet.source != self.gateway_mac() || ip.source != self.gateway())?;
-        breaks("B1", ip.udp_ports() != Some((67, 68)))?;
+        breaks("B1", !matches!(ip.udp_ports(), Some((67 | 4011, 68))))?;
         breaks("B1", packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong)?;
         breaks("B1", reply.hardware_length != 6 || reply.hardware_address[..6] != self.own_mac())?;
         breaks("B1", ethernet.destination != self.own_mac() && !ethernet.is_broadcast())?;
@@ -147,8 +169,14 @@ impl Oracle {
     /// Whether the packet is the answer to the VM's newest question, well made.
     fn is_plain_reply(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, now: Timestamp) -> bool {
         let Some(reply) = read_reply(ip) else { return false };
-        let Some((xid, question, at)) = self.newest else { return false };
         let Some(kind) = reply.kind() else { return false };
+        if ip.udp_ports() == Some((4011, 68)) {
+            let is_fresh = |at| now.saturating_since(at) < FRESH && !is_end_of_time(now);
+            return self.boots.last().is_some_and(|&(xid, at)| xid == reply.xid && is_fresh(at))
+                && kind == dhcp::ACK
+                && self.is_well_made(ethernet, ip, &reply);
+        }
+        let Some((xid, question, at)) = self.newest else { return false };
         let own = self.lease_at(now).map(|lease| lease.address);
         let to = |address| ip.destination == address || ip.destination.is_broadcast();
         let is_answer = match (question, kind) {
@@ -208,6 +236,9 @@ impl Oracle {
         let Some((reply, lesson)) = self.lesson(frame, now).filter(|_| forwarded) else {
             return self.after_unasked(frame, now);
         };
+        if is_of_boot_server(frame) {
+            return vec![unchanged];
+        }
         let lesson = match (reply.kind(), lesson) {
             (Some(dhcp::OFFER), _) => {
                 self.offered = Some((reply.yours, now));
@@ -268,7 +299,8 @@ impl Oracle {
         let reply = ip.udp_ports().filter(|&(_, to)| to == 68).and_then(|_| read_reply(&ip));
         let Some(reply) = reply else { return vec![unchanged] };
         let to_yours = ip.destination == reply.yours || ip.destination.is_broadcast();
-        if self.check_server(&ethernet, &ip, &reply) != Ok(dhcp::ACK) || !to_yours {
+        let boots = ip.udp_ports() == Some((4011, 68));
+        if boots || self.check_server(&ethernet, &ip, &reply) != Ok(dhcp::ACK) || !to_yours {
             return vec![unchanged];
         }
         let contradicted = if reply.yours != lease.address {
@@ -314,6 +346,12 @@ impl Oracle {
             open.xid != xid || is_awaited
         });
     }
+}
+
+/// B6: whether a frame with a reply is the boot server's.
+fn is_of_boot_server(frame: &[u8]) -> bool {
+    let ip = Ethernet::read(frame).and_then(|ethernet| Ipv4::read(ethernet.body));
+    ip.is_some_and(|ip| ip.udp_ports() == Some((4011, 68)))
 }
 
 /// The BOOTP reply with the cookie that a UDP packet holds.

@@ -42,6 +42,9 @@
 //!   REQUEST without, or at 60 s. A number binds for 60 s after its last message, and the REQUEST may follow its
 //!   DISCOVER, after an OFFER if that asks for rapid commit. What a REQUEST makes void are the open ones that ask for something else; a number with answers on their
 //!   way stays void; one DISCOVER with rapid commit that was said again binds no other address than it asks for. An ACK that answers nothing caps the lease too, if it gives the same address.
+//! - B6: to the boot server goes nothing that could move a lease: no RELEASE, DECLINE or rapid commit, no other address
+//!   than the own. What it says is an OFFER or an ACK that gives no other address. The last four questions wait for
+//!   answers for a minute; ten seconds they must.
 //! - B6: DHCP-shaped is UDP to port 68 that holds a BOOTP reply with the cookie, and any fragment from 67 to 68.
 //! - I1: what the VM would not accept anyway (a wrong header checksum, say) may pass or not.
 #![allow(dead_code, reason = "each test file that includes the oracle uses its own part of it")]
@@ -191,6 +194,8 @@ pub struct Oracle {
     transactions: Vec<Transaction>,
     /// The last message that the VM sent, if nothing has answered it: its transaction, its type, when.
     newest: Option<(u32, u8, Timestamp)>,
+    /// B6: what the VM has asked the boot server, and when it did last; the newest at the end.
+    boots: Vec<(u32, Timestamp)>,
     /// The last four, the one used longest ago first.
     client_ids: Vec<Vec<u8>>,
     believed: Believed,
@@ -232,6 +237,7 @@ impl Oracle {
             declines: 0,
             transactions: Vec::new(),
             newest: None,
+            boots: Vec::new(),
             client_ids: Vec::new(),
             believed: Believed::Anything,
             after: None,

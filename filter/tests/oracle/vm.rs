@@ -90,9 +90,10 @@ impl Oracle {
         check_transport(&ip)?;
         if let Some((from, to)) = ip.udp_ports() {
             breaks("C1", from == 67 || to == 68)?;
-            if from == 68 && to == 67 {
+            if from == 68 && (to == 67 || self.is_to_boot_server(&ip)) {
                 return self.check_client_message(ethernet, &ip, now);
             }
+            breaks("C1", self.is_to_boot_server(&ip))?;
             let to_here = self.is_on_link(ip.destination) || ip.destination == LIMITED_BROADCAST;
             breaks("C1", to == 67 && to_here)?;
         }
@@ -158,7 +159,12 @@ impl Oracle {
         breaks("L5", ethernet.destination != self.gateway_mac() && !neighbour)
     }
 
-    /// C1 to C7, of a UDP packet from 68 to 67.
+    /// B6: whether a UDP packet goes to where PXE clients ask.
+    fn is_to_boot_server(&self, ip: &Ipv4<'_>) -> bool {
+        ip.udp_ports().is_some_and(|(_, to)| to == 4011) && ip.destination == self.gateway()
+    }
+
+    /// C1 to C7, of a UDP packet from 68 to 67, or to the boot server.
     fn check_client_message(
         &self,
         ethernet: &Ethernet<'_>,
@@ -169,7 +175,8 @@ impl Oracle {
         let broadcast = ethernet.is_broadcast() && ip.destination == LIMITED_BROADCAST;
         let to_server = ethernet.destination == self.gateway_mac() && ip.destination == self.gateway();
         breaks("C1", ip.is_fragment())?;
-        let renews = own.is_some() || self.may_believe(ip.source, now);
+        let boots = self.is_to_boot_server(ip);
+        let renews = own.is_some() || (!boots && self.may_believe(ip.source, now));
         breaks("C1", !(broadcast || to_server && renews))?;
 
         let message = Message::read(&ip.payload[8..]).ok_or("C2")?;
@@ -178,6 +185,12 @@ impl Oracle {
         breaks("C2", !message.is_of(self.own_mac()) || message.broken)?;
         let kind = message.kind().ok_or("C2")?;
         breaks("C3", ![1, 3, 4, 7, 8].contains(&kind))?;
+        if boots {
+            let at_once = kind == dhcp::DISCOVER && message.has(dhcp::OPTION_RAPID_COMMIT);
+            breaks("B6", at_once || matches!(kind, dhcp::RELEASE | dhcp::DECLINE))?;
+            let is_own = |value: &&[u8]| octets(value, 0).map(Ipv4Addr::from) == own;
+            breaks("B6", !message.all(dhcp::OPTION_REQUESTED).iter().all(is_own))?;
+        }
         // C4, C10
         let may_say = |address: Ipv4Addr| {
             address.is_unspecified()
@@ -204,7 +217,7 @@ impl Oracle {
         breaks("C8", !message.all(dhcp::OPTION_SERVER).iter().all(is_gateway))?;
         breaks("C9", !message.all(dhcp::OPTION_HOST_NAME).into_iter().all(dhcp::is_host_name))?;
         breaks("C9", !message.all(dhcp::OPTION_FQDN).into_iter().all(dhcp::is_fqdn))?;
-        if matches!(kind, dhcp::DISCOVER | dhcp::REQUEST | dhcp::INFORM) {
+        if !boots && matches!(kind, dhcp::DISCOVER | dhcp::REQUEST | dhcp::INFORM) {
             breaks("B7", !self.may_ask(&message, &wish(&message, kind), now))?;
         }
         if kind == dhcp::RELEASE {
@@ -240,6 +253,9 @@ impl Oracle {
                 is_plain_padding(&ethernet, ip.trailer)
                     && match ip.udp_ports() {
                         Some((68, 67)) => self.is_plain_client_message(&ip, now),
+                        Some((68, _)) if self.is_to_boot_server(&ip) => {
+                            self.is_plain_client_message(&ip, now)
+                        }
                         Some((68, _) | (_, 67)) => false,
                         _ => self.is_plain_ipv4(&ip, now),
                     }
@@ -315,6 +331,11 @@ impl Oracle {
         let is_last = |address| own.is_none() && self.may_believe(address, now);
         let unicast = ip.destination == self.gateway();
         let by_server = message.address_once(dhcp::OPTION_SERVER) == Some(self.gateway());
+        if self.is_to_boot_server(ip) {
+            return matches!(kind, dhcp::REQUEST | dhcp::INFORM)
+                && is_own(ip.source)
+                && is_own(message.client);
+        }
         match kind {
             dhcp::DISCOVER => !unicast && message.client.is_unspecified(),
             dhcp::REQUEST if own.is_none() && is_last(message.client) => {
@@ -349,7 +370,8 @@ impl Oracle {
         if from == 68 || to == 67 {
             self.under.take(now);
         }
-        if !forwarded || (from, to) != (68, 67) {
+        let boots = from == 68 && self.is_to_boot_server(&ip);
+        if !forwarded || ((from, to) != (68, 67) && !boots) {
             return unchanged;
         }
         self.over.take(now);
@@ -357,6 +379,11 @@ impl Oracle {
         let Some(kind) = message.kind() else { return unchanged };
         if let Some(id) = message.once(dhcp::OPTION_CLIENT_ID) {
             self.note_client_id(id, now);
+        }
+        if boots {
+            self.boots.retain(|(xid, _)| *xid != message.xid);
+            self.boots.push((message.xid, now));
+            return unchanged;
         }
         self.newest = Some((message.xid, kind, now));
         if matches!(kind, dhcp::RELEASE | dhcp::DECLINE) {

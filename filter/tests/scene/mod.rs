@@ -180,13 +180,13 @@ impl Scene {
                 let destination =
                     if question.unicast { self.config.gateway.address } else { Ipv4Addr::BROADCAST };
                 let source = self.resolve(question.source);
-                let body = dhcp_packet(source, destination, 68, 67, &self.question(question));
+                let body = dhcp_packet(source, destination, 68, question.port, &self.question(question));
                 (wire::IPV4, body, Some(destination))
             }
             Symbol::Answer(answer) => {
                 let destination = self.resolve(answer.destination);
                 let source = self.resolve(answer.source);
-                let body = dhcp_packet(source, destination, 67, 68, &self.answer(answer));
+                let body = dhcp_packet(source, destination, answer.port, 68, &self.answer(answer));
                 (wire::IPV4, body, Some(destination))
             }
             Symbol::Other { ether_type, body } => (*ether_type, body.clone(), None),
@@ -405,7 +405,7 @@ impl Scene {
         let may_renew =
             is_last(ip.source) || (self.is_new && self.config.gateway.subnet.contains(&ip.source));
         let is_dhcp = (ip.source.is_unspecified() || may_renew)
-            && ip.udp_ports() == Some((68, 67))
+            && matches!(ip.udp_ports(), Some((68, 67 | 4011)))
             && !ip.is_fragment();
         if is_dhcp || is_own(ip.source) { Ok(()) } else { foreign("a foreign IP address") }
     }

@@ -275,7 +275,7 @@ fn content() -> BoxedStrategy<Content> {
 }
 
 fn port() -> BoxedStrategy<u16> {
-    prop_oneof![4 => 1024u16.., 4 => Just(53), 1 => Just(67), 1 => Just(68), 1 => any::<u16>()].boxed()
+    prop_oneof![4 => 1024u16.., 4 => Just(53), 1 => Just(67), 1 => Just(68), 1 => Just(4011), 1 => any::<u16>()].boxed()
 }
 
 fn data() -> BoxedStrategy<Vec<u8>> {
@@ -307,19 +307,16 @@ fn question() -> BoxedStrategy<Question> {
     ];
     let requested = of(prop_oneof![3 => Just(Address::Offered), 2 => Just(Address::Own), 1 => address()]);
     let server = weighted(0.7, mostly(Address::Gateway));
-    (kind, xid(), addressed, requested, server, of(client_id()), extra())
-        .prop_map(|(kind, xid, (source, client, unicast), requested, server, client_id, extra)| Question {
-            kind,
-            xid,
-            source,
-            unicast,
-            client,
-            requested,
-            server,
-            client_id,
-            extra,
+    (kind, xid(), addressed, requested, server, of(client_id()), extra(), server_port())
+        .prop_map(|(kind, xid, (source, client, unicast), requested, server, client_id, extra, port)| {
+            Question { kind, port, xid, source, unicast, client, requested, server, client_id, extra }
         })
         .boxed()
+}
+
+/// The DHCP server's, or the boot server's (B6).
+fn server_port() -> BoxedStrategy<u16> {
+    prop_oneof![5 => Just(67), 1 => Just(4011)].boxed()
 }
 
 fn client_id() -> BoxedStrategy<Vec<u8>> {
@@ -379,7 +376,7 @@ fn answer() -> BoxedStrategy<Answer> {
     let names = (mostly_at(Station::Gateway), mostly(Address::Gateway), mostly_at(Station::Vm));
     let times = weighted(0.9, lease_time());
     (
-        (kind, xid()),
+        (kind, xid(), server_port()),
         names,
         ways,
         leasable(),
@@ -390,7 +387,7 @@ fn answer() -> BoxedStrategy<Answer> {
     )
         .prop_map(
             |(
-                (kind, xid),
+                (kind, xid, port),
                 (station, source, mac),
                 (to, destination),
                 leased,
@@ -408,6 +405,7 @@ fn answer() -> BoxedStrategy<Answer> {
                 let lease_time = times.filter(|_| kind != dhcp::NAK);
                 Answer {
                     kind,
+                    port,
                     xid,
                     station,
                     source,

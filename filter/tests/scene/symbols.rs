@@ -71,6 +71,8 @@ pub struct Question {
     pub kind: u8,
     pub xid: Xid,
     pub source: Address,
+    /// The server's port.
+    pub port: u16,
     /// To the server alone, or to all.
     pub unicast: bool,
     pub client: Address,
@@ -84,6 +86,8 @@ pub struct Question {
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub kind: u8,
+    /// The server's port.
+    pub port: u16,
     pub xid: Xid,
     pub station: Station,
     pub source: Address,
@@ -202,6 +206,7 @@ impl Question {
             kind,
             xid: Xid::Last,
             source: Address::Zero,
+            port: 67,
             unicast: false,
             client: Address::Zero,
             requested: None,
@@ -217,6 +222,7 @@ impl Answer {
     pub fn new(kind: u8, yours: Address, lease_time: u32) -> Self {
         Self {
             kind,
+            port: 67,
             xid: Xid::Last,
             station: Station::Gateway,
             source: Address::Gateway,

@@ -209,6 +209,58 @@ pub fn b6_rogue_servers_do_not_reach_the_vm() -> Result<()> {
     wire.reaches_vm("the right OFFER", &wire.server().frame(&right, VM_MAC))
 }
 
+/// PXE: a VM with a lease asks at the gateway's port 4011, and the answer binds nothing.
+pub fn b6_a_boot_server_answers() -> Result<()> {
+    let mut wire = Wire::leased(&[])?;
+    wire.has_lease(VM)?;
+    let xid = wire.next();
+    let question = Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, xid, VM_MAC) }
+        .with(option::SERVER, &GATEWAY.octets());
+    let asked = |question: &Dhcp, from: u16, to: Ipv4Addr| {
+        Ipv4::new(VM, to, udp((VM, from), (to, 4011), &question.bytes()))
+    };
+    let told = |ack: &Dhcp, from: u16, to: Ipv4Addr| {
+        Ipv4::new(GATEWAY, to, udp((GATEWAY, from), (to, 68), &ack.bytes()))
+    };
+    let bridge = wire.segment.mac;
+    let ack = wire.server().answer(kind::ACK, xid, VM_MAC, VM).without(option::LEASE_TIME);
+    let right = told(&ack, 4011, VM).frame(VM_MAC, bridge);
+    wire.never_reaches_vm("a boot server's answer that nobody asked for", &right)?;
+
+    let release = Dhcp { ciaddr: VM, ..Dhcp::client(kind::RELEASE, xid, VM_MAC) };
+    let wrong = [
+        named("from another port", wire.routed(&asked(&question, 40_000, GATEWAY))),
+        named("a RELEASE", wire.routed(&asked(&release, 68, GATEWAY))),
+        named("to all", asked(&question, 68, Ipv4Addr::BROADCAST).frame(Mac::BROADCAST, VM_MAC)),
+        named("for another address", {
+            let other = question.clone().with(option::REQUESTED_ADDRESS, &NEIGHBOUR.octets());
+            wire.routed(&asked(&other, 68, GATEWAY))
+        }),
+    ];
+    wire.drops_all(&wrong)?;
+    wire.passes("a question to the boot server", &wire.routed(&asked(&question, 68, GATEWAY)))?;
+    let elsewhere = Ipv4::new(VM, crate::wire::WORLD, udp((VM, 40_000), (crate::wire::WORLD, 4011), b"game"));
+    wire.passes("the same port of somebody else", &wire.routed(&elsewhere))?;
+
+    let bridge_ack = |ack: &Dhcp| told(ack, 4011, VM).frame(VM_MAC, bridge);
+    let other = wire.server().answer(kind::ACK, xid, VM_MAC, NEIGHBOUR);
+    let to_all = told(&other, 4011, Ipv4Addr::BROADCAST).frame(Mac::BROADCAST, bridge);
+    let wrong = [
+        named("an address", to_all),
+        named("a NAK", bridge_ack(&wire.server().answer(kind::NAK, xid, VM_MAC, VM))),
+        named("another number", bridge_ack(&Dhcp { xid: xid ^ 1, ..ack.clone() })),
+        named("the DHCP server's port", told(&ack, 67, VM).frame(VM_MAC, bridge)),
+        named("another station", told(&ack, 4011, VM).frame(VM_MAC, OTHER_MAC)),
+    ];
+    for (what, frame) in wrong {
+        wire.never_reaches_vm(&what, &frame)?;
+        wire.has_lease(VM)?;
+    }
+    wire.reaches_vm("the boot server's answer", &right)?;
+    wire.has_lease(VM)?;
+    wire.lacks_lease("the boot server's answer", NEIGHBOUR)
+}
+
 pub fn b7_no_more_than_the_server_gives() -> Result<()> {
     let new: Ipv4Addr = [10, 7, 0, 3].into();
     let select = |xid: u32, address: Ipv4Addr| {

@@ -81,6 +81,7 @@ fn main() -> ExitCode {
             b4_infinity,
             b5_replace_and_nak,
             b6_rogue_servers_do_not_reach_the_vm,
+            b6_a_boot_server_answers,
             b7_no_more_than_the_server_gives,
             b7_the_servers_word_counts_unasked,
             b7_an_asked_time_caps_the_lease,

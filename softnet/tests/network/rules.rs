@@ -500,6 +500,16 @@ fn in_its_own_name() -> Result<()> {
     let ill_formed = |header: [u8; 4], relay: Ipv4Addr| {
         dhcp_with(header, relay, first, gateway.address, "forged").frame(router, own)
     };
+    // B6: to the gateway's port 4011 goes DHCP like that to 67.
+    let to_port = |mut packet: Ipv4, port: u16| {
+        packet.payload[2..4].copy_from_slice(&port.to_be_bytes());
+        packet.with_checksum().frame(router, own)
+    };
+    let boot = |from: Ipv4Addr, chaddr: Mac, text: &str| {
+        let mut packet = dhcp(from, gateway.address, text);
+        packet.payload[8 + 28..8 + 34].copy_from_slice(&chaddr.0);
+        to_port(packet, 4011)
+    };
     let no_relay = Ipv4Addr::UNSPECIFIED;
     let forged: Vec<(&str, Vec<u8>)> = vec![
         ("a DHCP reply", ill_formed([2, 1, 6, 0], no_relay)),
@@ -508,6 +518,9 @@ fn in_its_own_name() -> Result<()> {
         ("DHCP with a longer hardware address", ill_formed([1, 1, 16, 0], no_relay)),
         ("DHCP that was relayed", ill_formed([1, 1, 6, 1], no_relay)),
         ("DHCP of a relay agent", ill_formed([1, 1, 6, 0], first)),
+        ("a boot request of another MAC", boot(first, stolen, "forged")),
+        ("a boot request from another address", boot(other, own, "forged")),
+        ("a boot request from another port", to_port(datagram(first, (40_000, 9), "forged"), 4011)),
         ("another MAC", datagram(first, (1, 9), "forged").frame(router, stolen)),
         ("another address", datagram(other, (1, 9), "forged").frame(router, own)),
         ("no address", datagram(Ipv4Addr::UNSPECIFIED, (1, 9), "forged").frame(router, own)),
@@ -552,6 +565,11 @@ fn in_its_own_name() -> Result<()> {
         ("a later fragment", fragment.frame(router, own)),
         ("a renewal", dhcp(first, gateway.address, "renewal").frame(router, own)),
         ("a discover", discover.frame(Mac::BROADCAST, own)),
+        ("a boot request", boot(first, own, "boot")),
+        ("a datagram to that port of somebody else", {
+            let packet = Ipv4::new(first, INTERNET, wire::udp((first, 40_000), (INTERNET, 4011), b"own"));
+            packet.frame(router, own)
+        }),
     ];
     for (what, frame) in &own_frames {
         ensure!(heard(frame)?, "{what} did not get to the host");

@@ -8,6 +8,8 @@ pub mod name;
 pub const SERVER_PORT: u16 = 67;
 /// The port of a DHCP client.
 pub const CLIENT_PORT: u16 = 68;
+/// The port of a boot server (PXE 2.1, section 2.2): a client that has an address asks there which file to load.
+pub const BOOT_PORT: u16 = 4011;
 
 /// Bytes before the options, the magic cookie included.
 pub const FIXED_LEN: usize = 240;

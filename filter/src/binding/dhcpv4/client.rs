@@ -14,14 +14,17 @@ use crate::time::Timestamp;
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
 use softnet_wire::dhcpv4::name;
+use softnet_wire::dhcpv4::{BOOT_PORT, CLIENT_PORT, SERVER_PORT};
 use softnet_wire::dhcpv4::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
-use softnet_wire::dhcpv4::{CLIENT_PORT, SERVER_PORT};
 
 /// Whether a datagram of the VM is judged as DHCP: its source is a server's port, or its destination is a server's or
-/// a client's. One from port 68 to another port is like any other; its answer is not (B6).
+/// a client's, or the boot server's at the gateway. One from port 68 to another port is like any other; its answer is
+/// not (B6).
 #[inline(always)]
-pub(crate) fn is_dhcp_from_vm(udp: Udp) -> bool {
-    udp.source_port == SERVER_PORT || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
+pub(crate) fn is_dhcp_from_vm(segment: &Segment, destination: Ipv4Addr, udp: Udp) -> bool {
+    udp.source_port == SERVER_PORT
+        || matches!(udp.destination_port, SERVER_PORT | CLIENT_PORT)
+        || (udp.destination_port == BOOT_PORT && destination == segment.dhcp_server.address)
 }
 
 /// A datagram of the VM on the DHCP ports.
@@ -59,6 +62,9 @@ pub(crate) fn judge_from_vm(
     judge_decline(dhcp, &options, now)?;
     judge_server(segment, &options)?;
     judge_names(&options)?;
+    if datagram.udp.destination_port == BOOT_PORT {
+        return judge_boot_request(dhcp, kind, &message, &options, now);
+    }
     let asked = kind.map(|kind| asked(dhcp, kind, &message, &options));
     judge_transaction(dhcp, &message, &options, asked, now)?;
     judge_new_client_id(dhcp, &options, now)?;
@@ -69,10 +75,9 @@ pub(crate) fn judge_from_vm(
 
 /// C1: from a client's port to a server's.
 fn judge_ports(udp: Udp) -> Result<(), DropReason> {
-    if (udp.source_port, udp.destination_port) == (CLIENT_PORT, SERVER_PORT) {
-        Ok(())
-    } else {
-        Err(DropReason::DhcpPorts)
+    match (udp.source_port, udp.destination_port) {
+        (CLIENT_PORT, SERVER_PORT | BOOT_PORT) => Ok(()),
+        _ => Err(DropReason::DhcpPorts),
     }
 }
 
@@ -91,10 +96,11 @@ fn judge_destination(
     frame: Frame<'_>,
     datagram: Datagram<'_>,
 ) -> Result<(), DropReason> {
-    let Datagram { source, destination, .. } = datagram;
+    let Datagram { source, destination, udp, .. } = datagram;
     let is_broadcast = destination.is_broadcast() && frame.destination().is_broadcast();
-    // C10: a VM renews its last lease from that address.
-    let has_address = dhcp.lease().is_some() || may_renew(dhcp, segment, source);
+    // C10: a VM renews its last lease from that address. The boot server renews nothing.
+    let may_renew = udp.destination_port == SERVER_PORT && may_renew(dhcp, segment, source);
+    let has_address = dhcp.lease().is_some() || may_renew;
     let server = segment.dhcp_server;
     let is_to_server = destination == server.address && frame.destination() == server.mac && has_address;
     if is_broadcast || is_to_server { Ok(()) } else { Err(DropReason::DhcpDestination) }
@@ -253,6 +259,31 @@ fn judge_names(options: &Options<'_>) -> Result<(), DropReason> {
     }
 }
 
+/// B6: a message to the boot server could move no lease, even if its server handles it like one to port 67: it names
+/// no address but the lease, and gives nothing up. So it leaves the lease as it is, and only its answers are awaited.
+fn judge_boot_request(
+    dhcp: &mut Dhcp,
+    kind: Option<Kind>,
+    message: &Message<'_>,
+    options: &Options<'_>,
+    now: Timestamp,
+) -> Result<(), DropReason> {
+    if !matches!(kind, Some(Kind::Discover | Kind::Request | Kind::Inform)) {
+        return Err(DropReason::DhcpMessageType);
+    }
+    let own = dhcp.lease().map(|lease| lease.address);
+    if options.requested_address.is_some() && options.requested_address != own {
+        return Err(DropReason::DhcpClientAddress);
+    }
+    judge_new_client_id(dhcp, options, now)?;
+    judge_rate(dhcp, options.message_type, now)?;
+    if let Some(id) = options.client_id {
+        let _ = dhcp.note_client_id(id, now);
+    }
+    dhcp.boot_requests.open(message.transaction, now);
+    Ok(())
+}
+
 /// What the message requests.
 fn asked(dhcp: &Dhcp, kind: Kind, message: &Message<'_>, options: &Options<'_>) -> Asked {
     Asked {
@@ -355,6 +386,72 @@ mod tests {
         }
         // There is no DHCP over TCP.
         assert_eq!(port.from_vm(&IpFrame::tcp(WORLD_IP, 67).frame(), NOW), Verdict::Forward);
+    }
+
+    fn to_boot_server(kind: u8) -> DhcpFrame {
+        let renewal = DhcpFrame::renewal();
+        DhcpFrame { ports: (68, 4011), options: vec![(53, vec![kind])], ..renewal }
+            .address_option(54, GATEWAY_IP)
+    }
+
+    /// B6: who has a lease may ask the boot server, by itself and about itself.
+    #[test]
+    fn b6_a_vm_with_a_lease_asks_the_boot_server() {
+        for kind in [1, 3, 8] {
+            let frame = to_boot_server(kind);
+            assert_eq!(judge(&mut bound(), &frame), Verdict::Forward, "{kind}");
+            assert_eq!(first(&frame), drop_for(DropReason::DhcpDestination), "{kind}");
+        }
+        let right = to_boot_server(3);
+        for (frame, expected) in [
+            (right.clone().address_option(50, OWN_IP), Verdict::Forward),
+            (DhcpFrame { from: Ipv4Addr::UNSPECIFIED, ..right.clone() }, Verdict::Forward),
+            (DhcpFrame { ports: (4011, 4011), ..right.clone() }, drop_for(DropReason::DhcpPorts)),
+            (DhcpFrame { ports: (40_000, 4011), ..right.clone() }, drop_for(DropReason::DhcpPorts)),
+            (DhcpFrame { ports: (67, 4011), ..right.clone() }, drop_for(DropReason::DhcpPorts)),
+            (
+                DhcpFrame { to_mac: MacAddr::BROADCAST, ..right.clone() },
+                drop_for(DropReason::DhcpDestination),
+            ),
+            (DhcpFrame { to: Ipv4Addr::BROADCAST, ..right.clone() }, drop_for(DropReason::NeverDestination)),
+            (right.clone().set(28, &STRANGER.octets()), drop_for(DropReason::DhcpHardwareAddress)),
+            (right.clone().set(3, &[1]), drop_for(DropReason::DhcpHeader)),
+            (right.clone().ciaddr(OTHER_IP), drop_for(DropReason::DhcpClientAddress)),
+            (right.clone().address_option(50, OTHER_IP), drop_for(DropReason::DhcpClientAddress)),
+            (right.clone().address_option(54, NEIGHBOUR_IP), drop_for(DropReason::DhcpServer)),
+            (right.option(82, &[1, 1, 1]), drop_for(DropReason::DhcpRelayOption)),
+            (to_boot_server(7), drop_for(DropReason::DhcpMessageType)),
+            (to_boot_server(4).address_option(50, OWN_IP), drop_for(DropReason::DhcpMessageType)),
+            (to_boot_server(1).option(80, &[]), drop_for(DropReason::DhcpMessageType)),
+            (to_boot_server(5), drop_for(DropReason::DhcpMessageType)),
+        ] {
+            let mut port = bound();
+            assert_eq!(judge(&mut port, &frame), expected, "{:?} {:?}", frame.ports, frame.options);
+            assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+        }
+        let fragment = to_boot_server(3).packet().fragment(0x2000);
+        let fragment = IpFrame { payload: fragment.payload[..240].to_vec(), ..fragment };
+        assert_eq!(bound().from_vm(&fragment.frame(), NOW), drop_for(DropReason::DhcpFragment));
+        // Only at the gateway is the port the boot server's.
+        let elsewhere = IpFrame::udp(WORLD_IP, 4011).frame();
+        assert_eq!(bound().from_vm(&elsewhere, NOW), Verdict::Forward);
+    }
+
+    /// B6: what is sent to the boot server counts like what is sent to the DHCP server (C7).
+    #[test]
+    fn b6_questions_to_the_boot_server_are_limited() {
+        let mut port = bound();
+        let passed = (0..20).filter(|_| judge(&mut port, &to_boot_server(3)).is_forward()).count();
+        assert_eq!(passed, 9);
+    }
+
+    /// B6: an address that the VM's lease merely was is no reason to ask the boot server.
+    #[test]
+    fn b6_an_expired_lease_asks_no_boot_server() {
+        let mut port = bound();
+        let late = NOW.saturating_add(core::time::Duration::from_secs(600));
+        assert_eq!(port.from_vm(&to_boot_server(3).frame(), late), drop_for(DropReason::DhcpDestination));
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), late), Verdict::Forward);
     }
 
     /// C1: broadcast in a broadcast frame, or with a lease to the server in the server's.

@@ -2,8 +2,9 @@
 //! replies that may reach it, and the lease that the filter learns from them (rules B).
 //!
 //! All state is a few fixed fields, which do not grow when a VM floods. Besides the lease, the filter remembers
-//! the address last offered, the open transactions, the client identifiers used last, the lease before, and the rates.
+//! the address last offered, the open transactions, those with the boot server, the client identifiers used last, the lease before, and the rates.
 
+mod boot;
 mod client;
 mod client_ids;
 mod hardware_ids;

@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
 use softnet_wire::checksum;
-use softnet_wire::dhcpv4::SERVER_PORT;
+use softnet_wire::dhcpv4::{BOOT_PORT, SERVER_PORT};
 use softnet_wire::dhcpv4::{BOOT_REPLY, Message, Options, kind};
 
 /// A reply of the server about the VM, as far as B1 can check without the state.
@@ -60,6 +60,9 @@ pub(crate) fn judge_from_host(
     let options = judge_options(&message)?;
     judge_server(segment, &options)?;
     let reply = Reply { destination: packet.destination(), message, options };
+    if udp.source_port == BOOT_PORT {
+        return judge_boot_reply(dhcp, &reply, now);
+    }
     let transaction = judge_transaction(dhcp, &reply, now)?;
     if transaction.asked.kind == Kind::Inform {
         return judge_information(dhcp, &reply, now);
@@ -73,10 +76,11 @@ pub(crate) fn judge_from_host(
     }
 }
 
-/// B1: from the server's addresses and port.
+/// B1: from the server's addresses and port, or its boot server's port (B6).
 fn judge_source(segment: &Segment, frame: Frame<'_>, packet: Packet<'_>, udp: Udp) -> Result<(), DropReason> {
     let server = segment.dhcp_server;
-    if frame.source() == server.mac && packet.source() == server.address && udp.source_port == SERVER_PORT {
+    let is_server_port = matches!(udp.source_port, SERVER_PORT | BOOT_PORT);
+    if frame.source() == server.mac && packet.source() == server.address && is_server_port {
         Ok(())
     } else {
         Err(DropReason::ReplyServer)
@@ -159,6 +163,22 @@ fn judge_transaction(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) -> Resu
         limit_by_unrequested_ack(dhcp, reply, now);
     }
     Err(DropReason::ReplyTransaction)
+}
+
+/// B6: an answer of the boot server passes if the VM has asked it, and binds nothing. So it names no address but the
+/// lease, and is none that withdraws an address.
+fn judge_boot_reply(dhcp: &Dhcp, reply: &Reply<'_>, now: Timestamp) -> Result<(), DropReason> {
+    let own = dhcp.lease().map(|lease| lease.address);
+    if !dhcp.boot_requests.is_open(reply.message.transaction, now) {
+        return Err(DropReason::ReplyTransaction);
+    }
+    if !matches!(reply.options.message_type, kind::OFFER | kind::ACK) {
+        return Err(DropReason::ReplyType);
+    }
+    if !reply.gives().is_unspecified() && Some(reply.gives()) != own {
+        return Err(DropReason::ReplyAddress);
+    }
+    if reply.is_to(own.unwrap_or(Ipv4Addr::BROADCAST)) { Ok(()) } else { Err(DropReason::ReplyDestination) }
 }
 
 /// B1: to the address that it gives, or to all.
@@ -1216,6 +1236,75 @@ mod tests {
         assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), Verdict::Forward);
         assert_eq!(port.from_host(&DhcpFrame::nak().frame(), NOW), Verdict::Forward);
         assert_eq!(port.from_vm(&ArpFrame::probe(OWN_IP).frame(), NOW), drop_for(DropReason::ArpNoLease));
+    }
+
+    /// A VM with a lease that waits for the boot server's answer to [`XID`].
+    fn booting() -> Port {
+        let mut port = bound();
+        let request = DhcpFrame { ports: (68, 4011), ..DhcpFrame::renewal() };
+        assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+        port
+    }
+
+    /// As dnsmasq answers at its boot server's port.
+    fn boot_reply() -> DhcpFrame {
+        DhcpFrame { ports: (4011, 68), ..DhcpFrame::ack() }.without(51).without(6)
+    }
+
+    /// B6: the boot server's answer passes to who asked, fulfils B1, and binds and ends nothing.
+    #[test]
+    fn b6_the_boot_servers_answer_passes_and_binds_nothing() {
+        let right = boot_reply();
+        let to_all = DhcpFrame { to_mac: MacAddr::BROADCAST, to: Ipv4Addr::BROADCAST, ..right.clone() };
+        for (frame, expected) in [
+            (right.clone(), Verdict::Forward),
+            (to_all.clone(), Verdict::Forward),
+            (right.clone().yiaddr(Ipv4Addr::UNSPECIFIED), Verdict::Forward),
+            (right.clone().lease_time(5), Verdict::Forward),
+            (right.clone().lease_time(0), Verdict::Forward),
+            (DhcpFrame { ports: (4011, 68), ..DhcpFrame::offer() }, Verdict::Forward),
+            (right.clone().yiaddr(OTHER_IP), drop_for(DropReason::ReplyAddress)),
+            (to_all.yiaddr(OTHER_IP).lease_time(600), drop_for(DropReason::ReplyAddress)),
+            (DhcpFrame { ports: (4011, 68), ..DhcpFrame::nak() }, drop_for(DropReason::ReplyType)),
+            (right.clone().xid(7), drop_for(DropReason::ReplyTransaction)),
+            (DhcpFrame { to: OTHER_IP, ..right.clone() }, drop_for(DropReason::ReplyDestination)),
+            (DhcpFrame { from_mac: STRANGER, ..right.clone() }, drop_for(DropReason::ReplyServer)),
+            (DhcpFrame { from: NEIGHBOUR_IP, ..right.clone() }, drop_for(DropReason::ReplyServer)),
+            (right.clone().without(54), drop_for(DropReason::ReplyServer)),
+            (right.set(28, &STRANGER.octets()), drop_for(DropReason::ReplyHardwareAddress)),
+        ] {
+            let mut port = booting();
+            let lease = port.lease();
+            assert_eq!(port.from_host(&frame.frame(), at(1)), expected, "{:?}", frame.options);
+            assert_eq!(port.lease(), lease);
+            assert_eq!(port.poll_event(), None);
+            // It may come twice.
+            assert_eq!(port.from_host(&boot_reply().frame(), at(2)), Verdict::Forward);
+        }
+        assert_eq!(bound().from_host(&boot_reply().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        let late = booting().from_host(&boot_reply().frame(), at(60));
+        assert_eq!(late, drop_for(DropReason::ReplyTransaction));
+        let mut broken = boot_reply().frame();
+        broken[14 + 20 + 6] ^= 1;
+        assert_eq!(booting().from_host(&broken, NOW), drop_for(DropReason::ReplyChecksum));
+    }
+
+    /// B6: the two servers' transactions have nothing to do with each other, even under one number, which clients use
+    /// for both (iPXE).
+    #[test]
+    fn b6_the_servers_answer_their_own_questions() {
+        let mut port = booting();
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&boot_reply().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&DhcpFrame::ack().lease_time(900).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease().and_then(|lease| lease.expires), Some(at(900)));
+        // The repeated renewal's number is void for another ACK, and not for the boot server's.
+        assert_eq!(port.from_host(&boot_reply().frame(), NOW), Verdict::Forward);
+        let mut port = bound();
+        assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_host(&boot_reply().frame(), NOW), drop_for(DropReason::ReplyTransaction));
     }
 
     /// B6: a datagram for the client's port reaches the VM only as a reply that passes, whatever its sender.

@@ -3,6 +3,7 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::binding::dhcpv4::boot::BootRequests;
 use crate::binding::dhcpv4::client_ids::{ClientId, ClientIds, IdNumber};
 use crate::binding::dhcpv4::offer::Offer;
 use crate::binding::dhcpv4::terms::{Former, Renewable, Terms, lease_time};
@@ -35,6 +36,7 @@ pub(crate) struct Dhcp {
     /// How long the server's leases last if the VM requests no time.
     default_lease_time: Option<Duration>,
     pub(crate) transactions: Transactions,
+    pub(crate) boot_requests: BootRequests,
     pub(crate) client_ids: ClientIds,
     pub(crate) messages: MessageRate,
     pub(crate) declines: DeclineRate,

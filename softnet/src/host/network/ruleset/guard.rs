@@ -55,7 +55,7 @@ pub fn of_network(network: &Network) -> String {
         + &block("set", "last", "ifname . ipv4_addr", last)
         + &block("set", "free", "ifname . ipv4_addr", free)
         + &clients(network);
-    // 4011 is where a PXE client asks (rule B6).
+    // 4011 is where a PXE client asks (rule B6). Elsewhere the port is like any other.
     let to_server = format!("ip daddr {{ 255.255.255.255, {gateway} }} udp sport 68 accept");
     format!(
         "table bridge {table} {{
@@ -74,7 +74,8 @@ pub fn of_network(network: &Network) -> String {
 		drop
 	}}
 	chain packets {{
-		udp dport {{ 67, 4011 }} goto dhcp
+		udp dport 67 goto dhcp
+		ip daddr {{ 255.255.255.255, {gateway} }} udp dport 4011 goto dhcp
 		iifname . ip saddr @bound accept
 		drop
 	}}
