@@ -15,12 +15,32 @@ pub(crate) fn judge_format(bytes: &[u8]) -> Result<Packet<'_>, DropReason> {
     })
 }
 
-/// The rest of S2: what can be judged of a packet of the VM from its header alone.
+/// S3: IGMP to a multicast group is the one packet that may have an option, which is nothing but Router Alert.
+pub(crate) fn judge_options(bytes: &[u8]) -> Result<Packet<'_>, DropReason> {
+    let packet = Packet::parse(bytes).ok_or(DropReason::Ipv4Malformed)?;
+    let is_report = packet.protocol() == IGMP && packet.destination().is_multicast() && !packet.is_fragment();
+    if is_report && packet.options() == ROUTER_ALERT { Ok(packet) } else { Err(DropReason::Ipv4Options) }
+}
+
+/// The rest of S2: what can be judged of a packet of the VM without options from its header alone.
 #[inline(always)]
 pub(crate) fn judge_header(packet: Packet<'_>) -> Result<(), DropReason> {
     if !checksum::is_header_valid(packet.header()) {
         return Err(DropReason::Ipv4Checksum);
     }
+    judge_fields(packet)
+}
+
+/// The same of one with options.
+pub(crate) fn judge_long_header(packet: Packet<'_>) -> Result<(), DropReason> {
+    if !packet.is_checksum_valid() {
+        return Err(DropReason::Ipv4Checksum);
+    }
+    judge_fields(packet)
+}
+
+#[inline(always)]
+fn judge_fields(packet: Packet<'_>) -> Result<(), DropReason> {
     if packet.time_to_live() == 0 {
         return Err(DropReason::TtlZero);
     }
@@ -143,7 +163,7 @@ mod tests {
         assert_eq!(judge(&with_byte(6, 0x40)), Verdict::Forward);
     }
 
-    /// S3: no options, not even the one that does nothing, even if they are all right.
+    /// S3: no options, not even the one that does nothing, even if they are all right. `igmp.rs` tests the exception.
     #[test]
     fn s3_options_are_dropped() {
         for options in [&[1, 1, 1, 0][..], &[0, 0, 0, 0], &[0x83, 3, 4, 0], &[0x94, 4, 0, 0], &[1; 40]] {

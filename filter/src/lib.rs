@@ -50,8 +50,9 @@
 //! | A4 | `arp.rs` | `judge_without_lease` |
 //! | A5 | `arp.rs` | `judge_target` |
 //! | S1 | `binding/mod.rs` | `judge_source` |
-//! | S2 | `ipv4.rs` | `judge_format`, `judge_header` |
-//! | S3 | `ipv4.rs` | `judge_format` |
+//! | S2 | `ipv4.rs` | `judge_format`, `judge_header`, `judge_long_header` |
+//! | S3 | `ipv4.rs` | `judge_format`, `judge_options` |
+//! | S3 | `igmp.rs` | `judge` |
 //! | S4 | `ipv4.rs` | `judge_fragment` |
 //! | S4 | `destination/mod.rs` | `judge_fragment` |
 //! | S5 | `ipv4.rs` | `judge_transport` |
@@ -126,6 +127,7 @@ mod event;
 mod frame;
 mod host;
 mod icmp;
+mod igmp;
 mod inbound;
 mod ipv4;
 mod l2;

@@ -13,6 +13,7 @@ use crate::event::PortEvent;
 use crate::frame::{EtherType, Frame};
 use crate::host::{ExposedPort, Readiness};
 use crate::icmp;
+use crate::igmp;
 use crate::inbound;
 use crate::ipv4::{self, Packet, Part, Transport};
 use crate::l2;
@@ -274,13 +275,26 @@ impl Port {
     #[inline(always)]
     fn judge_ipv4_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         // S2, S3
-        let packet = ipv4::judge_format(frame.payload())?;
+        let packet = match ipv4::judge_format(frame.payload()) {
+            Ok(packet) => packet,
+            Err(DropReason::Ipv4Options) => return self.judge_options_from_vm(frame, now),
+            Err(reason) => return Err(reason),
+        };
         l2::judge_trailer(frame, packet.len())?;
         ipv4::judge_header(packet)?;
         match packet.part() {
             part @ Part::Whole(_) => self.judge_part_from_vm(frame, packet, part, now),
             Part::First(_) | Part::Later => self.judge_fragment_from_vm(frame, now),
         }
+    }
+
+    /// Like fragments, the only packets with an option that may pass have a path of their own.
+    #[cold]
+    fn judge_options_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        let packet = ipv4::judge_options(frame.payload())?;
+        l2::judge_trailer(frame, packet.len())?;
+        ipv4::judge_long_header(packet)?;
+        self.judge_part_from_vm(frame, packet, packet.part(), now)
     }
 
     /// Fragments have a path of their own, so that unfragmented packets are not tested for it again and again. It
@@ -327,7 +341,12 @@ impl Port {
             port: transport.destination_port(),
             is_fragment: !matches!(part, Part::Whole(_)),
         };
-        self.destinations.judge(&self.segment, lease, frame.destination(), to)
+        self.destinations.judge(&self.segment, lease, frame.destination(), to)?;
+        // S3
+        if packet.protocol() == ipv4::IGMP && to.address.is_multicast() {
+            igmp::judge(packet)?;
+        }
+        Ok(())
     }
 
     /// The rules B and I.

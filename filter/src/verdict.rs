@@ -111,8 +111,11 @@ drop_reasons! {
     TtlZero: "S2" "ttl-zero",
     /// An IPv4 packet with the reserved flag.
     ReservedFlag: "S2" "reserved-flag",
-    /// An IPv4 packet with options.
+    /// An IPv4 packet with options, other than Router Alert in IGMP to a multicast group.
     Ipv4Options: "S3" "ipv4-options",
+    /// IGMP to a multicast group that is not what a host reports: of another type, to another group, malformed, or with
+    /// a time to live above 1.
+    IgmpMessage: "S3" "igmp-message",
     /// A fragment that reaches beyond the largest possible packet.
     FragmentBeyondEnd: "S4" "fragment-beyond-end",
     /// A fragment that forbids fragmentation.

@@ -128,7 +128,7 @@ fn contents(own: Ipv4Addr) -> Vec<(u8, Vec<u8>)> {
         (1, wire::icmp(3, 3, &wire::quote(GATEWAY, own))),
         (1, wire::icmp(3, 3, &wire::quote(GATEWAY, NEIGHBOUR))),
         (47, vec![0; 16]),
-        (2, vec![0x16, 0, 0, 0, 224, 0, 0, 251]),
+        (2, wire::igmp(0x16, Ipv4Addr::new(224, 0, 0, 251))),
     ]
 }
 
@@ -308,7 +308,30 @@ fn booting() -> Scene {
     scene
 }
 
+fn with_groups() -> Scene {
+    bound(plain_config(vec![allow("224.0.0.0/4")]), vec![])
+}
+
+/// A report of a group as hosts send it (S3).
+fn report(kind: u8, destination: Address) -> Shot {
+    let content = Content::Igmp { kind, group: Address::Group };
+    let symbol = Symbol::Ipv4 { source: Address::Own, destination, fragment: 0, time_to_live: 1, content };
+    Shot { damage: vec![Damage::RouterAlert], ..from_vm(Station::Group, symbol) }
+}
+
 const MOMENTS: &[Moment] = &[
+    Moment {
+        name: "IGMPv2 report",
+        prepare: with_groups,
+        from: From::Vm,
+        shot: || report(0x16, Address::Group),
+    },
+    Moment {
+        name: "IGMPv3 report",
+        prepare: with_groups,
+        from: From::Vm,
+        shot: || report(0x22, Address::Any(0xe000_0016)),
+    },
     Moment { name: "boot request", prepare: with_lease, from: From::Vm, shot: || question(boot_question()) },
     Moment {
         name: "boot reply",

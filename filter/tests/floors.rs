@@ -19,6 +19,7 @@ const FLOORS: &[&[&str]] = &[
         "config",
         "event",
         "host",
+        "igmp",
         "transmit",
     ],
     &["binding::dhcpv4::terms", "binding::dhcpv4::transactions", "destination::table", "segment"],

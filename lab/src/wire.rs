@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 pub use softnet_wire::MacAddr as Mac;
 pub use softnet_wire::dhcpv4::{code as dhcp_option, kind as dhcp_kind};
 pub use softnet_wire::ethernet::{ARP, IPV4};
-pub use softnet_wire::make::{Arp, Dhcp, Ipv4, Transport, checksum, ethernet, icmp, tcp, udp};
+pub use softnet_wire::make::{Arp, Dhcp, Ipv4, Transport, checksum, ethernet, icmp, igmp, tcp, udp};
 
 /// The two bytes at `at` as a number; zero beyond the end.
 #[must_use]

@@ -17,6 +17,9 @@ pub const MORE_FRAGMENTS: u16 = 0x2000;
 /// The fragment offset, in units of 8 bytes.
 pub const OFFSET: u16 = 0x1fff;
 
+/// The only option of a packet that routers are to examine on its way (RFC 2113).
+pub const ROUTER_ALERT: [u8; 4] = [148, 4, 0, 0];
+
 /// An IPv4 packet whose lengths are consistent.
 ///
 /// Fields are read only when needed: most packets pass after one read of each.
@@ -76,6 +79,12 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub fn header(&self) -> &'a [u8; HEADER_LEN] {
         self.header
+    }
+
+    /// The options behind the header.
+    #[inline]
+    pub fn options(&self) -> &'a [u8] {
+        self.options
     }
 
     /// The source address.
@@ -178,6 +187,7 @@ mod tests {
         (packet[0], packet[3]) = (0x46, 27);
         let parsed = Packet::parse(&packet).unwrap();
         assert_eq!((parsed.len(), parsed.payload_len()), (27, 3));
+        assert_eq!(parsed.options(), [1, 1, 1, 0]);
         assert!(!parsed.is_checksum_valid());
         assert_eq!(Packet::parse_plain(&packet).unwrap_err(), NotPlain::Options);
         packet[3] = 23;

@@ -11,6 +11,7 @@
 //! | IPv4 headers and fragments | [`ipv4`] |
 //! | TCP, UDP and ICMP behind an IP header of either version | [`transport`] |
 //! | ICMP messages | [`icmpv4`] |
+//! | group membership | [`igmp`] |
 //! | DHCP messages, their options and the names in them | [`dhcpv4`] |
 //! | the Internet checksum | [`checksum`] |
 //! | IANA's registry of special-purpose addresses | [`special`] |
@@ -39,6 +40,7 @@ pub mod checksum;
 pub mod dhcpv4;
 pub mod ethernet;
 pub mod icmpv4;
+pub mod igmp;
 pub mod ipv4;
 #[cfg(any(test, feature = "make"))]
 pub mod make;

@@ -2,6 +2,8 @@
 
 /// The protocol number of ICMP for IPv4.
 pub const ICMP: u8 = 1;
+/// The protocol number of IGMP.
+pub const IGMP: u8 = 2;
 /// The protocol number of TCP.
 pub const TCP: u8 = 6;
 /// The protocol number of UDP.

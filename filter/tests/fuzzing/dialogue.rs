@@ -177,7 +177,7 @@ fn arp(u: &mut Unstructured<'_>, mac: Station, sender: Address) -> Result<Symbol
 }
 
 fn ipv4(u: &mut Unstructured<'_>, source: Address) -> Result<Symbol> {
-    let content = match u.int_in_range(0..=3)? {
+    let content = match u.int_in_range(0..=4)? {
         0 => Content::Udp { from: port(u)?, to: port(u)?, data: bytes(u, 40)? },
         1 => Content::Tcp { from: port(u)?, to: port(u)?, data: bytes(u, 40)? },
         2 => {
@@ -189,13 +189,14 @@ fn ipv4(u: &mut Unstructured<'_>, source: Address) -> Result<Symbol> {
                 data: bytes(u, 40)?,
             }
         }
+        3 => Content::Igmp { kind: mostly(u, 0x16, &[0x11, 0x12, 0x17, 0x22])?, group: address(u)? },
         _ => Content::Other { protocol: u.arbitrary()?, data: bytes(u, 40)? },
     };
     Ok(Symbol::Ipv4 {
         source: mostly(u, source, &ADDRESSES)?,
         destination: address(u)?,
         fragment: mostly(u, 0, &[0x4000, 0x2000, 0x2001, 1, 3, 100, 0x1fff, 0x3fff, 0x6000, 0x8000])?,
-        time_to_live: mostly(u, 64, &[0, 1, 255])?,
+        time_to_live: mostly(u, 64, &[0, 1, 1, 255])?,
         content,
     })
 }
@@ -285,10 +286,11 @@ fn answer(u: &mut Unstructured<'_>) -> Result<Answer> {
 fn damage(u: &mut Unstructured<'_>) -> Result<Vec<Damage>> {
     let mut damage = Vec::new();
     while u.ratio(1, 4)? && damage.len() < 3 {
-        damage.push(match u.int_in_range(0..=5)? {
+        damage.push(match u.int_in_range(0..=6)? {
             0 | 1 => Damage::Set { at: u.int_in_range(0..=330)?, value: u.arbitrary()? },
             2 => Damage::Flip { at: u.int_in_range(0..=330)?, bit: u.int_in_range(0..=7)? },
             3 => Damage::Cut { length: u.int_in_range(0..=330)? },
+            5 => Damage::RouterAlert,
             4 => Damage::Append { count: u.int_in_range(1..=40)?, byte: u.arbitrary()? },
             _ => Damage::Pad,
         });

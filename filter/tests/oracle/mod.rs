@@ -18,6 +18,8 @@
 //!   seconds it must be, unless an ACK, NAK, RELEASE or DECLINE ends the dialogue before.
 //! - A5: an ARP reply may go to whoever asked; an on-link address needs a rule that allows it, even in a network of
 //!   public addresses, since L5 wants an explicit one.
+//! - S3: IGMP to a group is judged alike with Router Alert and without. What hosts say: reports of three versions and
+//!   leaves, of the length that they count, to the group that they are about or to the routers, with a TTL of 1.
 //! - S4: the offset counts from the packet's begin, so that the whole reassembled packet, header and all, must fit
 //!   into 65,535 bytes. A resolver and on-link addresses take no fragments whatever the flags; the host takes those of
 //!   UDP and ICMP where it is open.

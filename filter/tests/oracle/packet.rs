@@ -83,6 +83,8 @@ pub struct Ipv4<'a> {
     pub destination: Ipv4Addr,
     /// Whether version, lengths and checksum of the header are right.
     pub header_is_right: bool,
+    /// What is behind the first 20 bytes of the header; empty if the lengths are wrong.
+    pub options: &'a [u8],
     /// What is behind the header; empty if the lengths are wrong.
     pub payload: &'a [u8],
     /// What is behind the packet in the frame.
@@ -101,10 +103,10 @@ impl<'a> Ipv4<'a> {
         let flags = number16(body, 6)?;
         let lengths_are_right =
             header_length >= 20 && total_length >= header_length && total_length <= body.len();
-        let (payload, trailer) = if lengths_are_right {
-            (&body[header_length..total_length], &body[total_length..])
+        let (options, payload, trailer) = if lengths_are_right {
+            (&body[20..header_length], &body[header_length..total_length], &body[total_length..])
         } else {
-            (&body[..0], &body[..0])
+            (&body[..0], &body[..0], &body[..0])
         };
         Some(Self {
             version,
@@ -119,6 +121,7 @@ impl<'a> Ipv4<'a> {
             source: address(body, 12)?,
             destination: address(body, 16)?,
             header_is_right: version == 4 && lengths_are_right && sum16(&body[..header_length]) == 0xffff,
+            options,
             payload,
             trailer,
         })
@@ -142,6 +145,7 @@ impl<'a> Ipv4<'a> {
 }
 
 pub const ICMP: u8 = 1;
+pub const IGMP: u8 = 2;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 

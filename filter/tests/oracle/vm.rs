@@ -6,7 +6,7 @@ use std::time::Duration;
 use softnet_filter::{Action, Lease, Timestamp};
 
 use super::dhcp::{self, Message, Names};
-use super::packet::{self, Arp, Ethernet, ICMP, Ipv4, TCP, UDP, UdpChecksum, octets};
+use super::packet::{self, Arp, Ethernet, ICMP, IGMP, Ipv4, TCP, UDP, UdpChecksum, octets};
 use super::{Believed, Oracle, Outcome, Rule, Transaction, Wish, breaks, capped, is_end_of_time, world};
 
 const LIMITED_BROADCAST: Ipv4Addr = Ipv4Addr::BROADCAST;
@@ -82,7 +82,9 @@ impl Oracle {
     fn check_ipv4(&self, ethernet: &Ethernet<'_>, now: Timestamp) -> Result<(), Rule> {
         let ip = Ipv4::read(ethernet.body).ok_or("S2")?;
         breaks("S2", !ip.header_is_right || ip.time_to_live == 0 || ip.reserved_flag)?;
-        breaks("S3", ip.header_length > 20)?;
+        let to_group = ip.protocol == IGMP && world::is_multicast(ip.destination);
+        let is_alert = ip.options == [0x94, 4, 0, 0] && to_group && !ip.is_fragment();
+        breaks("S3", ip.header_length > 20 && !is_alert)?;
         breaks("L4", !ip.trailer.is_empty() && ethernet.length > SHORTEST_FRAME)?;
         if ip.is_fragment() {
             check_fragment(&ip)?;
@@ -101,6 +103,7 @@ impl Oracle {
         breaks("S1", ip.source != own)?;
         self.check_destination(&ip, own, now)?;
         self.check_station(ethernet, &ip, now)?;
+        breaks("S3", to_group && !is_report(&ip))?;
         breaks("D6", ip.protocol == ICMP && ip.offset == 0 && !is_proper_icmp(ip.payload, own))
     }
 
@@ -292,7 +295,7 @@ impl Oracle {
             return self.is_plain_fragment(ip, now);
         }
         if world::is_multicast(to) {
-            return !self.is_host_only() && ip.protocol == UDP;
+            return !self.is_host_only() && matches!(ip.protocol, IGMP | UDP);
         }
         if ip.protocol == ICMP && ip.payload[0] == 14 {
             return false;
@@ -565,6 +568,35 @@ fn is_proper_icmp(payload: &[u8], own: Ipv4Addr) -> bool {
         }
         _ => false,
     }
+}
+
+/// S3: whether a packet to a group tells what a host tells of its groups, where that belongs.
+fn is_report(ip: &Ipv4<'_>) -> bool {
+    let message = ip.payload;
+    if ip.is_fragment() || ip.time_to_live != 1 || message.len() < 8 || packet::sum16(message) != 0xffff {
+        return false;
+    }
+    let group = Ipv4Addr::from(octets::<4>(message, 4).expect("eight bytes"));
+    let is_group = message.len() == 8 && world::is_multicast(group);
+    match message[0] {
+        0x12 | 0x16 => is_group && ip.destination == group,
+        0x17 => is_group && (ip.destination == group || ip.destination == Ipv4Addr::new(224, 0, 0, 2)),
+        0x22 => ip.destination == Ipv4Addr::new(224, 0, 0, 22) && has_records(message),
+        _ => false,
+    }
+}
+
+/// Whether a report of version 3 holds the group records that it counts, without auxiliary data, and nothing else.
+fn has_records(message: &[u8]) -> bool {
+    let mut at = 8;
+    for _ in 0..packet::number16(message, 6).expect("eight bytes") {
+        let Some([_, auxiliary, high, low, group @ ..]) = octets::<8>(message, at) else { return false };
+        if auxiliary != 0 || !world::is_multicast(group.into()) {
+            return false;
+        }
+        at += 8 + 4 * usize::from(u16::from_be_bytes([high, low]));
+    }
+    at == message.len()
 }
 
 /// L4: nothing behind the packet, or zeros up to the shortest frame.

@@ -20,7 +20,7 @@ use softnet_filter::{
 
 pub use symbols::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, Xid};
 
-use crate::oracle::packet::{self, Ethernet, ICMP, TCP, UDP};
+use crate::oracle::packet::{self, Ethernet, ICMP, IGMP, TCP, UDP};
 use crate::oracle::{Watched, dhcp, hex, world};
 use wire::{Arp, Dhcp, Ipv4};
 
@@ -202,6 +202,7 @@ impl Scene {
                 (ICMP, wire::icmp(*kind, 0, &quoted))
             }
             Content::Icmp { kind, data, .. } => (ICMP, wire::icmp(*kind, 0, data)),
+            Content::Igmp { kind, group } => (IGMP, wire::igmp(*kind, self.resolve(*group))),
             Content::Other { protocol, data } => (*protocol, data.clone()),
         }
     }

@@ -208,8 +208,33 @@ fn shot_of_vm() -> BoxedStrategy<Shot> {
         (Just(Symbol::Question(question)), mostly_at(to))
     });
     let symbol = prop_oneof![3 => arp, 8 => ipv4, 6 => question, 1 => (other(), station())];
-    (symbol, mostly_at(Station::Vm), damages())
-        .prop_map(|((symbol, to), from, damage)| Shot { to, from, symbol, damage })
+    let plain = (symbol, mostly_at(Station::Vm), damages()).prop_map(|((symbol, to), from, damage)| Shot {
+        to,
+        from,
+        symbol,
+        damage,
+    });
+    prop_oneof![17 => plain, 1 => report()].boxed()
+}
+
+/// IGMP, mostly as hosts send it (S3).
+fn report() -> BoxedStrategy<Shot> {
+    let routers = Address::Any(0xe000_0016);
+    let about = prop_oneof![
+        2 => Just((0x16, Address::Group, Address::Group)),
+        2 => Just((0x22, Address::Group, routers)),
+        1 => Just((0x17, Address::Group, Address::Any(0xe000_0002))),
+        1 => (proptest::sample::select(vec![0x11, 0x12, 0x16, 0x17, 0x22]), address(), mostly(Address::Group)),
+    ];
+    let time_to_live = prop_oneof![7 => Just(1u8), 1 => any::<u8>()];
+    let alert = prop_oneof![3 => Just(vec![Damage::RouterAlert]), 1 => Just(vec![])];
+    (about, mostly(Address::Own), time_to_live, mostly_at(Station::Group), alert, damages())
+        .prop_map(|((kind, group, destination), source, time_to_live, to, mut damage, more)| {
+            damage.extend(more);
+            let content = Content::Igmp { kind, group };
+            let symbol = Symbol::Ipv4 { source, destination, fragment: 0, time_to_live, content };
+            Shot { to, from: Station::Vm, symbol, damage }
+        })
         .boxed()
 }
 

@@ -59,10 +59,30 @@ pub enum Xid {
 /// What is in an IPv4 packet.
 #[derive(Debug, Clone)]
 pub enum Content {
-    Udp { from: u16, to: u16, data: Vec<u8> },
-    Tcp { from: u16, to: u16, data: Vec<u8> },
-    Icmp { kind: u8, quoted: Option<(Address, Address)>, data: Vec<u8> },
-    Other { protocol: u8, data: Vec<u8> },
+    Udp {
+        from: u16,
+        to: u16,
+        data: Vec<u8>,
+    },
+    Tcp {
+        from: u16,
+        to: u16,
+        data: Vec<u8>,
+    },
+    Icmp {
+        kind: u8,
+        quoted: Option<(Address, Address)>,
+        data: Vec<u8>,
+    },
+    /// Of versions 1 and 2 about the group, of version 3 about one record of it.
+    Igmp {
+        kind: u8,
+        group: Address,
+    },
+    Other {
+        protocol: u8,
+        data: Vec<u8>,
+    },
 }
 
 /// A message of the VM to the DHCP server.
@@ -151,6 +171,8 @@ pub enum Damage {
     Options {
         words: usize,
     },
+    /// Router Alert as the only option, with lengths and checksums to match.
+    RouterAlert,
     /// Padding to the shortest frame.
     Pad,
     /// Checksums made right again, so that damage gets past them.
@@ -263,7 +285,8 @@ impl Damage {
             }
             Self::Cut { length } => frame.truncate(length),
             Self::Append { count, byte } => frame.resize(frame.len() + count, byte),
-            Self::Options { words } => wire::insert_options(frame, words),
+            Self::Options { words } => wire::insert_options(frame, &vec![1; 4 * words]),
+            Self::RouterAlert => wire::insert_options(frame, &[148, 4, 0, 0]),
             Self::Pad => frame.resize(frame.len().max(60), 0),
             Self::Repair => wire::fix(frame),
         }

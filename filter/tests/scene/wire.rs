@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 pub use softnet_wire::ethernet::{ARP, IPV4};
 pub use softnet_wire::make::{Arp, Dhcp, Ipv4, datagram as udp, ethernet, fix};
 
-use softnet_wire::make::{icmp as message, segment};
+use softnet_wire::make::{icmp as message, igmp as report, segment};
 
 use crate::oracle::packet::UDP;
 
@@ -25,6 +25,13 @@ pub fn icmp(kind: u8, code: u8, data: &[u8]) -> Vec<u8> {
     message(kind, code, &[&[0; 4], data].concat()).1
 }
 
+/// A host's message about a group, of the version that the type belongs to.
+pub fn igmp(kind: u8, group: Ipv4Addr) -> Vec<u8> {
+    let group = group.octets();
+    let record = [&[0, 0, 0, 1, 4, 0, 0, 0], &group[..]].concat();
+    report(kind, if kind == 0x22 { &record } else { &group }).1
+}
+
 /// What an ICMP error quotes: the header and 8 bytes of a UDP packet.
 pub fn quote(source: Ipv4Addr, destination: Ipv4Addr) -> Vec<u8> {
     ipv4(source, destination, UDP, &udp(53, 4000, &[]))
@@ -35,14 +42,14 @@ pub fn bootp(op: u8, xid: u32, mac: [u8; 6], options: Vec<(u8, Vec<u8>)>) -> Dhc
     Dhcp { op, options, ..Dhcp::client(0, xid, mac.into()) }
 }
 
-/// Puts 4-byte words of options into the header of a whole IPv4 packet that has none.
-pub fn insert_options(frame: &mut Vec<u8>, words: usize) {
+/// Puts options of whole 4-byte words into the header of a whole IPv4 packet that has none.
+pub fn insert_options(frame: &mut Vec<u8>, options: &[u8]) {
     if frame.len() < 34 || frame[12..15] != [8, 0, 0x45] {
         return;
     }
-    let total = u16::from_be_bytes([frame[16], frame[17]]).saturating_add(4 * words as u16);
-    frame[14] += words as u8;
+    let total = u16::from_be_bytes([frame[16], frame[17]]).saturating_add(options.len() as u16);
+    frame[14] += (options.len() / 4) as u8;
     frame[16..18].copy_from_slice(&total.to_be_bytes());
-    frame.splice(34..34, vec![1; 4 * words]);
+    frame.splice(34..34, options.iter().copied());
     fix(frame);
 }

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
             s1_nothing_after_expiry,
             s2_header_is_right,
             s3_no_options,
+            s3_reports_of_groups_may_alert_routers,
             s4_fragments,
             s5_transport_headers_are_whole,
         },

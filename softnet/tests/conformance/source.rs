@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Result, ensure};
 use lab::DhcpServer;
 use lab::deadline::until;
-use lab::wire::{Dhcp, Ipv4, dhcp_kind, dhcp_option, icmp, tcp, udp};
+use lab::wire::{Dhcp, Ipv4, Mac, dhcp_kind, dhcp_option, icmp, igmp, tcp, udp};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named, packet, to_world};
 
@@ -143,6 +143,61 @@ pub fn s3_no_options() -> Result<()> {
         wire.drops(what, &frame)?;
     }
     Ok(())
+}
+
+/// The exception: what a host reports about groups that an entry opens.
+pub fn s3_reports_of_groups_may_alert_routers() -> Result<()> {
+    const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 2, 3);
+    const ROUTERS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 22);
+    let alert = || vec![148, 4, 0, 0];
+    let report = |kind: u8, rest: &[u8], to: Ipv4Addr| Ipv4 {
+        ttl: 1,
+        options: alert(),
+        ..Ipv4::new(VM, to, igmp(kind, rest))
+    };
+    let in_its_mac = |packet: &Ipv4| {
+        let [_, b, c, d] = packet.to.octets();
+        packet.frame(Mac([0x01, 0, 0x5e, b & 0x7f, c, d]), VM_MAC)
+    };
+    let joins = report(0x16, &GROUP.octets(), GROUP);
+    let record = [&[0, 0, 0, 1, 4, 0, 0, 0], &GROUP.octets()[..]].concat();
+    let version_3 = report(0x22, &record, ROUTERS);
+    let leaves = report(0x17, &GROUP.octets(), [224, 0, 0, 2].into());
+
+    let mut wire = Wire::leased(&["--allow=239.1.0.0/16,224.0.0.22"])?;
+    wire.passes("a report", &in_its_mac(&joins))?;
+    wire.passes("a report of version 3", &in_its_mac(&version_3))?;
+    let mut broken = joins.clone();
+    broken.payload[3] ^= 1;
+    let query = report(0x11, &[0; 4], GROUP);
+    let wrong = [
+        named("a leave to a closed group", in_its_mac(&leaves)),
+        named(
+            "a report to another closed group",
+            in_its_mac(&report(0x16, &[239, 2, 0, 1], [239, 2, 0, 1].into())),
+        ),
+        named("a query", in_its_mac(&query)),
+        named("a query without the option", in_its_mac(&Ipv4 { options: vec![], ..query.clone() })),
+        named("a wrong checksum", in_its_mac(&broken)),
+        named("a TTL of 2", in_its_mac(&Ipv4 { ttl: 2, ..joins.clone() })),
+        named("a foreign source", in_its_mac(&Ipv4 { from: NEIGHBOUR, ..joins.clone() })),
+        named("another group's MAC", joins.frame(Mac([0x01, 0, 0x5e, 1, 2, 4]), VM_MAC)),
+        named("the gateway's MAC", wire.routed(&joins)),
+        named("a second option", {
+            let options = [alert(), vec![7, 7, 4, 0, 0, 0, 0, 0]].concat();
+            in_its_mac(&Ipv4 { options, ..joins.clone() })
+        }),
+        named("a value in the option", in_its_mac(&Ipv4 { options: vec![148, 4, 0, 1], ..joins.clone() })),
+        named("UDP with the option", {
+            let datagram = Ipv4::new(VM, GROUP, udp((VM, 9), (GROUP, 9), b"options"));
+            in_its_mac(&Ipv4 { ttl: 1, options: alert(), ..datagram })
+        }),
+    ];
+    wire.drops_all(&wrong)?;
+    wire.restart_leased(&[])?;
+    wire.drops("a report with nothing opened", &in_its_mac(&joins))?;
+    wire.restart_leased(&["--allow=0.0.0.0/0"])?;
+    wire.passes("a leave where everything is open", &in_its_mac(&leaves))
 }
 
 pub fn s4_fragments() -> Result<()> {

@@ -6,7 +6,7 @@ use super::ethernet;
 use crate::checksum::{self, Sum};
 use crate::ethernet::{HEADER_LEN, IPV4, MacAddr};
 use crate::ipv4::{self, DONT_FRAGMENT, MORE_FRAGMENTS, OFFSET};
-use crate::transport::{ICMP, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN};
+use crate::transport::{ICMP, IGMP, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN};
 
 /// An IPv4 packet; [`Ipv4::new`] is right, each field can be made wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,7 +170,13 @@ pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Transport {
     (ICMP, bytes)
 }
 
-/// Makes the checksums of a frame right again as far as its lengths allow: the IPv4 header's, and UDP's or ICMP's.
+/// An IGMP message with the right checksum: type, and everything behind the checksum.
+#[must_use]
+pub fn igmp(kind: u8, rest: &[u8]) -> Transport {
+    (IGMP, icmp(kind, 0, rest).1)
+}
+
+/// Makes the checksums of a frame right again as far as its lengths allow: the IPv4 header's, and UDP's, ICMP's or IGMP's.
 pub fn fix(frame: &mut [u8]) {
     if frame.get(12..HEADER_LEN) == Some(&IPV4.to_be_bytes()) {
         fix_packet(&mut frame[HEADER_LEN..]);
@@ -207,7 +213,7 @@ fn fix_packet(packet: &mut [u8]) {
 fn fix_transport(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, payload: &mut [u8]) {
     let at = match protocol {
         UDP => 6,
-        ICMP => 2,
+        ICMP | IGMP => 2,
         _ => return,
     };
     if payload.len() < UDP_HEADER_LEN {

@@ -15,7 +15,7 @@ mod ipv4;
 
 pub use arp::Arp;
 pub use dhcp::Dhcp;
-pub use ipv4::{Ipv4, Transport, checksum, datagram, fix, fix_header, icmp, segment, tcp, udp};
+pub use ipv4::{Ipv4, Transport, checksum, datagram, fix, fix_header, icmp, igmp, segment, tcp, udp};
 
 use crate::ethernet::{HEADER_LEN, MacAddr};
 
