@@ -64,7 +64,7 @@
 //! | D7 | `port.rs` | `judge_part_from_vm` |
 //! | D8 | `policy.rs` | `bridge_isolation` |
 //! | D9 | `destination/table.rs` | `classify` |
-//! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_destination` |
+//! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_checksum`, `judge_destination` |
 //! | C2 | `binding/dhcpv4/client.rs` | `judge_header`, `judge_hardware_address`, `judge_options` |
 //! | C3 | `binding/dhcpv4/client.rs` | `judge_message_type` |
 //! | C4 | `binding/dhcpv4/client.rs` | `judge_client_address` |

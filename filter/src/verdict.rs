@@ -162,6 +162,8 @@ drop_reasons! {
     DhcpPorts: "C1" "dhcp-ports",
     /// A fragment of what would be DHCP.
     DhcpFragment: "C1" "dhcp-fragment",
+    /// DHCP with a wrong UDP checksum.
+    DhcpChecksum: "C1" "dhcp-checksum",
     /// DHCP neither broadcast nor to the server by a VM with a lease.
     DhcpDestination: "C1" "dhcp-destination",
     /// A message that is no BOOTP request of this VM.

@@ -7,7 +7,8 @@
 //! * [`Coalescer`] merges consecutive TCP segments (and UDP datagrams) of a batch into super-frames with a
 //!   virtio-net header, which a TAP accepts with one write (what the kernel calls GRO);
 //! * [`Segments`] cuts such super-frames into frames that any guest understands (GSO), and
-//!   [`finish_checksum`] completes a checksum that the kernel left to the device;
+//!   [`finish_checksum`] completes a checksum that the kernel left to the device, [`finish_open_checksum`] one that a
+//!   guest left to a card without saying so;
 //! * [`vnet`] is the virtio-net header.
 //!
 //! The code is pure: it takes bytes and returns bytes or ranges, holds no file descriptor, reads no clock,
@@ -22,5 +23,5 @@ pub mod vnet;
 mod wire;
 
 pub use coalesce::{Coalescer, Features, Frames, MAX_FRAMES, MAX_PARTS, Packet, Packets};
-pub use segment::{MAX_HEADER_LEN, Malformed, Segments, finish_checksum};
+pub use segment::{MAX_HEADER_LEN, Malformed, Segments, finish_checksum, finish_open_checksum};
 pub use vnet::VnetHeader;

@@ -5,7 +5,9 @@ mod common;
 use common::{ACK, Body, CWR, FIN, PSH, Spec, cut, is_valid};
 use proptest::prelude::*;
 use softnet_offload::vnet::{Checksum, Gso, GsoKind, VNET_HEADER_LEN};
-use softnet_offload::{MAX_HEADER_LEN, Malformed, Segments, VnetHeader, finish_checksum};
+use softnet_offload::{
+    MAX_HEADER_LEN, Malformed, Segments, VnetHeader, finish_checksum, finish_open_checksum,
+};
 
 fn flags(frames: &[Vec<u8>]) -> Vec<u8> {
     frames.iter().map(|frame| frame[47]).collect()
@@ -131,6 +133,58 @@ fn a_partial_checksum_is_completed_in_place() {
 }
 
 #[test]
+fn an_open_checksum_is_completed_without_a_header_that_says_so() {
+    for spec in [Spec::tcp(b"odd"), Spec::udp(b"even"), Spec::tcp(b""), Spec::udp(b"")] {
+        let (_, open) = spec.super_frame(100);
+        assert_ne!(open, spec.frame());
+        // Padding of the Ethernet frame belongs to no sum.
+        for padding in [0, 7] {
+            let mut frame = [&open[..], &vec![0xff; padding]].concat();
+            finish_open_checksum(&mut frame);
+            assert_eq!(frame[..open.len()], spec.frame());
+            assert_eq!(frame[open.len()..], vec![0xff; padding]);
+        }
+        let mut frame = spec.frame();
+        finish_open_checksum(&mut frame);
+        assert_eq!(frame, spec.frame(), "a right checksum stays");
+        // Every other value is not open, so a wrong one stays wrong.
+        let at = if open[23] == 6 { 50 } else { 40 };
+        for bit in 0..16 {
+            let mut wrong = open.clone();
+            wrong[at + bit / 8] ^= 1 << (bit % 8);
+            let before = wrong.clone();
+            finish_open_checksum(&mut wrong);
+            assert_eq!(wrong, before, "bit {bit}");
+        }
+        let changes: [fn(&mut Vec<u8>); 6] = [
+            |frame| frame[12] = 0x86,
+            |frame| frame[14] = 0x65,
+            |frame| frame[14] = 0x44,
+            |frame| frame[20] |= 0x20,
+            |frame| frame[23] = 47,
+            |frame| frame.truncate(frame.len() - 1),
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            let mut frame = open.clone();
+            change(&mut frame);
+            let before = frame.clone();
+            finish_open_checksum(&mut frame);
+            assert_eq!(frame, before, "change {index}");
+        }
+    }
+}
+
+#[test]
+fn an_open_checksum_behind_options_is_completed() {
+    let (_, open) = Spec::udp(b"data").super_frame(100);
+    let mut frame = [&open[..34], &[1, 1, 1, 0], &open[34..]].concat();
+    frame[14] = 0x46;
+    frame[17] += 4;
+    finish_open_checksum(&mut frame);
+    assert_eq!(frame[44..46], Spec::udp(b"data").frame()[40..42]);
+}
+
+#[test]
 fn a_checksum_beyond_the_frame_is_refused() {
     for (start, offset) in [(34, 31), (64, 0), (65, 0), (65_535, 65_535), (33, 16), (0, 0)] {
         let mut frame = vec![0; 34 + 31];
@@ -196,6 +250,7 @@ proptest! {
             }
             let _ = finish_checksum(&mut frame, &vnet);
         }
+        finish_open_checksum(&mut frame);
     }
 
     #[test]
@@ -205,5 +260,6 @@ proptest! {
             let _ = Segments::new(&frame, &VnetHeader { gso, ..vnet });
             let _ = finish_checksum(&mut frame, &vnet);
         }
+        finish_open_checksum(&mut frame);
     }
 }

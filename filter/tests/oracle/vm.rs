@@ -178,6 +178,7 @@ impl Oracle {
         let broadcast = ethernet.is_broadcast() && ip.destination == LIMITED_BROADCAST;
         let to_server = ethernet.destination == self.gateway_mac() && ip.destination == self.gateway();
         breaks("C1", ip.is_fragment())?;
+        breaks("C1", packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong)?;
         let boots = self.is_to_boot_server(ip);
         let renews = own.is_some() || (!boots && self.may_believe(ip.source, now));
         breaks("C1", !(broadcast || to_server && renews))?;
@@ -323,7 +324,6 @@ impl Oracle {
             || !id_is_plain
             || !lengths.into_iter().all(four)
             || message.has(dhcp::OPTION_RESOLVERS)
-            || packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong
             || self.under.tokens(now) < 1.0
             || !message.once(dhcp::OPTION_CLIENT_ID).is_none_or(|id| self.may_come_with(id, now))
         {

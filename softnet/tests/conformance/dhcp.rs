@@ -9,7 +9,9 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lab::DhcpServer;
 use lab::deadline::until;
-use lab::wire::{Dhcp, IPV4, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ethernet, parse_dhcp, udp};
+use lab::wire::{
+    Dhcp, IPV4, Ipv4, Mac, checksum, dhcp_kind as kind, dhcp_option as option, ethernet, parse_dhcp, tcp, udp,
+};
 
 use crate::wire::{GATEWAY, Marker, NEIGHBOUR, OTHER_MAC, VM, VM_MAC, WORLD, Wire, named};
 
@@ -77,6 +79,47 @@ pub fn c1_ports_and_destination() -> Result<()> {
         named("a renewal without a lease", wire.routed(&renewal.packet(VM, GATEWAY))),
         named("unicast of nobody", wire.routed(&discover(4).packet(NOBODY, GATEWAY))),
     ])
+}
+
+/// A driver that leaves checksums to its card puts the sum of the pseudo-header there; without metadata on the socket
+/// nothing else tells.
+fn with_open_checksum(packet: &Ipv4) -> Ipv4 {
+    let (mut open, len) = (packet.clone(), packet.payload.len() as u16);
+    let pseudo =
+        [&packet.from.octets()[..], &packet.to.octets(), &[0, packet.protocol], &len.to_be_bytes()].concat();
+    let at = if packet.protocol == 6 { 16 } else { 6 };
+    open.payload[at..at + 2].copy_from_slice(&(!checksum(&[&pseudo])).to_be_bytes());
+    open
+}
+
+pub fn c1_wrong_checksums_are_counted_and_open_ones_completed() -> Result<()> {
+    let mut wire = Wire::start(&[])?;
+    let right = discover(1).packet(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
+    let framed = |packet: &Ipv4| packet.frame(Mac::BROADCAST, VM_MAC);
+    let mut wrong = right.clone();
+    wrong.payload[6] ^= 1;
+    wire.drops("a wrong checksum", &framed(&wrong))?;
+    let counted = wire.softnet.counters()?.from_vm.get("dhcp-checksum").copied();
+    ensure!(counted == Some(1), "counted {counted:?} times");
+    let open = with_open_checksum(&right);
+    ensure!(open != right, "the checksum is not open: the test shows nothing");
+    wire.vm.send(&framed(&open))?;
+    wire.segment.expect("the DISCOVER with its checksum", |seen| seen == framed(&right))?;
+    let mut none = right.clone();
+    none.payload[6..8].fill(0);
+    wire.passes("no checksum", &framed(&none))?;
+
+    wire.lease(VM)?;
+    let text = b"not only DHCP";
+    for (what, packet) in [
+        ("UDP", Ipv4::new(VM, WORLD, udp((VM, 4000), (WORLD, 80), text))),
+        ("TCP", Ipv4::new(VM, WORLD, tcp((VM, 4000), (WORLD, 80), 1, 0x18, text))),
+    ] {
+        wire.vm.send(&wire.routed(&with_open_checksum(&packet)))?;
+        let whole = wire.routed(&packet);
+        wire.segment.expect(&format!("{what} with its checksum"), |seen| seen == whole)?;
+    }
+    Ok(())
 }
 
 pub fn c2_message_is_well_formed() -> Result<()> {

@@ -64,6 +64,7 @@ fn main() -> ExitCode {
         },
         dhcp::{
             c1_ports_and_destination,
+            c1_wrong_checksums_are_counted_and_open_ones_completed,
             c2_message_is_well_formed,
             c3_client_types_only,
             c4_source_and_ciaddr,

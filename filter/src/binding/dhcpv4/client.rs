@@ -13,6 +13,7 @@ use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
+use softnet_wire::checksum;
 use softnet_wire::dhcpv4::name;
 use softnet_wire::dhcpv4::{BOOT_PORT, CLIENT_PORT, SERVER_PORT};
 use softnet_wire::dhcpv4::{BOOT_REQUEST, ETHERNET, Message, Options, OptionsError, kind};
@@ -49,6 +50,7 @@ pub(crate) fn judge_from_vm(
     let source = datagram.source;
     judge_ports(datagram.udp)?;
     let payload = judge_wholeness(datagram.part)?;
+    judge_checksum(&datagram, payload)?;
     judge_destination(dhcp, segment, frame, datagram)?;
     let message = judge_header(payload.get(UDP_HEADER_LEN..).ok_or(DropReason::DhcpHeader)?)?;
     judge_hardware_address(segment, &message)?;
@@ -87,6 +89,13 @@ fn judge_wholeness(part: Part<'_>) -> Result<&[u8], DropReason> {
         Part::Whole(datagram) => Ok(datagram),
         Part::First(_) | Part::Later => Err(DropReason::DhcpFragment),
     }
+}
+
+/// C1: a checksum that is there is right: the server's system would drop the message in silence.
+fn judge_checksum(datagram: &Datagram<'_>, bytes: &[u8]) -> Result<(), DropReason> {
+    let has_checksum = !matches!(bytes, &[_, _, _, _, _, _, 0, 0, ..]);
+    let sum = checksum::udp(datagram.source.octets(), datagram.destination.octets(), bytes);
+    if has_checksum && !sum.is_valid() { Err(DropReason::DhcpChecksum) } else { Ok(()) }
 }
 
 /// C1: broadcast, or from a VM with an address to the server.
@@ -452,6 +461,30 @@ mod tests {
         let late = NOW.saturating_add(core::time::Duration::from_secs(600));
         assert_eq!(port.from_vm(&to_boot_server(3).frame(), late), drop_for(DropReason::DhcpDestination));
         assert_eq!(port.from_vm(&DhcpFrame::renewal().frame(), late), Verdict::Forward);
+    }
+
+    /// C1: every wrong checksum; but a datagram may have none (RFC 768).
+    #[test]
+    fn c1_checksum() {
+        let right = DhcpFrame::discover().frame();
+        let field = 14 + 20 + 6;
+        let judge = |frame: &[u8]| fresh().from_vm(frame, NOW);
+        assert_eq!(judge(&right), Verdict::Forward);
+        for bit in 0..16 {
+            let mut frame = right.clone();
+            frame[field + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(judge(&frame), drop_for(DropReason::DhcpChecksum), "bit {bit}");
+        }
+        let mut other = right.clone();
+        *other.last_mut().unwrap() ^= 1;
+        assert_eq!(judge(&other), drop_for(DropReason::DhcpChecksum));
+        let mut none = right.clone();
+        none[field..field + 2].fill(0);
+        assert_eq!(judge(&none), Verdict::Forward);
+        let mut port = bound();
+        let mut renewal = DhcpFrame::renewal().frame();
+        renewal[field] ^= 1;
+        assert_eq!(port.from_vm(&renewal, NOW), drop_for(DropReason::DhcpChecksum));
     }
 
     /// C1: broadcast in a broadcast frame, or with a lease to the server in the server's.
