@@ -70,6 +70,7 @@ fn config() -> NetworkConfig {
         subnet: None,
         net_type: NetType::Nat,
         lease_time: network::DEFAULT_LEASE_TIME,
+        tftp: false,
     }
 }
 

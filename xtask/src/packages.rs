@@ -9,7 +9,7 @@ pub const LAB: &[&str] = &["iproute2", "dnsmasq-base", "nftables", "busybox-stat
 /// User-mode Linux guests.
 pub const UML: &[&str] = &["user-mode-linux"];
 /// QEMU guests.
-pub const QEMU: &[&str] = &["qemu-system-x86"];
+pub const QEMU: &[&str] = &["qemu-system-x86", "ipxe-qemu"];
 /// The network of a user without privilege.
 pub const UNPRIVILEGED: &[&str] = &["passt"];
 

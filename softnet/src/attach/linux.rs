@@ -20,6 +20,8 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use rustix::process::{geteuid, getuid};
 use rustix::thread::CapabilitySet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The name of a new TAP; the kernel picks the number.
 const NEW_TAP: &str = "snt%d";
@@ -51,6 +53,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
                 subnet: managed_subnet(&settings.host),
                 net_type: settings.net_type,
                 lease_time: std::time::Duration::from_secs(settings.lease_time.into()),
+                tftp: settings.client.tftp_root.is_some(),
             };
             open_managed(&config, request)
         }
@@ -163,11 +166,13 @@ fn check_fixed_address(request: &Request<'_>, gateway: &Gateway) -> Result<(), U
 /// passt has no privilege and gets the forwards on its command line, so nothing has to follow the lease.
 fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, .. } = request;
-    let ClientSettings { address, resolvers, search } = &settings.client;
+    let ClientSettings { address, resolvers, search, boot_file, tftp_root } = &settings.client;
     for (flag, is_given) in [
         ("--vm-address", address.is_some()),
         ("--dns", !resolvers.is_empty()),
         ("--dns-search", !search.is_empty()),
+        ("--pxe-file", boot_file.is_some()),
+        ("--tftp-root", tftp_root.is_some()),
     ] {
         if is_given {
             let reason = "needs the managed network, which only root may set up; use sudo, or leave it out to use passt, \
@@ -211,13 +216,21 @@ fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, UsageError> {
 
 fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, isolated, .. } = request;
+    let client = settings.client.clone().with_files_found()?;
+    if let Some(closed) = client.tftp_root.as_deref().and_then(closed_to_others) {
+        tracing::warn!(
+            directory = %closed.display(),
+            user = network::dnsmasq::arguments::user(),
+            "not every user may enter this directory; the VM finds no file by TFTP if that user may not"
+        );
+    }
     let reservations = reserve(settings)?;
     let member = Member {
         mac: vm_mac,
         exposes: settings.expose.clone(),
         release: settings.release,
         connections: settings.connections,
-        client: settings.client.clone(),
+        client,
     };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;
     let mut tap = Tap::attach(NEW_TAP, false).context("cannot create a TAP")?;
@@ -236,6 +249,12 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
         place: Some(Place::new(membership, settings.expose.clone(), reservations)),
         exposed: ExposedWatch::new(Some((&config.name, vm_mac))),
     })
+}
+
+/// The directory on the way to `path`, or the one there, that not every user may enter.
+fn closed_to_others(path: &str) -> Option<&Path> {
+    let is_closed = |path: &&Path| std::fs::metadata(path).is_ok_and(|there| there.mode() & 0o001 == 0);
+    Path::new(path).ancestors().find(is_closed)
 }
 
 /// Turns an error that the user can fix on the command line into a [`UsageError`].

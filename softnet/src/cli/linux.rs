@@ -37,6 +37,15 @@ pub struct HostArgs {
     #[arg(long, value_name = "DOMAIN,…", value_delimiter = ',', help_heading = "Network")]
     pub dns_search: Vec<String>,
 
+    /// File that the VM's firmware boots over the managed network: a path under --tftp-root, or a URL for iPXE.
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub pxe_file: Option<String>,
+
+    /// Directory whose files the gateway of the managed network shows to this VM by TFTP, read-only. The user that
+    /// dnsmasq runs as must be able to read them.
+    #[arg(long, value_name = "DIR", help_heading = "Network")]
+    pub tftp_root: Option<String>,
+
     /// Limit of connections that the host tracks for the VM at a time on the managed network, 64 to 1048576
     /// [default: 16384]. Further connections are dropped.
     #[arg(long, value_name = "N", allow_negative_numbers = true, help_heading = "Network")]

@@ -1,8 +1,10 @@
-//! What the DHCP server of the managed network gives one VM: its own address, resolvers, search domains.
+//! What the server of the managed network gives one VM: its own address, resolvers, search domains, boot files.
 
 use std::net::Ipv4Addr;
 
 use softnet_wire::dhcpv4::name;
+
+use crate::usage::UsageError;
 
 /// How many resolvers and search domains a VM gets at most: more than common clients use, and they fit into one option.
 const MOST: usize = 6;
@@ -18,6 +20,10 @@ pub struct ClientSettings {
     pub resolvers: Vec<Ipv4Addr>,
     /// The domains in which it looks up short names, at most six.
     pub search: Vec<String>,
+    /// The file that its firmware boots: a path that TFTP serves, or a URL.
+    pub boot_file: Option<String>,
+    /// The directory whose files TFTP shows it: an absolute path.
+    pub tftp_root: Option<String>,
 }
 
 /// Why a value is refused. The caller adds the flag and the value.
@@ -35,7 +41,23 @@ pub enum ClientError {
     /// Too many, or too long together.
     #[error("is one too many; a VM gets at most {MOST} of them, in {LONGEST_OPTION} bytes together")]
     Many,
+    /// No name of a file.
+    #[error(
+        "is not a boot file that DHCP can name; use 1 to {LONGEST_FILE} letters, digits and the characters {FILE_CHARACTERS}"
+    )]
+    File,
+    /// The boot file is not where TFTP looks for it.
+    #[error("is not a file in --tftp-root {0}; put it there, or give its path from there")]
+    NotInRoot(String),
+    /// No directory.
+    #[error("is not a directory that can be served: {0}")]
+    Directory(String),
 }
+
+/// The longest name of a boot file, in bytes: the field `file` and its final zero (RFC 2131, section 2).
+const LONGEST_FILE: usize = 127;
+/// What the name may hold beside letters and digits: the characters of paths and URLs that mean nothing to the server.
+const FILE_CHARACTERS: &str = "-._~/:?&=%+@";
 
 /// The VM's own address.
 ///
@@ -83,6 +105,56 @@ pub fn add_domain(search: &mut Vec<String>, value: &str) -> Result<(), ClientErr
     Ok(())
 }
 
+/// The boot file.
+///
+/// # Errors
+/// If DHCP cannot name it.
+pub fn parse_boot_file(value: &str) -> Result<String, ClientError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || FILE_CHARACTERS.as_bytes().contains(&byte);
+    if value.is_empty() || value.len() > LONGEST_FILE || !value.bytes().all(is_plain) {
+        return Err(ClientError::File);
+    }
+    Ok(value.to_owned())
+}
+
+/// The directory for TFTP.
+///
+/// # Errors
+/// If it is not plain text on one line.
+pub fn parse_tftp_root(value: &str) -> Result<String, ClientError> {
+    if value.is_empty() || value.contains(char::is_control) {
+        return Err(ClientError::Directory("its path is not plain text".to_owned()));
+    }
+    Ok(value.to_owned())
+}
+
+impl ClientSettings {
+    /// The same with the absolute path of the directory for TFTP, after a look whether that and the boot file in it are
+    /// there. Not for a process with more rights than its caller: the error tells what is there.
+    ///
+    /// # Errors
+    /// If one of them is not there.
+    pub fn with_files_found(mut self) -> Result<Self, UsageError> {
+        let Some(root) = &self.tftp_root else { return Ok(self) };
+        let bad_root = |error: &dyn std::fmt::Display| {
+            UsageError::new("--tftp-root", root, ClientError::Directory(error.to_string()))
+        };
+        let path = std::fs::canonicalize(root).map_err(|error| bad_root(&error))?;
+        if !path.is_dir() {
+            return Err(bad_root(&"it is something else"));
+        }
+        let found = path.to_str().ok_or_else(|| bad_root(&"its path is not plain text"))?.to_owned();
+        let found = parse_tftp_root(&found).map_err(|error| UsageError::new("--tftp-root", root, error))?;
+        if let Some(file) = self.boot_file.as_ref().filter(|file| !file.contains("://"))
+            && !path.join(file.trim_start_matches('/')).is_file()
+        {
+            return Err(UsageError::new("--pxe-file", file, ClientError::NotInRoot(found)));
+        }
+        self.tftp_root = Some(found);
+        Ok(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +182,34 @@ mod tests {
         let long = ["a"; 125].join(".");
         assert_eq!(add_domain(&mut search, &long), Err(ClientError::Many));
         assert_eq!(search, ["corp.example"]);
+    }
+
+    #[test]
+    fn a_boot_file_is_a_plain_name_and_where_tftp_finds_it() {
+        for bad in ["", "a b", "a,b", "a\"b", "a#b", "a\nb", &"a".repeat(128)] {
+            assert_eq!(parse_boot_file(bad), Err(ClientError::File), "{bad}");
+        }
+        assert!(parse_tftp_root("a\nb").is_err() && parse_tftp_root("").is_err());
+        let root = std::env::temp_dir().join(format!("softnet-boot-{}", std::process::id()));
+        std::fs::create_dir_all(root.join("a")).unwrap();
+        std::fs::write(root.join("a/boot"), "").unwrap();
+        let found = |root: &str, file: &str| {
+            let boot_file = Some(parse_boot_file(file).unwrap());
+            let settings =
+                ClientSettings { boot_file, tftp_root: Some(root.to_owned()), ..Default::default() };
+            settings
+                .with_files_found()
+                .map(|found| found.tftp_root.unwrap())
+                .map_err(|error| error.to_string())
+        };
+        let text = std::fs::canonicalize(&root).unwrap().to_str().unwrap().to_owned();
+        for file in ["a/boot", "/a/boot", "http://10.0.0.1:8080/boot.ipxe?vm=web&x=%20"] {
+            assert_eq!(found(&format!("{text}/a/.."), file).as_ref(), Ok(&text));
+        }
+        let missing = found(&text, "boot").unwrap_err();
+        assert!(missing.starts_with("--pxe-file \"boot\": is not a file in --tftp-root"), "{missing}");
+        assert!(found(&format!("{text}/a/boot"), "x").unwrap_err().starts_with("--tftp-root"));
+        std::fs::remove_dir_all(root).unwrap();
+        assert!(found(&text, "x").unwrap_err().starts_with("--tftp-root"));
     }
 }

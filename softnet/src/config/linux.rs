@@ -86,14 +86,25 @@ pub fn client(args: &HostArgs, net_type: NetType) -> Result<ClientSettings, Usag
         client::add_domain(&mut settings.search, value)
             .map_err(|error| UsageError::new("--dns-search", value, error))?;
     }
-    for (flag, is_empty) in
-        [("--dns", settings.resolvers.is_empty()), ("--dns-search", settings.search.is_empty())]
-    {
-        if is_empty {
+    if let Some(value) = &args.tftp_root {
+        let root = client::parse_tftp_root(value);
+        settings.tftp_root = Some(root.map_err(|error| UsageError::new("--tftp-root", value, error))?);
+    }
+    if let Some(value) = &args.pxe_file {
+        let file = client::parse_boot_file(value);
+        settings.boot_file = Some(file.map_err(|error| UsageError::new("--pxe-file", value, error))?);
+    }
+    for (flag, is_given, is_for_host_only) in [
+        ("--dns", !settings.resolvers.is_empty(), false),
+        ("--dns-search", !settings.search.is_empty(), false),
+        ("--pxe-file", settings.boot_file.is_some(), true),
+        ("--tftp-root", settings.tftp_root.is_some(), true),
+    ] {
+        if !is_given {
             continue;
         }
         of_the_managed_network(flag, args)?;
-        if net_type == NetType::Host {
+        if net_type == NetType::Host && !is_for_host_only {
             let reason = "contradicts --vm-net-type host; a host-only VM gets no resolver, so leave one of the two out";
             return Err(UsageError::flag(flag, reason));
         }

@@ -314,6 +314,7 @@ mod tests {
             ("--dns 127.0.0.53", "--dns", "127.0.0.53"),
             ("--dns 10.0.0.1,x", "--dns", "x"),
             ("--dns-search corp.example,a_b", "--dns-search", "a_b"),
+            ("--pxe-file a,b", "--pxe-file", "a,b"),
         ] {
             let error = refusal(line);
             assert!(error.starts_with(&format!("{flag} {value:?}: ")), "{line}: {error}");
@@ -332,6 +333,8 @@ mod tests {
             "--bridge b --connections 100",
             "--tap a --dns 10.0.0.1",
             "--bridge b --dns-search a.example",
+            "--bridge b --tftp-root /",
+            "--tap a --pxe-file a",
             "--vm-net-type host --dns 10.0.0.1",
         ] {
             assert!(refusal(line).contains("contradicts"), "{line}");

@@ -31,6 +31,10 @@ const PATH: &str = "/etc/softnet/bridges.conf";
 /// When it is not allowed, or the list cannot be trusted.
 pub fn permit(settings: &PortSettings) -> Result<(), UsageError> {
     permit_address(settings)?;
+    if let Some(root) = &settings.client.tftp_root {
+        let reason = "is served with the rights of another user; only root may choose it";
+        return Err(UsageError::new("--tftp-root", root, reason));
+    }
     judge(&settings.host, &Bridges::read(Path::new(PATH)))
 }
 

@@ -86,7 +86,7 @@ pub fn b9_a_fixed_address_serves_with_and_without_dhcp() -> Result<()> {
     Ok(())
 }
 
-fn gateway_mac() -> Result<Mac> {
+pub fn gateway_mac() -> Result<Mac> {
     let mac = hex(&run("ip", &["-oneline", "link", "show", "softnet0"])?).context("no MAC")?;
     Ok(Mac(*mac.first_chunk().context("short")?))
 }

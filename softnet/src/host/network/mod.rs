@@ -61,6 +61,8 @@ pub struct NetworkConfig {
     pub net_type: NetType,
     /// How long a lease lasts. The latest start sets it for all VMs.
     pub lease_time: Duration,
+    /// Whether its server has to serve TFTP. Once it does, it does until the network is removed.
+    pub tftp: bool,
 }
 
 /// The settings of a network.
@@ -74,6 +76,8 @@ pub struct Plan {
     pub net_type: NetType,
     /// How long a lease lasts.
     pub lease_time: Duration,
+    /// Whether its server serves TFTP, to the VMs that have a directory for it.
+    pub tftp: bool,
 }
 
 impl Plan {
@@ -281,6 +285,7 @@ mod tests {
             subnet: "192.168.64.0/24".parse().unwrap(),
             net_type,
             lease_time: DEFAULT_LEASE_TIME,
+            tftp: false,
         }
     }
 

@@ -19,8 +19,9 @@ use crate::host::forwarder::Forward;
 
 /// The text of the `network` file.
 pub fn write_plan(plan: &Plan) -> String {
-    let Plan { name: _, subnet, net_type, lease_time } = plan;
-    format!("subnet {subnet}\ntype {}\nlease-time {}\n", type_name(*net_type), lease_time.as_secs())
+    let Plan { name: _, subnet, net_type, lease_time, tftp } = plan;
+    let (of_type, seconds) = (type_name(*net_type), lease_time.as_secs());
+    format!("subnet {subnet}\ntype {of_type}\nlease-time {seconds}\ntftp {tftp}\n")
 }
 
 /// The plan of the network `name`; `None` if [`write_plan`] did not write the text.
@@ -35,6 +36,7 @@ pub fn read_plan(name: &NetworkName, text: &str) -> Option<Plan> {
         subnet: value(text, "subnet")?.parse::<Ipv4Net>().ok()?,
         net_type,
         lease_time: Duration::from_secs(value(text, "lease-time")?.parse().ok()?),
+        tftp: value(text, "tftp") == Some("true"),
     })
 }
 
@@ -104,7 +106,7 @@ pub fn write_member(member: &MemberRecord) -> String {
     for expose in &member.exposes {
         let _ = writeln!(text, "expose {expose}");
     }
-    let ClientSettings { address, resolvers, search } = &member.client;
+    let ClientSettings { address, resolvers, search, boot_file, tftp_root } = &member.client;
     if let Some(address) = address {
         let _ = writeln!(text, "vm-address {address}");
     }
@@ -113,6 +115,12 @@ pub fn write_member(member: &MemberRecord) -> String {
     }
     for domain in search {
         let _ = writeln!(text, "dns-search {domain}");
+    }
+    if let Some(file) = boot_file {
+        let _ = writeln!(text, "pxe-file {file}");
+    }
+    if let Some(root) = tftp_root {
+        let _ = writeln!(text, "tftp-root {root}");
     }
     for Forward { expose, to } in &member.forwards {
         let _ = writeln!(text, "forward {expose} {to}");
@@ -142,6 +150,8 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
             address: value(text, "vm-address").and_then(|address| address.parse().ok()),
             resolvers: values(text, "dns").filter_map(|value| value.parse().ok()).collect(),
             search: values(text, "dns-search").map(str::to_owned).collect(),
+            boot_file: value(text, "pxe-file").map(str::to_owned),
+            tftp_root: value(text, "tftp-root").map(str::to_owned),
         },
         forwards: text.lines().filter_map(forward).collect(),
     })
@@ -183,8 +193,10 @@ mod tests {
     #[test]
     fn a_plan_reads_back() {
         for net_type in [NetType::Nat, NetType::Host] {
-            let plan = plan(net_type);
-            assert_eq!(read_plan(&plan.name, &write_plan(&plan)), Some(plan));
+            for tftp in [false, true] {
+                let plan = Plan { tftp, ..plan(net_type) };
+                assert_eq!(read_plan(&plan.name, &write_plan(&plan)), Some(plan));
+            }
         }
         assert_eq!(read_plan(&plan(NetType::Nat).name, "subnet 10.0.0.0/24\n"), None);
     }
@@ -206,6 +218,8 @@ mod tests {
             address: Some(to),
             resolvers: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],
             search: vec!["a.example".into(), "b".into()],
+            boot_file: Some("a/b".into()),
+            tftp_root: Some("/srv/a directory".into()),
         };
         assert_eq!(read_member(&write_member(&member)), Some(member.clone()));
         assert_eq!(read_member(""), None);

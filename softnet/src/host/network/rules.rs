@@ -64,9 +64,12 @@ pub fn apply_for_tap(tap: &str, run_dir: &RunDir, lock: &Lock) -> Result<(), Err
 
 fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock) -> Result<(), Error> {
     let snapshot = take_snapshot(run_dir, lock)?;
+    for Network { plan, members } in &snapshot.networks {
+        clients::show_directories(&run_dir.network(plan.name.as_str()), members)?;
+    }
     load_rules(first, &snapshot, run_dir)?;
     for Network { plan, members } in &snapshot.networks {
-        clients::apply(&run_dir.network(plan.name.as_str()), members)?;
+        clients::apply(plan, &run_dir.network(plan.name.as_str()), members)?;
     }
     Ok(())
 }
@@ -154,7 +157,7 @@ pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
     let snapshot = take_snapshot(run_dir, lock)?;
     for Network { plan, members } in &snapshot.networks {
-        if !clients::are_current(&run_dir.network(plan.name.as_str()), members)? {
+        if !clients::are_current(plan, &run_dir.network(plan.name.as_str()), members)? {
             return Ok(false);
         }
     }

@@ -4,6 +4,8 @@
 //! /run/softnet/ip_forward                 Softnet turned IPv4 forwarding on, so the last network turns it off
 //! /run/softnet/NAME/network               the network's settings
 //! /run/softnet/NAME/dnsmasq.{pid,leases}
+//! /run/softnet/NAME/dnsmasq.{hosts,options}   what single VMs get
+//! /run/softnet/NAME/tftp/ADDRESS/MAC      a link to the directory whose files TFTP shows to that VM
 //! /run/softnet/NAME/server                the keeper and its dnsmasq
 //! /run/softnet/NAME/ports/MAC             one running Softnet: what it exposes
 //! /run/softnet/NAME/leases/ADDRESS        which VM holds the address
@@ -121,6 +123,7 @@ impl NetworkDir {
         make_directory(&self.root, 0o755)?;
         make_directory(&self.ports(), 0o755)?;
         make_directory(&self.leases(), 0o755)?;
+        make_directory(&self.tftp(), 0o755)?;
         let locks = self.locks();
         make_directory(&locks, 0o700)?;
         make_directory(&locks.join("ports"), 0o700)?;
@@ -145,6 +148,11 @@ impl NetworkDir {
     /// The leased addresses' files.
     pub fn leases(&self) -> PathBuf {
         self.root.join("leases")
+    }
+
+    /// The directory that TFTP serves.
+    pub fn tftp(&self) -> PathBuf {
+        self.root.join("tftp")
     }
 
     fn locks(&self) -> PathBuf {

@@ -23,6 +23,11 @@ const OTHER_CONNECTIONS: u64 = 20;
 /// The limit of TCP connections, each of which is a process: what a small host can handle.
 const MOST_CONNECTIONS: u64 = 1_100;
 
+/// TFTP transfers for each VM of a full network.
+const TRANSFERS: u64 = 4;
+/// The limit of transfers, each of which is a socket.
+const MOST_TRANSFERS: u64 = 500;
+
 /// Options that only some versions of dnsmasq have.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Options {
@@ -53,6 +58,11 @@ fn questions(pool: u64) -> u64 {
 
 fn connections(pool: u64) -> u64 {
     pool.saturating_mul(CONNECTIONS).saturating_add(OTHER_CONNECTIONS).min(MOST_CONNECTIONS)
+}
+
+/// Room for a few transfers of each VM of a full network.
+fn transfers(pool: u64) -> u64 {
+    pool.saturating_mul(TRANSFERS).min(MOST_TRANSFERS)
 }
 
 /// The user that dnsmasq runs as: `dnsmasq` if its package created that.
@@ -97,6 +107,13 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         // (rule H11).
         arguments.push("--no-ident".to_owned());
     }
+    if plan.tftp {
+        arguments.push("--enable-tftp".to_owned());
+        arguments.push(format!("--tftp-root={}", directory.tftp().display()));
+        // A VM sees the directory of its address and MAC. The rules let nobody ask who has none.
+        arguments.extend(["--tftp-unique-root=ip", "--tftp-unique-root=mac"].map(str::to_owned));
+        arguments.push(format!("--tftp-max={}", transfers(pool)));
+    }
     match plan.net_type {
         NetType::Nat => {
             arguments.extend(["--domain-needed".to_owned(), "--bogus-priv".to_owned()]);
@@ -133,6 +150,15 @@ mod tests {
         for needed in ["--port=0", "--dhcp-option=option:router", "--dhcp-option=option:dns-server"] {
             assert!(host.iter().any(|argument| argument == needed), "{needed}");
         }
+    }
+
+    #[test]
+    fn tftp_is_served_only_where_it_was_asked_for() {
+        let directory = RunDir::of_this_namespace().network("softnet0");
+        let of =
+            |tftp| arguments(&Plan { tftp, ..plan(NetType::Nat) }, &directory, "nobody", Options::default());
+        assert!(of(true).iter().any(|argument| argument == "--tftp-unique-root=ip"));
+        assert!(!of(false).iter().any(|argument| argument.contains("tftp")));
     }
 
     #[test]

@@ -1,10 +1,14 @@
-//! What the server gives single VMs: their fixed addresses, resolvers and search domains.
+//! What the server gives single VMs: their fixed addresses, resolvers, search domains and boot files.
 //!
 //! Like the rules, it follows from the files of running members: with each change all of it is rendered again. The
 //! server reads it at its start and whenever it is sent SIGHUP (dnsmasq(8), `--dhcp-hostsfile`, `--dhcp-optsfile`).
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,17 +18,19 @@ use super::leases::wait_until_idle;
 use super::process::running;
 use super::{hosts_file, options_file};
 use crate::host::files;
+use crate::host::network::Plan;
 use crate::host::network::record::MemberRecord;
 use crate::host::network::run_dir::NetworkDir;
 
-/// Writes the files for these members, if they differ, and lets a running server read them. It has read them when this
+/// Writes the files for these members, if they differ, hides from VMs what is no longer theirs, and lets a running server read them. It has read them when this
 /// returns, unless it is so slow that a warning says so. Call it under the [`crate::host::network::lock::Lock`].
 ///
 /// # Errors
 /// If a file cannot be read or written.
-pub fn apply(directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
+pub fn apply(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
     let mut changed = false;
-    for (path, text) in contents(directory, members) {
+    hide_directories(directory, members)?;
+    for (path, text) in contents(plan, directory, members) {
         if files::read(&path)?.as_deref() != Some(text.as_str()) {
             files::write_atomically(&path, &text)?;
             changed = true;
@@ -40,8 +46,16 @@ pub fn apply(directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), fil
 ///
 /// # Errors
 /// If a file cannot be read.
-pub fn are_current(directory: &NetworkDir, members: &[MemberRecord]) -> Result<bool, files::Error> {
-    for (path, text) in contents(directory, members) {
+pub fn are_current(
+    plan: &Plan,
+    directory: &NetworkDir,
+    members: &[MemberRecord],
+) -> Result<bool, files::Error> {
+    let shown: Vec<String> = shown(members).into_keys().collect();
+    if files::list(&directory.tftp())? != shown {
+        return Ok(false);
+    }
+    for (path, text) in contents(plan, directory, members) {
         if files::read(&path)?.unwrap_or_default() != text {
             return Ok(false);
         }
@@ -49,9 +63,64 @@ pub fn are_current(directory: &NetworkDir, members: &[MemberRecord]) -> Result<b
     Ok(true)
 }
 
-fn contents(directory: &NetworkDir, members: &[MemberRecord]) -> [(PathBuf, String); 2] {
+/// Which directory TFTP shows to which VM: by its address, the link's name and the directory.
+///
+/// dnsmasq looks for a file below `ADDRESS/MAC` of its root. If one of the two is not there, it leaves that out
+/// (dnsmasq(8), `--tftp-unique-root`). So the address is a directory that is there as long as the VM may ask, and
+/// holds nothing but the link: a VM whose own directory was removed does not get to those of others.
+fn shown(members: &[MemberRecord]) -> BTreeMap<String, (String, &Path)> {
+    let of =
+        |member: &MemberRecord| Some((member.address?.to_string(), member.mac.to_string().replace(':', "-")));
+    let root = |member| Some((of(member)?, Path::new(member.client.tftp_root.as_ref()?)));
+    members.iter().filter_map(root).map(|((address, name), root)| (address, (name, root))).collect()
+}
+
+/// Shows each VM its directory. Call it before the rules let the VM ask for files.
+///
+/// # Errors
+/// If a link cannot be made.
+pub fn show_directories(directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
+    for (address, (name, root)) in shown(members) {
+        let own = directory.tftp().join(address);
+        files::make_directory(&own, 0o755)?;
+        let is_there =
+            |entry: &String| *entry == name && fs::read_link(own.join(entry)).is_ok_and(|to| to == root);
+        for other in files::list(&own)?.iter().filter(|entry| !is_there(entry)) {
+            files::remove_file(&own.join(other))?;
+        }
+        let link = own.join(name);
+        match std::os::unix::fs::symlink(root, &link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(files::Error::new("create", &link)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes the links of VMs that are gone, or have another address now.
+fn hide_directories(directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
+    let shown = shown(members);
+    for address in files::list(&directory.tftp())?.into_iter().filter(|address| !shown.contains_key(address))
+    {
+        let gone = directory.tftp().join(address);
+        match fs::remove_dir_all(&gone) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(files::Error::new("remove", &gone)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn contents(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> [(PathBuf, String); 2] {
     // The options first: the server reads both at once, and a tag without a VM means nothing.
-    [(options_file(directory), options(members)), (hosts_file(directory), hosts(members))]
+    [
+        (options_file(directory), options(plan.gateway().addr(), members)),
+        (hosts_file(directory), hosts(members)),
+    ]
 }
 
 fn reload(directory: &NetworkDir) {
@@ -88,7 +157,7 @@ fn hosts(members: &[MemberRecord]) -> String {
     text
 }
 
-fn options(members: &[MemberRecord]) -> String {
+fn options(gateway: Ipv4Addr, members: &[MemberRecord]) -> String {
     let mut text = String::new();
     for MemberRecord { mac, client, .. } in members {
         let mut add = |option: &str, values: &[String]| {
@@ -101,6 +170,12 @@ fn options(members: &[MemberRecord]) -> String {
         add("domain-search", &client.search);
         // For clients that know only the older option (RFC 2132, section 3.17).
         add("domain-name", client.search.get(..1).unwrap_or_default());
+        if let Some(file) = &client.boot_file {
+            add("bootfile-name", std::slice::from_ref(file));
+            // Firmware takes the server from the field `siaddr`, or else from the option.
+            add("server-ip-address", &[gateway.to_string()]);
+            add("tftp-server", &[gateway.to_string()]);
+        }
     }
     text
 }
@@ -109,19 +184,24 @@ fn options(members: &[MemberRecord]) -> String {
 mod tests {
     use super::*;
 
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
     #[test]
     fn only_a_vm_with_something_of_its_own_is_mentioned() {
         let mut member = MemberRecord::new(MacAddr([2, 0, 0, 0, 0, 0xab]), 1);
-        assert_eq!((hosts(&[member.clone()]), options(&[member.clone()])), (String::new(), String::new()));
+        assert_eq!(
+            (hosts(&[member.clone()]), options(GATEWAY, &[member.clone()])),
+            (String::new(), String::new())
+        );
         member.client.address = Some([10, 0, 0, 9].into());
         assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,set:vm0200000000ab,10.0.0.9\n");
-        assert_eq!(options(&[member.clone()]), "");
+        assert_eq!(options(GATEWAY, &[member.clone()]), "");
         member.client.address = None;
         member.client.resolvers = vec![[10, 0, 0, 53].into(), [10, 0, 0, 54].into()];
         member.client.search = vec!["a.example".into(), "b.example".into()];
         assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,set:vm0200000000ab\n");
         assert_eq!(
-            options(&[member]),
+            options(GATEWAY, &[member]),
             "tag:vm0200000000ab,option:dns-server,10.0.0.53,10.0.0.54\n\
              tag:vm0200000000ab,option:domain-search,a.example,b.example\n\
              tag:vm0200000000ab,option:domain-name,a.example\n"

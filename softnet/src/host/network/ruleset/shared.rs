@@ -22,8 +22,10 @@ pub fn table(snapshot: &Snapshot) -> String {
     let sets = block("set", "gateways", "ipv4_addr", gateways.map(|gateway| gateway.to_string()))
         + &block("set", "doors", "ifname . ipv4_addr", doors)
         + &block("set", "dhcp", "ipv4_addr", dhcp_destinations(snapshot))
+        + &block("set", "boots", "ifname . ipv4_addr", boots(snapshot))
         + &exposed(snapshot)
         + &ports::chains(&snapshot.host.ports);
+    let tftp = tftp(snapshot);
     let (crossing, translation, leaks) = (crossing(snapshot), translation(snapshot), leaks(snapshot));
     // The servers' door: drops packets to a server's address that arrive on another interface, so not from
     // its VMs (H11). Foreign ports: no VM's connection reaches the translation of a port that another VM
@@ -34,7 +36,7 @@ pub fn table(snapshot: &Snapshot) -> String {
 		type filter hook prerouting priority raw - 10; policy accept;
 		ip daddr @gateways udp dport {{ 53, 67 }} iifname . ip daddr != @doors drop
 		ip daddr @gateways tcp dport 53 iifname . ip daddr != @doors drop
-	}}
+{tftp}	}}
 	chain foreign_ports {{
 		type filter hook prerouting priority dstnat - 10; policy accept;
 		iifname {bridges} ct state new fib daddr type local meta l4proto {{ tcp, udp }} jump exposed
@@ -85,6 +87,27 @@ fn dhcp_destinations(snapshot: &Snapshot) -> Vec<String> {
             .map(|address| address.to_string())
     };
     snapshot.networks.iter().flat_map(of_network).collect()
+}
+
+/// The VMs that have a directory which TFTP shows them.
+fn boots(snapshot: &Snapshot) -> Vec<String> {
+    let of_network = |Network { plan, members }: &Network| {
+        let shown = members.iter().filter(|member| member.client.tftp_root.is_some());
+        let element = |address| format!("\"{}\" . {address}", plan.name);
+        shown.filter_map(|member| member.address).map(element).collect::<Vec<_>>()
+    };
+    snapshot.networks.iter().flat_map(of_network).collect()
+}
+
+/// Where Softnet serves TFTP, nobody else may ask: neither another VM nor a user of the host, who would see the
+/// directories of all VMs. Elsewhere the port is any program's of the host.
+fn tftp(snapshot: &Snapshot) -> String {
+    let serving = snapshot.networks.iter().filter(|network| network.plan.tftp);
+    let rule = |Network { plan, .. }: &Network| {
+        let gateway = plan.gateway().addr();
+        format!("\t\tip daddr {gateway} udp dport 69 iifname . ip saddr != @boots drop\n")
+    };
+    serving.map(rule).collect()
 }
 
 /// The ports that VMs expose, and for each VM its own, which lead back to itself.
