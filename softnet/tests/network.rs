@@ -71,6 +71,7 @@ fn config() -> NetworkConfig {
         net_type: NetType::Nat,
         lease_time: network::DEFAULT_LEASE_TIME,
         tftp: false,
+        names: false,
     }
 }
 
@@ -84,6 +85,7 @@ fn member(last: u8) -> Member {
         exposes: Vec::new(),
         release: true,
         connections: softnet::config::DEFAULT_CONNECTIONS,
+        name: None,
         client: ClientSettings::default(),
     }
 }

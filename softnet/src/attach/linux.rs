@@ -54,6 +54,7 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
                 net_type: settings.net_type,
                 lease_time: std::time::Duration::from_secs(settings.lease_time.into()),
                 tftp: settings.client.tftp_root.is_some(),
+                names: settings.name.is_some(),
             };
             open_managed(&config, request)
         }
@@ -230,6 +231,7 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
         exposes: settings.expose.clone(),
         release: settings.release,
         connections: settings.connections,
+        name: settings.name.clone(),
         client,
     };
     let mut membership = Membership::join(config, &member).map_err(on_the_command_line)?;

@@ -70,11 +70,6 @@ pub struct RunArgs {
     #[arg(long, value_name = "MAC", help_heading = "VM")]
     pub vm_mac_address: Option<String>,
 
-    /// Name of the VM. Give VMs names if they run the same command with different disks, or one disk with different
-    /// commands.
-    #[arg(long, value_name = "NAME", help_heading = "VM")]
-    pub name: Option<std::ffi::OsString>,
-
     /// COMMAND takes the number of the VM's descriptor from the environment variable SOFTNET_FD, and its MAC
     /// address from SOFTNET_MAC, as a script can. Without this, {fd} or {stream_fd} must be in its arguments,
     /// unless it is QEMU.
@@ -169,6 +164,12 @@ pub struct VmArgs {
 /// What `softnet` and `softnet run` have in common.
 #[derive(Debug, Args)]
 pub struct PortArgs {
+    /// Name of the VM: one label of letters, digits and hyphens. `softnet run` makes the MAC address from it, so give
+    /// VMs names if they run the same command with different disks, or one disk with different commands. On the
+    /// managed network of root's VMs the host finds the VM by it.
+    #[arg(long, value_name = "NAME", help_heading = "VM")]
+    pub name: Option<String>,
+
     /// nat: the VM reaches globally routable addresses; host: only its gateway.
     #[arg(long, value_name = "nat|host", default_value = "nat", help_heading = "Network")]
     pub vm_net_type: String,

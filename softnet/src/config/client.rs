@@ -26,6 +26,18 @@ pub struct ClientSettings {
     pub tftp_root: Option<String>,
 }
 
+/// The name of a VM, in small letters: DNS does not distinguish them from capitals.
+///
+/// # Errors
+/// If it is not one label of a host name (RFC 1123, section 2.1).
+pub fn parse_name(value: &str) -> Result<String, ClientError> {
+    let is_plain = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if !(1..=63).contains(&value.len()) || !is_plain || value.starts_with('-') || value.ends_with('-') {
+        return Err(ClientError::Name);
+    }
+    Ok(value.to_ascii_lowercase())
+}
+
 /// Why a value is refused. The caller adds the flag and the value.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum ClientError {
@@ -41,6 +53,11 @@ pub enum ClientError {
     /// Too many, or too long together.
     #[error("is one too many; a VM gets at most {MOST} of them, in {LONGEST_OPTION} bytes together")]
     Many,
+    /// No label.
+    #[error(
+        "is not a name that a VM can have; use 1 to 63 letters, digits and hyphens, and no hyphen at an end"
+    )]
+    Name,
     /// No name of a file.
     #[error(
         "is not a boot file that DHCP can name; use 1 to {LONGEST_FILE} letters, digits and the characters {FILE_CHARACTERS}"
@@ -170,6 +187,14 @@ mod tests {
             add_resolver(&mut resolvers, &format!("10.0.0.{last}")).unwrap();
         }
         assert_eq!(add_resolver(&mut resolvers, "10.0.0.9"), Err(ClientError::Many));
+    }
+
+    #[test]
+    fn a_name_is_one_label() {
+        for bad in ["", "-a", "a-", "a.b", "a b", "a_b", "ä", &"a".repeat(64)] {
+            assert_eq!(parse_name(bad), Err(ClientError::Name), "{bad}");
+        }
+        assert_eq!(parse_name("Web-1").as_deref(), Ok("web-1"));
     }
 
     #[test]

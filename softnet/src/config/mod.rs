@@ -75,6 +75,8 @@ pub struct PortSettings {
     pub lease_time: u32,
     /// How many connections of the VM the host tracks (rule H4).
     pub connections: u32,
+    /// The VM's name, in small letters.
+    pub name: Option<String>,
     /// What DHCP gives the VM.
     pub client: ClientSettings,
     /// Port forwards, each with its own port of the host.
@@ -144,6 +146,9 @@ impl TryFrom<PortArgs> for PortSettings {
         let expose = parse_exposes(&args.expose)?;
         let host = system::host_side(&args.host, !args.expose.is_empty(), net_type)?;
         let connections = system::connections(&args.host)?;
+        let name =
+            |name: &String| client::parse_name(name).map_err(|error| UsageError::new("--name", name, error));
+        let name = args.name.as_ref().map(name).transpose()?;
         let client = system::client(&args.host, net_type)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         Ok(PortSettings {
@@ -151,6 +156,7 @@ impl TryFrom<PortArgs> for PortSettings {
             host,
             lease_time,
             connections,
+            name,
             client,
             expose,
             release: !args.no_release,
@@ -315,6 +321,7 @@ mod tests {
             ("--dns 10.0.0.1,x", "--dns", "x"),
             ("--dns-search corp.example,a_b", "--dns-search", "a_b"),
             ("--pxe-file a,b", "--pxe-file", "a,b"),
+            ("--name a.b", "--name", "a.b"),
         ] {
             let error = refusal(line);
             assert!(error.starts_with(&format!("{flag} {value:?}: ")), "{line}: {error}");

@@ -48,6 +48,7 @@ const VM_GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the arguments are wrong, the command cannot be started, or the filter fails while the VM runs.
 pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyhow::Result<ExitCode> {
+    let name = args.port.name.clone().map(OsString::from);
     let mut port = PortSettings::try_from(args.port)?;
     let start = Start::of_this_process()?;
     let vm_user = vm_user(args.vm_user.as_deref(), &port, &start)?;
@@ -55,7 +56,7 @@ pub fn run(args: RunArgs, filter: impl FnOnce(Config) -> ExitStatusByte) -> anyh
         Some(mac) => (parse_mac(mac)?, None),
         None => {
             let user = vm_user.as_ref().map_or(start.real.0, |user| user.uid);
-            let own = OwnMac::of(user, &mac::identity(args.name.as_deref(), &args.command))?;
+            let own = OwnMac::of(user, &mac::identity(name.as_deref(), &args.command))?;
             (own.mac, Some(own))
         }
     };

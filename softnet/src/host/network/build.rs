@@ -91,8 +91,8 @@ pub(super) fn repair(
     lock: &Lock,
     serve: impl FnOnce(u32) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let Plan { name, net_type, lease_time, tftp, .. } = plan.clone();
-    let config = NetworkConfig { name, subnet: None, net_type, lease_time, tftp };
+    let Plan { name, net_type, lease_time, tftp, names, .. } = plan.clone();
+    let config = NetworkConfig { name, subnet: None, net_type, lease_time, tftp, names };
     repair_or_create(&config, None, run_dir, lock, serve).map(drop)
 }
 
@@ -151,7 +151,10 @@ fn decide(
     let lease_time = lease_time(config, recorded.as_ref(), lock);
     let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
     let tftp = config.tftp || recorded.as_ref().is_some_and(|recorded| recorded.tftp);
-    let plan = |subnet| Plan { name: name.clone(), subnet, net_type: config.net_type, lease_time, tftp };
+    let names =
+        config.names && !lock.is_elevated() || recorded.as_ref().is_some_and(|recorded| recorded.names);
+    let net_type = config.net_type;
+    let plan = |subnet| Plan { name: name.clone(), subnet, net_type, lease_time, tftp, names };
 
     let mut present = recorded.as_ref().map(|recorded| recorded.subnet);
     if let Some(link) = &link {
@@ -397,6 +400,7 @@ fn down_locked(name: &NetworkName, force: bool, run_dir: &RunDir, lock: &Lock) -
         net_type: NetType::Nat,
         lease_time: super::DEFAULT_LEASE_TIME,
         tftp: false,
+        names: false,
     };
     if let Some(link) = &link
         && (link.kind != Kind::Bridge || (recorded.is_none() && link.mac != Some(marked.mac())))

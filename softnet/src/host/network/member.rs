@@ -48,6 +48,8 @@ pub struct Member {
     pub release: bool,
     /// How many tracked connections it may have (rule H4).
     pub connections: u32,
+    /// Its name.
+    pub name: Option<String>,
     /// What the DHCP server gives it.
     pub client: ClientSettings,
 }
@@ -97,6 +99,7 @@ impl Membership {
             release: member.release,
             exposes: member.exposes.clone(),
             connections: member.connections,
+            name: own_name(&directory, member, &lock)?,
             client: member.client.clone(),
             ..MemberRecord::new(member.mac, std::process::id())
         };
@@ -398,6 +401,23 @@ fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> 
         drop(lock);
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// The name by which the host finds the VM: the one that it was given, unless a running VM has it. A set-user-ID start
+/// names none, because programs of the host trust a name.
+fn own_name(directory: &NetworkDir, member: &Member, lock: &Lock) -> Result<Option<String>, Error> {
+    let Some(name) = &member.name else { return Ok(None) };
+    if lock.is_elevated() {
+        tracing::info!(name, "the host does not find this VM by its name: root has not started it");
+        return Ok(None);
+    }
+    let members = record::members(directory, lock)?;
+    let holder = members.iter().find(|other| other.name.as_ref() == Some(name) && other.mac != member.mac);
+    if let Some(MemberRecord { mac, .. }) = holder {
+        tracing::warn!(name, holder = %mac, "another VM has this name, so the host does not find this one by it");
+        return Ok(None);
+    }
+    Ok(Some(name.clone()))
 }
 
 /// Takes the lock of the VM's fixed address. Whether the server leases it to another VM from now on is checked when the

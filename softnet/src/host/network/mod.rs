@@ -63,6 +63,8 @@ pub struct NetworkConfig {
     pub lease_time: Duration,
     /// Whether its server has to serve TFTP. Once it does, it does until the network is removed.
     pub tftp: bool,
+    /// Whether the host has to find VMs by their names. Once it does, it does until the network is removed.
+    pub names: bool,
 }
 
 /// The settings of a network.
@@ -78,6 +80,8 @@ pub struct Plan {
     pub lease_time: Duration,
     /// Whether its server serves TFTP, to the VMs that have a directory for it.
     pub tftp: bool,
+    /// Whether the host finds VMs by their names.
+    pub names: bool,
 }
 
 impl Plan {
@@ -286,6 +290,7 @@ mod tests {
             net_type,
             lease_time: DEFAULT_LEASE_TIME,
             tftp: false,
+            names: false,
         }
     }
 

@@ -19,9 +19,9 @@ use crate::host::forwarder::Forward;
 
 /// The text of the `network` file.
 pub fn write_plan(plan: &Plan) -> String {
-    let Plan { name: _, subnet, net_type, lease_time, tftp } = plan;
+    let Plan { name: _, subnet, net_type, lease_time, tftp, names } = plan;
     let (of_type, seconds) = (type_name(*net_type), lease_time.as_secs());
-    format!("subnet {subnet}\ntype {of_type}\nlease-time {seconds}\ntftp {tftp}\n")
+    format!("subnet {subnet}\ntype {of_type}\nlease-time {seconds}\ntftp {tftp}\nnames {names}\n")
 }
 
 /// The plan of the network `name`; `None` if [`write_plan`] did not write the text.
@@ -37,6 +37,7 @@ pub fn read_plan(name: &NetworkName, text: &str) -> Option<Plan> {
         net_type,
         lease_time: Duration::from_secs(value(text, "lease-time")?.parse().ok()?),
         tftp: value(text, "tftp") == Some("true"),
+        names: value(text, "names") == Some("true"),
     })
 }
 
@@ -59,6 +60,8 @@ pub struct MemberRecord {
     pub release: bool,
     /// The ports that it exposes.
     pub exposes: Vec<Expose>,
+    /// Its name, by which the host finds it.
+    pub name: Option<String>,
     /// What the DHCP server gives it. The address is reserved while the record's owner runs.
     pub client: ClientSettings,
     /// The forwards that have to be installed now.
@@ -77,6 +80,7 @@ impl MemberRecord {
             connections: DEFAULT_CONNECTIONS,
             release: false,
             exposes: Vec::new(),
+            name: None,
             client: ClientSettings::default(),
             forwards: Vec::new(),
         }
@@ -105,6 +109,9 @@ pub fn write_member(member: &MemberRecord) -> String {
     let _ = writeln!(text, "connections {}", member.connections);
     for expose in &member.exposes {
         let _ = writeln!(text, "expose {expose}");
+    }
+    if let Some(name) = &member.name {
+        let _ = writeln!(text, "name {name}");
     }
     let ClientSettings { address, resolvers, search, boot_file, tftp_root } = &member.client;
     if let Some(address) = address {
@@ -146,6 +153,7 @@ pub fn read_member(text: &str) -> Option<MemberRecord> {
             .unwrap_or(DEFAULT_CONNECTIONS),
         release: value(text, "release") == Some("true"),
         exposes: values(text, "expose").filter_map(|value| value.parse().ok()).collect(),
+        name: value(text, "name").map(str::to_owned),
         client: ClientSettings {
             address: value(text, "vm-address").and_then(|address| address.parse().ok()),
             resolvers: values(text, "dns").filter_map(|value| value.parse().ok()).collect(),
@@ -194,7 +202,7 @@ mod tests {
     fn a_plan_reads_back() {
         for net_type in [NetType::Nat, NetType::Host] {
             for tftp in [false, true] {
-                let plan = Plan { tftp, ..plan(net_type) };
+                let plan = Plan { tftp, names: !tftp, ..plan(net_type) };
                 assert_eq!(read_plan(&plan.name, &write_plan(&plan)), Some(plan));
             }
         }
@@ -214,6 +222,7 @@ mod tests {
         member.release = true;
         member.exposes = vec!["8080:80".parse().unwrap(), "53:53/udp".parse().unwrap()];
         member.forwards = vec![forward("8080:80"), forward("127.0.0.1:53:53/udp")];
+        member.name = Some("web".into());
         member.client = ClientSettings {
             address: Some(to),
             resolvers: vec![[10, 0, 0, 1].into(), [10, 0, 0, 2].into()],

@@ -125,6 +125,7 @@ fn vm_to_json(member: &MemberRecord) -> serde_json::Value {
     };
     json!({
         "mac": member.mac.to_string(),
+        "name": member.name,
         "address": member.address,
         "tap": member.tap.as_ref().map(|(tap, _)| tap),
         "process": member.pid,
@@ -183,7 +184,8 @@ impl fmt::Display for Status {
         for member in &self.members {
             let address = member.address.map_or("no address yet".to_owned(), |address| address.to_string());
             let tap = member.tap.as_ref().map_or("no TAP yet", |(tap, _)| tap);
-            write!(f, "\n    {} {address} on {tap}, process {}", member.mac, member.pid)?;
+            let name = member.name.as_ref().map_or(String::new(), |name| format!(" {name}"));
+            write!(f, "\n    {}{name} {address} on {tap}, process {}", member.mac, member.pid)?;
             for forward in &member.forwards {
                 write!(f, "\n      {forward}")?;
             }

@@ -15,8 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use softnet_filter::MacAddr;
 
 use super::leases::wait_until_idle;
-use super::process::running;
-use super::{hosts_file, options_file};
+use super::process::{names_server, running};
+use super::{hosts_file, names_file, options_file};
 use crate::host::files;
 use crate::host::network::Plan;
 use crate::host::network::record::MemberRecord;
@@ -36,8 +36,16 @@ pub fn apply(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> R
             changed = true;
         }
     }
+    let (path, names) = (names_file(directory), names(plan, members));
+    if plan.names && files::read(&path)?.as_deref() != Some(names.as_str()) {
+        files::write_atomically(&path, &names)?;
+        hang_up(names_server(directory));
+    }
     if changed {
-        reload(directory);
+        hang_up(running(directory));
+        if !wait_until_idle(directory) {
+            tracing::warn!("dnsmasq is slow; it may not know yet what it has to give a VM");
+        }
     }
     Ok(())
 }
@@ -55,7 +63,8 @@ pub fn are_current(
     if files::list(&directory.tftp())? != shown {
         return Ok(false);
     }
-    for (path, text) in contents(plan, directory, members) {
+    let names = plan.names.then(|| (names_file(directory), names(plan, members)));
+    for (path, text) in contents(plan, directory, members).into_iter().chain(names) {
         if files::read(&path)?.unwrap_or_default() != text {
             return Ok(false);
         }
@@ -123,18 +132,22 @@ fn contents(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> [(
     ]
 }
 
-fn reload(directory: &NetworkDir) {
-    let Some(pid) = running(directory).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else {
-        return;
-    };
+/// Tells a server that its files have changed.
+fn hang_up(server: Option<u32>) {
+    let Some(pid) = server.and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) else { return };
     match kill_process(pid, Signal::HUP) {
         // One that has just ended is replaced by one that reads the files.
         Ok(()) | Err(Errno::SRCH) => {}
-        Err(error) => tracing::warn!(%error, "cannot tell dnsmasq that what it gives a VM has changed"),
+        Err(error) => tracing::warn!(%error, "cannot tell dnsmasq that what it knows of VMs has changed"),
     }
-    if !wait_until_idle(directory) {
-        tracing::warn!("dnsmasq is slow; it may not know yet what it has to give a VM");
-    }
+}
+
+/// The names of the VMs that have an address (hosts(5)).
+fn names(plan: &Plan, members: &[MemberRecord]) -> String {
+    let line = |member: &MemberRecord| {
+        Some(format!("{} {}.{}\n", member.address?, member.name.as_ref()?, plan.name))
+    };
+    members.iter().filter_map(line).collect()
 }
 
 /// The server finds a VM's options by a tag, which the VM's MAC address sets.

@@ -1,4 +1,6 @@
-//! The DHCP and DNS server of a managed network: one dnsmasq, the child of the network's [`super::keeper`].
+//! The DHCP and DNS server of a managed network: one dnsmasq, the child of the network's [`super::keeper`]. A second
+//! one tells the host the names of VMs, where VMs have names: dnsmasq cannot answer one who asks and not another, and no
+//! VM must learn of the others.
 //!
 //! Its complete configuration is its command line ([`arguments`]) and what single VMs get ([`clients`]). [`process`]
 //! finds and ends it, [`leases`] reads its lease file, and [`release`] releases leases on behalf of a Softnet process
@@ -78,4 +80,14 @@ pub fn hosts_file(directory: &NetworkDir) -> PathBuf {
 /// The file with their options.
 pub fn options_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.options")
+}
+
+/// The file with the addresses and names of the VMs.
+pub fn names_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.names")
+}
+
+/// The PID file of the server of names.
+pub fn names_pid_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("names.pid")
 }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{Error, arguments, pid_file};
+use super::{Error, arguments, names_pid_file, pid_file};
 use crate::host::files;
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::Tool;
@@ -32,11 +32,13 @@ pub struct Server {
     pub keeper: Option<Incarnation>,
     /// Its dnsmasq.
     pub dnsmasq: Option<Incarnation>,
+    /// Its server of names.
+    pub names: Option<Incarnation>,
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, process) in [("keeper", self.keeper), ("dnsmasq", self.dnsmasq)] {
+        for (name, process) in [("keeper", self.keeper), ("dnsmasq", self.dnsmasq), ("names", self.names)] {
             if let Some(process) = process {
                 writeln!(f, "{name} {process}")?;
             }
@@ -51,7 +53,7 @@ impl Server {
         let text = files::read(&Server::file(directory)).ok().flatten().unwrap_or_default();
         let process =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().parse().ok());
-        Server { keeper: process("keeper "), dnsmasq: process("dnsmasq ") }
+        Server { keeper: process("keeper "), dnsmasq: process("dnsmasq "), names: process("names ") }
     }
 
     /// Writes the file.
@@ -72,6 +74,11 @@ pub fn running(directory: &NetworkDir) -> Option<u32> {
     Server::recorded(directory).dnsmasq.filter(|process| process.lives()).map(|process| process.pid)
 }
 
+/// The running server of names, if there is one.
+pub fn names_server(directory: &NetworkDir) -> Option<u32> {
+    Server::recorded(directory).names.filter(|process| process.lives()).map(|process| process.pid)
+}
+
 /// The keeper of the network, if there is one. Any user may ask.
 pub fn keeper(directory: &NetworkDir) -> Option<u32> {
     Server::recorded(directory).keeper.filter(|process| process.lives()).map(|process| process.pid)
@@ -82,7 +89,7 @@ pub fn keeper(directory: &NetworkDir) -> Option<u32> {
 /// # Errors
 /// When it cannot be ended.
 pub fn stop(directory: &NetworkDir) -> Result<(), Error> {
-    if let Some(pid) = running(directory) {
+    for pid in running(directory).into_iter().chain(names_server(directory)) {
         end(pid)?;
     }
     kill_all(orphans(directory))
@@ -115,13 +122,14 @@ fn orphans(directory: &NetworkDir) -> Vec<u32> {
     let Ok(program) = Tool::Dnsmasq.find().map(|path| fs::canonicalize(&path).unwrap_or(path)) else {
         return Vec::new();
     };
-    let option = format!("--pid-file={}", pid_file(directory).display());
+    let options =
+        [pid_file(directory), names_pid_file(directory)].map(|path| format!("--pid-file={}", path.display()));
     let users = [Some(0), uid_of(arguments::user())];
     let is_ours = |&pid: &u32| {
         let of = |name: &str| fs::read_link(format!("/proc/{pid}/{name}")).ok();
         // The owner of the directory is the effective user, root for a process that is not dumpable.
         let user = fs::metadata(format!("/proc/{pid}")).ok().map(|metadata| metadata.uid());
-        command_line(pid).is_some_and(|arguments| arguments.contains(&option))
+        command_line(pid).is_some_and(|arguments| options.iter().any(|option| arguments.contains(option)))
             && user.is_some_and(|user| users.contains(&Some(user)))
             && real_user(pid).is_some_and(|user| users.contains(&Some(user)))
             && of("exe") == Some(program.clone())
@@ -188,7 +196,7 @@ mod tests {
     #[test]
     fn what_the_keeper_notes_is_read_again() {
         let own = Incarnation::of_this_process();
-        let server = Server { keeper: own, dnsmasq: None };
+        let server = Server { keeper: own, ..Server::default() };
         assert!(server.to_string().starts_with("keeper "));
         assert_eq!(Server::default().to_string(), "");
     }

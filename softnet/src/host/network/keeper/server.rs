@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::host::files;
-use crate::host::network::Plan;
-use crate::host::network::dnsmasq::arguments::{Options, arguments, user};
-use crate::host::network::dnsmasq::pid_file;
 use crate::host::network::dnsmasq::process::end;
 use crate::host::network::dnsmasq::{self, Error};
 use crate::host::network::run_dir::NetworkDir;
@@ -28,8 +26,8 @@ const STOPPED_AGAIN: Duration = Duration::from_secs(10);
 /// How long to wait for a killed server to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The ports of DHCP and DNS, as written in the kernel's list of sockets.
-const PORTS: [&str; 2] = ["0043", "0035"];
+/// The ports of DHCP, DNS and names, as written in the kernel's list of sockets.
+const PORTS: [&str; 3] = ["0043", "0035", "1504"];
 
 /// A running server.
 #[derive(Debug)]
@@ -55,15 +53,13 @@ pub enum Health {
 }
 
 impl Served {
-    /// Starts the network's server and waits until it is ready. `bridge` is the bridge's index: the sockets
-    /// are lost with the interface.
+    /// Starts a server with these arguments, which name `pid_file`, and waits until it is ready. `bridge` is the
+    /// bridge's index: the sockets are lost with the interface.
     ///
     /// # Errors
     /// When it does not become ready, with its error message.
-    pub fn start(plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> Result<Self, Error> {
-        let arguments = arguments(plan, directory, user(), options);
-        let pid_file = pid_file(directory);
-        files::remove_file(&pid_file)?;
+    pub fn start(arguments: Vec<String>, pid_file: &Path, bridge: u32) -> Result<Self, Error> {
+        files::remove_file(pid_file)?;
         let failed = |source| Error::Tool(tools::Error::Start { tool: Tool::Dnsmasq, source });
         let mut command = Tool::Dnsmasq.command()?;
         command.args(&arguments).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -86,7 +82,7 @@ impl Served {
                 return Err(said(&mut child, status.to_string()));
             }
             // It writes its PID file once its sockets are bound.
-            let noted = files::read(&pid_file).ok().flatten();
+            let noted = files::read(pid_file).ok().flatten();
             if noted.and_then(|text| text.trim().parse().ok()) == Some(child.id()) {
                 break;
             }
@@ -117,8 +113,8 @@ impl Served {
     }
 
     /// Whether it is the server that the network needs now.
-    pub fn is_right(&self, plan: &Plan, directory: &NetworkDir, bridge: u32, options: Options) -> bool {
-        self.bridge == bridge && self.arguments == arguments(plan, directory, user(), options)
+    pub fn is_right(&self, arguments: &[String], bridge: u32) -> bool {
+        self.bridge == bridge && self.arguments == arguments
     }
 
     /// Checks whether it has ended or was stopped. A stopped server is continued, once.

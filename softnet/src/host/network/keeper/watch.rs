@@ -20,8 +20,9 @@ use crate::config::NetworkName;
 use crate::host::files;
 use crate::host::network::claim;
 use crate::host::network::dnsmasq;
-use crate::host::network::dnsmasq::arguments::Options;
+use crate::host::network::dnsmasq::arguments::{NAMES_PORT, Options, arguments, arguments_for_names, user};
 use crate::host::network::dnsmasq::process::Server;
+use crate::host::network::dnsmasq::{names_pid_file, pid_file};
 use crate::host::network::generation::Tables;
 use crate::host::network::lock::Lock;
 use crate::host::network::run_dir::{NetworkDir, RunDir};
@@ -75,6 +76,10 @@ pub struct Keeper {
     clients: Vec<OwnedFd>,
     options: Options,
     server: Option<Served>,
+    /// The server of names, if the network has one that could be started.
+    names: Option<Served>,
+    /// It could not be started; a start tries again.
+    names_failed: bool,
     started: Option<Instant>,
     /// Whether VMs run, as far as known.
     active: bool,
@@ -129,6 +134,8 @@ impl Keeper {
             clients: Vec::new(),
             options: Options::of_the_installed(),
             server: None,
+            names: None,
+            names_failed: false,
             started: None,
             active: false,
             due: Some(now),
@@ -209,7 +216,11 @@ impl Keeper {
             Some(Health::Lost) => self.drop_server("dnsmasq ended"),
             Some(Health::Good) => {}
             // Reaps killed children.
-            None => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
+            None if self.names.is_none() => while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {},
+            None => {}
+        }
+        if self.names.as_mut().is_some_and(|names| names.check_child() == Health::Lost) {
+            self.drop_names();
         }
         next
     }
@@ -231,10 +242,24 @@ impl Keeper {
         }
     }
 
+    /// The same for the server of names.
+    fn drop_names(&mut self) {
+        if let Some(names) = self.names.take() {
+            tracing::warn!(network = %self.name, "the server of names ended or does not read; replacing it");
+            names.kill();
+        }
+        if self.active {
+            self.check_in(REPAIR_RETRY);
+        }
+    }
+
     fn check_server(&mut self, now: Instant) {
         self.next_check = now + CHECK_INTERVAL;
         if self.server.as_mut().is_some_and(|server| server.check_sockets() == Health::Lost) {
             self.drop_server("dnsmasq does not read its sockets");
+        }
+        if self.names.as_mut().is_some_and(|names| names.check_sockets() == Health::Lost) {
+            self.drop_names();
         }
         // The kernel reports no changes of switches.
         self.check_in(Duration::ZERO);
@@ -266,6 +291,7 @@ impl Keeper {
             let answer = if word == SERVE.as_bytes() {
                 // The VM that is about to join already counts.
                 self.active = true;
+                self.names_failed = false;
                 self.serve_recorded().map_err(|error| error.to_string())
             } else if word == END.as_bytes() {
                 next = Next::End;
@@ -295,20 +321,25 @@ impl Keeper {
         if self.server.as_mut().is_some_and(|server| server.check_child() == Health::Lost) {
             self.drop_server("dnsmasq ended");
         }
+        let arguments = arguments(plan, &self.directory, user(), self.options);
         match self.server.take() {
-            Some(server) if server.is_right(plan, &self.directory, bridge, self.options) => {
+            Some(server) if server.is_right(&arguments, bridge) => {
                 self.server = Some(server);
+                self.serve_names(plan, bridge)?;
                 return self.record();
             }
             Some(server) => server.end()?,
             None => {}
+        }
+        if let Some(names) = self.names.take() {
+            names.end()?;
         }
         self.started = Some(Instant::now());
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         let server = loop {
             // Also ends its children, or those of a killed server: they hold its sockets.
             end_orphans(&self.directory)?;
-            match Served::start(plan, &self.directory, bridge, self.options) {
+            match Served::start(arguments.clone(), &pid_file(&self.directory), bridge) {
                 Err(dnsmasq::Error::PortTaken(_)) if Instant::now() < deadline => {
                     std::thread::sleep(LOCK_RETRY)
                 }
@@ -317,7 +348,33 @@ impl Keeper {
         };
         self.server = server.map_or_else(|error| Err(Error::from(error)), |server| Ok(Some(server)))?;
         self.next_check = Instant::now() + CHECK_INTERVAL;
+        self.serve_names(plan, bridge)?;
         self.record()
+    }
+
+    /// Ensures that the server of names runs, if the network needs one. VMs do not need it, so it may fail.
+    fn serve_names(&mut self, plan: &Plan, bridge: u32) -> Result<(), Error> {
+        let arguments = arguments_for_names(plan, &self.directory, user());
+        match self.names.take() {
+            Some(names) if plan.names && names.is_right(&arguments, bridge) => self.names = Some(names),
+            Some(names) => names.end()?,
+            None => {}
+        }
+        if self.lacks_names(plan) {
+            match Served::start(arguments, &names_pid_file(&self.directory), bridge) {
+                Ok(names) => self.names = Some(names),
+                Err(error) => {
+                    self.names_failed = true;
+                    tracing::warn!(network = %self.name, port = NAMES_PORT, %error, "the host does not find VMs by their names");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the network needs a server of names that is not there and may be started.
+    fn lacks_names(&self, plan: &Plan) -> bool {
+        plan.names && self.names.is_none() && !self.names_failed
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
@@ -328,7 +385,8 @@ impl Keeper {
     /// Records the keeper's and the server's process.
     fn record(&self) -> Result<(), Error> {
         let dnsmasq = self.server.as_ref().map(Served::process);
-        let server = Server { keeper: Incarnation::of_this_process(), dnsmasq };
+        let names = self.names.as_ref().map(Served::process);
+        let server = Server { keeper: Incarnation::of_this_process(), dnsmasq, names };
         if server != Server::recorded(&self.directory) {
             server.record(&self.directory)?;
         }
@@ -368,8 +426,9 @@ impl Keeper {
         }
         let tables = self.tables.were_changed_by_others(&run_dir);
         let differs = build::differs(&plan, &members)?;
-        if let Some(what) =
-            differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
+        if let Some(what) = differs
+            .or(tables.then_some("a table"))
+            .or((self.server.is_none() || self.lacks_names(&plan)).then_some("the server"))
         {
             tracing::warn!(network = %self.name, "{what} is missing or was changed; repairing the network");
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
@@ -388,7 +447,7 @@ impl Keeper {
     }
 
     fn end_server(&mut self) -> Result<(), Error> {
-        if let Some(server) = self.server.take() {
+        for server in self.server.take().into_iter().chain(self.names.take()) {
             server.end()?;
         }
         Ok(())

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use softnet_filter::NetType;
 
+use super::super::dnsmasq::arguments::NAMES_PORT;
 use super::{Network, Snapshot, block, interfaces, ports};
 use crate::config::expose::{Expose, Exposed};
 
@@ -25,7 +26,7 @@ pub fn table(snapshot: &Snapshot) -> String {
         + &block("set", "boots", "ifname . ipv4_addr", boots(snapshot))
         + &exposed(snapshot)
         + &ports::chains(&snapshot.host.ports);
-    let tftp = tftp(snapshot);
+    let (tftp, names) = (tftp(snapshot), names(snapshot));
     let (crossing, translation, leaks) = (crossing(snapshot), translation(snapshot), leaks(snapshot));
     // The servers' door: drops packets to a server's address that arrive on another interface, so not from
     // its VMs (H11). Foreign ports: no VM's connection reaches the translation of a port that another VM
@@ -36,7 +37,7 @@ pub fn table(snapshot: &Snapshot) -> String {
 		type filter hook prerouting priority raw - 10; policy accept;
 		ip daddr @gateways udp dport {{ 53, 67 }} iifname . ip daddr != @doors drop
 		ip daddr @gateways tcp dport 53 iifname . ip daddr != @doors drop
-{tftp}	}}
+{tftp}{names}	}}
 	chain foreign_ports {{
 		type filter hook prerouting priority dstnat - 10; policy accept;
 		iifname {bridges} ct state new fib daddr type local meta l4proto {{ tcp, udp }} jump exposed
@@ -108,6 +109,18 @@ fn tftp(snapshot: &Snapshot) -> String {
         format!("\t\tip daddr {gateway} udp dport 69 iifname . ip saddr != @boots drop\n")
     };
     serving.map(rule).collect()
+}
+
+/// Only the host asks for VMs by their names: no VM learns of the others.
+fn names(snapshot: &Snapshot) -> String {
+    let naming = snapshot.networks.iter().filter(|network| network.plan.names);
+    let rule = |Network { plan, .. }: &Network| {
+        let gateway = plan.gateway().addr();
+        format!(
+            "\t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport {NAMES_PORT} iifname != \"lo\" drop\n"
+        )
+    };
+    naming.map(rule).collect()
 }
 
 /// The ports that VMs expose, and for each VM its own, which lead back to itself.
