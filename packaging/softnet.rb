@@ -16,11 +16,12 @@ class Softnet < Formula
 
   def caveats
     <<~EOS
-      On macOS 15 and older, vmnet needs root. Either let Softnet have it by its set-user-ID bit:
+      On macOS 15 and older, vmnet needs root; on 26 and newer, only root can shorten DHCP leases from a day to ten
+      minutes. Either let Softnet have it by its set-user-ID bit:
         sudo chown root #{opt_bin}/softnet && sudo chmod u+s #{opt_bin}/softnet
       or allow it through sudo without a password, with a line in /private/etc/sudoers.d/softnet:
         %staff ALL=(root) NOPASSWD: #{opt_bin}/softnet
-      An upgrade of the formula takes the set-user-ID bit away again. On macOS 26 and newer neither is needed.
+      An upgrade of the formula takes the set-user-ID bit away again.
     EOS
   end
 

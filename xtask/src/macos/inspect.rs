@@ -2,36 +2,45 @@
 //! expected ones.
 //!
 //! The program cannot run on this system, so the file itself is checked: that each slice is for the right
-//! processor and system, loads what it should and nothing else, imports from the frameworks the functions
-//! that [`Expected`] lists and none that older systems lack (a stripped program's symbol table names no
-//! imported data), and has a code signature with a correct hash for every page. Apple's processors refuse to
-//! run a program without one.
+//! processor and system, loads what it should and nothing else, binds the functions and the data that [`Expected`] lists
+//! and nothing that one of the claimed systems lacks, and has a code signature with correct hashes and the one
+//! entitlement.
+//!
+//! What is bound is read from where the loader reads it, the chained fixups or the bind opcodes: the symbol table of a
+//! stripped program names no data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use anyhow::{Context, Result, bail, ensure};
-use object::endian::{BigEndian, Endianness, U32};
+use object::endian::Endianness;
 use object::macho;
-use object::read::macho::{FatArch, LoadCommandVariant, MachHeader, MachOFatFile32, Nlist};
-use sha2::{Digest, Sha256};
+use object::read::macho::{FatArch, LoadCommandVariant, MachHeader, MachOFatFile32, MachOFile64};
+use object::{ImportFlags, NameOrOrdinal, Object};
+
+use super::sdk::Exports;
+use super::signature::{self, Signature};
 
 type Header = macho::MachHeader64<Endianness>;
 
 /// What every slice has to be.
 #[derive(Debug)]
 pub struct Expected {
-    /// The oldest macOS that may run it, `(major, minor)`.
-    pub minimum_version: (u32, u32),
+    /// The versions of macOS that have to run it, oldest first.
+    pub versions: Vec<u32>,
+    /// What their libraries export.
+    pub exports: Exports,
     /// The exact libraries.
     pub libraries: BTreeSet<String>,
     /// The exact symbols of each library but libSystem, whose symbols the standard library chooses.
     pub imports: BTreeMap<String, BTreeSet<String>>,
+    /// The exact entitlements.
+    pub entitlements: BTreeSet<String>,
 }
 
 impl Expected {
     /// Reads a list: lines of an install name, each followed by indented lines with its symbols.
-    pub fn parse(text: &str, minimum_version: (u32, u32)) -> Result<Self> {
+    pub fn parse(text: &str, versions: &[u32], exports: Exports, entitlement: &str) -> Result<Self> {
         let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         let mut library = None;
         for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
@@ -48,7 +57,8 @@ impl Expected {
         }
         let libraries = imports.keys().cloned().collect();
         imports.remove(LIB_SYSTEM);
-        Ok(Expected { minimum_version, libraries, imports })
+        let entitlements = BTreeSet::from([entitlement.to_owned()]);
+        Ok(Expected { versions: versions.to_vec(), exports, libraries, imports, entitlements })
     }
 }
 
@@ -86,14 +96,6 @@ impl fmt::Display for Architecture {
     }
 }
 
-/// The checked parts of the code signature.
-#[derive(Debug, Eq, PartialEq)]
-struct Signature {
-    ad_hoc: bool,
-    /// Pages whose hash is correct.
-    pages: usize,
-}
-
 /// The slices of a universal program.
 pub fn slices(file: &[u8]) -> Result<Vec<Slice>> {
     let fat = MachOFatFile32::parse(file).context("not a universal program")?;
@@ -104,8 +106,9 @@ impl Slice {
     /// Fails with every difference between this slice and `expected`.
     pub fn check(&self, expected: &Expected) -> Result<()> {
         let mut wrong = Vec::new();
-        if self.minimum_version != expected.minimum_version {
-            wrong.push(format!("it requires macOS {:?} or newer", self.minimum_version));
+        let (major, minor) = self.minimum_version;
+        if expected.versions.first() != Some(&major) || minor != 0 {
+            wrong.push(format!("it requires macOS {major}.{minor} or newer"));
         }
         let libraries: BTreeSet<String> = self.libraries.iter().cloned().collect();
         wrong.extend(difference("library", &libraries, &expected.libraries));
@@ -115,11 +118,34 @@ impl Slice {
             let expected = expected.imports.get(library).unwrap_or(&nothing);
             wrong.extend(difference(&format!("import of {library}:"), actual, expected));
         }
-        if !self.signature.ad_hoc {
-            wrong.push("its signature is not ad hoc".to_owned());
+        wrong.extend(self.missing(expected));
+        if self.signature.flags != macho::CS_ADHOC {
+            wrong.push(format!(
+                "its signature's flags are {:#x}, not those of ad hoc",
+                self.signature.flags.0
+            ));
         }
+        wrong.extend(difference("entitlement", &self.signature.xml, &expected.entitlements));
+        wrong.extend(difference("entitlement in DER", &self.signature.der, &expected.entitlements));
         ensure!(wrong.is_empty(), "{}: {}", self.architecture, wrong.join("; "));
         Ok(())
+    }
+
+    /// Every bound symbol that an expected version does not have. The loader would refuse the program there.
+    fn missing(&self, expected: &Expected) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (library, symbols) in &self.imports {
+            for symbol in symbols {
+                let since = expected.exports.get(library).and_then(|exports| exports.get(symbol));
+                let lacking =
+                    expected.versions.iter().filter(|version| since.is_none_or(|since| since > version));
+                let lacking: Vec<String> = lacking.map(u32::to_string).collect();
+                if !lacking.is_empty() {
+                    missing.push(format!("{library} has no {symbol} in macOS {}", lacking.join(", ")));
+                }
+            }
+        }
+        missing
     }
 }
 
@@ -127,13 +153,17 @@ impl fmt::Display for Slice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (major, minor) = self.minimum_version;
         let imports: usize = self.imports.values().map(BTreeSet::len).sum();
+        let entitlements: Vec<&str> = self.signature.der.iter().map(String::as_str).collect();
         write!(
             f,
-            "{}: {} bytes, macOS {major}.{minor} or newer, {} libraries, {imports} imports, ad-hoc signature over {} pages",
+            "{}: {} bytes, macOS {major}.{minor} or newer, {} libraries, {imports} bound symbols; ad-hoc signature of {:?} over \
+             {} pages with {}",
             self.architecture,
             self.size,
             self.libraries.len(),
-            self.signature.pages
+            self.signature.identifier,
+            self.signature.pages,
+            entitlements.join(", ")
         )
     }
 }
@@ -158,9 +188,7 @@ fn slice(data: &[u8]) -> Result<Slice> {
     };
     let mut minimum_version = None;
     let mut libraries = Vec::new();
-    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut signature = None;
-    let mut symbols = None;
     let mut commands = header.load_commands(endian, data, 0)?;
     while let Some(command) = commands.next()? {
         match command.variant()? {
@@ -174,140 +202,137 @@ fn slice(data: &[u8]) -> Result<Slice> {
                 let name = command.string(endian, dylib.dylib.name)?;
                 libraries.push(String::from_utf8(name.to_vec())?);
             }
-            LoadCommandVariant::Symtab(symtab) => {
-                symbols = Some(symtab.symbols::<Header, _>(endian, data)?);
-            }
             LoadCommandVariant::LinkeditData(linkedit) if command.cmd() == macho::LC_CODE_SIGNATURE => {
                 let (start, len) =
                     (linkedit.dataoff.get(endian) as usize, linkedit.datasize.get(endian) as usize);
                 let blob = data.get(start..start + len).context("the signature lies beyond the end")?;
-                signature = Some(verify_signature(blob, data)?);
+                ensure!(start + len == data.len(), "something follows the signature");
+                signature = Some(signature::verify(blob, data)?);
             }
             _ => {}
         }
-    }
-    let symbols = symbols.context("no symbol table")?;
-    for symbol in symbols.iter().filter(|symbol| symbol.is_undefined()) {
-        let name = String::from_utf8(symbol.name(endian, symbols.strings())?.to_vec())?;
-        let ordinal =
-            symbol.library_ordinal(endian).index().map(|ordinal| usize::from(ordinal).wrapping_sub(1));
-        let library = ordinal.and_then(|ordinal| libraries.get(ordinal));
-        let library = library.with_context(|| format!("{name} comes from no library"))?;
-        imports.entry(library.clone()).or_default().insert(name);
     }
     Ok(Slice {
         architecture,
         size: data.len(),
         minimum_version: minimum_version.context("no minimum version")?,
         libraries,
-        imports,
+        imports: imports(data)?,
         signature: signature.context("no code signature")?,
     })
 }
 
-/// `CSMAGIC_EMBEDDED_SIGNATURE`, `CSMAGIC_CODEDIRECTORY` and what belongs to them, from XNU's `cs_blobs.h`. All
-/// numbers in a signature are big-endian.
-const EMBEDDED_SIGNATURE: u32 = 0xfade_0cc0;
-const CODE_DIRECTORY: u32 = 0xfade_0c02;
-const FLAG_AD_HOC: u32 = 0x2;
-const HASH_SHA256: u8 = 2;
-
-/// Reads the signature `blob` of the slice `data` and compares the hash of every page.
-fn verify_signature(blob: &[u8], data: &[u8]) -> Result<Signature> {
-    ensure!(word(blob, 0)? == EMBEDDED_SIGNATURE, "the signature is not an embedded signature");
-    for index in 0..word(blob, 8)? as usize {
-        let offset = word(blob, 12 + 8 * index + 4)? as usize;
-        let directory = blob.get(offset..).context("a cut signature")?;
-        if word(directory, 0)? == CODE_DIRECTORY {
-            return verify_directory(directory, data);
-        }
+/// What the loader binds, functions and data, by library.
+fn imports(data: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let file = MachOFile64::<Endianness>::parse(data)?;
+    let mut imports: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for import in file.imports()? {
+        let import = import?;
+        let NameOrOrdinal::Name(name) = import.name() else { bail!("an import has no name") };
+        let name = String::from_utf8(name.to_vec())?;
+        // Anything else would be from the symbol table, which lacks data.
+        ensure!(
+            matches!(import.flags(), ImportFlags::MachOBind { .. }),
+            "there is no table of what is bound"
+        );
+        ensure!(!import.library().is_empty(), "{name} comes from no library");
+        let library = String::from_utf8(import.library().to_vec())?;
+        imports.entry(library).or_default().insert(name);
     }
-    bail!("the signature has no code directory")
-}
-
-fn verify_directory(directory: &[u8], data: &[u8]) -> Result<Signature> {
-    let flags = word(directory, 12)?;
-    let hashes = word(directory, 16)? as usize;
-    let slots = word(directory, 28)? as usize;
-    let limit = word(directory, 32)? as usize;
-    let [hash_size, hash_type, _platform, page_shift] =
-        *directory.get(36..40).and_then(|bytes| bytes.first_chunk()).context("a cut code directory")?;
-    ensure!(hash_size == 32 && hash_type == HASH_SHA256, "the signature's hashes are not SHA-256");
-    let code = data.get(..limit).context("the signature covers more than the file has")?;
-    let pages = code.chunks(1 << page_shift);
-    ensure!(pages.len() == slots, "{slots} hashes for {} pages", pages.len());
-    for (index, page) in pages.enumerate() {
-        let recorded = directory.get(hashes + 32 * index..).and_then(|hash| hash.get(..32));
-        ensure!(recorded == Some(Sha256::digest(page).as_slice()), "the hash of page {index} is wrong");
-    }
-    Ok(Signature { ad_hoc: flags & FLAG_AD_HOC != 0, pages: slots })
-}
-
-fn word(bytes: &[u8], at: usize) -> Result<u32> {
-    let chunk = bytes.get(at..).and_then(|rest| rest.first_chunk()).context("a cut signature")?;
-    Ok(U32::<BigEndian>::from_bytes(*chunk).get(BigEndian))
+    Ok(imports)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample::{Sample, universal};
+    use super::super::sign::sign;
     use super::*;
 
-    /// A signature as the linker writes it, over `code`, in pages of 16 bytes.
-    fn signed(code: &[u8], flags: u32) -> Vec<u8> {
-        let pages: Vec<&[u8]> = code.chunks(16).collect();
-        let mut directory = vec![0; 44];
-        for (at, value) in
-            [(0, CODE_DIRECTORY), (12, flags), (16, 44), (28, pages.len() as u32), (32, code.len() as u32)]
-        {
-            directory[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    const LIST: &str =
+        "# what it loads\n/usr/lib/libSystem.B.dylib\n/vmnet\n  _vmnet_read\n  _vmnet_mtu_key\n";
+    const PLIST: &str = "<plist>\n<dict>\n<key>a.b</key><true/>\n</dict>\n</plist>\n";
+
+    fn expected() -> Expected {
+        let exports = |symbols: &[(&str, u32)]| {
+            symbols.iter().map(|(symbol, since)| ((*symbol).to_owned(), *since)).collect()
+        };
+        let exports = Exports::from([
+            (LIB_SYSTEM.to_owned(), exports(&[("_read", 13)])),
+            (
+                "/vmnet".to_owned(),
+                exports(&[("_vmnet_read", 13), ("_vmnet_mtu_key", 13), ("_vmnet_new_key", 15)]),
+            ),
+        ]);
+        Expected::parse(LIST, &[13, 14, 15, 26], exports, "a.b").unwrap()
+    }
+
+    fn sample() -> Sample {
+        Sample {
+            minimum_version: (13, 0),
+            libraries: vec![LIB_SYSTEM, "/vmnet"],
+            imports: vec![(1, "_read"), (2, "_vmnet_read"), (2, "_vmnet_mtu_key")],
+            ..Sample::default()
         }
-        directory[36..40].copy_from_slice(&[32, HASH_SHA256, 0, 4]);
-        for page in pages {
-            directory.extend_from_slice(&Sha256::digest(page));
-        }
-        let mut blob = Vec::new();
-        for value in [EMBEDDED_SIGNATURE, 0, 1, 0, 20] {
-            blob.extend_from_slice(&value.to_be_bytes());
-        }
-        blob.extend(directory);
-        blob
+    }
+
+    fn inspect(sample: &Sample, plist: &str) -> Result<()> {
+        let signed = sign(&sample.linked(), "softnet", plist)?;
+        let slices = slices(&universal(&signed))?;
+        assert_eq!(slices.len(), 1);
+        slices[0].check(&expected())
+    }
+
+    fn complaint(sample: &Sample, plist: &str) -> String {
+        inspect(sample, plist).unwrap_err().to_string()
     }
 
     #[test]
-    fn a_true_signature_is_told_from_a_false_one() {
-        let mut code = vec![7; 40];
-        let blob = signed(&code, FLAG_AD_HOC);
-        assert_eq!(verify_signature(&blob, &code).unwrap(), Signature { ad_hoc: true, pages: 3 });
-        assert!(!verify_signature(&signed(&code, 0), &code).unwrap().ad_hoc);
-        code[39] = 8;
-        let error = verify_signature(&blob, &code).unwrap_err();
-        assert_eq!(error.to_string(), "the hash of page 2 is wrong");
-        assert!(verify_signature(&blob[..30], &code).is_err());
-        assert!(verify_signature(&blob, &code[..30]).is_err());
+    fn a_right_program_passes_by_either_table() {
+        inspect(&sample(), PLIST).unwrap();
+        inspect(&Sample { opcodes: true, ..sample() }, PLIST).unwrap();
+    }
+
+    #[test]
+    fn data_and_functions_that_a_claimed_system_lacks_are_named() {
+        for opcodes in [false, true] {
+            let mut late = Sample { opcodes, ..sample() };
+            late.imports.push((2, "_vmnet_new_key"));
+            let error = complaint(&late, PLIST);
+            assert!(error.contains("/vmnet has no _vmnet_new_key in macOS 13, 14"), "{error}");
+            assert!(error.contains("unexpected import of /vmnet: _vmnet_new_key"), "{error}");
+            let mut unknown = Sample { opcodes, ..sample() };
+            unknown.imports.push((1, "_memrchr"));
+            let error = complaint(&unknown, PLIST);
+            assert!(error.contains("libSystem.B.dylib has no _memrchr in macOS 13, 14, 15, 26"), "{error}");
+        }
     }
 
     #[test]
     fn every_difference_is_named() {
-        let list = "# what it loads\n/usr/lib/libSystem.B.dylib\n/vmnet\n  _vmnet_read\n  _vmnet_write\n";
-        let expected = Expected::parse(list, (13, 0)).unwrap();
-        let imports = ["_vmnet_read", "_vmnet_network_create"].map(str::to_owned).into();
-        let mut slice = Slice {
-            architecture: Architecture::Arm64,
-            size: 1,
-            minimum_version: (13, 0),
-            libraries: vec![LIB_SYSTEM.to_owned(), "/vmnet".to_owned()],
-            imports: [("/vmnet".to_owned(), imports)].into(),
-            signature: Signature { ad_hoc: true, pages: 1 },
-        };
-        let error = slice.check(&expected).unwrap_err().to_string();
-        assert!(error.contains("unexpected import of /vmnet: _vmnet_network_create"), "{error}");
-        assert!(error.contains("missing import of /vmnet: _vmnet_write"), "{error}");
-        slice.imports.insert("/vmnet".to_owned(), ["_vmnet_read", "_vmnet_write"].map(str::to_owned).into());
-        slice.check(&expected).unwrap();
-        slice.libraries.push("/usr/lib/libiconv.2.dylib".to_owned());
-        assert!(slice.check(&expected).is_err());
-        slice.libraries.pop();
-        slice.minimum_version = (14, 0);
-        assert!(slice.check(&expected).is_err());
+        let mut lacking = sample();
+        lacking.imports.pop();
+        assert!(complaint(&lacking, PLIST).contains("missing import of /vmnet: _vmnet_mtu_key"));
+        let mut more = sample();
+        more.libraries.push("/usr/lib/libiconv.2.dylib");
+        assert!(complaint(&more, PLIST).contains("unexpected library /usr/lib/libiconv.2.dylib"));
+        for version in [(14, 0), (13, 1), (12, 0)] {
+            let error = complaint(&Sample { minimum_version: version, ..sample() }, PLIST);
+            assert!(error.contains(&format!("macOS {}.{} or newer", version.0, version.1)), "{error}");
+        }
+        let none = PLIST.replace("<key>a.b</key><true/>", "");
+        let error = complaint(&sample(), &none);
+        assert!(
+            error.contains("missing entitlement a.b") && error.contains("missing entitlement in DER a.b"),
+            "{error}"
+        );
+        let two = PLIST.replace("<dict>", "<dict><key>com.apple.vm.networking</key><true/>");
+        let error = complaint(&sample(), &two);
+        assert!(error.contains("unexpected entitlement com.apple.vm.networking"), "{error}");
+    }
+
+    #[test]
+    fn the_linkers_signature_is_not_enough() {
+        let error = slices(&universal(&sample().linked())).unwrap_err();
+        assert!(!format!("{error:#}").is_empty());
     }
 }

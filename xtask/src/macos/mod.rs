@@ -4,8 +4,13 @@
 //! needs only which library exports which symbol ([`sdk`]). The results cannot run on this system: lints and
 //! tests are only compiled, and the program is inspected ([`inspect`]).
 
+mod entitlements;
 mod inspect;
+#[cfg(test)]
+mod sample;
 mod sdk;
+mod sign;
+mod signature;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,8 +38,13 @@ const LIPO: &str = "/usr/bin/llvm-lipo-22";
 
 const ARM64: &str = "aarch64-apple-darwin";
 const X86_64: &str = "x86_64-apple-darwin";
-/// The oldest macOS that Tart runs on.
-const MINIMUM_VERSION: (u32, u32) = (13, 0);
+/// The versions of macOS that must be able to load the program. The oldest one is the oldest that Tart runs on.
+const VERSIONS: [u32; 4] = [13, 14, 15, 26];
+/// Under which name the program is signed.
+const IDENTIFIER: &str = "softnet";
+/// What lets a program that is not root use vmnet on macOS 26. It needs no certificate, unlike
+/// `com.apple.vm.networking`, for which the kernel ends an ad-hoc signed program at once.
+const ENTITLEMENT: &str = "com.apple.security.virtualization";
 /// The crates that run on a Mac; the lab, the tests with real guests and these commands need Linux.
 const CRATES: [&str; 4] = ["softnet-filter", "softnet-offload", "softnet-wire", "softnet"];
 
@@ -43,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     packages::ensure_installed(&[debian_rust::PACKAGES, PACKAGES])?;
     let target = root().join("target/macos");
     let sdk = target.join("sdk");
-    sdk::write(&root().join("packaging/macos/sdk"), &sdk)?;
+    sdk::write(&packaging().join("sdk"), &sdk, VERSIONS[0])?;
     let build = toolchain(target, &sdk);
 
     let arm64 = ["--target", ARM64];
@@ -60,12 +70,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let release = build.cargo("build").args(["--release", "--package", "softnet"]);
     step("program", release.args(arm64).args(["--target", X86_64]).command())?;
+    let plist = packaging().join("entitlements.plist");
+    let plist = fs::read_to_string(&plist).with_context(|| format!("read {}", plist.display()))?;
+    let mut slices = Vec::new();
+    for target in [ARM64, X86_64] {
+        slices.push(build.target().join(format!("softnet-{target}")));
+        signed(&build.program(target), &slices[slices.len() - 1], &plist)?;
+    }
     let program = build.target().join("softnet");
     let mut lipo = Command::new(LIPO);
-    lipo.arg("-create")
-        .args([ARM64, X86_64].map(|target| build.program(target)))
-        .arg("-output")
-        .arg(&program);
+    lipo.arg("-create").args(slices).arg("-output").arg(&program);
     step("universal program", lipo)?;
     prove(&program)?;
     Ok(ExitCode::SUCCESS)
@@ -78,20 +92,33 @@ fn toolchain(target: PathBuf, sdk: &Path) -> DebianRust {
          -Clink-arg=-F{}/System/Library/Frameworks",
         sdk.display()
     );
-    let (major, minor) = MINIMUM_VERSION;
     DebianRust::new(target)
         .env("SDKROOT", sdk)
-        .env("MACOSX_DEPLOYMENT_TARGET", format!("{major}.{minor}"))
+        .env("MACOSX_DEPLOYMENT_TARGET", format!("{}.0", VERSIONS[0]))
         .env("CARGO_TARGET_AARCH64_APPLE_DARWIN_RUSTFLAGS", &flags)
         .env("CARGO_TARGET_X86_64_APPLE_DARWIN_RUSTFLAGS", &flags)
+}
+
+/// What describes the program for macOS.
+fn packaging() -> PathBuf {
+    root().join("packaging/macos")
+}
+
+/// Writes the signed `linked` to `signed`.
+fn signed(linked: &Path, signed: &Path, plist: &str) -> Result<()> {
+    let program = fs::read(linked).with_context(|| format!("read {}", linked.display()))?;
+    let program =
+        sign::sign(&program, IDENTIFIER, plist).with_context(|| format!("sign {}", linked.display()))?;
+    fs::write(signed, program).with_context(|| format!("write {}", signed.display()))
 }
 
 /// Checks the contents of the universal program.
 fn prove(program: &Path) -> Result<()> {
     println!("==> {}", program.display());
-    let list = root().join("packaging/macos/imports.txt");
+    let list = packaging().join("imports.txt");
     let list = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
-    let expected = Expected::parse(&list, MINIMUM_VERSION)?;
+    let exports = sdk::exports(&packaging().join("sdk"), VERSIONS[0])?;
+    let expected = Expected::parse(&list, &VERSIONS, exports, ENTITLEMENT)?;
     let file = fs::read(program)?;
     let slices = inspect::slices(&file)?;
     for slice in &slices {
@@ -107,4 +134,45 @@ fn prove(program: &Path) -> Result<()> {
     );
     println!("    universal: {} bytes", file.len());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn read(path: &str) -> String {
+        fs::read_to_string(root().join(path)).unwrap()
+    }
+
+    #[test]
+    fn the_documents_claim_the_same_systems() {
+        assert_eq!(VERSIONS, [13, 14, 15, 26]);
+        assert!(read("README.md").contains("macOS 13 and newer"));
+        assert!(read("docs/macos.md").contains("| 13 to 15 | root |\n| 26 and newer | root, or"));
+        assert!(read("packaging/softnet.rb").contains("depends_on macos: :ventura"));
+    }
+
+    #[test]
+    fn the_list_of_imports_has_nothing_that_a_claimed_system_lacks() {
+        let exports = sdk::exports(&packaging().join("sdk"), VERSIONS[0]).unwrap();
+        let expected =
+            Expected::parse(&read("packaging/macos/imports.txt"), &VERSIONS, exports, ENTITLEMENT).unwrap();
+        for (library, symbols) in &expected.imports {
+            for symbol in symbols {
+                assert_eq!(
+                    expected.exports[library].get(symbol),
+                    Some(&VERSIONS[0]),
+                    "{symbol} of {library}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_one_entitlement_is_the_harmless_one() {
+        let names = entitlements::of_xml(&read("packaging/macos/entitlements.plist")).unwrap();
+        assert_eq!(names, BTreeSet::from([ENTITLEMENT.to_owned()]));
+    }
 }

@@ -1,8 +1,8 @@
 //! The host side of macOS: Apple's vmnet framework, which gives a VM NAT, DHCP and DNS, or a network with the
 //! host only.
 //!
-//! Everything except the calls into the framework (`apple.rs`) is written against the narrow [`Interface`],
-//! so that it and its tests run on any system: [`VmnetLink`] carries batches of frames, [`VmnetForwards`]
+//! Everything except the calls into the framework (`apple.rs` and `bindings.rs`) is written against the narrow
+//! [`Interface`], so that it and its tests run on any system: [`VmnetLink`] carries batches of frames, [`VmnetForwards`]
 //! makes port forwards follow the VM's lease, [`Waker`] turns the framework's callbacks into something to
 //! poll.
 //!
@@ -10,9 +10,12 @@
 
 #[cfg(target_os = "macos")]
 mod apple;
+#[cfg(target_os = "macos")]
+mod bindings;
 mod forwards;
 mod gateway;
 mod link;
+mod status;
 mod wake;
 
 #[cfg(test)]
@@ -38,6 +41,7 @@ pub use apple::open;
 pub use forwards::VmnetForwards;
 pub use gateway::gateway_interface;
 pub use link::VmnetLink;
+pub use status::{Failure, Status, not_started, serves_users};
 pub use wake::{Wake, Waker, pair as wake_pair};
 
 /// A started vmnet interface. Dropping it stops it; none of its callbacks runs after that.
@@ -129,11 +133,15 @@ pub struct RawParameters {
     pub mtu: Option<u64>,
     /// Largest frame in bytes.
     pub max_packet_size: Option<u64>,
-    /// Most frames in one read; macOS before 13 does not report it, and handles one.
+    /// Most frames in one read; macOS 13 and 14 do not report it.
     pub read_max_packets: Option<u64>,
-    /// Most frames in one write.
+    /// Most frames in one write; macOS 13 and 14 do not report it.
     pub write_max_packets: Option<u64>,
 }
+
+/// Frames in one read where vmnet does not report how many it gives at most: as many as socket_vmnet has read at once
+/// since macOS 10.15. For writes there is no such precedent.
+const UNREPORTED_MAX_READ: usize = 32;
 
 impl TryFrom<RawParameters> for Parameters {
     type Error = ParameterError;
@@ -147,14 +155,16 @@ impl TryFrom<RawParameters> for Parameters {
         let mtu = length("MTU", raw.mtu)?.min(max_frame.saturating_sub(ETHERNET_HEADER));
         // The limit of a frame's length field; more would be a super-frame, which was not requested.
         let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-        let batch = |packets: Option<u64>| packets.map_or(1, |packets| packets.clamp(1, 1 << 16) as usize);
+        let batch = |packets: Option<u64>, unreported: usize| {
+            packets.map_or(unreported, |packets| packets.clamp(1, 1 << 16) as usize)
+        };
         Ok(Parameters {
             gateway,
             subnet,
             mtu,
             max_frame,
-            max_read: batch(raw.read_max_packets),
-            max_write: batch(raw.write_max_packets),
+            max_read: batch(raw.read_max_packets, UNREPORTED_MAX_READ),
+            max_write: batch(raw.write_max_packets, 1),
         })
     }
 }

@@ -366,6 +366,8 @@ fn raw() -> RawParameters {
 fn parameters_are_checked() {
     let parameters = Parameters::try_from(raw()).unwrap();
     assert_eq!(parameters, Parameters { max_read: 64, max_write: 1, ..PARAMETERS });
+    let old = Parameters::try_from(RawParameters { read_max_packets: None, ..raw() }).unwrap();
+    assert_eq!((old.max_read, old.max_write), (32, 1), "macOS 13 and 14 report neither");
     let small = Parameters::try_from(RawParameters { max_packet_size: Some(1000), ..raw() }).unwrap();
     assert_eq!(small.mtu, 986);
     for (wrong, name) in [
