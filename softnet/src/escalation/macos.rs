@@ -1,7 +1,6 @@
 //! Starting again by sudo.
 
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use rustix::process::{geteuid, getgid, getuid};
@@ -21,10 +20,10 @@ pub fn ensure(config: Config) -> anyhow::Result<Config> {
         darwin: rustix::system::uname().release().to_string_lossy().into_owned(),
         has_ready_fd: config.port.ready.is_some(),
     };
-    match situation.plan()? {
+    let program = this_program().context("cannot find the path of the running program")?;
+    match situation.plan(|| probe(Path::new(SUDO), &program))? {
         Plan::Proceed => Ok(config),
         Plan::Again => {
-            let program = this_program().context("cannot find the path of the running program")?;
             let ids = (getuid().as_raw(), getgid().as_raw());
             let arguments = sudo_arguments(&program, std::env::args_os().skip(1), ids);
             let error = Command::new(SUDO)
@@ -33,7 +32,7 @@ pub fn ensure(config: Config) -> anyhow::Result<Config> {
                 .stdin(Stdio::from(config.vm.into_socket()))
                 .exec();
             Err(error).context(
-                "cannot start /usr/bin/sudo, which vmnet needs on this macOS; set Softnet's SUID bit instead",
+                "cannot start /usr/bin/sudo, which has just run softnet; set Softnet's SUID bit instead",
             )
         }
     }

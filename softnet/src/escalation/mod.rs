@@ -1,10 +1,11 @@
 //! Re-runs Softnet with the privilege that macOS's vmnet requires.
 //!
-//! On macOS 15 and older only root may use vmnet. A program that is not set-user-ID root runs itself again by
-//! `sudo --non-interactive`, which works if the administrator has allowed it without a password, and
-//! otherwise fails at once instead of asking. The new process gets the caller's user and group as arguments,
-//! and becomes that user again before it reads a frame. From macOS 26 on none of this is needed, and this
-//! module does nothing.
+//! On macOS 15 and older only root may use vmnet. On 26 and newer it also serves a user, if the program's signature has
+//! the entitlement for it, but only root can set the DHCP server's lease time. So on every version a program that is not
+//! set-user-ID root first asks whether it may run itself by `sudo --non-interactive`, which works if the
+//! administrator has allowed it without a password, and otherwise fails at once instead of asking. If so it does, and
+//! the new process gets the caller's user and group as arguments, and becomes that user again before it reads a
+//! frame. If not it goes on as the user where vmnet serves users.
 //!
 //! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input. The
 //! environment is not passed on.
@@ -22,16 +23,17 @@ pub use other::ensure;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use crate::host::vmnet::serves_users;
 use crate::usage::UsageError;
 
 /// Not looked up in `PATH`, which the caller controls.
 pub const SUDO: &str = "/usr/bin/sudo";
 /// Tells the new process not to try again.
 pub const DONE: &str = "--sudo-escalation-done";
-
-/// Darwin's major version in macOS 26, whose vmnet needs no root.
-const DARWIN_OF_MACOS_26: u32 = 25;
+/// With it the program does nothing and succeeds. Tart asks in the same way.
+pub const PROBING: &str = "--sudo-escalation-probing";
 
 /// The facts that decide whether to re-run through `sudo`.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -56,29 +58,62 @@ pub enum Plan {
 }
 
 impl Situation {
-    /// Decides.
+    /// Decides. `sudo` tells whether it would run the program again, or why not; it is asked only if that matters.
     ///
     /// # Errors
-    /// When `sudo` did not make this process root, or would close a descriptor that is needed.
-    pub fn plan(&self) -> Result<Plan, UsageError> {
-        if self.is_root || !needs_root(&self.darwin) {
+    /// If only root can go on and `sudo` does not make this process root, or would close a descriptor that is needed.
+    pub fn plan(&self, sudo: impl FnOnce() -> Result<(), String>) -> Result<Plan, UsageError> {
+        let serves_users = serves_users(&self.darwin);
+        if self.is_root {
             return Ok(Plan::Proceed);
         }
         if self.is_done {
             return Err(UsageError::flag(DONE, "was given to a process that is not root; leave it out"));
         }
         if self.has_ready_fd {
+            if serves_users {
+                return Ok(Plan::Proceed);
+            }
             let reason = "cannot pass through sudo, which vmnet needs on this macOS; run Softnet as root or set its SUID bit";
             return Err(UsageError::flag("--ready-fd", reason));
         }
-        Ok(Plan::Again)
+        match sudo() {
+            Ok(()) => Ok(Plan::Again),
+            Err(reason) if serves_users => {
+                tracing::info!(%reason, "sudo does not run softnet without a password; going on without root");
+                Ok(Plan::Proceed)
+            }
+            Err(reason) => Err(UsageError::flag(
+                "softnet",
+                format!(
+                    "vmnet needs root on this macOS, and {reason}; set Softnet's SUID bit (chown root and chmod u+s), or allow \
+                     sudo without a password"
+                ),
+            )),
+        }
     }
 }
 
-/// Whether vmnet needs root on this version of Darwin; yes if the version is unknown.
-fn needs_root(darwin: &str) -> bool {
-    let major = darwin.split('.').next().and_then(|major| major.parse::<u32>().ok());
-    major.is_none_or(|major| major < DARWIN_OF_MACOS_26)
+/// Asks `sudo` whether it runs `program` as root without a password.
+///
+/// # Errors
+/// If it does not; the message says why, in its words.
+pub fn probe(sudo: &Path, program: &Path) -> Result<(), String> {
+    let mut command = Command::new(sudo);
+    command.arg("--non-interactive").arg(program).arg(PROBING);
+    // The VM's socket is standard input, and standard output may be a control channel.
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let name = sudo.display();
+    let output = command.output().map_err(|error| format!("{name} cannot be started: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+        // Its own name is in front of its messages.
+        Some(line) => line.to_owned(),
+        None => format!("{name} failed: {}", output.status),
+    })
 }
 
 /// The arguments of `sudo` that start `program` again with the arguments of this process, for the VM's socket on standard
@@ -131,28 +166,74 @@ mod tests {
         Situation { is_root: false, is_done: false, darwin: darwin.to_owned(), has_ready_fd: false }
     }
 
+    /// A `sudo` that is not to be asked.
+    fn nobody() -> Result<(), String> {
+        panic!("sudo was asked")
+    }
+
+    fn refuses() -> Result<(), String> {
+        Err("sudo: a password is required".to_owned())
+    }
+
     #[test]
-    fn only_macos_before_26_needs_root() {
-        for (darwin, plan) in [
-            ("22.1.0", Plan::Again),
-            ("24.6.0", Plan::Again),
-            ("25.0.0", Plan::Proceed),
-            ("26.1.2", Plan::Proceed),
-            ("", Plan::Again),
-            ("x", Plan::Again),
-        ] {
-            assert_eq!(on(darwin).plan(), Ok(plan), "{darwin:?}");
+    fn sudo_is_tried_on_every_version() {
+        for darwin in ["22.1.0", "24.6.0", "25.0.0", "26.1.2", "", "x"] {
+            assert_eq!(on(darwin).plan(|| Ok(())), Ok(Plan::Again), "{darwin:?}");
         }
         let root = Situation { is_root: true, is_done: true, has_ready_fd: true, ..on("22.1.0") };
-        assert_eq!(root.plan(), Ok(Plan::Proceed));
+        assert_eq!(root.plan(nobody), Ok(Plan::Proceed));
+    }
+
+    #[test]
+    fn only_macos_26_and_newer_goes_on_without_root() {
+        for darwin in ["25.0.0", "26.1.2"] {
+            assert_eq!(on(darwin).plan(refuses), Ok(Plan::Proceed), "{darwin:?}");
+        }
+        for darwin in ["22.1.0", "24.6.0", "", "x"] {
+            let error = on(darwin).plan(refuses).unwrap_err().to_string();
+            assert!(error.contains("a password is required") && error.contains("SUID bit"), "{error}");
+        }
     }
 
     #[test]
     fn nobody_goes_round_in_circles_or_loses_a_descriptor() {
-        let done = Situation { is_done: true, ..on("22.1.0") };
-        assert!(done.plan().unwrap_err().to_string().contains("not root"));
+        for darwin in ["22.1.0", "25.0.0"] {
+            let done = Situation { is_done: true, ..on(darwin) };
+            assert!(done.plan(nobody).unwrap_err().to_string().contains("not root"));
+        }
         let ready = Situation { has_ready_fd: true, ..on("22.1.0") };
-        assert!(ready.plan().unwrap_err().to_string().starts_with("--ready-fd"));
+        assert!(ready.plan(nobody).unwrap_err().to_string().starts_with("--ready-fd"));
+        let ready = Situation { has_ready_fd: true, ..on("25.0.0") };
+        assert_eq!(ready.plan(nobody), Ok(Plan::Proceed));
+    }
+
+    /// A program in the place of `sudo`, in a folder of its own.
+    fn stand_in(name: &str, script: &str) -> std::path::PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = std::env::temp_dir().join(format!("softnet-sudo-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("sudo");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn sudo_is_asked_as_tart_asks() {
+        let program = Path::new("/opt/homebrew/bin/softnet");
+        // Says yes only to what a sudo of macOS is to be asked, with nothing of the caller's on its streams.
+        let says = format!(
+            "[ \"$*\" = \"--non-interactive {} {PROBING}\" ] && ! read line && ! [ -S /dev/stdout ]",
+            program.display()
+        );
+        let sudo = stand_in("yes", &says);
+        assert_eq!(probe(&sudo, program), Ok(()));
+        std::fs::remove_dir_all(sudo.parent().unwrap()).unwrap();
+        let sudo = stand_in("no", "echo 'sudo: a password is required' >&2; exit 1");
+        assert_eq!(probe(&sudo, program), Err("sudo: a password is required".to_owned()));
+        std::fs::remove_dir_all(sudo.parent().unwrap()).unwrap();
+        let gone = probe(&sudo, program).unwrap_err();
+        assert!(gone.contains("cannot be started"), "{gone}");
     }
 
     fn again(line: &str) -> Vec<String> {
