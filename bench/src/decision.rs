@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use lab::wire::{self, Arp, Dhcp, Mac, dhcp_kind, dhcp_option};
 use softnet_filter::{
-    Action, Gateway, MacAddr, NetType, Policy, Port, PortConfig, Rule, Target, Timestamp, Verdict,
+    Action, Entry, Gateway, MacAddr, NetType, Policy, Port, PortConfig, Ports, Rule, Target, Timestamp,
+    Verdict,
 };
 
 const VM: Mac = Mac([2, 0, 0, 0, 0x77, 2]);
@@ -37,15 +38,32 @@ pub enum Case {
     Reply,
 }
 
+/// Which rules a port has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Entries without ports.
+    plain: usize,
+    /// Entries with ports.
+    with_ports: usize,
+}
+
+impl Rules {
+    const fn plain(plain: usize) -> Self {
+        Self { plain, with_ports: 0 }
+    }
+}
+
 /// The decisions that are counted: case, rules, and the goal, a maximum of instructions.
-const CASES: [(Case, usize, Option<f64>); 7] = [
-    (Case::Udp, 0, Some(170.0)),
-    (Case::Udp, 10, None),
-    (Case::Udp, 1_000, None),
-    (Case::Udp, 10_000, Some(220.0)),
-    (Case::Tcp, 0, None),
-    (Case::Reply, 0, None),
-    (Case::Arp, 0, Some(130.0)),
+const CASES: [(Case, Rules, Option<f64>); 9] = [
+    (Case::Udp, Rules::plain(0), Some(170.0)),
+    (Case::Udp, Rules::plain(10), None),
+    (Case::Udp, Rules::plain(1_000), None),
+    (Case::Udp, Rules::plain(10_000), Some(170.0)),
+    (Case::Udp, Rules { plain: 9_000, with_ports: 1_000 }, Some(260.0)),
+    (Case::Tcp, Rules::plain(0), None),
+    (Case::Tcp, Rules { plain: 9_000, with_ports: 1_000 }, None),
+    (Case::Reply, Rules::plain(0), None),
+    (Case::Arp, Rules::plain(0), Some(130.0)),
 ];
 
 /// One counted case.
@@ -54,7 +72,7 @@ pub struct Count {
     /// The kind of frame.
     pub case: Case,
     /// Rules of the port.
-    pub rules: usize,
+    pub rules: Rules,
     /// Instructions per decision.
     pub instructions: f64,
     /// The maximum that reaches the goal.
@@ -70,7 +88,12 @@ impl Count {
             Case::Tcp => "TCP, 1,514 bytes, from the VM",
             Case::Reply => "UDP, 64 bytes, to the VM",
         };
-        format!("{case}, {} rules", self.rules)
+        match self.rules {
+            Rules { plain, with_ports: 0 } => format!("{case}, {plain} rules"),
+            Rules { plain, with_ports } => {
+                format!("{case}, {} rules, {with_ports} of ports", plain + with_ports)
+            }
+        }
     }
 }
 
@@ -92,7 +115,7 @@ pub fn count() -> Result<Vec<Count>> {
 
 /// The counts as a table.
 pub fn table(counts: &[Count]) -> String {
-    let mut table = format!("{:<44}{:>14}{:>10}\n", "decision", "instructions", "reach");
+    let mut table = format!("{:<58}{:>14}{:>10}\n", "decision", "instructions", "reach");
     for count in counts {
         let reach = count.reach.map_or(String::new(), |reach| format!("{reach:.0}"));
         let verdict = match count.reach {
@@ -100,18 +123,19 @@ pub fn table(counts: &[Count]) -> String {
             Some(_) => "  MISSED",
             None => "",
         };
-        let _ = writeln!(table, "{:<44}{:>14.0}{reach:>10}{verdict}", count.name(), count.instructions);
+        let _ = writeln!(table, "{:<58}{:>14.0}{reach:>10}{verdict}", count.name(), count.instructions);
     }
     table
 }
 
 /// Instructions of a whole run.
-fn callgrind(case: Case, rules: usize, times: u64) -> Result<f64> {
+fn callgrind(case: Case, rules: Rules, times: u64) -> Result<f64> {
     let case = clap::ValueEnum::to_possible_value(&case).context("a value for every case")?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
-        .args(["decide", case.get_name(), &rules.to_string(), &times.to_string()])
+        .args(["decide", case.get_name(), &rules.plain.to_string(), &rules.with_ports.to_string()])
+        .arg(times.to_string())
         .stdin(Stdio::null())
         .output()
         .context("start valgrind (Debian package valgrind)")?;
@@ -126,9 +150,9 @@ fn callgrind(case: Case, rules: usize, times: u64) -> Result<f64> {
 ///
 /// # Errors
 /// If the frame is not forwarded: a drop would be cheaper.
-pub fn decide(case: Case, rules: usize, times: u64) -> Result<()> {
+pub fn decide(case: Case, plain: usize, with_ports: usize, times: u64) -> Result<()> {
     let now = Timestamp::from_secs(1);
-    let mut port = bound_port(rules, now)?;
+    let mut port = bound_port(Rules { plain, with_ports }, now)?;
     let udp = |from: Ipv4Addr, to: Ipv4Addr| {
         wire::Ipv4::new(from, to, wire::udp((from, 4000), (to, 4000), &[0; 22]))
     };
@@ -153,18 +177,31 @@ pub fn decide(case: Case, rules: usize, times: u64) -> Result<()> {
 }
 
 /// A port whose VM has got its lease by the usual four messages.
-fn bound_port(rules: usize, now: Timestamp) -> Result<Port> {
-    let rules = (0..rules).map(|index| {
+fn bound_port(rules: Rules, now: Timestamp) -> Result<Port> {
+    let Rules { plain, with_ports } = rules;
+    let rules = (0..plain + with_ports).map(|index| {
         // Networks of many prefix lengths all over the address space, none of which contains the destination.
         let bits = (index as u32).wrapping_mul(0x9e37_79b1) | 0x8000_0000;
         let length = 16 + (index % 17) as u8;
         let net = ipnet::Ipv4Net::new(Ipv4Addr::from(bits), length)?.trunc();
+        let port = (index % 60_000) as u16 + 1;
+        let ports = if index < plain { None } else { Ports::new(port, port) };
         Ok(Rule {
-            target: Target::Net(net),
+            entry: Entry { ports, ..Target::Ipv4(net).into() },
             action: if index % 2 == 0 { Action::Block } else { Action::Allow },
         })
     });
-    let rules: Vec<Rule> = rules.collect::<Result<_>>()?;
+    let mut rules: Vec<Rule> = rules.collect::<Result<_>>()?;
+    if with_ports > 0 {
+        // Half of them say something about other ports of everything, and then one opens the destination.
+        for (index, rule) in rules.iter_mut().skip(plain).step_by(2).enumerate() {
+            let port = 5_000 + index as u16;
+            *rule = Rule { entry: format!("0.0.0.0/0:{port}").parse()?, action: Action::Block };
+        }
+        let (blocked, allowed) = ("8.8.0.0/16:4000-4009/udp", "8.8.8.0/24:4000");
+        rules.push(Rule { entry: blocked.parse()?, action: Action::Block });
+        rules.push(Rule { entry: allowed.parse()?, action: Action::Allow });
+    }
     let gateway =
         Gateway { mac: MacAddr(HOST.0), address: GATEWAY, subnet: ipnet::Ipv4Net::new(GATEWAY, 16)? };
     let mut port = Port::new(PortConfig {

@@ -67,7 +67,7 @@ enum Command {
     #[command(hide = true)]
     Receive,
     #[command(hide = true)]
-    Decide { case: decision::Case, rules: usize, times: u64 },
+    Decide { case: decision::Case, plain: usize, with_ports: usize, times: u64 },
 }
 
 fn main() -> ExitCode {
@@ -85,8 +85,8 @@ fn perform(args: Args, stage: Stage) -> Result<ExitCode> {
     match args.command {
         Some(Command::Pump { peer }) => pump::run(peer).map(|()| ExitCode::SUCCESS),
         Some(Command::Receive) => floor::receive().map(|()| ExitCode::SUCCESS),
-        Some(Command::Decide { case, rules, times }) => {
-            decision::decide(case, rules, times).map(|()| ExitCode::SUCCESS)
+        Some(Command::Decide { case, plain, with_ports, times }) => {
+            decision::decide(case, plain, with_ports, times).map(|()| ExitCode::SUCCESS)
         }
         Some(Command::Filter) => {
             let counts = decision::count()?;

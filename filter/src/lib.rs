@@ -57,13 +57,17 @@
 //! | S4 | `destination/mod.rs` | `judge_fragment` |
 //! | S5 | `ipv4.rs` | `judge_transport` |
 //! | D1 | `destination/mod.rs` | `judge_own_address` |
-//! | D1, D2, D3 | `destination/table.rs` | `new` |
+//! | D1, D2, D3 | `destination/table.rs` | `new`, `paint_defaults` |
 //! | D1, D2, D3, D4 | `destination/mod.rs` | `judge_class` |
 //! | D5 | `destination/mod.rs` | `judge_resolver` |
 //! | D6 | `icmp.rs` | `judge` |
 //! | D7 | `port.rs` | `judge_part_from_vm` |
-//! | D8 | `policy.rs` | `bridge_isolation` |
+//! | D8 | `policy/mod.rs` | `bridge_isolation` |
 //! | D9 | `destination/table.rs` | `classify` |
+//! | P1 | `policy/entry.rs` | `from_str`, `fmt` |
+//! | P2 | `destination/region.rs` | `regions` |
+//! | P2 | `destination/table.rs` | `new`, `decide_by_port` |
+//! | P2 | `destination/ports.rs` | `decide`, `push_segments` |
 //! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_checksum`, `judge_destination` |
 //! | C2 | `binding/dhcpv4/client.rs` | `judge_header`, `judge_hardware_address`, `judge_options` |
 //! | C3 | `binding/dhcpv4/client.rs` | `judge_message_type` |
@@ -148,12 +152,13 @@ pub use counters::{Counters, Direction, DirectionCounters};
 pub use event::{PortEvent, UnboundCause};
 pub use host::ExposedPort;
 pub use lease::{AdoptError, Lease, Resolvers};
-pub use policy::{Action, ParseTargetError, Policy, Rule, Target};
+pub use policy::entry::{Entry, Origin, ParseEntryError, Ports, Protocol, Target};
+pub use policy::{Action, Policy, Rule};
 pub use port::Port;
 pub use softnet_wire::{MacAddr, ParseMacError};
 pub use time::Timestamp;
 pub use transmit::OwnFrame;
 pub use verdict::{DropReason, Verdict};
 
-/// Re-exported because it is the type of [`Gateway::subnet`] and in [`Target::Net`].
-pub use ipnet::Ipv4Net;
+/// Re-exported because they are the types of [`Gateway::subnet`] and in [`Target`].
+pub use ipnet::{Ipv4Net, Ipv6Net};

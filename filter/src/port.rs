@@ -330,7 +330,7 @@ impl Port {
         }
         // D3, D4: unfragmented packets to global destinations, by the router.
         if matches!(part, Part::Whole(_))
-            && self.destinations.is_world(packet.destination())
+            && self.destinations.is_open(packet.destination())
             && frame.head() == self.segment.vm_to_router
         {
             return Ok(());

@@ -31,7 +31,7 @@ pub(crate) fn drop_for(reason: DropReason) -> Verdict {
 
 pub(crate) fn config(allow: &[&str], block: &[&str]) -> PortConfig {
     let rules = |list: &[&str], action| {
-        list.iter().map(|target| Rule { target: target.parse().unwrap(), action }).collect::<Vec<_>>()
+        list.iter().map(|entry| Rule { entry: entry.parse().unwrap(), action }).collect::<Vec<_>>()
     };
     PortConfig {
         vm_mac: VM,

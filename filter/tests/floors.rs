@@ -9,14 +9,15 @@ use std::path::Path;
 /// The modules from the ground up. A module may use those of the floors below its own, and no other. ARCHITECTURE.md shows
 /// the same floors.
 const FLOORS: &[&[&str]] = &[
-    &["destination::trie", "frame", "time", "verdict"],
-    &["counters", "icmp", "ipv4", "lease", "policy", "rate"],
+    &["destination::trie", "frame", "policy::entry", "time", "verdict"],
+    &["counters", "destination::region", "icmp", "ipv4", "lease", "policy", "rate"],
     &[
         "binding::dhcpv4::boot",
         "binding::dhcpv4::client_ids",
         "binding::dhcpv4::hardware_ids",
         "binding::dhcpv4::offer",
         "config",
+        "destination::ports",
         "event",
         "host",
         "igmp",

@@ -13,7 +13,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
-use softnet_filter::{Action, Timestamp, Verdict};
+use softnet_filter::{Action, Origin, Target, Timestamp, Verdict};
 
 use oracle::{Opinion, world};
 use scene::steps::{any_frame_of_any_length, config, rules, start, step};
@@ -94,7 +94,7 @@ proptest! {
 proptest! {
     #![proptest_config(proptest_config(60))]
 
-    /// D2, D3: for up to 1,000 rules the verdict on any destination is that of a look at every rule.
+    /// D2, D3, P2: for up to 1,000 rules the verdict on any destination is that of a look at every rule.
     #[test]
     fn longest_prefix_match_equals_a_linear_scan(
         rules in rules(1_000),
@@ -107,12 +107,12 @@ proptest! {
         let mut port = scene.watched.port;
         // Destinations at the edges of the rules' own networks tell more than random ones.
         let edges = near.iter().filter(|_| !rules.is_empty()).flat_map(|(index, noise)| {
-            match rules[index.index(rules.len())].target {
-                softnet_filter::Target::Gateway => [u32::from(scene::GATEWAY); 4],
-                softnet_filter::Target::Net(net) => {
+            match rules[index.index(rules.len())].entry.target {
+                Target::Ipv4(net) => {
                     let [first, last] = world::edges(net).map(u32::from);
                     [first, last, first.wrapping_sub(1), first | (noise & (first ^ last))]
                 }
+                _ => [u32::from(scene::GATEWAY); 4],
             }
         });
         for bits in edges.chain(far) {
@@ -129,6 +129,9 @@ proptest! {
     }
 }
 
+/// The destination port; the rules' ranges of ports begin and end around it.
+const PORT: u16 = 4_000;
+
 #[derive(Debug, PartialEq)]
 enum Expected {
     Pass,
@@ -142,7 +145,8 @@ fn expected_verdict(config: &softnet_filter::PortConfig, destination: Ipv4Addr) 
     if world::is_never(destination) || edges.contains(&destination) || destination == scene::FIRST_LEASE {
         return Expected::OtherDrop;
     }
-    match world::longest_match(config, destination) {
+    let port = Some((oracle::packet::UDP, PORT));
+    match world::deciding(config, Origin::Vm, destination, port).map(|(action, _)| action) {
         Some(Action::Block) => Expected::Blocked,
         Some(Action::Allow) => Expected::Pass,
         None if destination == scene::GATEWAY || world::is_globally_reachable(destination) => Expected::Pass,
@@ -151,7 +155,7 @@ fn expected_verdict(config: &softnet_filter::PortConfig, destination: Ipv4Addr) 
 }
 
 fn datagram_to(destination: Ipv4Addr) -> Vec<u8> {
-    let datagram = wire::udp(4_000, 4_000, b"hello");
+    let datagram = wire::udp(4_000, PORT, b"hello");
     let packet = wire::ipv4(scene::FIRST_LEASE, destination, oracle::packet::UDP, &datagram);
     let mac = if world::is_multicast(destination) { world::multicast_mac(destination) } else { GATEWAY_MAC };
     wire::ethernet(mac, VM_MAC, wire::IPV4, &packet)

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use softnet_filter::{Gateway, NetType, Port, PortConfig, Resolvers};
+use softnet_filter::{Action, Gateway, NetType, Policy, Port, PortConfig, Resolvers, Target};
 
 use crate::attach::{self, Request};
 use crate::clock;
@@ -44,6 +44,7 @@ impl Opened {
         let identity = choose_identity(&config.port)?;
         let parent = ParentWatch::new()?;
         let policy = config.port.policy();
+        warn_of_ipv6(&policy);
         let request = Request {
             settings: &config.port,
             vm_mac: config.vm_mac,
@@ -127,6 +128,14 @@ fn resolvers(settings: &PortSettings, mode: Mode, gateway: std::net::Ipv4Addr) -
     match &settings.client.resolvers[..] {
         [] if is_served => [gateway].into_iter().collect(),
         resolvers => resolvers.iter().copied().collect(),
+    }
+}
+
+/// Says which entries open nothing, because all IPv6 is dropped (rule L2).
+fn warn_of_ipv6(policy: &Policy) {
+    let allowed = policy.rules().iter().filter(|rule| rule.action == Action::Allow);
+    for entry in allowed.map(|rule| rule.entry).filter(|entry| matches!(entry.target, Target::Ipv6(_))) {
+        tracing::warn!(%entry, "an entry of --allow opens nothing: all IPv6 of the VM is dropped");
     }
 }
 

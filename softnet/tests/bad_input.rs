@@ -104,18 +104,38 @@ fn rules() -> Result<()> {
             ("10.0.0.256", ""),
             ("10.0.0", ""),
             ("10.0.0.0/", ""),
-            ("example.com", ""),
-            ("@hosts", ""),
-            ("@", ""),
-            ("fe80::/10", "not"),
-            ("::/0", "not"),
-            ("2001:db8::1", "not"),
+            ("example.com", "names are not supported yet"),
+            ("*.example.com:443", "names are not supported yet"),
+            ("@hosts", "@host"),
+            ("@", "@internet"),
+            ("fe80::/129", "128"),
+            ("2001:db8::/32:443", "[2001:db8::/32]:443"),
+            ("[10.0.0.0/8]:443", "IPv6"),
+            ("in", "10.0.0.0/8"),
+            ("from 10.0.0.0/8", "`in` nor `out`"),
+            ("in from 10.0.0.0/8", "space"),
+            ("in 10.0.0.0/8", "not supported yet"),
+            ("out 10.0.0.0/8", "not supported yet"),
+            (" 10.0.0.0/8", "space"),
+            ("10.0.0.0/8 ", "space"),
+            ("10.0.0.0/8\t:80", "tab"),
+            ("10.0.0.0/8:", "1 to 65535"),
+            ("10.0.0.0/8:0", "1 to 65535"),
+            ("10.0.0.0/8:65536", "1 to 65535"),
+            ("10.0.0.0/8:+80", "1 to 65535"),
+            ("10.0.0.0/8: 80", "space"),
+            ("10.0.0.0/8:80-", "80-90"),
+            ("10.0.0.0/8:-80", "80-90"),
+            ("10.0.0.0/8:90-80", "lower port first"),
+            ("10.0.0.0/8:80:90", "80-90"),
+            ("10.0.0.0/8:https", "number"),
+            ("10.0.0.0/8:80/sctp", "`tcp` or `udp`"),
         ] {
-            refuses(&["--vm-fd=0", MAC, &format!("{flag}={value}")], &[flag, value, reason])?;
+            let shown = value.escape_debug().to_string();
+            refuses(&["--vm-fd=0", MAC, &format!("{flag}={value}")], &[flag, &shown, reason])?;
             // A wrong one among right ones is found, and only it is named.
-            refuses(&["--vm-fd=0", MAC, flag, &format!("10.0.0.0/8,{value}")], &[flag, value, reason])?;
+            refuses(&["--vm-fd=0", MAC, flag, &format!("10.0.0.0/8,{value}")], &[flag, &shown, reason])?;
         }
-        refuses(&["--vm-fd=0", MAC, &format!("{flag}=fe80::/10")], &["IPv6", "yet"])?;
     }
     Ok(())
 }

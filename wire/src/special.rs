@@ -65,6 +65,9 @@ pub const LOOPBACK: Block<Ipv4Addr> = Block::new([127, 0, 0, 0], 8, "Loopback", 
 /// Addresses that were never assigned.
 pub const RESERVED: Block<Ipv4Addr> = Block::new([240, 0, 0, 0], 4, "Reserved", 1112, false);
 
+/// The groups of IPv4 (RFC 5771), which have a registry of their own.
+pub const MULTICAST: Block<Ipv4Addr> = Block::new([224, 0, 0, 0], 4, "Multicast", 5771, false);
+
 /// The registry for IPv4, by address. A block that lies in another comes after it.
 ///
 /// 192.88.99.0/24 is deprecated, and the registry does not say whether it is reachable. It counts as not.
@@ -100,6 +103,18 @@ pub const IPV4: [Block<Ipv4Addr>; 26] = [
 /// Where the platform answers the guests of the Azure cloud: a public address that is in no registry, and that is not
 /// reachable from anywhere else.
 pub const AZURE_PLATFORM: Block<Ipv4Addr> = Block::new([168, 63, 129, 16], 32, "Azure's platform", 0, false);
+
+/// Where clouds tell their VMs names, keys and passwords, over IPv4: most of them, the credentials of containers and pods
+/// on AWS, Tencent, Azure, Alibaba, and Oracle's older cloud. None of these is in a registry of its own.
+pub const METADATA_IPV4: [Ipv4Addr; 7] = [
+    Ipv4Addr::new(169, 254, 169, 254),
+    Ipv4Addr::new(169, 254, 170, 2),
+    Ipv4Addr::new(169, 254, 170, 23),
+    Ipv4Addr::new(169, 254, 0, 23),
+    AZURE_PLATFORM.address,
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(192, 0, 0, 192),
+];
 
 /// The largest blocks that are not globally reachable.
 pub fn not_global() -> impl Iterator<Item = Block<Ipv4Addr>> {
@@ -170,5 +185,15 @@ mod tests {
         }
         assert!(AZURE_PLATFORM.contains(AZURE_PLATFORM.address));
         assert!(!AZURE_PLATFORM.contains([168, 63, 129, 17].into()));
+    }
+
+    /// They are closed to a VM unless something opens them.
+    #[test]
+    fn no_metadata_is_global() {
+        for address in METADATA_IPV4 {
+            let mut closed = not_global().chain([AZURE_PLATFORM]);
+            assert!(closed.any(|block| block.contains(address)), "{address}");
+            assert!(!global_inside().any(|block| block.contains(address)), "{address}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Where a VM may send: the rules D.
 
+pub(crate) mod ports;
+pub(crate) mod region;
 pub(crate) mod table;
 pub(crate) mod trie;
 
@@ -12,6 +14,7 @@ use crate::ipv4;
 use crate::l2;
 use crate::lease::Lease;
 use crate::policy::Policy;
+use crate::policy::entry::Origin;
 use crate::segment::Segment;
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
@@ -44,7 +47,7 @@ impl Destinations {
         let PortConfig { policy, gateway, net_type, host_addresses, .. } = config;
         let mut host = Host::default();
         host.set_addresses(&host_addresses, gateway.address);
-        let table = Table::new(&policy, gateway, net_type, host.addresses())?;
+        let table = Table::new(&policy, Origin::Vm, gateway, net_type, host.addresses())?;
         Ok(Self { table, host, policy, gateway, net_type })
     }
 
@@ -53,7 +56,7 @@ impl Destinations {
         let mut host = Host::default();
         host.set_addresses(addresses, self.gateway.address);
         if host.addresses() != self.host.addresses() {
-            self.table = Table::new(&self.policy, self.gateway, self.net_type, host.addresses())?;
+            self.table = Table::new(&self.policy, Origin::Vm, self.gateway, self.net_type, host.addresses())?;
             self.host.set_addresses(addresses, self.gateway.address);
         }
         Ok(())
@@ -64,15 +67,15 @@ impl Destinations {
         self.host.set_exposed(exposed);
     }
 
-    /// Whether an address is one of the world (D3, D4), where nearly all packets go.
+    /// Whether an address is open without a further look, as nearly all of the world is (D3, D4).
     #[inline(always)]
-    pub(crate) fn is_world(&self, address: Ipv4Addr) -> bool {
-        self.table.is_world(address)
+    pub(crate) fn is_open(&self, address: Ipv4Addr) -> bool {
+        self.table.is_open(address)
     }
 
-    /// Whether a rule opens an address (D2).
+    /// Whether an entry opens an address, or some of its ports (D2).
     pub(crate) fn is_allowed(&self, address: Ipv4Addr) -> bool {
-        self.table.classify(address) == Class::Allowed
+        self.table.allows(address)
     }
 
     /// Judges the destination of a packet that is not DHCP and has the VM's own address as its source, in a frame for
@@ -92,16 +95,16 @@ impl Destinations {
         l2::judge_ipv4_destination(mac, to.address, segment)
     }
 
-    /// D1 to D4, D9: what the rules say about the destination. Returns the reason if it is closed to all but a
+    /// D1 to D4, D9, P2: what the rules say about the destination. Returns the reason if it is closed to all but a
     /// resolver's DNS.
     fn judge_class(&self, to: Destination) -> Result<Option<DropReason>, DropReason> {
-        match self.table.classify(to.address) {
+        match self.table.classify(to.address, to.protocol, to.port) {
             Class::World | Class::Allowed => Ok(None),
             // D4
             Class::Gateway if matches!(to.protocol, ipv4::ICMP | ipv4::TCP | ipv4::UDP) => Ok(None),
             Class::Gateway => Ok(Some(DropReason::GatewayProtocol)),
-            // D2: a block takes precedence over D5, which is for addresses that no rule matches.
-            Class::Blocked => Err(DropReason::Blocked),
+            // D2, P5: a block takes precedence over D5, which is for addresses that no entry matches.
+            Class::Blocked | Class::DefaultBlocked => Err(DropReason::Blocked),
             Class::Never => Err(DropReason::NeverDestination),
             // D9 before D5: without global destinations, global resolvers are closed too.
             Class::HostOnly => Err(DropReason::HostOnly),
@@ -112,7 +115,7 @@ impl Destinations {
     }
 
     /// S4: the port of a later fragment is unknown, and malicious fragments can crash neighbours. The host accepts
-    /// fragments while it is open as a whole.
+    /// fragments while it is open as a whole. No fragment passes where entries distinguish ports.
     fn judge_fragment(
         &self,
         segment: &Segment,
@@ -123,7 +126,7 @@ impl Destinations {
         let is_host = self.is_host(segment, to.address);
         let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
         let is_restricted = is_host || segment.is_on_link(to.address) || lease.resolvers.contains(to.address);
-        if to.is_fragment && is_restricted && !is_open_host {
+        if to.is_fragment && ((is_restricted && !is_open_host) || self.table.has_ports_for(to.address)) {
             return Err(DropReason::FragmentRestricted);
         }
         Ok(())
@@ -366,6 +369,48 @@ mod tests {
         ] {
             assert_eq!(sent(&mut port, &frame), drop_for(reason));
         }
+    }
+
+    /// P2: entries with ports decide about TCP and UDP at those ports; what is opened at one port is found by ARP too (A5),
+    /// and no fragment passes where entries distinguish ports (S4).
+    #[test]
+    fn p2_ports_decide() {
+        let blocked = drop_for(DropReason::Blocked);
+        let mut port = bound_with(&["192.168.64.77:22/tcp", "9.9.9.9:53"], &["9.0.0.0/8", "8.8.8.8:25"]);
+        for (frame, expected) in [
+            (IpFrame::tcp(NEIGHBOUR_IP, 22), Verdict::Forward),
+            (IpFrame::tcp(NEIGHBOUR_IP, 22).in_frame_to(STRANGER), Verdict::Forward),
+            (IpFrame::tcp(NEIGHBOUR_IP, 23), drop_for(DropReason::Neighbour)),
+            (IpFrame::udp(NEIGHBOUR_IP, 22), drop_for(DropReason::Neighbour)),
+            (IpFrame::icmp(NEIGHBOUR_IP, 8), drop_for(DropReason::Neighbour)),
+            (IpFrame::udp(WORLD_IP, 53), Verdict::Forward),
+            (IpFrame::tcp(WORLD_IP, 53), Verdict::Forward),
+            (IpFrame::udp(WORLD_IP, 54), blocked),
+            (IpFrame::icmp(WORLD_IP, 8), blocked),
+            (IpFrame::new(WORLD_IP, 132, udp(53, 53, b"sctp")), blocked),
+            (IpFrame::tcp(Ipv4Addr::new(8, 8, 8, 8), 25), blocked),
+            (IpFrame::tcp(Ipv4Addr::new(8, 8, 8, 8), 443), Verdict::Forward),
+            (IpFrame::tcp(Ipv4Addr::new(8, 8, 8, 9), 25), Verdict::Forward),
+            (
+                IpFrame::tcp(Ipv4Addr::new(1, 1, 1, 1), 25).in_frame_to(STRANGER),
+                drop_for(DropReason::DestinationMac),
+            ),
+        ] {
+            assert_eq!(sent(&mut port, &frame), expected, "{} {}", frame.to, frame.protocol);
+        }
+        for (target, expected) in
+            [(NEIGHBOUR_IP, Verdict::Forward), (OTHER_IP, drop_for(DropReason::ArpTarget))]
+        {
+            assert_eq!(port.from_vm(&ArpFrame::request(target).frame(), NOW), expected);
+        }
+        for to in [WORLD_IP, Ipv4Addr::new(8, 8, 8, 8)] {
+            let first = IpFrame::new(to, 17, udp(1000, 53, &[0; 64])[..32].to_vec()).fragment(0x2000);
+            assert_eq!(sent(&mut port, &first), drop_for(DropReason::FragmentRestricted));
+        }
+        let later = IpFrame::new(Ipv4Addr::new(8, 8, 8, 8), 17, [0; 8]).fragment(4);
+        assert_eq!(sent(&mut port, &later), drop_for(DropReason::FragmentRestricted));
+        let later = IpFrame::new(Ipv4Addr::new(8, 8, 8, 9), 17, [0; 8]).fragment(4);
+        assert_eq!(sent(&mut port, &later), Verdict::Forward);
     }
 
     /// D9: in a network of the type `host` global destinations are closed whatever the flags say; the flags decide

@@ -1,133 +1,132 @@
-//! The destinations compiled into one trie, so that the decision costs the same however many rules there are: what a
-//! decision's number means, and which prefixes are painted with it.
+//! The destinations compiled into one trie, so that the decision costs the same however many entries there are: what a
+//! decision's number means, and which prefixes are painted with it. Entries with ports have a table of their own.
+
+use std::collections::BTreeMap;
 
 use core::net::Ipv4Addr;
 
 use softnet_wire::special;
 
 use crate::config::{ConfigError, Gateway, NetType};
-use crate::destination::trie::{DECISIONS, Full, Trie};
-use crate::policy::{Action, Policy, Target};
+use crate::destination::ports::{PortRule, PortTable};
+use crate::destination::region::{Rank, Region, regions};
+use crate::destination::trie::{Full, Trie};
+use crate::ipv4;
+use crate::policy::entry::{Origin, Protocol};
+use crate::policy::{Action, Policy};
 
-/// What the rules D1 to D4 and D9 say about a destination.
+/// What the rules D1 to D4, D9 and P2 say about a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(crate) enum Class {
-    /// No rule matched: globally reachable, open to every protocol (D3, D4).
+    /// No entry matched: globally reachable, open to every protocol (D3, D4).
     World,
-    /// No rule matched: the gateway, open to TCP, UDP and ICMP (D4).
+    /// No entry matched: the gateway, open to TCP, UDP and ICMP (D4).
     Gateway,
-    /// `--allow` names it (D2).
+    /// An entry of `--allow` decides (D2).
     Allowed,
-    /// `--block` names it (D2).
+    /// An entry of `--block` decides (D2).
     Blocked,
-    /// No rule matched: not globally reachable (D3).
+    /// An entry of `--block` for everything decides (P5).
+    DefaultBlocked,
+    /// No entry matched: not globally reachable (D3).
     NotGlobal,
-    /// No rule matched: multicast (D3).
+    /// No entry matched: multicast (D3).
     Multicast,
-    /// No rule matched: another host on the VM's network (D3), even where the network has public addresses.
+    /// No entry matched: another host on the VM's network (D3), even where the network has public addresses.
     Neighbour,
-    /// Globally reachable, in a network whose global destinations are closed, whatever a rule allows (D9).
+    /// Globally reachable, in a network whose global destinations are closed, whatever an entry allows (D9).
     HostOnly,
     /// Nothing opens it (D1).
     Never,
 }
 
 impl Class {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::World,
         Self::Gateway,
         Self::Allowed,
         Self::Blocked,
+        Self::DefaultBlocked,
         Self::NotGlobal,
         Self::Multicast,
         Self::Neighbour,
         Self::HostOnly,
         Self::Never,
     ];
+
+    /// The class of a peer about which an entry decides.
+    fn of(action: Action, is_for_everything: bool) -> Self {
+        match action {
+            Action::Allow => Self::Allowed,
+            Action::Block if is_for_everything => Self::DefaultBlocked,
+            Action::Block => Self::Blocked,
+        }
+    }
 }
 
 /// Destinations that no flag opens (D1), besides those that depend on the network.
 const NEVER: [special::Block<Ipv4Addr>; 3] = [special::THIS_NETWORK, special::LOOPBACK, special::RESERVED];
 
-/// A decision's number is a [`Class`], and this bit for globally reachable addresses where D9 closes them. The rules
-/// of D2 keep it.
-const WITHOUT_WORLD: u16 = 16;
-const _: () = assert!(Class::ALL.len() <= WITHOUT_WORLD as usize && 2 * WITHOUT_WORLD <= DECISIONS);
+/// A decision's number is a [`Class`], and this bit for globally reachable addresses. Entries keep it.
+const GLOBAL: u16 = 16;
+const DECISIONS: u16 = 2 * GLOBAL;
+const _: () = assert!(Class::ALL.len() <= GLOBAL as usize);
 
-/// Which of two rules about one destination decides: the greater one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    /// For a network with a prefix of no bits.
-    Everything,
-    /// For an address of the host besides the gateway's, by `@host`.
-    Host,
-    /// For a network with a prefix of so many bits.
-    Prefix(u8),
-}
+/// No decision has this number.
+const NONE: u16 = u16::MAX;
 
-/// The compiled destinations of one VM.
+/// The entries about what one side begins, compiled for one VM.
 pub(crate) struct Table {
-    trie: Trie,
+    trie: Trie<DECISIONS>,
+    /// The entries with ports, if there are any.
+    ports: Option<PortTable>,
+    /// The number of what is open without a further look: the world, if no entry has ports.
+    open: u16,
+    /// Whether global destinations are open at all (D9).
+    has_world: bool,
 }
 
 impl Table {
-    /// Compiles the policy for a VM whose gateway is `gateway`. `host` are the host's addresses besides the gateway's
-    /// (H1).
+    /// Compiles the entries about what `origin` begins, for a VM whose gateway is `gateway`. `host` are the host's
+    /// addresses besides the gateway's (H1).
     pub(crate) fn new(
         policy: &Policy,
+        origin: Origin,
         gateway: Gateway,
         net_type: NetType,
         host: &[Ipv4Addr],
     ) -> Result<Self, ConfigError> {
-        let world = match net_type {
-            NetType::Nat => Class::World as u16,
-            NetType::Host => Class::HostOnly as u16 | WITHOUT_WORLD,
-        };
-        let mut table = Self { trie: Trie::new(world) };
-
-        // D3. Those that no flag opens are painted over below.
-        for block in special::not_global().chain([special::AZURE_PLATFORM]) {
-            table.paint(block.address, block.prefix_len, Class::NotGlobal)?;
-        }
-        for block in special::global_inside() {
-            table.trie.paint(block.address.octets(), block.prefix_len, |_| world)?;
-        }
-        table.paint(Ipv4Addr::new(224, 0, 0, 0), 4, Class::Multicast)?;
-        table.paint(gateway.subnet.network(), gateway.subnet.prefix_len(), Class::Neighbour)?;
-        table.paint(gateway.address, 32, Class::Gateway)?;
-
-        // H1: a global address of the host is as open as the gateway; a private one stays what it is.
-        for address in host {
-            if table.is_world(*address) {
-                table.paint(*address, 32, Class::Gateway)?;
-            }
-        }
-
-        // D2: the longest prefix is painted last, and of one prefix the block. H1: `@host` at another address than the
-        // gateway's yields to every entry but /0.
-        let mut rules: Vec<(Rank, Action, Ipv4Addr, u8)> = Vec::new();
-        for rule in policy.rules() {
-            match rule.target {
-                Target::Net(net) => {
-                    let prefix = net.prefix_len();
-                    let rank = if prefix == 0 { Rank::Everything } else { Rank::Prefix(prefix) };
-                    rules.push((rank, rule.action, net.network(), prefix));
-                }
-                Target::Gateway => {
-                    rules.push((Rank::Prefix(32), rule.action, gateway.address, 32));
-                    rules.extend(host.iter().map(|address| (Rank::Host, rule.action, *address, 32)));
+        let mut plain: Vec<(Region, Action)> = Vec::new();
+        let mut with_ports: BTreeMap<Region, Vec<PortRule>> = BTreeMap::new();
+        // P3: an entry that names no side is about both.
+        let is_about_origin = |of: Option<Origin>| of.is_none_or(|of| of == origin);
+        for rule in policy.rules().iter().filter(|rule| is_about_origin(rule.entry.origin)) {
+            let (entry, action) = (rule.entry, rule.action);
+            for region in regions(entry.target, gateway.address, host) {
+                if entry.has_ports() {
+                    let (ports, protocol) = (entry.ports, entry.protocol);
+                    with_ports.entry(region).or_default().push(PortRule { ports, protocol, action });
+                } else {
+                    plain.push((region, action));
                 }
             }
         }
-        rules.sort_unstable();
-        for (_, action, address, prefix) in rules {
-            let class = match action {
-                Action::Allow => Class::Allowed,
-                Action::Block => Class::Blocked,
-            };
-            // D9: no rule opens global destinations.
-            table.trie.paint(address.octets(), prefix, |old| class as u16 | (old & WITHOUT_WORLD))?;
+        let ports =
+            if with_ports.is_empty() { None } else { Some(PortTable::new(&with_ports, gateway.subnet)?) };
+        let has_world = net_type == NetType::Nat;
+        let world = if has_world { Class::World } else { Class::HostOnly } as u16 | GLOBAL;
+        let open = if has_world && ports.is_none() { world } else { NONE };
+        let mut table = Self { trie: Trie::new(world), ports, open, has_world };
+        table.paint_defaults(world, gateway, host)?;
+
+        // D2: the longest prefix is painted last, and of one prefix the block.
+        plain.sort_unstable();
+        for (Region { rank, address, prefix_len }, action) in plain {
+            let class = Class::of(action, rank == Rank::Everything) as u16;
+            table.trie.paint(address.octets(), prefix_len, |old| {
+                if rank == Rank::Internet && old & GLOBAL == 0 { old } else { class | (old & GLOBAL) }
+            })?;
         }
 
         for block in NEVER {
@@ -139,26 +138,80 @@ impl Table {
         Ok(table)
     }
 
-    /// What the rules say about `destination`, except for the VM's own address, which changes.
-    pub(crate) fn classify(&self, destination: Ipv4Addr) -> Class {
-        let decision = self.trie.decide(destination.octets());
-        // It is always a class; if it ever were not, nothing would pass.
-        let class = Class::ALL.get(usize::from(decision & !WITHOUT_WORLD)).copied().unwrap_or(Class::Never);
-        // D9
-        let has_no_world = decision & WITHOUT_WORLD != 0;
-        if class == Class::Allowed && has_no_world { Class::HostOnly } else { class }
+    /// D3, D4, H1: what holds where no entry matches. What no flag opens is painted over later.
+    fn paint_defaults(&mut self, world: u16, gateway: Gateway, host: &[Ipv4Addr]) -> Result<(), Full> {
+        for block in special::not_global().chain([special::AZURE_PLATFORM]) {
+            self.paint(block.address, block.prefix_len, Class::NotGlobal)?;
+        }
+        for block in special::global_inside() {
+            self.trie.paint(block.address.octets(), block.prefix_len, |_| world)?;
+        }
+        self.paint(special::MULTICAST.address, special::MULTICAST.prefix_len, Class::Multicast)?;
+        self.paint(gateway.subnet.network(), gateway.subnet.prefix_len(), Class::Neighbour)?;
+        self.paint(gateway.address, 32, Class::Gateway)?;
+        // H1: a global address of the host is as open as the gateway; a private one stays what it is.
+        for address in host {
+            let open = Class::Gateway as u16 | GLOBAL;
+            let change = |old| if old == Class::World as u16 | GLOBAL { open } else { old };
+            self.trie.paint(address.octets(), 32, change)?;
+        }
+        Ok(())
     }
 
-    /// Whether `destination` is of [`Class::World`], where nearly all packets go.
+    /// What the rules say about `peer` at its `port`, except for the VM's own address, which changes. What has no ports,
+    /// or does not show them, is judged by entries without ports alone (P2).
+    pub(crate) fn classify(&self, peer: Ipv4Addr, protocol: u8, port: Option<u16>) -> Class {
+        let decision = self.trie.decide(peer.octets());
+        let class = class_of(decision);
+        // D1
+        if class == Class::Never {
+            return class;
+        }
+        let by_port = self.decide_by_port(peer, protocol, port).unwrap_or(class);
+        // D9: no entry opens global destinations.
+        let is_closed = !self.has_world && decision & GLOBAL != 0;
+        if by_port == Class::Allowed && is_closed { Class::HostOnly } else { by_port }
+    }
+
+    /// P2: an entry with ports takes precedence over those without.
     #[inline(always)]
-    pub(crate) fn is_world(&self, destination: Ipv4Addr) -> bool {
-        self.trie.decide(destination.octets()) == Class::World as u16
+    fn decide_by_port(&self, peer: Ipv4Addr, protocol: u8, port: Option<u16>) -> Option<Class> {
+        let protocol = match protocol {
+            ipv4::TCP => Protocol::Tcp,
+            ipv4::UDP => Protocol::Udp,
+            _ => return None,
+        };
+        let decision = self.ports.as_ref()?.decide(peer, protocol, port?)?;
+        Some(Class::of(decision.action, decision.is_for_everything))
+    }
+
+    /// Whether `destination` is open without a further look, as nearly all destinations are.
+    #[inline(always)]
+    pub(crate) fn is_open(&self, destination: Ipv4Addr) -> bool {
+        self.trie.decide(destination.octets()) == self.open
+    }
+
+    /// Whether an entry allows the address, or some of its ports.
+    pub(crate) fn allows(&self, address: Ipv4Addr) -> bool {
+        let class = class_of(self.trie.decide(address.octets()));
+        let allows_some = || self.ports.as_ref().is_some_and(|ports| ports.allows_some(address));
+        class == Class::Allowed || (class != Class::Never && allows_some())
+    }
+
+    /// Whether an entry with ports or a protocol speaks about the address.
+    pub(crate) fn has_ports_for(&self, address: Ipv4Addr) -> bool {
+        self.ports.as_ref().is_some_and(|ports| ports.speaks_about(address))
     }
 
     /// Gives every address of a prefix the class, in place of any earlier one.
     fn paint(&mut self, address: Ipv4Addr, prefix: u8, class: Class) -> Result<(), Full> {
         self.trie.paint(address.octets(), prefix, |_| class as u16)
     }
+}
+
+/// The class that a decision's number stands for. It always is one; if it ever were not, nothing would pass.
+fn class_of(decision: u16) -> Class {
+    Class::ALL.get(usize::from(decision & !GLOBAL)).copied().unwrap_or(Class::Never)
 }
 
 impl From<Full> for ConfigError {
@@ -177,15 +230,16 @@ impl core::fmt::Debug for Table {
 mod tests {
     use super::*;
     use crate::policy::Rule;
+    use crate::policy::entry::Target;
     use crate::testing::*;
 
     fn table(allow: &[&str], block: &[&str]) -> Table {
         let config = config(allow, block);
-        Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap()
+        Table::new(&config.policy, Origin::Vm, config.gateway, config.net_type, &[]).unwrap()
     }
 
     fn class(table: &Table, address: &str) -> Class {
-        table.classify(address.parse().unwrap())
+        table.classify(address.parse().unwrap(), 47, None)
     }
 
     /// The addresses before, at the start, at the end and after a prefix.
@@ -218,10 +272,10 @@ mod tests {
         ] {
             let [before, first, last, after] = edges(prefix);
             for address in [first, last].into_iter().flatten() {
-                assert_eq!(table.classify(address), inside, "{address} of {prefix}");
+                assert_eq!(table.classify(address, 47, None), inside, "{address} of {prefix}");
             }
             for address in [before, after].into_iter().flatten() {
-                assert_eq!(table.classify(address), Class::World, "{address} beside {prefix}");
+                assert_eq!(table.classify(address, 47, None), Class::World, "{address} beside {prefix}");
             }
         }
         assert_eq!(class(&table, "169.254.169.254"), Class::NotGlobal);
@@ -237,7 +291,7 @@ mod tests {
         let table = table(&[], &[]);
         for last in 0..=255 {
             let expected = if matches!(last, 9 | 10) { Class::World } else { Class::NotGlobal };
-            assert_eq!(table.classify(Ipv4Addr::new(192, 0, 0, last)), expected, "{last}");
+            assert_eq!(table.classify(Ipv4Addr::new(192, 0, 0, last), 47, None), expected, "{last}");
         }
     }
 
@@ -250,7 +304,7 @@ mod tests {
         let table = table(&[&everything[..], &neighbours].concat(), &[]);
         for prefix in ["0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"] {
             for address in edges(prefix)[1..3].iter().flatten() {
-                assert_eq!(table.classify(*address), Class::Never, "{address}");
+                assert_eq!(table.classify(*address, 47, None), Class::Never, "{address}");
             }
         }
         for address in
@@ -290,6 +344,193 @@ mod tests {
         }
     }
 
+    fn class_at(table: &Table, address: &str, protocol: u8, port: u16) -> Class {
+        table.classify(address.parse().unwrap(), protocol, Some(port))
+    }
+
+    /// P2: an entry with ports or a protocol beats one without, even one with a longer prefix; it says nothing about
+    /// other ports, other protocols, and what has no ports.
+    #[test]
+    fn p2_ports_come_first() {
+        let table = table(&["8.0.0.0/8:443/tcp", "10.0.0.0/8/udp"], &["8.8.8.8", "10.0.0.0/8"]);
+        for (address, protocol, port, expected) in [
+            ("8.8.8.8", 6, 443, Class::Allowed),
+            ("8.8.8.8", 6, 442, Class::Blocked),
+            ("8.8.8.8", 6, 444, Class::Blocked),
+            ("8.8.8.8", 17, 443, Class::Blocked),
+            ("8.8.8.8", 132, 443, Class::Blocked),
+            ("8.8.8.9", 6, 443, Class::Allowed),
+            ("8.8.8.9", 6, 80, Class::World),
+            ("9.0.0.0", 6, 443, Class::World),
+            ("10.1.2.3", 17, 0, Class::Allowed),
+            ("10.1.2.3", 17, 65_535, Class::Allowed),
+            ("10.1.2.3", 6, 443, Class::Blocked),
+        ] {
+            assert_eq!(class_at(&table, address, protocol, port), expected, "{address} {protocol} {port}");
+        }
+        assert_eq!(class(&table, "8.8.8.8"), Class::Blocked);
+        assert_eq!(class(&table, "10.1.2.3"), Class::Blocked);
+        assert!(table.has_ports_for(Ipv4Addr::new(8, 255, 255, 255)));
+        assert!(!table.has_ports_for(Ipv4Addr::new(9, 0, 0, 0)));
+        assert!(table.allows(Ipv4Addr::new(8, 8, 8, 8)));
+        assert!(!table.allows(Ipv4Addr::new(9, 0, 0, 0)));
+        assert!(!table.is_open(Ipv4Addr::new(9, 0, 0, 0)), "what has ports needs a further look");
+    }
+
+    /// P2: among entries with ports the longest prefix, then the narrower range, then the block; not the protocol.
+    #[test]
+    fn p2_longer_prefix_then_narrower_range_then_block() {
+        let table = table(
+            &["8.0.0.0/8:80-90", "8.8.0.0/16:1-65535", "9.0.0.0/8:80-90/tcp", "9.1.0.0/16:85"],
+            &[
+                "8.0.0.0/8:85",
+                "8.8.8.0/24:80-89",
+                "9.0.0.0/8:80-90",
+                "9.0.0.0/8:70-100/tcp",
+                "9.1.0.0/16:85/tcp",
+            ],
+        );
+        for (address, protocol, port, expected) in [
+            ("8.0.0.1", 6, 80, Class::Allowed),
+            ("8.0.0.1", 6, 84, Class::Allowed),
+            ("8.0.0.1", 6, 85, Class::Blocked),
+            ("8.0.0.1", 6, 86, Class::Allowed),
+            ("8.0.0.1", 17, 90, Class::Allowed),
+            ("8.0.0.1", 17, 91, Class::World),
+            ("8.8.0.1", 6, 85, Class::Allowed),
+            ("8.8.0.1", 6, 1, Class::Allowed),
+            ("8.8.0.1", 6, 65_535, Class::Allowed),
+            ("8.8.0.1", 6, 0, Class::World),
+            ("8.8.8.1", 6, 85, Class::Blocked),
+            ("8.8.8.1", 6, 90, Class::Allowed),
+            ("9.0.0.1", 6, 85, Class::Blocked),
+            ("9.0.0.1", 17, 85, Class::Blocked),
+            ("9.0.0.1", 6, 70, Class::Blocked),
+            ("9.0.0.1", 17, 70, Class::World),
+            ("9.1.0.1", 6, 85, Class::Blocked),
+            ("9.1.0.1", 17, 85, Class::Allowed),
+            ("9.1.0.1", 17, 84, Class::Blocked),
+        ] {
+            assert_eq!(class_at(&table, address, protocol, port), expected, "{address} {protocol} {port}");
+        }
+    }
+
+    /// P2: the members of a group count with their own prefixes; `@internet` ranks just above /0, and below `@host` (H1).
+    #[test]
+    fn p2_groups() {
+        let host = [Ipv4Addr::new(9, 9, 9, 2), Ipv4Addr::new(10, 77, 0, 1)];
+        let table = |allow: &[&str], block: &[&str]| {
+            let config = config(allow, block);
+            Table::new(&config.policy, Origin::Vm, config.gateway, config.net_type, &host).unwrap()
+        };
+        let private = table(&["@private"], &["10.0.0.0/7", "10.1.0.0/16"]);
+        for (address, expected) in [
+            ("9.255.255.255", Class::World),
+            ("10.0.0.1", Class::Allowed),
+            ("10.1.0.1", Class::Blocked),
+            ("11.0.0.1", Class::Blocked),
+            ("100.64.0.1", Class::Allowed),
+            ("172.31.255.255", Class::Allowed),
+            ("192.168.0.1", Class::Allowed),
+            ("192.168.64.1", Class::Allowed),
+            ("169.254.169.254", Class::NotGlobal),
+        ] {
+            assert_eq!(class(&private, address), expected, "{address}");
+        }
+        let metadata = table(&["169.254.0.0/16", "0.0.0.0/0"], &["@metadata"]);
+        for address in ["169.254.169.254", "169.254.170.2", "168.63.129.16", "100.100.100.200", "192.0.0.192"]
+        {
+            assert_eq!(class(&metadata, address), Class::Blocked, "{address}");
+        }
+        assert_eq!(class(&metadata, "169.254.169.253"), Class::Allowed);
+        // The world without 9.9.9.2, which is the host's.
+        let internet = table(&["@internet"], &["0.0.0.0/0", "@host"]);
+        for (address, expected) in [
+            ("8.8.8.8", Class::Allowed),
+            ("9.9.9.2", Class::Blocked),
+            ("192.0.0.9", Class::Allowed),
+            ("10.0.0.1", Class::DefaultBlocked),
+            ("168.63.129.16", Class::DefaultBlocked),
+            ("192.168.64.77", Class::DefaultBlocked),
+            ("224.0.0.251", Class::DefaultBlocked),
+            ("127.0.0.1", Class::Never),
+        ] {
+            assert_eq!(class(&internet, address), expected, "{address}");
+        }
+        let with_ports = table(&["@internet:443", "@host:22"], &["0.0.0.0/0:1-1023", "10.0.0.0/8:22"]);
+        for (address, port, expected) in [
+            ("8.8.8.8", 443, Class::Allowed),
+            ("8.8.8.8", 80, Class::DefaultBlocked),
+            ("8.8.8.8", 1024, Class::World),
+            ("192.0.0.10", 443, Class::Allowed),
+            ("192.0.0.11", 443, Class::DefaultBlocked),
+            ("168.63.129.16", 443, Class::DefaultBlocked),
+            ("192.168.64.77", 443, Class::DefaultBlocked),
+            ("224.0.0.251", 443, Class::DefaultBlocked),
+            ("9.9.9.2", 22, Class::Allowed),
+            ("9.9.9.2", 443, Class::Allowed),
+            ("9.9.9.2", 80, Class::DefaultBlocked),
+            // An entry longer than /0 decides about an address of the host.
+            ("10.77.0.1", 22, Class::Blocked),
+            ("192.168.64.1", 22, Class::Allowed),
+        ] {
+            assert_eq!(class_at(&with_ports, address, 6, port), expected, "{address} {port}");
+        }
+    }
+
+    /// D1, D9: no port opens what nothing opens.
+    #[test]
+    fn p2_ports_open_neither_d1_nor_d9() {
+        let config = config(&["0.0.0.0/0:80", "127.0.0.1:80", "8.8.8.8:80"], &["9.9.9.9:80"]);
+        let table = Table::new(&config.policy, Origin::Vm, config.gateway, NetType::Host, &[]).unwrap();
+        for (address, expected) in [
+            ("127.0.0.1", Class::Never),
+            ("192.168.64.255", Class::Never),
+            ("8.8.8.8", Class::HostOnly),
+            ("9.9.9.9", Class::Blocked),
+            ("1.1.1.1", Class::HostOnly),
+            ("10.0.0.1", Class::Allowed),
+        ] {
+            assert_eq!(class_at(&table, address, 6, 80), expected, "{address}");
+        }
+        assert!(!table.allows(Ipv4Addr::LOCALHOST));
+        assert!(table.allows(Ipv4Addr::new(10, 0, 0, 1)));
+    }
+
+    /// P3: an entry that names a side is about what that side begins, any other about both.
+    #[test]
+    fn an_entry_of_one_side_is_not_about_the_other() {
+        let config = config(&["in 8.8.8.8", "out 9.9.9.9:80"], &["8.0.0.0/7"]);
+        for (origin, eight, nine) in
+            [(Origin::Vm, Class::Blocked, Class::Allowed), (Origin::Outside, Class::Allowed, Class::Blocked)]
+        {
+            let table = Table::new(&config.policy, origin, config.gateway, config.net_type, &[]).unwrap();
+            assert_eq!(class_at(&table, "8.8.8.8", 6, 80), eight);
+            assert_eq!(class_at(&table, "9.9.9.9", 6, 80), nine);
+        }
+    }
+
+    /// More prefixes with ports than can be numbered are refused, not confused; those that fit are distinguished.
+    #[test]
+    fn too_many_rules_with_ports_are_refused() {
+        let many = |count: u32| {
+            let rules = (0..count).map(|n| Rule {
+                entry: format!("{}:{}", Ipv4Addr::from((n << 9) + 0x0100_0001), n % 60_000 + 1)
+                    .parse()
+                    .unwrap(),
+                action: Action::Block,
+            });
+            let config = config(&[], &[]);
+            let policy = Policy::new(rules.collect());
+            Table::new(&policy, Origin::Vm, config.gateway, config.net_type, &[])
+        };
+        let table = many(10_000).unwrap();
+        assert_eq!(class_at(&table, "1.0.2.1", 6, 2), Class::Blocked);
+        assert_eq!(class_at(&table, "1.0.2.1", 6, 1), Class::World);
+        assert_eq!(class_at(&table, "1.0.2.2", 6, 2), Class::World);
+        assert_eq!(many(20_000).unwrap_err(), ConfigError::TooManyRules);
+    }
+
     /// D8: allowing everything opens D3, and nothing of D1.
     #[test]
     fn d8_allowing_everything_opens_d3() {
@@ -307,7 +548,7 @@ mod tests {
     fn d9_host_network_has_no_world() {
         let host = |allow: &[&str], block: &[&str]| {
             let config = crate::PortConfig { net_type: NetType::Host, ..config(allow, block) };
-            Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap()
+            Table::new(&config.policy, Origin::Vm, config.gateway, config.net_type, &[]).unwrap()
         };
         let table = host(&["8.8.8.8", "172.16.0.0/12"], &["9.9.9.0/24"]);
         for (address, expected) in [
@@ -342,7 +583,7 @@ mod tests {
         let mut config = config(&[], &[]);
         config.gateway.subnet = "203.0.112.0/23".parse().unwrap();
         config.gateway.address = Ipv4Addr::new(203, 0, 112, 1);
-        let table = Table::new(&config.policy, config.gateway, config.net_type, &[]).unwrap();
+        let table = Table::new(&config.policy, Origin::Vm, config.gateway, config.net_type, &[]).unwrap();
         for (address, expected) in [
             ("203.0.111.255", Class::World),
             ("203.0.112.0", Class::Never),
@@ -361,12 +602,11 @@ mod tests {
     fn too_many_rules_are_refused() {
         let many = |count: u32| {
             // One address in each of so many /24, no two of them neighbours within a /16 but by 128.
-            let rules = (0..count).map(|n| Rule {
-                target: Target::Net(ipnet::Ipv4Net::new(Ipv4Addr::from((n << 9) + 0x0100_0001), 32).unwrap()),
-                action: Action::Block,
-            });
+            let address = |n: u32| Ipv4Addr::from((n << 9) + 0x0100_0001);
+            let target = |n| Target::Ipv4(ipnet::Ipv4Net::new(address(n), 32).unwrap());
+            let rules = (0..count).map(|n| Rule { entry: target(n).into(), action: Action::Block });
             let config = config(&[], &[]);
-            Table::new(&Policy::new(rules.collect()), config.gateway, config.net_type, &[])
+            Table::new(&Policy::new(rules.collect()), Origin::Vm, config.gateway, config.net_type, &[])
         };
         let table = many(40_000).unwrap();
         assert_eq!(class(&table, "1.0.0.1"), Class::Blocked);

@@ -4,9 +4,6 @@
 //! decision about every address below it or the number of a block that distinguishes them. The caller knows what
 //! a decision's number means.
 
-/// Numbers of decisions are below this; entries from here on, less this, are the number of a block.
-pub(crate) const DECISIONS: u16 = 32;
-
 /// No decision. No trie contains it, but the compiler cannot know that.
 const NONE: u16 = u16::MAX;
 
@@ -17,14 +14,16 @@ type Block = [u16; 256];
 pub(crate) struct Full;
 
 /// Decisions by prefix. 128 KiB, and half a KiB for each block.
-pub(crate) struct Trie {
+///
+/// Numbers of decisions are below `DECISIONS`; entries from there on, less that, are the number of a block.
+pub(crate) struct Trie<const DECISIONS: u16> {
     /// By the first 16 bits of the address.
     root: Box<[u16; 1 << 16]>,
     /// By 8 further bits each.
     blocks: Vec<Block>,
 }
 
-impl Trie {
+impl<const DECISIONS: u16> Trie<DECISIONS> {
     /// One decision about every address.
     pub(crate) fn new(decision: u16) -> Self {
         Self { root: Box::new([decision; 1 << 16]), blocks: Vec::new() }
@@ -51,21 +50,21 @@ impl Trie {
         &mut self,
         address: [u8; N],
         prefix: u8,
-        change: impl Fn(u16) -> u16,
+        mut change: impl FnMut(u16) -> u16,
     ) -> Result<(), Full> {
         let (high, rest) = address.split_first_chunk().ok_or(Full)?;
         let index = usize::from(u16::from_be_bytes(*high));
         let Some(mut bits) = prefix.checked_sub(17) else {
             let range = below(&mut self.root[..], index, 16_u8.saturating_sub(prefix));
-            range.for_each(|entry| change_all(entry, &mut self.blocks, &change));
+            range.for_each(|entry| change_all::<DECISIONS>(entry, &mut self.blocks, &mut change));
             return Ok(());
         };
-        let mut block = open(self.root.get_mut(index), &mut self.blocks)?;
+        let mut block = open::<DECISIONS>(self.root.get_mut(index), &mut self.blocks)?;
         for byte in rest {
             // What is left of the prefix, less one.
             let Some(left) = bits.checked_sub(8) else {
                 let free = 7_u8.saturating_sub(bits);
-                return self.paint_block(block, usize::from(*byte), free, &change);
+                return self.paint_block(block, usize::from(*byte), free, &mut change);
             };
             bits = left;
             block = self.open_in(block, usize::from(*byte))?;
@@ -79,10 +78,11 @@ impl Trie {
         block: usize,
         index: usize,
         free: u8,
-        change: &impl Fn(u16) -> u16,
+        change: &mut impl FnMut(u16) -> u16,
     ) -> Result<(), Full> {
         let mut entries = *self.blocks.get(block).ok_or(Full)?;
-        below(&mut entries, index, free).for_each(|entry| change_all(entry, &mut self.blocks, change));
+        below(&mut entries, index, free)
+            .for_each(|entry| change_all::<DECISIONS>(entry, &mut self.blocks, change));
         *self.blocks.get_mut(block).ok_or(Full)? = entries;
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Trie {
     /// The block after an entry of a block. The entry is written back because the new block may have moved it.
     fn open_in(&mut self, block: usize, index: usize) -> Result<usize, Full> {
         let mut entry = self.blocks.get(block).and_then(|block| block.get(index)).copied();
-        let opened = open(entry.as_mut(), &mut self.blocks)?;
+        let opened = open::<DECISIONS>(entry.as_mut(), &mut self.blocks)?;
         let slot = self.blocks.get_mut(block).and_then(|block| block.get_mut(index)).ok_or(Full)?;
         *slot = entry.ok_or(Full)?;
         Ok(opened)
@@ -108,7 +108,7 @@ impl Trie {
 }
 
 /// The block after an entry; an entry that was a decision becomes a block of that decision.
-fn open(entry: Option<&mut u16>, blocks: &mut Vec<Block>) -> Result<usize, Full> {
+fn open<const DECISIONS: u16>(entry: Option<&mut u16>, blocks: &mut Vec<Block>) -> Result<usize, Full> {
     let entry = entry.ok_or(Full)?;
     if *entry < DECISIONS {
         let number = blocks.len().saturating_add(usize::from(DECISIONS));
@@ -120,14 +120,18 @@ fn open(entry: Option<&mut u16>, blocks: &mut Vec<Block>) -> Result<usize, Full>
 }
 
 /// Changes the decision of an entry, or all those in the blocks after it.
-fn change_all(entry: &mut u16, blocks: &mut [Block], change: &impl Fn(u16) -> u16) {
+fn change_all<const DECISIONS: u16>(
+    entry: &mut u16,
+    blocks: &mut [Block],
+    change: &mut impl FnMut(u16) -> u16,
+) {
     if *entry < DECISIONS {
         *entry = change(*entry);
         return;
     }
     let number = usize::from(entry.saturating_sub(DECISIONS));
     let Some(mut block) = blocks.get(number).copied() else { return };
-    block.iter_mut().for_each(|entry| change_all(entry, blocks, change));
+    block.iter_mut().for_each(|entry| change_all::<DECISIONS>(entry, blocks, change));
     if let Some(slot) = blocks.get_mut(number) {
         *slot = block;
     }
@@ -147,7 +151,7 @@ mod tests {
     /// Addresses of four and of sixteen bytes are looked up in the same way.
     #[test]
     fn longest_prefix_of_any_length() {
-        let mut trie = Trie::new(0);
+        let mut trie = Trie::<32>::new(0);
         let address = |bytes: &[u8]| {
             let mut address = [0; 16];
             address[..bytes.len()].copy_from_slice(bytes);
@@ -174,7 +178,7 @@ mod tests {
         ] {
             assert_eq!(trie.decide(address(bytes)), expected, "{bytes:x?}");
         }
-        let mut trie = Trie::new(9);
+        let mut trie = Trie::<32>::new(9);
         trie.paint([10, 1, 2, 3], 32, |_| 1).unwrap();
         assert_eq!((trie.decide([10, 1, 2, 3]), trie.decide([10, 1, 2, 4])), (1, 9));
     }
@@ -182,7 +186,7 @@ mod tests {
     /// A change also reaches addresses that longer prefixes have distinguished.
     #[test]
     fn changes_keep_what_is_told_apart() {
-        let mut trie = Trie::new(1);
+        let mut trie = Trie::<32>::new(1);
         trie.paint([10, 0, 0, 1], 32, |_| 2).unwrap();
         trie.paint([10, 0, 1, 0], 24, |_| 3).unwrap();
         for prefix in [0, 8, 16, 17, 24] {

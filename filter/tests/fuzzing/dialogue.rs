@@ -45,7 +45,7 @@ const STATIONS: [Station; 7] = [
     Station::Zero,
 ];
 
-const TARGETS: [&str; 11] = [
+const TARGETS: [&str; 17] = [
     "0.0.0.0/0",
     "@host",
     "192.168.64.0/24",
@@ -57,6 +57,12 @@ const TARGETS: [&str; 11] = [
     "169.254.169.254",
     "9.0.0.0/8",
     "10.77.0.1",
+    "@private",
+    "@metadata",
+    "@internet",
+    "0.0.0.0/0:4000",
+    "192.168.64.20:53/udp",
+    "@internet:1-1023/tcp",
 ];
 
 /// A port, the time at which it begins, and what happens to it.

@@ -20,6 +20,7 @@
 //!   public addresses, since L5 wants an explicit one.
 //! - S3: IGMP to a group is judged alike with Router Alert and without. What hosts say: reports of three versions and
 //!   leaves, of the length that they count, to the group that they are about or to the routers, with a TTL of 1.
+//! - P2: an entry with a protocol alone is one for all its ports, 0 too; a first fragment shows its ports.
 //! - S4: the offset counts from the packet's begin, so that the whole reassembled packet, header and all, must fit
 //!   into 65,535 bytes. A resolver and on-link addresses take no fragments whatever the flags; the host takes those of
 //!   UDP and ICMP where it is open.
@@ -62,11 +63,11 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{
-    Action, Direction, ExposedPort, Lease, NetType, Port, PortConfig, Resolvers, Timestamp, Verdict,
-};
-
 use answers::Answer;
+use packet::Ipv4;
+use softnet_filter::{
+    Action, Direction, ExposedPort, Lease, NetType, Origin, Port, PortConfig, Resolvers, Timestamp, Verdict,
+};
 
 /// The number of a rule, such as `L1`.
 pub type Rule = &'static str;
@@ -344,8 +345,10 @@ impl Oracle {
         world::edges(self.config.gateway.subnet).contains(&address)
     }
 
-    fn rule_for(&self, address: Ipv4Addr) -> Option<Action> {
-        world::longest_match(&self.config, address)
+    /// P2: what the entries say about a packet that the VM sends.
+    fn rule_for(&self, ip: &Ipv4<'_>) -> Option<Action> {
+        let port = ip.ports().map(|(_, port)| (ip.protocol, port));
+        world::deciding(&self.config, Origin::Vm, ip.destination, port).map(|(action, _)| action)
     }
 
     fn is_host_only(&self) -> bool {

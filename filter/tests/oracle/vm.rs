@@ -71,7 +71,7 @@ impl Oracle {
         self.is_on_link(address)
             && address != self.gateway()
             && !self.is_never(address, own)
-            && self.rule_for(address) == Some(Action::Allow)
+            && world::allows_some(&self.config, address)
     }
 
     /// D1.
@@ -110,7 +110,7 @@ impl Oracle {
     /// D1 to D5, D8, D9, and S4 where it speaks of destinations.
     fn check_destination(&self, ip: &Ipv4<'_>, own: Ipv4Addr, now: Timestamp) -> Result<(), Rule> {
         let to = ip.destination;
-        let rule = self.rule_for(to);
+        let rule = self.rule_for(ip);
         let to_world = world::is_globally_reachable(to) && !self.is_on_link(to);
         let resolves = self.is_resolver(to, now);
         breaks("D1", self.is_never(to, own))?;
@@ -121,6 +121,7 @@ impl Oracle {
             let open_host = self.is_host(to) && (rule.is_some() || to == self.gateway() || to_world);
             let restricted = self.is_host(to) || self.is_on_link(to) || resolves;
             breaks("S4", restricted && !(open_host && datagram))?;
+            breaks("S4", world::has_ports(&self.config, to))?;
         }
         let leads_away = |(_, port)| {
             self.exposed.iter().any(|exposed| {
@@ -158,7 +159,7 @@ impl Oracle {
         breaks("L5", ethernet.destination == self.own_mac() || ethernet.destination == [0; 6])?;
         let neighbour = self.is_on_link(to)
             && to != self.gateway()
-            && (self.rule_for(to) == Some(Action::Allow) || self.is_resolver(to, now));
+            && (self.rule_for(ip) == Some(Action::Allow) || self.is_resolver(to, now));
         breaks("L5", ethernet.destination != self.gateway_mac() && !neighbour)
     }
 
@@ -291,7 +292,7 @@ impl Oracle {
 
     fn is_plain_ipv4(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
         let to = ip.destination;
-        let rule = self.rule_for(to);
+        let rule = self.rule_for(ip);
         if ip.is_fragment() {
             return self.is_plain_fragment(ip, now);
         }

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use softnet_filter::{
-    Action, ExposedPort, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Target, Timestamp,
+    Action, ExposedPort, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Timestamp,
     UnboundCause, Verdict,
 };
 
@@ -54,12 +54,12 @@ pub fn plain_config(rules: Vec<Rule>) -> PortConfig {
     }
 }
 
-pub fn allow(target: &str) -> Rule {
-    Rule { target: target.parse::<Target>().expect("a target"), action: Action::Allow }
+pub fn allow(entry: &str) -> Rule {
+    Rule { entry: entry.parse().expect("an entry"), action: Action::Allow }
 }
 
-pub fn block(target: &str) -> Rule {
-    Rule { target: target.parse::<Target>().expect("a target"), action: Action::Block }
+pub fn block(entry: &str) -> Rule {
+    Rule { entry: entry.parse().expect("an entry"), action: Action::Block }
 }
 
 /// A port under the oracle's eyes, with a clock and a memory.

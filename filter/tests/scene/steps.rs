@@ -6,7 +6,9 @@ use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::strategy::Union;
-use softnet_filter::{Action, Ipv4Net, NetType, Policy, PortConfig, Rule, Target, Timestamp};
+use softnet_filter::{
+    Action, Entry, Ipv4Net, NetType, Policy, PortConfig, Ports, Protocol, Rule, Target, Timestamp,
+};
 
 use super::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, VM_MAC, Xid};
 use crate::oracle::dhcp;
@@ -48,10 +50,23 @@ fn rule() -> BoxedStrategy<Rule> {
         "9.0.0.0/8",
         "9.9.9.2",
         "10.77.0.1",
+        "@private",
+        "@metadata",
+        "@internet",
+        "::/0",
     ];
-    let target = proptest::sample::select(well_known.to_vec())
-        .prop_map(|text| text.parse::<Target>().expect("a target"));
-    (target, action()).prop_map(|(target, action)| Rule { target, action }).boxed()
+    let entry = (proptest::sample::select(well_known.to_vec()), ports()).prop_map(|(target, ports)| {
+        let target = if ports.starts_with(':') && target == "::/0" { "[::/0]" } else { target };
+        format!("{target}{ports}").parse::<Entry>().expect("an entry")
+    });
+    (entry, action()).prop_map(|(entry, action)| Rule { entry, action }).boxed()
+}
+
+/// The ports of an entry, mostly none, else some that the frames of the steps use.
+fn ports() -> BoxedStrategy<&'static str> {
+    let some =
+        [":53", ":53/udp", ":53/tcp", "/udp", "/tcp", ":1-1023", ":50-60", ":1024-65535/tcp", ":3999-4000"];
+    prop_oneof![2 => Just(""), 1 => proptest::sample::select(some.to_vec())].boxed()
 }
 
 fn action() -> BoxedStrategy<Action> {
@@ -66,10 +81,21 @@ pub fn rules(count: usize) -> BoxedStrategy<Vec<Rule>> {
         (0u32..0x100).prop_map(|low| 0x0808_0800 | low),
     ];
     let net = (base, 0u8..=32).prop_map(|(bits, length)| {
-        Target::Net(Ipv4Net::new(bits.into(), length).expect("a length of at most 32"))
+        Target::Ipv4(Ipv4Net::new(bits.into(), length).expect("a length of at most 32"))
     });
-    let target = prop_oneof![40 => net, 1 => Just(Target::Gateway)];
-    vec((target, action()).prop_map(|(target, action)| Rule { target, action }), 0..=count).boxed()
+    let group =
+        proptest::sample::select(vec![Target::Host, Target::Private, Target::Metadata, Target::Internet]);
+    let target = prop_oneof![40 => net, 1 => group];
+    let bound = || 3_990u16..4_010;
+    let ports = (bound(), bound()).prop_map(|(a, b)| Ports::new(a.min(b), a.max(b)));
+    let ports = prop_oneof![4 => Just(None), 1 => ports];
+    let protocol =
+        prop_oneof![6 => Just(None), 1 => Just(Some(Protocol::Tcp)), 1 => Just(Some(Protocol::Udp))];
+    let rule = (target, ports, protocol, action()).prop_map(|(target, ports, protocol, action)| Rule {
+        entry: Entry { ports, protocol, ..target.into() },
+        action,
+    });
+    vec(rule, 0..=count).boxed()
 }
 
 /// When the scene begins: also at the clock's start and near its end.
@@ -300,7 +326,8 @@ fn content() -> BoxedStrategy<Content> {
 }
 
 fn port() -> BoxedStrategy<u16> {
-    prop_oneof![4 => 1024u16.., 4 => Just(53), 1 => Just(67), 1 => Just(68), 1 => Just(4011), 1 => any::<u16>()].boxed()
+    prop_oneof![4 => 1024u16.., 4 => Just(53), 1 => Just(67), 1 => Just(68), 1 => Just(4011), 1 => any::<u16>(), 2 => 3_998u16..4_002]
+        .boxed()
 }
 
 fn data() -> BoxedStrategy<Vec<u8>> {

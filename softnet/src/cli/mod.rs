@@ -18,6 +18,8 @@ Examples:
     sudo softnet run -- qemu-system-x86_64 -m 1G disk.img
   Let the VM reach one LAN host and no other private address:
     sudo softnet run --allow 192.168.1.20 -- qemu-system-x86_64 -m 1G disk.img
+  Let it reach nothing but one port of a LAN host, and a resolver:
+    sudo softnet run --block 0.0.0.0/0 --allow 192.168.1.20:443/tcp,@host:53 -- qemu-system-x86_64 -m 1G disk.img
   Publish the VM's port 22 as port 2222 of this host:
     sudo softnet run --expose 2222:22 -- qemu-system-x86_64 -m 1G disk.img
   As started by a VMM, with the socket on standard input and an existing TAP:
@@ -198,14 +200,16 @@ pub struct PortArgs {
     #[arg(long, help_heading = "Network")]
     pub no_release: bool,
 
-    /// Destinations that the VM may reach beyond the default: IPv4 networks and addresses, or @host for the
-    /// gateway and every other address of the host. The longest matching prefix decides. 0.0.0.0/0 opens
-    /// everything, including other VMs.
-    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
+    /// Destinations that the VM may reach beyond the default, each as TARGET[:PORT[-PORT]][/tcp|/udp]. TARGET is a
+    /// network or an address, @host for the gateway and every other address of the host, @private, @metadata (where
+    /// clouds tell their VMs secrets), or @internet. The longest matching prefix decides, among entries with ports
+    /// first. 0.0.0.0/0 opens everything, including other VMs.
+    #[arg(long, value_name = "TARGET,…", value_delimiter = ',', help_heading = "Rules")]
     pub allow: Vec<String>,
 
-    /// Destinations that the VM may not reach. Takes precedence over --allow for the same prefix.
-    #[arg(long, value_name = "CIDR,…", value_delimiter = ',', help_heading = "Rules")]
+    /// Destinations that the VM may not reach, written like those of --allow, over which they take precedence for the
+    /// same prefix and ports. 0.0.0.0/0 closes everything that --allow does not open, the gateway too.
+    #[arg(long, value_name = "TARGET,…", value_delimiter = ',', help_heading = "Rules")]
     pub block: Vec<String>,
 
     /// User to become once everything is set up [default: the user who started Softnet or called sudo; for root itself softnet, else nobody].

@@ -13,6 +13,7 @@ mod inbound;
 mod layer2;
 mod lifecycle;
 mod load;
+mod policy;
 mod resources;
 mod source;
 mod wire;
@@ -61,6 +62,10 @@ fn main() -> ExitCode {
             d7_renewal_survives_block_all,
             d8_allow_all_keeps_the_guards,
             d9_host_network,
+        },
+        policy::{
+            p1_every_form_is_taken,
+            p2_ports_then_prefix_then_range_then_block,
         },
         dhcp::{
             c1_ports_and_destination,
