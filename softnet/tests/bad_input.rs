@@ -275,7 +275,7 @@ fn numbers_and_names() -> Result<()> {
         refuses(&["--vm-fd=0", MAC, &format!("{flag}={value}")], &[flag, value])?;
     }
     // The same setting by its other name.
-    refuses(&["--vm-fd=0", MAC, "--dhcp-lease-time=0"], &["lease-time", "0"])
+    refuses(&["--vm-fd=0", MAC, "--dhcp-lease-time=0"], &["--dhcp-lease-time", "0"])
 }
 
 fn nothing_at_all() -> Result<()> {

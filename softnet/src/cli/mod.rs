@@ -180,17 +180,20 @@ pub struct PortArgs {
     #[command(flatten)]
     pub host: HostArgs,
 
-    /// Seconds until an unused DHCP lease expires, 120 to 86400. Applies to the DHCP server that Softnet
-    /// runs, and to macOS's own.
+    /// Seconds until an unused DHCP lease expires, 120 to 86400 (600 if not given). Applies to the DHCP server that Softnet
+    /// runs, and to macOS's own. The name of macOS's server, --bootpd-lease-time, means the same.
     #[arg(
         long,
-        visible_alias = "dhcp-lease-time",
         value_name = "SECONDS",
-        default_value = "600",
         allow_negative_numbers = true,
+        conflicts_with = "bootpd_lease_time",
         help_heading = "Network"
     )]
-    pub bootpd_lease_time: String,
+    pub dhcp_lease_time: Option<String>,
+
+    /// The same as --dhcp-lease-time. Two options, so that an error names the one that was typed.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, hide = true)]
+    pub bootpd_lease_time: Option<String>,
 
     /// Publish a port of the VM on the host: EXT:INT, EXT:INT/udp, or ADDR:EXT:INT for one address of the host.
     #[arg(long, value_name = "EXT:INT,…", value_delimiter = ',', help_heading = "Network")]

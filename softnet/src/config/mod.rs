@@ -26,9 +26,11 @@ use crate::vm::VmSocket;
 use client::ClientSettings;
 use expose::Expose;
 
-/// Bounds of `--bootpd-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
+/// Bounds of `--dhcp-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
 /// with more than a day the addresses may run out, which a short lease prevents.
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
+/// The lease time if none is given. Short, so that the pool is not exhausted by VMs that end without releasing their leases.
+const DEFAULT_LEASE_TIME: u32 = 600;
 
 /// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
@@ -140,7 +142,7 @@ impl TryFrom<PortArgs> for PortSettings {
                 ));
             }
         };
-        let lease_time = parse_lease_time(&args.bootpd_lease_time)?;
+        let lease_time = lease_time(&args)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
         let expose = parse_exposes(&args.expose)?;
@@ -190,14 +192,16 @@ pub fn parse_mac(value: &str) -> Result<MacAddr, UsageError> {
     Ok(mac)
 }
 
-fn parse_lease_time(value: &str) -> Result<u32, UsageError> {
+/// The lease time, given by either of two names.
+fn lease_time(args: &PortArgs) -> Result<u32, UsageError> {
+    let (flag, value) = match (&args.dhcp_lease_time, &args.bootpd_lease_time) {
+        (Some(value), _) => ("--dhcp-lease-time", value),
+        (None, Some(value)) => ("--bootpd-lease-time", value),
+        (None, None) => return Ok(DEFAULT_LEASE_TIME),
+    };
     let error = || {
         let (low, high) = (LEASE_TIME.start(), LEASE_TIME.end());
-        UsageError::new(
-            "--bootpd-lease-time",
-            value,
-            format!("is not a number of seconds from {low} to {high}"),
-        )
+        UsageError::new(flag, value, format!("is not a number of seconds from {low} to {high}"))
     };
     value.parse().ok().filter(|seconds| LEASE_TIME.contains(seconds)).ok_or_else(error)
 }
@@ -310,7 +314,7 @@ mod tests {
             ("--allow example.com", "--allow", "example.com"),
             ("--vm-net-type bridged", "--vm-net-type", "bridged"),
             ("--bootpd-lease-time 60", "--bootpd-lease-time", "60"),
-            ("--dhcp-lease-time -5", "--bootpd-lease-time", "-5"),
+            ("--dhcp-lease-time -5", "--dhcp-lease-time", "-5"),
             ("--connections 63", "--connections", "63"),
             ("--connections 1048577", "--connections", "1048577"),
             ("--ready-fd x", "--ready-fd", "x"),
