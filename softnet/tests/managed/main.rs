@@ -92,6 +92,8 @@ fn main() -> ExitCode {
 }
 
 const SOFTNET: &str = env!("CARGO_BIN_EXE_softnet");
+/// The option with the resolvers (RFC 2132, section 3.8).
+const RESOLVERS: u8 = 6;
 const FIRST: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const SECOND: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
@@ -631,6 +633,7 @@ fn passt_serves_a_user() -> Result<()> {
     vm.port.send(&question(INTERNET))?;
     vm.port.expect("an answer from the internet", |frame| carries(frame, b"hello from the internet"))?;
     ensure!(loopback.seen().is_empty(), "the VM reached the host's loopback");
+    ensure!(!vm.softnet.log().contains("resolver"), "{}", vm.softnet.log());
 
     ensure!(vm.softnet.stop()?.success(), "{}", vm.softnet.log());
     let passts = || run("ps", &["-A", "-o", "stat=,comm="]).unwrap_or_default();
@@ -655,5 +658,18 @@ fn what_passt_needs_is_said() -> Result<()> {
     ensure!(code == Some(2) && log.contains("only root may add a port to a bridge"), "{code:?} {log}");
     let (code, log) = word(&["--expose=80:80"])?;
     ensure!(code == Some(2) && log.contains("only root may expose ports below 1024"), "{code:?} {log}");
+    // A VM without a resolver hears why, and who has one by another way hears nothing.
+    std::fs::write(Path::new(lab::stage::SCRATCH).join("resolv.conf"), "nameserver 2001:db8::53\n")?;
+    for (arguments, warns) in [(&[][..], true), (&["--vm-net-type=host"][..], false)] {
+        let (port, theirs) = VmPort::pair()?;
+        let mut softnet = as_nobody(theirs, arguments)?;
+        let ready = softnet.ready()?;
+        let has_said = |softnet: &Softnet| softnet.log().contains("/etc/resolv.conf names no IPv4 resolver");
+        ensure!(!warns || until(|| has_said(&softnet)), "{}", softnet.log());
+        let vm = Vm { port, softnet, mac: FIRST, ready };
+        let offer = vm.offer()?;
+        ensure!(offer.option(RESOLVERS).is_none(), "{:?}", offer.option(RESOLVERS));
+        ensure!(has_said(&vm.softnet) == warns, "{}", vm.softnet.log());
+    }
     Ok(())
 }

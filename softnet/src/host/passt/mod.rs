@@ -33,6 +33,9 @@ pub const MTU: u16 = 1500;
 /// MAC of the gateway that passt emulates: locally administered, "SN" as on the managed network.
 const GATEWAY_MAC: MacAddr = MacAddr([0x0a, b'S', b'N', 0, 0, 1]);
 
+/// Where passt finds the host's resolvers (resolv.conf(5)).
+const RESOLVERS: &str = "/etc/resolv.conf";
+
 /// Why passt cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -90,7 +93,13 @@ pub fn start(vm_mac: MacAddr, net_type: NetType, exposes: &[Expose]) -> Result<P
         return Err(Error::NoRoute);
     }
     let subnet = subnet::choose(None, &routes)?;
-    let resolver = first_resolver(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let resolver = first_resolver(&std::fs::read_to_string(RESOLVERS).unwrap_or_default());
+    if resolver.is_none() && net_type == NetType::Nat {
+        tracing::warn!(
+            "{RESOLVERS} names no IPv4 resolver, so the VM gets no resolver by DHCP; add a line `nameserver ADDRESS` with one there, \
+             or set one in the VM"
+        );
+    }
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
         .map_err(|error| Error::Socket(error.into()))?;
     command
