@@ -1,12 +1,15 @@
 //! What a VM is given by who starts it: a fixed address, resolvers and search domains, by the real server and kernel.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use lab::deadline::until;
-use lab::net::{Host, INTERNET};
+use lab::deadline::{Deadline, until};
+use lab::net::{Host, INTERNET, World};
 use lab::stage::run;
-use lab::wire::{Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ether_type, udp};
+use lab::wire::{
+    Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ether_type, parse_dhcp, udp,
+};
 use lab::{DhcpServer, VmPort};
 
 use crate::leases::{is_leased, is_noted, kill_all, leases, mac, server};
@@ -231,5 +234,35 @@ fn drops(vm: &Vm, from: Ipv4Addr, to: Ipv4Addr, expected: &[(u16, Option<&str>)]
         let dropped: Vec<String> = now.drops_since(&before).into_iter().map(|(name, _)| name).collect();
         ensure!(dropped.iter().map(String::as_str).eq(*reason), "{port}: {dropped:?}");
     }
+    Ok(())
+}
+
+pub fn a_full_network_says_so() -> Result<()> {
+    const FULL: &str = "so this VM may get none";
+    let _world = World::build()?;
+    // Six addresses, of which the gateway has one.
+    let start = |last: u8| Vm::start(Mac([2, 0, 0, 0, 1, last]), &["--subnet=192.168.64.0/29"]);
+    let mut vms = Vec::new();
+    for last in 1..=5 {
+        vms.push(start(last)?);
+    }
+    // None of them has asked yet, and each will.
+    let sixth = start(6)?;
+    ensure!(until(|| sixth.softnet.log().contains(FULL)), "{}", sixth.softnet.log());
+    for vm in &vms {
+        vm.lease()?;
+        ensure!(!vm.softnet.log().contains(FULL), "there is one for each: {}", vm.softnet.log());
+    }
+    sixth.port.send(&Dhcp::client(kind::DISCOVER, 9, sixth.mac).broadcast())?;
+    let deadline = Deadline::after(Duration::from_millis(500));
+    while let Some(frame) = sixth.port.recv(deadline)? {
+        ensure!(parse_dhcp(&frame).is_none_or(|answer| answer.xid != 9), "there was an address");
+    }
+    drop(sixth);
+    let mut first = vms.remove(0);
+    first.softnet.stop()?;
+    let next = start(7)?;
+    next.lease()?;
+    ensure!(!next.softnet.log().contains(FULL), "{}", next.softnet.log());
     Ok(())
 }

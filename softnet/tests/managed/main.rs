@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         surroundings::{h10_the_vm_that_the_server_contradicts_is_ended, an_nft_that_fails_at_everything_tells_nothing_of_the_kernel},
     ];
     let addresses = lab::tests![
-        addresses::{b9_a_fixed_address_serves_with_and_without_dhcp, the_pool_never_gives_a_fixed_address_away},
+        addresses::{a_full_network_says_so, b9_a_fixed_address_serves_with_and_without_dhcp, the_pool_never_gives_a_fixed_address_away},
         boot::{h11_tftp_shows_a_vm_its_own_directory_and_nothing_else, what_cannot_be_booted_is_refused},
         names::{h11_names_of_vms_are_for_the_host_alone, a_name_is_one_vms_while_it_runs},
         names::{a_set_user_id_start_names_no_vm, the_server_of_names_is_replaced},

@@ -7,10 +7,11 @@
 //! The VM's worker normally releases the lease. If it died first, its monitor does that when it leaves the
 //! network ([`dnsmasq::release_all`]), and if that died too, the next start does.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 use softnet_filter::MacAddr;
@@ -25,6 +26,7 @@ use super::rules;
 use super::ruleset::Limits;
 use super::run_dir::{NetworkDir, RunDir};
 use super::service;
+use super::subnet;
 use super::{Error, NetworkConfig, Plan, bridge_mac};
 use crate::config::client::ClientSettings;
 use crate::config::expose::Expose;
@@ -52,6 +54,29 @@ pub struct Member {
     pub name: Option<String>,
     /// What the DHCP server gives it.
     pub client: ClientSettings,
+}
+
+/// Says so if the DHCP server has no address for this VM, or none once each running VM has asked for its own. It gives each MAC
+/// address at most one, and keeps the leases of VMs that did not release theirs.
+fn warn_if_full(plan: &Plan, directory: &NetworkDir, member: &Member, lock: &Lock) {
+    let (Ok(leases), Ok(members)) = (dnsmasq::leases(directory), record::members(directory, lock)) else {
+        return;
+    };
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let leases = leases.iter().filter(|lease| lease.expires == 0 || lease.expires > now);
+    let holders: BTreeSet<MacAddr> =
+        leases.map(|lease| lease.mac).chain(members.iter().map(|member| member.mac)).collect();
+    let (first, last) = subnet::pool(plan.subnet);
+    let pool = (first.to_bits()..=last.to_bits()).count();
+    if member.client.address.is_none() && !holders.contains(&member.mac) && holders.len() >= pool {
+        tracing::warn!(
+            network = %plan.name,
+            "the DHCP server has {pool} addresses, and all are leased or will be to VMs that run, so this VM may get none; stop another \
+             VM, wait until leases of ended ones expire ({} s; `softnet network status` shows them), or use another --network with a \
+             larger --subnet",
+            plan.lease_time.as_secs()
+        );
+    }
 }
 
 /// A place in the network, held until it is left or the process ends.
@@ -119,6 +144,7 @@ impl Membership {
                 return Err(error);
             }
         };
+        warn_if_full(&plan, &directory, member, &lock);
         let port = port.with_content(&record::write_member(&record))?;
         Ok(Membership {
             run_dir,
