@@ -1,5 +1,6 @@
 //! Debian packages: installs missing ones as root, and otherwise names them.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,6 +11,8 @@ pub const LAB: &[&str] = &["iproute2", "dnsmasq-base", "nftables", "busybox-stat
 pub const UML: &[&str] = &["user-mode-linux"];
 /// QEMU guests.
 pub const QEMU: &[&str] = &["qemu-system-x86", "ipxe-qemu"];
+/// Firewalls that a host may have.
+pub const FIREWALLS: &[&str] = &["ufw", "iptables", "firewalld", "dbus-daemon"];
 /// The network of a user without privilege.
 pub const UNPRIVILEGED: &[&str] = &["passt"];
 
@@ -42,8 +45,26 @@ pub fn ensure_installed(wanted: &[&[&str]]) -> Result<()> {
         bail!("missing Debian packages; install them with: sudo apt-get install {names}");
     }
     println!("installing the missing Debian packages: {names}");
+    if missing.contains(&"firewalld") {
+        mask(FIREWALLD)?;
+    }
     apt_get(&["update"])?;
     apt_get(&[&["install", "--yes", "--no-install-recommends"], missing.as_slice()].concat())
+}
+
+/// Debian starts this service when it is installed, and at each boot, and it would close the machine's own network.
+const FIREWALLD: &str = "/etc/systemd/system/firewalld.service";
+
+/// Keeps a service that is not installed yet from being started (systemctl(1), `mask`).
+fn mask(unit: &str) -> Result<()> {
+    match std::os::unix::fs::symlink("/dev/null", unit) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            // Without systemd's directory, nothing starts it.
+            ensure!(!Path::new(unit).parent().is_some_and(Path::is_dir), "cannot mask {unit}: {error}");
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn installed(package: &str) -> bool {

@@ -29,7 +29,13 @@ struct Tally {
 pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.lints {
         packages::need_root("test")?;
-        packages::ensure_installed(&[packages::LAB, packages::UML, packages::QEMU, packages::UNPRIVILEGED])?;
+        packages::ensure_installed(&[
+            packages::LAB,
+            packages::UML,
+            packages::QEMU,
+            packages::UNPRIVILEGED,
+            packages::FIREWALLS,
+        ])?;
     }
     let mut documentation = cargo("doc --workspace --no-deps --quiet");
     // The crates are not published: a reader of that page has the private item in the next file.

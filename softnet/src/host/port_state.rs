@@ -32,14 +32,10 @@ pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, 
     let changes = subscribe().map_err(Error::Open)?;
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        let Some(port) = netlink.link(tap)?.filter(|link| link.up) else { return Ok(false) };
-        let bridge = port.master.map(|index| netlink.link_at(index)).transpose()?.flatten();
-        if bridge.as_ref().is_some_and(|bridge| !bridge.up) {
-            return Ok(false);
-        }
-        let carries = bridge.is_none_or(|bridge| bridge.transmits && port.forwards == Some(true));
-        if carries && port.transmits {
-            return Ok(true);
+        match frames_flow(netlink, tap)? {
+            None => return Ok(false),
+            Some(true) => return Ok(true),
+            Some(false) => {}
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -47,6 +43,20 @@ pub fn wait_until_frames_flow(netlink: &mut Netlink, tap: &str) -> Result<bool, 
         }
         wait(&changes, left).map_err(Error::Open)?;
     }
+}
+
+/// Whether the host carries the frames of `tap` now; `None` if it or its bridge is down, so that waiting is of no use.
+///
+/// # Errors
+/// When the kernel cannot be queried.
+pub fn frames_flow(netlink: &mut Netlink, tap: &str) -> Result<Option<bool>, Error> {
+    let Some(port) = netlink.link(tap)?.filter(|link| link.up) else { return Ok(None) };
+    let bridge = port.master.map(|index| netlink.link_at(index)).transpose()?.flatten();
+    if bridge.as_ref().is_some_and(|bridge| !bridge.up) {
+        return Ok(None);
+    }
+    let carries = bridge.is_none_or(|bridge| bridge.transmits && port.forwards == Some(true));
+    Ok(Some(carries && port.transmits))
 }
 
 fn subscribe() -> io::Result<Socket> {

@@ -70,6 +70,8 @@ pub struct Monitor {
     kill_at: Option<Timestamp>,
     /// Whether the monitor ended the worker.
     refused: bool,
+    /// What was last said about the host's filters.
+    firewall: Option<String>,
 }
 
 /// What woke the loop.
@@ -95,6 +97,7 @@ impl Monitor {
             next_probe: now().saturating_add(PROBE_INTERVAL),
             kill_at: None,
             refused: false,
+            firewall: None,
         }
     }
 
@@ -227,6 +230,9 @@ impl Monitor {
             let exposed = exposed.to_vec();
             self.notify(Notice::Exposed(exposed));
         }
+        if self.watches.exposed.changes().is_none() {
+            self.check_firewall();
+        }
     }
 
     fn check_addresses(&mut self) {
@@ -241,6 +247,17 @@ impl Monitor {
             let exposed = exposed.to_vec();
             self.notify(Notice::Exposed(exposed));
         }
+        self.check_firewall();
+    }
+
+    /// Says what the host's filters drop, once for as long as it stays the same. The keeper records it in the directory that
+    /// [`ExposedWatch`] watches.
+    fn check_firewall(&mut self) {
+        let Some(found) = self.place.as_ref().and_then(|place| place.membership.firewall()) else { return };
+        if let Some(sentence) = found.sentence.as_ref().filter(|_| found.sentence != self.firewall) {
+            tracing::warn!("{sentence}");
+        }
+        self.firewall = found.sentence;
     }
 
     fn notify(&mut self, notice: Notice) {

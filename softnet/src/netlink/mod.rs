@@ -1,7 +1,7 @@
 //! Netlink (RFC 3549, netlink(7)): what all its families share, and the families that Softnet uses.
 //!
 //! This file frames messages and attributes and carries one exchange of a request and its answers. `route`
-//! asks about links, addresses and routes, `conntrack` and `nftables` about netfilter's tables,
+//! asks about links, addresses and routes, `conntrack`, `nftables` and `trace` about netfilter's tables,
 //! `inet_diag` and `unix_diag` about sockets. The messages of links, addresses and routes come from
 //! `netlink-packet-route`. No maintained library has those of the others, so their files name the few
 //! attributes that they need.
@@ -13,6 +13,7 @@ pub mod conntrack;
 pub(crate) mod inet_diag;
 pub(crate) mod nftables;
 pub mod route;
+pub mod trace;
 pub(crate) mod unix_diag;
 
 use std::io;

@@ -4,6 +4,7 @@
 
 mod addresses;
 mod boot;
+mod firewall;
 mod keeper;
 mod leases;
 mod locks;
@@ -86,7 +87,12 @@ fn main() -> ExitCode {
         addresses::{an_address_that_a_vm_cannot_have_is_refused, a_fixed_address_is_free_again_after_any_death},
         addresses::{a_set_user_id_start_takes_no_address_that_another_has, d5_resolvers_and_search_domains_are_the_vms_own},
     ];
-    let own = leases.into_iter().chain(keeper).chain(surroundings).chain(addresses);
+    let firewalls = lab::tests![
+        firewall::{ufw_is_opened_as_told, firewalld_is_opened_as_told},
+        firewall::{iptables_is_opened_as_told, legacy_iptables_is_opened_as_told},
+        firewall::{a_filter_that_comes_later_is_named},
+    ];
+    let own = leases.into_iter().chain(keeper).chain(surroundings).chain(addresses).chain(firewalls);
     tests.extend(own.map(Test::as_root));
     harness::main(tests)
 }

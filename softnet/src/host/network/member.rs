@@ -20,6 +20,7 @@ use super::build::{Joining, ensure_locked, hands_out, repair};
 use super::claim::{self, Claim};
 use super::dispute;
 use super::dnsmasq;
+use super::firewall::Recorded;
 use super::lock::Lock;
 use super::record::{self, MemberRecord};
 use super::rules;
@@ -162,6 +163,11 @@ impl Membership {
     /// The network's settings.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What the host's filters drop of what VMs here need; `None` if that is unknown.
+    pub fn firewall(&self) -> Option<Recorded> {
+        Recorded::read(&self.directory).ok().flatten()
     }
 
     /// The lease file of the network's DHCP server.

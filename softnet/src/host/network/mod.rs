@@ -15,6 +15,7 @@ mod claim;
 mod dispute;
 pub mod dnsmasq;
 pub mod exposed;
+mod firewall;
 mod generation;
 pub mod keeper;
 mod lock;
@@ -253,6 +254,9 @@ pub enum Error {
     /// The tracked connections of an address could not be deleted.
     #[error("cannot delete the tracked connections of an address that changes hands: {0}")]
     Conntrack(std::io::Error),
+    /// The way of packets through the host's filters could not be followed.
+    #[error("cannot follow packets through the host's filters: {0}")]
+    Look(std::io::Error),
     /// nft.
     #[error(transparent)]
     Tool(#[from] tools::Error),

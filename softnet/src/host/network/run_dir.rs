@@ -7,6 +7,7 @@
 //! /run/softnet/NAME/dnsmasq.{hosts,options}   what single VMs get
 //! /run/softnet/NAME/tftp/ADDRESS/MAC      a link to the directory whose files TFTP shows to that VM
 //! /run/softnet/NAME/server                the keeper and its dnsmasq
+//! /run/softnet/NAME/firewall              what the host's filters drop of what the VMs need; empty if nothing
 //! /run/softnet/NAME/ports/MAC             one running Softnet: what it exposes
 //! /run/softnet/NAME/leases/ADDRESS        which VM holds the address
 //! /run/softnet/locks/lock                 flock: held by the process that changes anything

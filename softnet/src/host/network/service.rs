@@ -36,6 +36,8 @@ pub const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 pub const SERVE: &str = "serve";
 /// Asks the keeper to end the server and itself.
 pub const END: &str = "end";
+/// Asks the keeper to look at what the host's filters drop, and to answer afterwards.
+pub const LOOK: &str = "look";
 /// The answer on success; any other answer is an error's text.
 pub const DONE: &str = "ok";
 
@@ -79,6 +81,17 @@ pub fn end(directory: &NetworkDir, _lock: &Lock) -> Result<(), Error> {
         kill(directory)?;
     }
     Ok(dnsmasq::stop(directory)?)
+}
+
+/// Asks the keeper for a look at what the host's filters drop, and waits for its end.
+///
+/// # Errors
+/// When there is no keeper, or it does not answer.
+pub fn look(directory: &NetworkDir) -> io::Result<()> {
+    if !is_kept(directory) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    connect_to_keeper(directory).and_then(|channel| ask(&channel, LOOK)).map(drop)
 }
 
 /// Whether a keeper or its warden is alive.

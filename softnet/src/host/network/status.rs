@@ -6,9 +6,10 @@ use serde_json::json;
 
 use super::claim;
 use super::dnsmasq::{self, LeaseEntry};
+use super::firewall::Recorded;
 use super::record::{self, MemberRecord};
 use super::run_dir::RunDir;
-use super::{Error, Plan, ruleset, type_name};
+use super::{Error, Plan, ruleset, service, type_name};
 use crate::config::NetworkName;
 use crate::config::expose::Expose;
 use crate::host::files;
@@ -30,9 +31,8 @@ pub struct Status {
     pub table: Option<bool>,
     /// Whether Softnet turned IPv4 forwarding on, and therefore keeps the host from forwarding for others.
     pub forwarding: bool,
-    /// Chains of the host's firewall that drop by default, and so perhaps the VMs' packets; `None` if the caller may not
-    /// know.
-    pub obstacles: Option<Vec<String>>,
+    /// What filters of the host drop of what the VMs need; `None` if that is unknown.
+    pub firewall: Option<Recorded>,
     /// The server's leases, including those of VMs that have ended.
     pub leases: Vec<LeaseEntry>,
     /// The running VMs.
@@ -50,6 +50,10 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     let members = claim::claimed(&directory.ports())?;
     let table = ruleset::table(name.as_str());
     let root = rustix::process::geteuid().is_root();
+    // Only root can ask the keeper. Others read what it last found.
+    if root && let Err(error) = service::look(&directory) {
+        tracing::debug!(%error, "the keeper does not look at the host's filters");
+    }
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
@@ -60,35 +64,17 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
             present(&table) && ruleset::SHARED_TABLES.into_iter().all(present)
         }),
         forwarding: files::read(&run_dir.forwarding_marker())?.is_some(),
-        obstacles: root.then(|| obstacles(&Tool::Nft.run(&["list", "chains"], "").unwrap_or_default())),
+        firewall: Recorded::read(&directory)?,
         leases: dnsmasq::leases(&directory)?,
         members: members.iter().filter_map(|(_, text)| record::read_member(text)).collect(),
         plan,
     }))
 }
 
-/// The base chains in the output of `nft list chains` that packets of the VMs traverse and that drop by default.
-fn obstacles(chains: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    let (mut table, mut chain) = ("", "");
-    for line in chains.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix("table ") {
-            table = name.trim_end_matches(" {");
-        } else if let Some(name) = line.strip_prefix("chain ") {
-            chain = name.trim_end_matches(" {");
-        } else if (line.contains(" hook forward ") || line.contains(" hook input "))
-            && line.ends_with("policy drop;")
-        {
-            found.push(format!("chain {chain} of table {table}"));
-        }
-    }
-    found
-}
-
 impl Status {
     /// The same for programs. A field keeps its name and meaning; more may be added.
     pub fn to_json(&self) -> serde_json::Value {
-        let Status { plan, bridge, dnsmasq, keeper, table, forwarding, obstacles, leases, members } = self;
+        let Status { plan, bridge, dnsmasq, keeper, table, forwarding, firewall, leases, members } = self;
         let leases: Vec<_> = leases
             .iter()
             .map(|lease| json!({ "mac": lease.mac.to_string(), "address": lease.address }))
@@ -107,7 +93,8 @@ impl Status {
             "keeper": keeper,
             "nftables": table,
             "forwarding_by_softnet": forwarding,
-            "obstacles": obstacles,
+            "obstacles": firewall.as_ref().map(|found| &found.places),
+            "firewall": firewall.as_ref().map(|found| &found.sentence),
             "leases": leases,
             "vms": vms,
         })
@@ -170,12 +157,8 @@ impl fmt::Display for Status {
                 "  routing  turned on by Softnet for its networks only: packets between other interfaces are dropped"
             )?;
         }
-        for obstacle in self.obstacles.iter().flatten() {
-            writeln!(
-                f,
-                "  firewall {obstacle} drops packets that no rule accepts; let it accept those from and to {}",
-                plan.name
-            )?;
+        if let Some(sentence) = self.firewall.as_ref().and_then(|found| found.sentence.as_ref()) {
+            writeln!(f, "  firewall {sentence}")?;
         }
         if self.members.is_empty() {
             return write!(f, "  no VM is attached");
@@ -194,35 +177,5 @@ impl fmt::Display for Status {
             }
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_base_chains_on_the_vms_way_that_drop_are_obstacles() {
-        let chains = "table ip filter {
-	chain FORWARD {
-		type filter hook forward priority filter; policy drop;
-	}
-	chain INPUT {
-		type filter hook input priority filter; policy accept;
-	}
-	chain OUTPUT {
-		type filter hook output priority filter; policy drop;
-	}
-	chain DOCKER {
-	}
-}
-table inet firewalld {
-	chain filter_INPUT {
-		type filter hook input priority filter + 10; policy drop;
-	}
-}
-";
-        let expected = ["chain FORWARD of table ip filter", "chain filter_INPUT of table inet firewalld"];
-        assert_eq!(obstacles(chains), expected);
     }
 }

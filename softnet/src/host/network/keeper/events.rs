@@ -26,6 +26,8 @@ pub struct Happened {
     pub links: bool,
     /// Whether a table of the networks changed.
     pub tables: Tables,
+    /// A table of another program changed.
+    pub filters: bool,
 }
 
 /// The sockets on which the kernel reports changes.
@@ -60,6 +62,7 @@ impl Events {
         self.nftables.drain(|messages| {
             let change = messages.map_or(Tables::Unknown, |bytes| changes_in(bytes, within));
             happened.tables = happened.tables.and_then(change);
+            happened.filters |= messages.is_none_or(is_of_others);
         });
         happened
     }
@@ -83,6 +86,16 @@ fn changes_in(bytes: &[u8], within: &mut bool) -> Tables {
         }
     }
     tables
+}
+
+/// Whether one of these messages of nftables reports a change of a table that is not Softnet's.
+fn is_of_others(bytes: &[u8]) -> bool {
+    messages(bytes).map_while(Result::ok).any(|message| {
+        let kind = message.message_type();
+        kind & 0xff00 == SUBSYSTEM
+            && kind != NEWGEN
+            && first_attribute(&message).is_some_and(|table| !table.starts_with(b"softnet"))
+    })
 }
 
 /// Whether a table of this name belongs to the networks. Tables for a TAP on a bridge that Softnet does not
@@ -119,6 +132,7 @@ mod tests {
         let (ours, others) = (message(NEW_RULE, b"softnet\0"), message(NEW_RULE, b"filter\0"));
         let all = [others.clone(), ours, others.clone(), end(7), others, end(8)];
         assert_eq!(changes(&all), Tables::ChangedIn(7));
+        assert!(is_of_others(&all.concat()) && !is_of_others(&all[1..2].concat()));
         let mut within = false;
         assert_eq!(changes_in(&all[..2].concat(), &mut within), Tables::Same);
         assert_eq!(changes_in(&end(9), &mut within), Tables::ChangedIn(9));

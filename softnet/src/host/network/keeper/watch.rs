@@ -23,10 +23,11 @@ use crate::host::network::dnsmasq;
 use crate::host::network::dnsmasq::arguments::{NAMES_PORT, Options, arguments, arguments_for_names, user};
 use crate::host::network::dnsmasq::process::Server;
 use crate::host::network::dnsmasq::{names_pid_file, pid_file};
+use crate::host::network::firewall::Looks;
 use crate::host::network::generation::Tables;
 use crate::host::network::lock::Lock;
 use crate::host::network::run_dir::{NetworkDir, RunDir};
-use crate::host::network::service::{DONE, END, MAX_MESSAGE, SERVE, lock_file, socket_file, start};
+use crate::host::network::service::{DONE, END, LOOK, MAX_MESSAGE, SERVE, lock_file, socket_file, start};
 use crate::host::network::{Error, Plan, build, record, rules};
 use crate::netlink::Netlink;
 use crate::signals::signalfd::SignalFd;
@@ -89,6 +90,9 @@ pub struct Keeper {
     next_check: Instant,
     /// The events about tables since the last check.
     tables: Tables,
+    /// The looks at the host's filters, and who waits for the end of one.
+    looks: Looks,
+    askers: Vec<OwnedFd>,
 }
 
 impl Keeper {
@@ -141,6 +145,8 @@ impl Keeper {
             due: Some(now),
             next_check: now,
             tables: Tables::Unknown,
+            looks: Looks::default(),
+            askers: Vec::new(),
         })
     }
 
@@ -163,7 +169,10 @@ impl Keeper {
             if ready.get(1) == Some(&true) && self.read_signals() == Next::End {
                 return self.end();
             }
-            let Happened { links, tables } = self.events.read();
+            let Happened { links, tables, filters } = self.events.read();
+            if filters {
+                self.looks.note_change(self.active);
+            }
             self.tables = self.tables.and_then(tables);
             if (links || tables != Tables::Same) && self.active {
                 self.check_in(DEBOUNCE);
@@ -171,6 +180,7 @@ impl Keeper {
             if self.serve_clients() == Next::End {
                 return self.end();
             }
+            self.look();
             let now = Instant::now();
             if self.active && now >= self.next_check {
                 self.check_server(now);
@@ -183,14 +193,15 @@ impl Keeper {
 
     /// Waits until an event or a deadline, and returns which of the first two descriptors are ready.
     fn wait(&self, warden: &OwnedFd) -> io::Result<Vec<bool>> {
-        let look = self.active.then_some(self.next_check);
-        let deadline = [look, self.due].into_iter().flatten().min();
+        let check = self.active.then_some(self.next_check);
+        let deadline = [check, self.due, self.looks.deadline()].into_iter().flatten().min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Rounded up, or the loop would spin until the deadline.
         let left = left.map(|left| left + Duration::from_millis(1));
         let room = self.clients.len() < MAX_CLIENTS;
         let mut descriptors = vec![warden.as_fd(), self.signals.as_fd()];
         descriptors.extend(self.events.descriptors());
+        descriptors.extend(self.looks.news());
         descriptors.extend(room.then(|| self.listener.as_fd()));
         descriptors.extend(self.clients.iter().map(OwnedFd::as_fd));
         let mut waiting: Vec<PollFd<'_>> = descriptors.into_iter().map(readable).collect();
@@ -292,7 +303,12 @@ impl Keeper {
                 // The VM that is about to join already counts.
                 self.active = true;
                 self.names_failed = false;
+                self.looks.expect_vm(&self.directory);
                 self.serve_recorded().map_err(|error| error.to_string())
+            } else if word == LOOK.as_bytes() {
+                self.looks.look_now();
+                self.askers.push(client);
+                continue;
             } else if word == END.as_bytes() {
                 next = Next::End;
                 self.end_server().map_err(|error| error.to_string())
@@ -307,6 +323,19 @@ impl Keeper {
             self.clients.push(client);
         }
         next
+    }
+
+    /// Continues a look at the host's filters, and tells those who wait for its end.
+    fn look(&mut self) {
+        if self.looks.deadline().is_none() {
+            return;
+        }
+        let plan = self.plan().ok().flatten();
+        if self.looks.go_on(plan.as_ref(), &self.directory, &self.run_dir) {
+            for client in self.askers.drain(..) {
+                let _ = send(&client, DONE.as_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            }
+        }
     }
 
     /// Ensures that the right server runs for the network's settings.

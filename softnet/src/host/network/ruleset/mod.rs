@@ -198,7 +198,7 @@ const ELEMENTS: &str = "\t\telements = { ";
 const SEPARATOR: &str = ", ";
 
 /// Declaring first makes the deletion succeed in either case; nft 1.0.6 has no `destroy` yet.
-fn gone(family: &str, table: &str) -> String {
+pub fn gone(family: &str, table: &str) -> String {
     format!("table {family} {table} {{ }}\ndelete table {family} {table}\n")
 }
 
