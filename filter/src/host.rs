@@ -94,14 +94,20 @@ impl Readiness {
         }
     }
 
-    /// H3: whether anything but DHCP and ARP may reach the VM at the address that it has now.
+    /// H3: whether anything but DHCP and ARP may reach the VM at `destination`, with the address that it has now. What is for
+    /// another VM comes when the host still believes that this one has that address: the DHCP server enters the
+    /// address that it offers into the host's neighbour table.
     #[inline(always)]
-    pub(crate) fn judge(self, address: Option<Ipv4Addr>) -> Result<(), DropReason> {
-        if self == Self::NotAwaited || address.is_some_and(|address| self == Self::At(address)) {
-            Ok(())
-        } else {
-            Err(DropReason::NotReady)
-        }
+    pub(crate) fn judge(
+        self,
+        address: Option<Ipv4Addr>,
+        destination: Ipv4Addr,
+        may_be_leased: impl FnOnce(Ipv4Addr) -> bool,
+    ) -> Result<(), DropReason> {
+        let is_ready = address.is_some_and(|address| {
+            self == Self::At(address) && (destination == address || !may_be_leased(destination))
+        });
+        if is_ready || self == Self::NotAwaited { Ok(()) } else { Err(DropReason::NotReady) }
     }
 }
 
@@ -264,6 +270,13 @@ mod tests {
         assert_eq!(port.from_host(&data, NOW), not_ready);
         port.host_is_ready(OWN_IP);
         assert_eq!(port.from_host(&data, NOW), Verdict::Forward);
+        let to = |to| IpFrame { to, ..IpFrame::udp(WORLD_IP, 80).reversed() }.frame();
+        for other in [OTHER_IP, NEIGHBOUR_IP] {
+            assert_eq!(port.from_host(&to(other), NOW), not_ready, "{other}");
+        }
+        for group in [Ipv4Addr::BROADCAST, Ipv4Addr::new(192, 168, 64, 255), Ipv4Addr::new(224, 0, 0, 251)] {
+            assert_eq!(port.from_host(&to(group), NOW), Verdict::Forward, "{group}");
+        }
         port.host_is_not_ready();
         assert_eq!(port.from_host(&data, NOW), not_ready);
         port.host_is_ready(OWN_IP);

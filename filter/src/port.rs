@@ -67,8 +67,8 @@ impl Port {
     }
 
     /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
-    /// [`Port::host_is_ready`] has not named: frames on their way may be for the address's former holder
-    /// (rule H3).
+    /// [`Port::host_is_ready`] has not named, and nothing at another VM's address ever: frames on their way may be for the
+    /// address's former holder (rule H3).
     pub fn wait_for_host(&mut self) {
         self.readiness.await_host();
     }
@@ -374,7 +374,9 @@ impl Port {
                 );
             }
         }
-        self.readiness.judge(self.bindings.ipv4().map(|lease| lease.address))
+        let address = self.bindings.ipv4().map(|lease| lease.address);
+        let is_of_subnet = |address| self.segment.may_be_leased(address);
+        self.readiness.judge(address, packet.destination(), is_of_subnet)
     }
 }
 
