@@ -4,12 +4,13 @@ use std::net::UdpSocket;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use lab::deadline::until;
+use lab::deadline::{Deadline, until};
 use lab::net::Host;
 use lab::stage::run;
-use lab::wire::{Dhcp, Mac, dhcp_kind as kind, dhcp_option as option};
+use lab::wire::{Dhcp, Mac, carries, dhcp_kind as kind, dhcp_option as option};
 use lab::{DhcpServer, Softnet, VmPort};
 
+use super::leases::leased;
 use super::{FIRST, SECOND, SOFTNET, Vm, start};
 
 /// A Softnet that tells what it hears.
@@ -79,6 +80,33 @@ pub fn h3_the_host_is_ready_when_the_vm_hears_of_its_address() -> Result<()> {
     let record = std::fs::read_to_string(format!("/run/softnet/softnet0/ports/{FIRST}"))?;
     ensure!(record.contains(&format!("address {address}\n")), "{record}");
     ensure!(vm.softnet.stop()?.success());
+    Ok(())
+}
+
+/// As dnsmasq does when it offers the address of a former holder, whose flows still live.
+pub fn h3_what_is_for_another_address_does_not_reach_the_vm() -> Result<()> {
+    let (first, own) = leased(FIRST, &[])?;
+    let (_second, other) = leased(SECOND, &[])?;
+    for address in [own, other] {
+        run(
+            "ip",
+            &["neigh", "replace", &address.to_string(), "lladdr", &FIRST.to_string(), "dev", "softnet0"],
+        )?;
+    }
+    let gateway = first.gateway()?;
+    let socket = UdpSocket::bind((gateway, 0))?;
+    socket.send_to(b"for another", (other, 9))?;
+    socket.send_to(b"for the first", (own, 9))?;
+    let deadline = Deadline::default();
+    loop {
+        let frame = first.port.recv(deadline)?.context("nothing came")?;
+        ensure!(!carries(&frame, b"for another"), "it came");
+        if carries(&frame, b"for the first") {
+            break;
+        }
+    }
+    let counters = first.softnet.counters()?;
+    ensure!(counters.from_host.get("not-ready").is_some_and(|count| *count > 0), "{counters:?}");
     Ok(())
 }
 
