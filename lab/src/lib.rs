@@ -6,28 +6,51 @@
 //! makes and reads frames, [`VmPort`] plays a VM on its socket, [`DhcpServer`] plays a server on the wire,
 //! [`guest`] boots real Linux guests, and [`Softnet`] runs the program under test.
 //!
+//! On macOS there is no lab: only [`SocketGuest`], a guest that needs none, what it is made of, and its peers.
+//!
 //! It deliberately emulates neither Softnet nor the kernel. Bridges, TAPs, routes, dnsmasq and guests are
 //! real.
 
 pub mod deadline;
-pub mod guest;
-pub mod harness;
-pub mod net;
-pub mod stage;
 pub mod wire;
 
-mod dhcp_server;
-mod kernel_guest;
-mod segment;
 mod service;
+mod socket_guest;
+
+pub use service::{Service, hello};
+pub use socket_guest::{Lease, SocketGuest};
+
+#[cfg(target_os = "linux")]
+pub mod guest;
+#[cfg(target_os = "linux")]
+pub mod harness;
+#[cfg(target_os = "linux")]
+pub mod net;
+#[cfg(target_os = "linux")]
+pub mod stage;
+
+#[cfg(target_os = "linux")]
+mod dhcp_server;
+#[cfg(target_os = "linux")]
+mod kernel_guest;
+#[cfg(target_os = "linux")]
+mod segment;
+#[cfg(target_os = "linux")]
 mod softnet;
+#[cfg(target_os = "linux")]
 mod tap;
+#[cfg(target_os = "linux")]
 mod vm_port;
 
+#[cfg(target_os = "linux")]
 pub use dhcp_server::DhcpServer;
+#[cfg(target_os = "linux")]
 pub use kernel_guest::kernel_guest;
+#[cfg(target_os = "linux")]
 pub use lab_agent::packet::{PacketSocket, Sighting};
+#[cfg(target_os = "linux")]
 pub use segment::Segment;
-pub use service::{Service, hello};
+#[cfg(target_os = "linux")]
 pub use softnet::{Counters, Softnet};
+#[cfg(target_os = "linux")]
 pub use vm_port::VmPort;

@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSo
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
+#[cfg(target_os = "linux")]
 use crate::net::Host;
 
 /// A TCP and a UDP server on one port of one host.
@@ -21,15 +22,31 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it; it is reachable when this returns.
+    /// Starts it on `host`; it is reachable when this returns.
     ///
     /// # Errors
     /// Fails if the address is not the host's or the port is taken.
+    #[cfg(target_os = "linux")]
     pub fn start(host: &Host, address: Ipv4Addr, port: u16, name: &str) -> Result<Self> {
         let at = SocketAddrV4::new(address, port);
         let (tcp, udp) = host
             .run(|| io::Result::Ok((TcpListener::bind(at)?, UdpSocket::bind(at)?)))?
             .with_context(|| format!("listen on {at}"))?;
+        Self::over(tcp, udp, name)
+    }
+
+    /// Starts it in this host on a free port of every address; it is reachable when this returns.
+    ///
+    /// # Errors
+    /// Fails if the system gives no sockets.
+    pub fn here(name: &str) -> Result<Self> {
+        let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).context("listen on a free port")?;
+        let udp = UdpSocket::bind(tcp.local_addr()?)?;
+        Self::over(tcp, udp, name)
+    }
+
+    fn over(tcp: TcpListener, udp: UdpSocket, name: &str) -> Result<Self> {
+        let SocketAddr::V4(at) = tcp.local_addr()? else { bail!("listening on IPv6") };
         let seen = Arc::new(Mutex::new(Vec::new()));
         let greet = {
             let (seen, name) = (Arc::clone(&seen), name.to_owned());

@@ -7,22 +7,25 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use lab::deadline::until;
+use lab::deadline::{PATIENCE, until};
 use lab::guest::{Answer, Guest, Image, Request, Vmm, command_line};
 use lab::harness::{self, Test};
 use lab::net::Host;
 use lab::stage::SCRATCH;
-use lab::{Service, Softnet};
+use lab::{Service, SocketGuest, Softnet, hello};
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::signal::Signal;
 use softnet::cli::{Cli, Command as Subcommand};
 use softnet::config::Config;
 use softnet::host::HostLink;
@@ -36,7 +39,7 @@ use softnet::parent::ParentWatch;
 use softnet::relay::Relay;
 use softnet_filter::{Gateway, Port, PortConfig};
 
-/// Makes this program the one under test.
+/// Makes this program the one under test; its value is the TAP in vmnet's place.
 const PROGRAM: &str = "SOFTNET_TEST_VMNET";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
 const MAX_FRAME: usize = 1514;
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     harness::main(vec![
         Test::new("a_guest_gets_its_lease_and_gives_it_back", a_guest_gets_its_lease_and_gives_it_back)
             .with_guests(&[Vmm::UserModeLinux]),
+        Test::new("a_guest_without_a_machine_does_what_a_mac_is_checked_by", a_guest_without_a_machine),
     ])
 }
 
@@ -58,6 +62,11 @@ fn a_guest_gets_its_lease_and_gives_it_back() -> Result<()> {
     host.bridge("br0", &format!("{GATEWAY}/24"))?;
     host.tap("tap0", "br0")?;
     let service = Service::start(&host, GATEWAY, 80, "the gateway")?;
+    beside_dnsmasq(|leases| with_a_guest(&service, leases))
+}
+
+/// Runs `body` with the path of the lease file of a DHCP server on the bridge.
+fn beside_dnsmasq(body: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     let leases = format!("{SCRATCH}/leases");
     let mut server = Command::new("dnsmasq")
         .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root", "--pid-file="])
@@ -69,7 +78,7 @@ fn a_guest_gets_its_lease_and_gives_it_back() -> Result<()> {
         .stderr(Stdio::null())
         .spawn()
         .context("start dnsmasq")?;
-    let outcome = with_a_guest(&service, &leases);
+    let outcome = body(&leases);
     server.kill()?;
     server.wait()?;
     outcome
@@ -77,7 +86,7 @@ fn a_guest_gets_its_lease_and_gives_it_back() -> Result<()> {
 
 fn with_a_guest(service: &Service, leases: &str) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.env(PROGRAM, "1").arg("run").arg(Softnet::READY_FLAG).arg("--");
+    command.env(PROGRAM, "tap0").arg("run").arg(Softnet::READY_FLAG).arg("--");
     command.args(command_line(&Image::prepared(Vmm::UserModeLinux)?));
     let mut guest = Guest::spawn(command)?;
     guest.booted()?;
@@ -96,16 +105,97 @@ fn with_a_guest(service: &Service, leases: &str) -> Result<()> {
     Ok(())
 }
 
-/// What `softnet run` does, with the stand-in.
+/// The steps of `cargo xtask macos --verify`, with the stand-in.
+fn a_guest_without_a_machine() -> Result<()> {
+    let host = Host::main()?;
+    host.bridge("br0", &format!("{GATEWAY}/24"))?;
+    host.tap("tap0", "br0")?;
+    host.tap("tap1", "br0")?;
+    let service = Service::here("the gateway")?;
+    beside_dnsmasq(|_| {
+        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1])?;
+        let steps = guest.exercise(&service)?;
+        ensure!(steps.len() == 6, "{steps:?}");
+        let address = guest.lease()?.address;
+        ensure!(service.seen() == [address, address], "the gateway saw {:?}", service.seen());
+
+        guest.serve(22);
+        let visit = std::thread::spawn(move || hello(SocketAddrV4::new(address, 22), PATIENCE));
+        ensure!(guest.visitor(PATIENCE)? == Some(GATEWAY), "nobody reached the guest");
+        // The end of the connection is the guest's to answer, too.
+        while !visit.is_finished() {
+            guest.sink(0, Duration::from_millis(10))?;
+        }
+        let heard = visit.join().unwrap_or_else(|_| Err(io::Error::other("the visitor panicked")))?;
+        ensure!(heard == "hello from the guest", "the guest's greeting is {heard:?}");
+
+        let (mut other, mut others) = tart("tap1", [0x5a, 0x94, 0xef, 0, 0, 2])?;
+        let neighbour = other.dhcp()?.address;
+        ensure!(
+            guest.arp(neighbour)?.is_none() && !guest.ping(neighbour)?,
+            "{neighbour} answers its neighbour"
+        );
+
+        let sink = UdpSocket::bind((GATEWAY, 0))?;
+        sink.set_nonblocking(true)?;
+        let SocketAddr::V4(to) = sink.local_addr()? else { bail!("not IPv4") };
+        let sent = guest.flood(to, 1400, Duration::from_millis(200))?;
+        let mut arrived = 0;
+        ensure!(until(|| {
+            arrived += std::iter::from_fn(|| sink.recv(&mut [0; 2000]).ok()).count() as u64;
+            arrived > 0
+        }));
+        ensure!(arrived <= sent, "{arrived} of {sent} datagrams arrived");
+
+        softnet.signal(Signal::SIGKILL)?;
+        ensure!(!softnet.wait()?.success());
+        ensure!(until(|| guest.is_closed()), "the socket outlives Softnet");
+        let before = guest;
+        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1])?;
+        // As after a suspension: the guest knows nothing of the new Softnet.
+        guest.resume(&before);
+        guest.renew()?;
+        ensure!(
+            guest.lease()?.address == address && guest.ping(GATEWAY)?,
+            "the guest's network did not come back"
+        );
+        for (name, softnet) in [("first", &mut softnet), ("second", &mut others)] {
+            softnet.signal(Signal::SIGINT)?;
+            ensure!(softnet.wait()?.success(), "the {name} Softnet failed: {}", softnet.log());
+        }
+        Ok(())
+    })
+}
+
+/// Starts the program under test as Tart does, in front of a guest with the address `mac`.
+fn tart(tap: &str, mac: [u8; 6]) -> Result<(SocketGuest, Softnet)> {
+    let (guest, theirs) = SocketGuest::new(mac)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.env(PROGRAM, tap).args(["--vm-fd=0", Softnet::READY_FLAG]);
+    command.arg(format!("--vm-mac-address={}", guest.mac())).stdin(theirs);
+    let mut softnet = Softnet::spawn(command)?;
+    softnet.ready()?;
+    Ok((guest, softnet))
+}
+
+/// What the program does, with the stand-in.
 fn program() -> ExitCode {
-    let Some(Subcommand::Run(args)) = Cli::parse().command else { return ExitCode::from(2) };
-    let outcome = softnet::run::run(*args, |config| match filter(config) {
+    let report = |outcome: Result<()>| match outcome {
         Ok(()) => 0,
         Err(error) => {
             eprintln!("{error:#}");
             1
         }
-    });
+    };
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => {
+            let config = Config::try_from((cli.vm, cli.port)).map_err(Into::into);
+            Ok(report(config.and_then(filter)).into())
+        }
+        Some(Subcommand::Run(args)) => softnet::run::run(*args, |config| report(filter(config))),
+        Some(_) => return ExitCode::from(2),
+    };
     outcome.unwrap_or_else(|error| {
         eprintln!("{error:#}");
         ExitCode::FAILURE
@@ -115,7 +205,8 @@ fn program() -> ExitCode {
 fn filter(config: Config) -> Result<()> {
     let parent = ParentWatch::new()?;
     let (waker, wake) = wake_pair()?;
-    let (interface, raw) = TapInterface::start("tap0", waker)?;
+    let tap = std::env::var(PROGRAM)?;
+    let (interface, raw) = TapInterface::start(&tap, waker)?;
     let parameters = Parameters::try_from(raw)?;
     let gateway = gateway_interface(parameters.gateway)?.context("no interface has the gateway's address")?;
     ensure!(gateway.0 == "br0", "{} has the gateway's address", gateway.0);
@@ -132,7 +223,7 @@ fn filter(config: Config) -> Result<()> {
     })?;
     let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
     if let Some(ready) = config.port.ready {
-        writeln!(File::from(ready), "{{\"mode\":\"vmnet\"}}")?;
+        writeln!(File::from(ready), "{{\"mode\":\"vmnet\",\"mtu\":{}}}", uplink.mtu)?;
     }
     relay.run()?;
     relay.release_lease();

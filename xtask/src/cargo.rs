@@ -1,8 +1,11 @@
 //! Cargo, started from within cargo.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
 use anyhow::{Context, Result, ensure};
 
 /// The workspace's root.
@@ -19,6 +22,7 @@ pub fn cargo(words: &str) -> Command {
 }
 
 /// Builds the `softnet` program as `cargo build` does and returns where it is.
+#[cfg(target_os = "linux")]
 pub fn build_softnet() -> Result<PathBuf> {
     let status = cargo("build --package softnet --bin softnet").status().context("start cargo")?;
     ensure!(status.success(), "building softnet failed");
@@ -26,6 +30,7 @@ pub fn build_softnet() -> Result<PathBuf> {
 }
 
 /// Where the last build left the `softnet` program: beside this one.
+#[cfg(target_os = "linux")]
 pub fn softnet() -> Result<PathBuf> {
     let this = std::env::current_exe()?;
     Ok(this.parent().context("a program lies in a folder")?.join("softnet"))

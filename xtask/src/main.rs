@@ -1,66 +1,48 @@
 //! The project's own commands: `cargo xtask NAME`. One command per file.
+//!
+//! The lab is Linux's, and so is nearly every command; a Mac has the one that verifies Softnet there.
 #![expect(clippy::print_stdout, reason = "these are programs for people, and this is what they print")]
 
-mod arm64;
-mod bench;
 mod cargo;
+mod verify;
+
+#[cfg(target_os = "linux")]
+mod arm64;
+#[cfg(target_os = "linux")]
+mod bench;
+#[cfg(target_os = "linux")]
 mod debian_rust;
+#[cfg(target_os = "linux")]
 mod demo;
+#[cfg(target_os = "linux")]
 mod fuzz;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(not(target_os = "linux"))]
+mod mac;
+#[cfg(target_os = "linux")]
 mod macos;
+#[cfg(target_os = "linux")]
 mod mutants;
+#[cfg(target_os = "linux")]
 mod packages;
+#[cfg(target_os = "linux")]
 mod release;
+#[cfg(target_os = "linux")]
 mod soak;
+#[cfg(target_os = "linux")]
 mod test;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use lab::stage::{self, Stage};
-
-#[derive(Debug, Parser)]
-#[command(name = "cargo xtask", about = "The commands of the Softnet repository", max_term_width = 100)]
-struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    Arm64(arm64::Args),
-    Bench(bench::Args),
-    Demo(demo::Args),
-    Fuzz(fuzz::Args),
-    Macos(macos::Args),
-    Mutants(mutants::Args),
-    Test(test::Args),
-    Release(release::Args),
-    Soak(soak::Args),
-}
+#[cfg(target_os = "linux")]
+use linux::run;
+#[cfg(not(target_os = "linux"))]
+use mac::run;
 
 fn main() -> ExitCode {
-    let stage = stage::enter();
-    match perform(Args::parse().command, stage) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn perform(command: Command, stage: Stage) -> Result<ExitCode> {
-    match command {
-        Command::Arm64(args) => arm64::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Demo(args) => demo::run(&args, stage),
-        Command::Fuzz(args) => fuzz::run(&args),
-        Command::Macos(args) => macos::run(&args),
-        Command::Mutants(args) => mutants::run(&args),
-        Command::Test(args) => test::run(&args),
-        Command::Release(args) => release::run(&args),
-        Command::Soak(args) => soak::run(&args),
-    }
+    run().unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -21,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 use crate::cargo::root;
 use crate::debian_rust::{self, DebianRust, step};
 use crate::packages;
+use crate::verify;
 use inspect::{Architecture, Expected};
 
 /// Build Softnet for macOS: lints and tests for arm64, a universal program, and an inspection of its contents
@@ -29,6 +30,11 @@ pub struct Args {
     /// Compile and lint for arm64 only; build no program
     #[arg(long)]
     check: bool,
+    /// Only on a Mac: perform the checklist of packaging/macos-checklist.md as far as a program can
+    #[arg(long, conflicts_with = "check")]
+    verify: bool,
+    #[command(flatten)]
+    options: verify::Options,
 }
 
 /// The linker and the binary tools; with the compiler about 930 MB installed.
@@ -45,11 +51,14 @@ const IDENTIFIER: &str = "softnet";
 /// What lets a program that is not root use vmnet on macOS 26. It needs no certificate, unlike
 /// `com.apple.vm.networking`, for which the kernel ends an ad-hoc signed program at once.
 const ENTITLEMENT: &str = "com.apple.security.virtualization";
-/// The crates that run on a Mac; the lab, the tests with real guests and these commands need Linux.
-const CRATES: [&str; 4] = ["softnet-filter", "softnet-offload", "softnet-wire", "softnet"];
+/// The crates that run on a Mac, the lab and these commands in part; the tests with real guests need Linux.
+const CRATES: [&str; 6] = ["softnet-filter", "softnet-offload", "softnet-wire", "softnet", "lab", "xtask"];
 
 /// Builds, inspects, and prints the result.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.verify {
+        return verify::run(&args.options);
+    }
     packages::ensure_installed(&[debian_rust::PACKAGES, PACKAGES])?;
     let target = root().join("target/macos");
     let sdk = target.join("sdk");
