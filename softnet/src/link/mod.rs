@@ -43,7 +43,8 @@ pub trait Link: fmt::Debug {
     /// stays in the batch, and the caller tries again when the link is writable.
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError>;
 
-    /// How long to wait before trying a full queue again, for transports that do not report when it has room.
+    /// How long to wait before trying a full queue again for the first time, for transports that do not report when it has
+    /// room. Without success the caller waits longer.
     fn full_queue_pause(&self) -> Option<Duration> {
         None
     }

@@ -16,6 +16,10 @@ use crate::observe::Observer;
 /// VM that does not read at all must not hold up what the filter has to see, such as a DHCP reply.
 const STALL_LIMIT: Duration = Duration::from_millis(100);
 
+/// The longest pause between two attempts to send to a queue of which nothing reports when it has room. The first one is
+/// the link's, and each without success is twice the one before.
+const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
 /// One side's link, as the poller knows it.
 #[derive(Debug)]
 pub struct Side {
@@ -66,6 +70,8 @@ pub struct Lane {
     blocked_until: Option<Timestamp>,
     /// When to try the destination again, because nothing reports when its queue has room.
     retry_at: Option<Timestamp>,
+    /// How long the next pause before that is, if the destination takes nothing.
+    pause: Option<Duration>,
     /// The destination did not accept its frames in time, and has accepted none since.
     stalled: bool,
 }
@@ -79,6 +85,7 @@ impl Lane {
             readable: true,
             blocked_until: None,
             retry_at: None,
+            pause: None,
             stalled: false,
         }
     }
@@ -100,8 +107,11 @@ impl Lane {
 
     /// Sends the frames of the batch. If the queue is full, they stay until [`STALL_LIMIT`] has passed.
     fn send(&mut self, to: &mut dyn Link, now: Timestamp) -> Result<(), LinkError> {
+        let before = self.pause.map(|_| self.batch.len_on_wire());
         let outcome = to.send(&mut self.batch)?;
         self.retry_at = None;
+        // What takes some frames takes more soon.
+        let pause = self.pause.take().filter(|_| before == Some(self.batch.len_on_wire()));
         match outcome {
             Sent::All => {
                 self.blocked_until = None;
@@ -114,7 +124,9 @@ impl Lane {
             }
             Sent::Blocked => {
                 self.blocked_until.get_or_insert(now.saturating_add(STALL_LIMIT));
-                self.retry_at = to.full_queue_pause().map(|pause| now.saturating_add(pause));
+                let pause = to.full_queue_pause().map(|first| pause.unwrap_or(first));
+                self.retry_at = pause.map(|pause| now.saturating_add(pause));
+                self.pause = pause.map(|pause| LONGEST_PAUSE.min(pause * 2));
             }
         }
         Ok(())
@@ -215,16 +227,16 @@ impl Way<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::link::Losses;
     use crate::needs::Needs;
     use mio::Token;
 
-    /// Accepts a batch at the third attempt, and never reports that it has room.
-    #[derive(Debug, Default)]
-    struct Silent {
-        attempts: u32,
-    }
+    /// Takes so many frames at each attempt, and never reports that it has room.
+    #[derive(Debug)]
+    struct Silent(VecDeque<usize>);
 
     impl Link for Silent {
         fn register(&mut self, _: &Registry, _: Token, _: Interest) -> io::Result<()> {
@@ -234,33 +246,42 @@ mod tests {
             Ok(Received::Drained)
         }
         fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
-            self.attempts += 1;
-            if self.attempts < 3 {
-                return Ok(Sent::Blocked);
-            }
-            batch.clear();
-            Ok(Sent::All)
+            batch.advance(self.0.pop_front().unwrap());
+            Ok(if batch.is_empty() { Sent::All } else { Sent::Blocked })
         }
         fn full_queue_pause(&self) -> Option<Duration> {
-            Some(Duration::from_millis(1))
+            Some(Duration::from_micros(50))
         }
         fn needs(&self, _needs: &mut Needs) {}
     }
 
-    #[test]
-    fn a_full_queue_without_notification_is_tried_again_after_a_pause() {
+    /// The pauses, in microseconds, until a link that takes so many of 9 frames at each attempt has them all.
+    fn pauses(taken: &[usize]) -> Vec<u64> {
         let mut lane = Lane::new(Direction::FromVm, 1514);
-        lane.batch.push(60);
-        let mut silent = Silent::default();
-        let mut now = Timestamp::from_secs(1);
-        for _ in 0..2 {
-            lane.send(&mut silent, now).unwrap();
-            assert_eq!(lane.batch.len(), 1);
-            assert_eq!(lane.deadline(), Some(now.saturating_add(Duration::from_millis(1))));
-            now = lane.deadline().unwrap();
+        for _ in 0..9 {
+            lane.batch.push(60);
         }
-        lane.send(&mut silent, now).unwrap();
-        assert!(lane.batch.is_empty() && lane.deadline().is_none());
+        let mut silent = Silent(taken.iter().copied().collect());
+        let mut now = Timestamp::from_secs(1);
+        let mut pauses = Vec::new();
+        loop {
+            lane.send(&mut silent, now).unwrap();
+            let Some(at) = lane.deadline() else { break };
+            pauses.push((at.as_nanos() - now.as_nanos()) / 1000);
+            now = at;
+        }
+        assert!(lane.batch.is_empty() && silent.0.is_empty());
         assert_eq!(lane.batch.take_losses(), Losses::default());
+        pauses
+    }
+
+    #[test]
+    fn a_full_queue_without_notification_is_tried_again_soon_and_then_less_often() {
+        assert_eq!(pauses(&[0, 0, 0, 0, 0, 0, 0, 0, 9]), [50, 100, 200, 400, 800, 1600, 2000, 2000]);
+    }
+
+    #[test]
+    fn a_queue_that_took_something_is_tried_again_soon() {
+        assert_eq!(pauses(&[0, 0, 0, 1, 0, 0, 8]), [50, 100, 200, 50, 100, 200]);
     }
 }

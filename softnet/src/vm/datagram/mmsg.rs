@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 use std::time::Duration;
 
-use super::Datagram;
+use super::{Arrived, Datagram};
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 use crate::needs::Syscall;
 
@@ -20,6 +20,9 @@ pub const SYSCALLS: &[Syscall] = &[Syscall::Recvmmsg, Syscall::Sendmmsg];
 
 /// No pause: the poller reports when a full queue has room.
 pub const FULL_QUEUE_PAUSE: Option<Duration> = None;
+
+/// Bytes of a buffer beyond the longest frame: none, because the kernel reports a datagram that it truncates.
+pub const SPARE: usize = 0;
 
 /// Message headers for one call, allocated once.
 pub struct MessageArray {
@@ -47,7 +50,7 @@ impl MessageArray {
     }
 
     /// Receives at most as many datagrams as there are `buffers`, without waiting. Calls `each` with the
-    /// index of every buffer that was filled, and returns their number.
+    /// index of every buffer that was filled.
     ///
     /// # Errors
     /// Those of `recvmmsg(2)`; `EAGAIN` if nothing has arrived.
@@ -56,7 +59,7 @@ impl MessageArray {
         socket: BorrowedFd<'_>,
         buffers: impl Iterator<Item = &'a mut [u8]>,
         mut each: impl FnMut(usize, Datagram),
-    ) -> io::Result<usize> {
+    ) -> io::Result<Arrived> {
         let mut offered = 0;
         for ((header, vector), buffer) in self.headers.iter_mut().zip(self.vectors.iter_mut()).zip(buffers) {
             vector[0] = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -81,7 +84,7 @@ impl MessageArray {
             let truncated = header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
             each(index, Datagram { len: header.msg_len as usize, truncated });
         }
-        Ok(count)
+        Ok(Arrived { count, drained: count < offered as usize })
     }
 
     /// Sends the next frames of `batch` as one datagram each, super-frames cut by `cutter`, without waiting.

@@ -31,8 +31,17 @@ const END_GRACE: Duration = Duration::from_secs(2);
 struct Datagram {
     /// Bytes stored.
     len: usize,
-    /// The datagram was longer than its buffer (`MSG_TRUNC`).
+    /// The datagram was longer than a frame may be.
     truncated: bool,
+}
+
+/// What one call received.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Arrived {
+    /// How many datagrams.
+    count: usize,
+    /// Whether this shows that nothing is left.
+    drained: bool,
 }
 
 /// The VM's datagram socket.
@@ -72,13 +81,11 @@ impl Link for DatagramLink {
 
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
         let mut filled = [None; crate::link::BATCH_FRAMES];
-        let slots = batch.slots();
-        let offered = slots.len().min(filled.len());
-        let received = self.messages.receive(self.socket.as_fd(), slots, |index, datagram| {
+        let received = self.messages.receive(self.socket.as_fd(), batch.slots(), |index, datagram| {
             filled[index] = Some(datagram);
         });
-        let count = match received {
-            Ok(count) => count,
+        let Arrived { count, drained } = match received {
+            Ok(arrived) => arrived,
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN) => return Ok(Received::Drained),
                 // An interrupted call does not mean that nothing is left.
@@ -97,7 +104,7 @@ impl Link for DatagramLink {
                 batch.push_slot(index, datagram.len);
             }
         }
-        Ok(if count == offered { Received::More } else { Received::Drained })
+        Ok(if drained { Received::Drained } else { Received::More })
     }
 
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
@@ -121,6 +128,10 @@ impl Link for DatagramLink {
 
     fn full_queue_pause(&self) -> Option<Duration> {
         messages::FULL_QUEUE_PAUSE
+    }
+
+    fn longest_received(&self, on_wire: usize) -> usize {
+        on_wire + messages::SPARE
     }
 
     fn probe(&mut self) -> Result<(), LinkError> {

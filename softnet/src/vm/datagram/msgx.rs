@@ -4,6 +4,19 @@
 //! Every macOS that Softnet runs on has them, but no public header declares them, so they are looked up at
 //! run time. Where one is missing or refuses this kind of socket, Softnet makes one call per datagram.
 //!
+//! What they do differs from what the header says, and between versions (`bsd/kern/uipc_syscalls.c` of XNU, with its
+//! lines):
+//!
+//! | XNU (macOS) | `sendmsg_x`, no room for the first datagram | `recvmsg_x`, a datagram longer than its buffer |
+//! | --- | --- | --- |
+//! | 8792 to 8796 (13) | returns 0, because the refused datagram was already copied (8792.41.9: 1747, 1763) | sets `MSG_TRUNC`, and leaves what follows for the next call (2418) |
+//! | 10002 to 11417 (14 to 15.5) | fails with `ENOBUFS` (10002.1.13: 2156; 11417.121.6: 1951) | reports neither the flag nor the length: it sets another variable than it returns (10002.1.13: 3002, 3068, 3104; 11417.121.6: 2796, 2862, 2898) |
+//! | as the header says | fails with `ENOBUFS` | sets `MSG_TRUNC`, and goes on |
+//!
+//! From 10002 on `recvmsg_x` returns 0 if no more can be received (10002.1.13: 3137). So here a send of 0 datagrams is
+//! a full queue; each buffer has a [`SPARE`] byte, which only a datagram that is too long fills; and nothing is left
+//! only after `EAGAIN`, or after 0 datagrams.
+//!
 //! `unsafe`, because both take arrays of pointers into the caller's buffers. The arrays live in
 //! [`MessageArray`] and are refilled for every call from slices that outlive it.
 #![expect(
@@ -13,6 +26,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
@@ -21,19 +35,23 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
 };
 
-use super::Datagram;
+use super::{Arrived, Datagram};
 use crate::link::{BATCH_FRAMES, Cutter, FrameBatch};
 
 /// Empty: system calls are not confined on this system.
 #[cfg(target_os = "macos")]
 pub const SYSCALLS: &[crate::needs::Syscall] = &[];
 
-/// A datagram socket is writable as long as its own buffer has room, even if its peer's queue is full.
-/// `ENOBUFS` reports a full queue, and nothing reports when it has room again.
+/// The first pause before a full queue is tried again: about as long as a VMM that is reading takes for a batch of frames.
+/// A datagram socket is writable as long as its own buffer has room, even if its peer's queue is full, and nothing
+/// reports when that has room again.
 #[cfg(target_os = "macos")]
-pub const FULL_QUEUE_PAUSE: Option<std::time::Duration> = Some(std::time::Duration::from_millis(1));
+pub const FULL_QUEUE_PAUSE: Option<std::time::Duration> = Some(std::time::Duration::from_micros(50));
 
-/// `struct msghdr_x`.
+/// Bytes of a buffer beyond the longest frame: a datagram that fills them too is longer, whatever the kernel reports.
+pub const SPARE: usize = 1;
+
+/// `struct user64_msghdr_x`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct MessageHeader {
@@ -47,6 +65,18 @@ struct MessageHeader {
     /// Bytes received.
     data_len: libc::size_t,
 }
+
+// The layout that the kernel reads, whatever this file says (`bsd/sys/socket_private.h`, XNU 11417.121.6, line 488;
+// `bsd/sys/socket.h`, XNU 8792.41.9, line 969).
+const _: () = {
+    assert!(size_of::<MessageHeader>() == 56 && align_of::<MessageHeader>() == 8);
+    assert!(offset_of!(MessageHeader, name) == 0 && offset_of!(MessageHeader, name_len) == 8);
+    assert!(offset_of!(MessageHeader, vectors) == 16 && offset_of!(MessageHeader, vector_count) == 24);
+    assert!(offset_of!(MessageHeader, control) == 32 && offset_of!(MessageHeader, control_len) == 40);
+    assert!(offset_of!(MessageHeader, flags) == 44 && offset_of!(MessageHeader, data_len) == 48);
+    assert!(size_of::<libc::socklen_t>() == 4 && size_of::<libc::c_int>() == 4);
+    assert!(size_of::<libc::iovec>() == 16 && offset_of!(libc::iovec, iov_len) == 8);
+};
 
 /// Either call takes socket, headers, their number and flags, and returns the number of datagrams or -1.
 type BatchCall =
@@ -102,7 +132,8 @@ impl MessageArray {
     }
 
     /// Receives at most as many datagrams as there are `buffers`, without waiting. Calls `each` with the
-    /// index of every buffer that was filled, and returns their number. The socket must be non-blocking.
+    /// index of every buffer that was filled; a datagram is truncated if nothing of its buffer is left. The socket must
+    /// be non-blocking.
     ///
     /// # Errors
     /// Those of `recvmsg(2)`; `EAGAIN` if nothing has arrived.
@@ -111,7 +142,7 @@ impl MessageArray {
         socket: BorrowedFd<'_>,
         mut buffers: impl Iterator<Item = &'a mut [u8]>,
         mut each: impl FnMut(usize, Datagram),
-    ) -> io::Result<usize> {
+    ) -> io::Result<Arrived> {
         let Calls::Batch { receive, .. } = self.calls else {
             return receive_singly(socket, buffers, each);
         };
@@ -134,10 +165,11 @@ impl MessageArray {
                 for (index, (header, [vector, _])) in
                     self.headers.iter().zip(&*self.vectors).take(count).enumerate()
                 {
-                    let truncated = header.flags & libc::MSG_TRUNC != 0 || header.data_len > vector.iov_len;
+                    let fills = header.data_len >= vector.iov_len;
+                    let truncated = header.flags & libc::MSG_TRUNC != 0 || fills;
                     each(index, Datagram { len: header.data_len.min(vector.iov_len), truncated });
                 }
-                Ok(count)
+                Ok(Arrived { count, drained: count == 0 })
             }
             Err(_) => Err(self.refused(io::Error::last_os_error())),
         }
@@ -173,7 +205,11 @@ impl MessageArray {
         let count = unsafe {
             send(socket.as_raw_fd(), self.headers.as_mut_ptr(), offered as libc::c_uint, libc::MSG_DONTWAIT)
         };
-        usize::try_from(count).map_err(|_| self.refused(io::Error::last_os_error()))
+        match usize::try_from(count) {
+            Ok(0) => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+            Ok(count) => Ok(count),
+            Err(_) => Err(self.refused(io::Error::last_os_error())),
+        }
     }
 
     /// Handles the failure of a batch call. If the call does not support this kind of socket, it is never
@@ -216,13 +252,14 @@ fn receive_singly<'a>(
     socket: BorrowedFd<'_>,
     buffers: impl Iterator<Item = &'a mut [u8]>,
     mut each: impl FnMut(usize, Datagram),
-) -> io::Result<usize> {
+) -> io::Result<Arrived> {
     let mut count = 0;
     for buffer in buffers.take(BATCH_FRAMES) {
+        let room = buffer.len();
         let mut vector = [IoSliceMut::new(buffer)];
         match recvmsg(socket, &mut vector, &mut RecvAncillaryBuffer::default(), RecvFlags::empty()) {
             Ok(message) => {
-                let truncated = message.flags.contains(ReturnFlags::TRUNC);
+                let truncated = message.flags.contains(ReturnFlags::TRUNC) || message.bytes >= room;
                 each(count, Datagram { len: message.bytes, truncated });
                 count += 1;
             }
@@ -230,7 +267,7 @@ fn receive_singly<'a>(
             Err(_) => break,
         }
     }
-    Ok(count)
+    Ok(Arrived { count, drained: false })
 }
 
 fn send_singly(socket: BorrowedFd<'_>, cutter: &mut Cutter, batch: &FrameBatch) -> io::Result<usize> {
@@ -256,9 +293,32 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixDatagram;
 
-    /// Emulates macOS by one ordinary call per datagram: receives all there are, or returns the first one's
-    /// error.
-    unsafe extern "C" fn receive_like_macos(
+    /// Receives one datagram as `header` says. Returns its real length.
+    ///
+    /// # Safety
+    /// `header` must point to valid vectors.
+    unsafe fn receive_one(
+        socket: libc::c_int,
+        header: &mut MessageHeader,
+        flags: libc::c_int,
+    ) -> Option<usize> {
+        // SAFETY: all-zero is a valid msghdr; its one iovec is the caller's.
+        let received = unsafe {
+            let mut message: libc::msghdr = std::mem::zeroed();
+            message.msg_iov = header.vectors;
+            message.msg_iovlen = header.vector_count as _;
+            // On Linux MSG_TRUNC asks for the real length.
+            libc::recvmsg(socket, &raw mut message, flags | libc::MSG_TRUNC)
+        };
+        usize::try_from(received).ok()
+    }
+
+    /// Receives like one version of XNU: until a buffer is too short if `stops`, which it reports if `reports`.
+    ///
+    /// # Safety
+    /// As the kernel, it trusts the caller's headers.
+    unsafe fn receive_like(
+        (stops, reports): (bool, bool),
         socket: libc::c_int,
         headers: *mut MessageHeader,
         count: libc::c_uint,
@@ -266,23 +326,32 @@ mod tests {
     ) -> libc::ssize_t {
         // SAFETY: the caller passes `count` headers.
         let headers = unsafe { std::slice::from_raw_parts_mut(headers, count as usize) };
+        if headers.iter().any(|header| header.flags != 0) {
+            nix::errno::Errno::EINVAL.set();
+            return -1;
+        }
         for (index, header) in headers.iter_mut().enumerate() {
-            // SAFETY: all-zero is a valid msghdr; its one iovec is the caller's.
-            let received = unsafe {
-                let mut message: libc::msghdr = std::mem::zeroed();
-                message.msg_iov = header.vectors;
-                message.msg_iovlen = header.vector_count as _;
-                let received = libc::recvmsg(socket, &raw mut message, flags);
-                header.flags = message.msg_flags;
-                received
+            // SAFETY: the header is the caller's.
+            let Some(len) = (unsafe { receive_one(socket, header, flags) }) else {
+                return if index == 0 { -1 } else { index as _ };
             };
-            let Ok(len) = usize::try_from(received) else { return if index == 0 { -1 } else { index as _ } };
-            header.data_len = len;
+            // SAFETY: the header's one vector is the caller's.
+            let room = unsafe { (*header.vectors).iov_len };
+            header.data_len = len.min(room);
+            header.flags = if len > room && reports { libc::MSG_TRUNC } else { 0 };
+            if len > room && stops {
+                return index as libc::ssize_t + 1;
+            }
         }
         headers.len() as _
     }
 
-    unsafe extern "C" fn send_like_macos(
+    /// Sends like one version of XNU: it returns 0 if the queue is full if `swallows`.
+    ///
+    /// # Safety
+    /// As the kernel, it trusts the caller's headers.
+    unsafe fn send_like(
+        swallows: bool,
         socket: libc::c_int,
         headers: *mut MessageHeader,
         count: libc::c_uint,
@@ -299,10 +368,57 @@ mod tests {
                 libc::sendmsg(socket, &raw const message, flags)
             };
             if sent < 0 {
-                return if index == 0 { -1 } else { index as _ };
+                // Linux reports EAGAIN where XNU reports ENOBUFS.
+                nix::errno::Errno::ENOBUFS.set();
+                return if index == 0 && !swallows { -1 } else { index as _ };
             }
         }
         headers.len() as _
+    }
+
+    /// A version of XNU: what it is called, and its two calls.
+    macro_rules! version {
+        ($name:literal, stops: $stops:literal, reports: $reports:literal, swallows: $swallows:literal) => {{
+            unsafe extern "C" fn receive(
+                socket: libc::c_int,
+                headers: *mut MessageHeader,
+                count: libc::c_uint,
+                flags: libc::c_int,
+            ) -> libc::ssize_t {
+                // SAFETY: the caller's promise.
+                unsafe { receive_like(($stops, $reports), socket, headers, count, flags) }
+            }
+            unsafe extern "C" fn send(
+                socket: libc::c_int,
+                headers: *mut MessageHeader,
+                count: libc::c_uint,
+                flags: libc::c_int,
+            ) -> libc::ssize_t {
+                // SAFETY: the caller's promise.
+                unsafe { send_like($swallows, socket, headers, count, flags) }
+            }
+            ($name, Calls::Batch { receive, send })
+        }};
+    }
+
+    /// The rows of the table at the top of this file, and the system without batch calls.
+    fn versions() -> [(&'static str, Calls); 4] {
+        [
+            version!("XNU 8792", stops: true, reports: true, swallows: true),
+            version!("XNU 10002", stops: false, reports: false, swallows: false),
+            version!("as the header says", stops: false, reports: true, swallows: false),
+            ("one per call", Calls::Single),
+        ]
+    }
+
+    /// What `recvmsg_x` returns from XNU 10002 on if the socket can receive no more.
+    unsafe extern "C" fn receive_nothing(
+        _: libc::c_int,
+        _: *mut MessageHeader,
+        _: libc::c_uint,
+        _: libc::c_int,
+    ) -> libc::ssize_t {
+        0
     }
 
     unsafe extern "C" fn refuse(
@@ -314,8 +430,6 @@ mod tests {
         nix::errno::Errno::EOPNOTSUPP.set();
         -1
     }
-
-    const LIKE_MACOS: Calls = Calls::Batch { receive: receive_like_macos, send: send_like_macos };
 
     fn pair() -> (UnixDatagram, UnixDatagram) {
         let (a, b) = UnixDatagram::pair().unwrap();
@@ -333,53 +447,86 @@ mod tests {
         batch
     }
 
-    fn received(array: &mut MessageArray, socket: &UnixDatagram, room: usize) -> Vec<(u8, Datagram)> {
-        let mut buffers = vec![vec![0; room]; 8];
-        let mut datagrams = Vec::new();
-        let slots = buffers.iter_mut().map(|buffer| &mut buffer[..]);
-        array.receive(socket.as_fd(), slots, |index, datagram| datagrams.push((index, datagram))).unwrap();
-        datagrams.into_iter().map(|(index, datagram)| (buffers[index][0], datagram)).collect()
+    /// Receives until nothing is left, into buffers for frames of up to `longest` bytes.
+    fn received(array: &mut MessageArray, socket: &UnixDatagram, longest: usize) -> Vec<(u8, Datagram)> {
+        let mut all = Vec::new();
+        loop {
+            let mut buffers = vec![vec![0; longest + SPARE]; 8];
+            let mut datagrams = Vec::new();
+            let slots = buffers.iter_mut().map(|buffer| &mut buffer[..]);
+            match array.receive(socket.as_fd(), slots, |index, datagram| datagrams.push((index, datagram))) {
+                Ok(arrived) => {
+                    assert_eq!((arrived.count, arrived.drained), (datagrams.len(), false));
+                    all.extend(datagrams.into_iter().map(|(index, datagram)| (buffers[index][0], datagram)));
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+                    return all;
+                }
+            }
+        }
+    }
+
+    fn whole(len: usize) -> Datagram {
+        Datagram { len, truncated: false }
     }
 
     #[test]
     fn frames_pass_in_order_however_they_are_carried() {
-        for calls in [LIKE_MACOS, Calls::Single] {
+        for (name, calls) in versions() {
             let (near, far) = pair();
             let mut array = MessageArray::with(calls);
             let batch = batch_of(&[(1, 60), (2, 1514), (3, 42)]);
             assert_eq!(array.send(near.as_fd(), &mut Cutter::new(), &batch).unwrap(), 3);
-            let whole = |len| Datagram { len, truncated: false };
-            assert_eq!(received(&mut array, &far, 1514), [(1, whole(60)), (2, whole(1514)), (3, whole(42))]);
-            let error = array.receive(far.as_fd(), [&mut [0; 9][..]].into_iter(), |_, _| {}).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+            let expected = [(1, whole(60)), (2, whole(1514)), (3, whole(42))];
+            assert_eq!(received(&mut array, &far, 1514), expected, "{name}");
         }
     }
 
+    /// A frame that the kernel cut is never taken for one that is whole, and what follows it is received.
     #[test]
     fn a_datagram_that_does_not_fit_is_marked() {
-        for calls in [LIKE_MACOS, Calls::Single] {
+        for (name, calls) in versions() {
             let (near, far) = pair();
-            near.send(&[7; 100]).unwrap();
-            let [(7, datagram)] = received(&mut MessageArray::with(calls), &far, 60)[..] else { panic!() };
-            assert!(datagram.truncated && datagram.len <= 60);
+            for (byte, len) in [(1, 60), (2, 61), (3, 100), (4, 60)] {
+                near.send(&vec![byte; len]).unwrap();
+            }
+            let all = received(&mut MessageArray::with(calls), &far, 60);
+            let judged: Vec<_> = all.iter().map(|(byte, datagram)| (*byte, datagram.truncated)).collect();
+            assert_eq!(judged, [(1, false), (2, true), (3, true), (4, false)], "{name}");
+            assert_eq!(all[3].1, whole(60), "{name}");
         }
     }
 
+    /// The loop would never wait for the queue, nor hear a signal, if this were no error.
     #[test]
-    fn a_full_queue_takes_what_fits() {
-        for calls in [LIKE_MACOS, Calls::Single] {
-            let (near, _far) = pair();
+    fn a_full_queue_takes_what_fits_and_is_reported() {
+        for (name, calls) in versions() {
+            let (near, far) = pair();
             let mut array = MessageArray::with(calls);
             let batch = batch_of(&[(1, 60); BATCH_FRAMES]);
             let mut taken = 0;
             let full = loop {
                 match array.send(near.as_fd(), &mut Cutter::new(), &batch) {
-                    Ok(count) => taken += count,
-                    Err(error) => break error,
+                    Ok(count) => {
+                        assert!(count > 0, "{name} reports a full queue as success");
+                        taken += count;
+                    }
+                    Err(error) => break error.raw_os_error(),
                 }
             };
-            assert!(taken > 0 && full.kind() == io::ErrorKind::WouldBlock);
+            assert!(taken > 0 && [Some(libc::EAGAIN), Some(libc::ENOBUFS)].contains(&full), "{name}");
+            assert_eq!(received(&mut array, &far, 60).len(), taken, "{name}");
         }
+    }
+
+    #[test]
+    fn a_socket_that_receives_no_more_is_drained() {
+        let (_near, far) = pair();
+        let mut array = MessageArray::with(Calls::Batch { receive: receive_nothing, send: refuse });
+        let mut buffer = [0; 61];
+        let arrived = array.receive(far.as_fd(), [&mut buffer[..]].into_iter(), |_, _| {}).unwrap();
+        assert_eq!(arrived, Arrived { count: 0, drained: true });
     }
 
     #[test]
