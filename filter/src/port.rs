@@ -187,6 +187,14 @@ impl Port {
         self.bindings.dhcpv4.give(&self.segment, address, resolvers, now)
     }
 
+    /// Names the VM's last lease as the DHCP server's records have it: only this address may be renewed while the VM
+    /// has no lease, and none if there is no such lease or DHCP could not have given it (rule C10). Without this call
+    /// a VM may try any address until it has had a lease, which is for servers that look whose it is.
+    pub fn set_last_lease(&mut self, last: Option<Ipv4Addr>) {
+        let last = last.filter(|address| self.segment.may_be_leased(*address));
+        self.bindings.dhcpv4.set_last_lease(last);
+    }
+
     /// Releases the VM's address at a clean end: the binding ends at once, and [`Port::poll_transmit`] returns the
     /// DHCPRELEASE for the server (RFC 2131, section 4.4.6). `false` if the server can have no lease for it.
     pub fn release(&mut self, now: Timestamp) -> bool {

@@ -199,7 +199,11 @@ pub struct PortArgs {
     #[arg(long, value_name = "EXT:INT,…", value_delimiter = ',', help_heading = "Network")]
     pub expose: Vec<String>,
 
-    /// Keep the DHCP lease at exit instead of releasing it.
+    /// Release the DHCP lease at exit. The default on Linux.
+    #[arg(long, help_heading = "Network")]
+    pub release: bool,
+
+    /// Keep the DHCP lease at exit, for a VM that will be resumed. The default on macOS.
     #[arg(long, help_heading = "Network")]
     pub no_release: bool,
 

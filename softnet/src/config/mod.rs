@@ -35,6 +35,11 @@ const DEFAULT_LEASE_TIME: u32 = 600;
 /// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
 
+/// Whether a lease is released at the end unless the command line says otherwise. Tart ends Softnet alike for a VM that is
+/// shut down and for one that is suspended and believes in its lease, so on macOS it is kept, and short leases alone
+/// keep the addresses from running out.
+const RELEASES_BY_DEFAULT: bool = !cfg!(target_os = "macos");
+
 /// Which host side carries the frames.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum HostSide {
@@ -161,7 +166,7 @@ impl TryFrom<PortArgs> for PortSettings {
             name,
             client,
             expose,
-            release: !args.no_release,
+            release: release(args.release, args.no_release, RELEASES_BY_DEFAULT)?,
             rules,
             user: args.user,
             group: args.group,
@@ -190,6 +195,16 @@ pub fn parse_mac(value: &str) -> Result<MacAddr, UsageError> {
         return Err(error("is a multicast address; a VM needs a unicast one, with an even first octet"));
     }
     Ok(mac)
+}
+
+/// Whether the lease is released at the end.
+fn release(release: bool, keep: bool, by_default: bool) -> Result<bool, UsageError> {
+    if release && keep {
+        let reason =
+            "contradicts --no-release; the lease is either released or kept, so give only one of the two";
+        return Err(UsageError::flag("--release", reason));
+    }
+    Ok(release || (by_default && !keep))
 }
 
 /// The lease time, given by either of two names.
@@ -353,8 +368,21 @@ mod tests {
             "--bridge b --tftp-root /",
             "--tap a --pxe-file a",
             "--vm-net-type host --dns 10.0.0.1",
+            "--release --no-release",
         ] {
             assert!(refusal(line).contains("contradicts"), "{line}");
+        }
+    }
+
+    /// Tart ends Softnet in the same way for a suspension as for a shutdown, so macOS keeps the lease.
+    #[test]
+    fn a_lease_is_released_or_kept_as_asked_and_as_the_system_has_it() {
+        for (line, on_linux, on_macos) in
+            [("", true, false), ("--release", true, true), ("--no-release", false, false)]
+        {
+            let (asked, keep) = (line == "--release", line == "--no-release");
+            assert_eq!(release(asked, keep, true).unwrap(), on_linux, "{line}");
+            assert_eq!(release(asked, keep, false).unwrap(), on_macos, "{line}");
         }
     }
 

@@ -1087,6 +1087,37 @@ mod tests {
         assert_eq!(port.from_vm(&renewal.frame(), NOW), drop_for(DropReason::DhcpDestination));
     }
 
+    /// C10: where the server's records show the last lease, the VM renews that one and no other.
+    #[test]
+    fn c10_a_recorded_lease_is_the_only_one_to_renew() {
+        let renewal = |address| DhcpFrame { from: address, ..DhcpFrame::renewal().ciaddr(address) }.frame();
+        let asks = ArpFrame::request(GATEWAY_IP);
+        let mut port = fresh();
+        port.set_last_lease(Some(OWN_IP));
+        assert_eq!(port.from_vm(&renewal(OTHER_IP), NOW), drop_for(DropReason::DhcpDestination));
+        let rebinding = DhcpFrame::client(3).ciaddr(OTHER_IP).frame();
+        assert_eq!(port.from_vm(&rebinding, NOW), drop_for(DropReason::DhcpClientAddress));
+        assert_eq!(port.from_vm(&asks.frame(), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&renewal(OWN_IP), NOW), Verdict::Forward);
+        assert_eq!(port.lease(), None);
+        assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease().map(|lease| lease.address), Some(OWN_IP));
+        // A lease that the VM has is no last one.
+        port.set_last_lease(Some(OTHER_IP));
+        assert_eq!(port.from_vm(&renewal(OWN_IP), NOW), Verdict::Forward);
+        assert_eq!(port.from_vm(&renewal(OTHER_IP), at(700)), drop_for(DropReason::DhcpDestination));
+        // No record, or one that no VM can have.
+        for last in [None, Some(GATEWAY_IP), Some(WORLD_IP)] {
+            let mut port = fresh();
+            port.set_last_lease(last);
+            for address in [OWN_IP, OTHER_IP, GATEWAY_IP] {
+                let verdict = port.from_vm(&renewal(address), NOW);
+                assert_eq!(verdict, drop_for(DropReason::DhcpDestination), "{last:?}");
+            }
+            assert_eq!(port.from_vm(&asks.frame(), NOW), drop_for(DropReason::ArpNoLease));
+        }
+    }
+
     /// B3: no lease time, one of 0, one of another length: no lease.
     #[test]
     fn b3_lease_time() {

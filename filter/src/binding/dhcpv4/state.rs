@@ -58,6 +58,13 @@ impl Dhcp {
         self.renewable
     }
 
+    /// The server's records show which lease was the VM's last (C10).
+    pub(crate) fn set_last_lease(&mut self, last: Option<Ipv4Addr>) {
+        if self.lease.is_none() {
+            self.renewable = last.map_or(Renewable::Nothing, Renewable::Expired);
+        }
+    }
+
     /// The address that the server has offered, while the offer is valid.
     pub(crate) fn offered(&self, now: Timestamp) -> Option<Ipv4Addr> {
         self.offer.filter(|offer| offer.is_valid(now)).map(|offer| offer.address)
