@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "SystemConfiguration and CoreFoundation are C interfaces")]
 
 use core_foundation::base::{CFType, TCFType, kCFAllocatorDefault};
+use core_foundation::boolean::CFBoolean;
 use core_foundation::dictionary::{CFDictionary, CFDictionaryRef, CFMutableDictionary};
 use core_foundation::number::CFNumber;
 use core_foundation::string::CFString;
@@ -13,16 +14,18 @@ use system_configuration_sys::preferences::{
     SCPreferencesUnlock,
 };
 
-use super::{BootpdError, Preferences, Tuned, tune};
+use super::{BootpdError, Preferences, Settings, Tuned, tune};
 
 /// The preferences file, in `/Library/Preferences/SystemConfiguration`.
 const FILE: &str = "com.apple.InternetSharing.default.plist";
 /// The dictionary of bootpd's settings.
 const DICTIONARY: &str = "bootpd";
-/// The lease time in it.
+/// The lease time in it, a number.
 const LEASE_TIME: &str = "DHCPLeaseTimeSecs";
+/// Whether leases are filed by MAC address alone, a boolean (bootpd(8)).
+const IGNORE_CLIENT_IDS: &str = "dhcp_ignore_client_identifier";
 
-/// Sets the lease time of this system's DHCP server to `seconds`.
+/// Lets the leases of this system's DHCP server last `seconds`, and client identifiers count for nothing there.
 ///
 /// # Errors
 /// When the preferences cannot be read or written.
@@ -89,19 +92,28 @@ impl Preferences for SystemPreferences {
         Ok(())
     }
 
-    fn lease_time(&self) -> Option<u32> {
-        let dictionary = self.dictionary()?;
-        let value = dictionary.find(CFString::from_static_string(LEASE_TIME))?;
-        u32::try_from(value.downcast::<CFNumber>()?.to_i64()?).ok()
+    fn settings(&self) -> Settings {
+        let Some(dictionary) = self.dictionary() else { return Settings::default() };
+        let value = |key| Some(dictionary.find(CFString::from_static_string(key))?.clone());
+        let lease_time = value(LEASE_TIME).and_then(|value| value.downcast::<CFNumber>()?.to_i64());
+        let ignores = value(IGNORE_CLIENT_IDS).and_then(|value| value.downcast::<CFBoolean>());
+        Settings {
+            lease_time: lease_time.and_then(|seconds| u32::try_from(seconds).ok()),
+            ignores_client_ids: ignores.is_some_and(bool::from),
+        }
     }
 
-    fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError> {
+    fn change(&mut self, settings: Settings) -> Result<(), BootpdError> {
         let mut dictionary = match self.dictionary() {
             Some(present) => CFMutableDictionary::from(&present),
             None => CFMutableDictionary::new(),
         };
-        let value = CFNumber::from(i64::from(seconds)).as_CFType();
-        dictionary.set(CFString::from_static_string(LEASE_TIME), value);
+        if let Some(seconds) = settings.lease_time {
+            let value = CFNumber::from(i64::from(seconds)).as_CFType();
+            dictionary.set(CFString::from_static_string(LEASE_TIME), value);
+        }
+        let value = CFBoolean::from(settings.ignores_client_ids).as_CFType();
+        dictionary.set(CFString::from_static_string(IGNORE_CLIENT_IDS), value);
         let key = CFString::from_static_string(DICTIONARY);
         // SAFETY: session, key and value live through the call, which retains what it keeps.
         let set = unsafe {
@@ -115,11 +127,15 @@ impl Preferences for SystemPreferences {
     }
 
     fn commit(&mut self) -> Result<(), BootpdError> {
-        // SAFETY: the session lives through the calls.
-        let stored = unsafe {
-            SCPreferencesCommitChanges(self.raw()) != 0 && SCPreferencesApplyChanges(self.raw()) != 0
-        };
-        if stored { Ok(()) } else { Err(failed("store")) }
+        // SAFETY: the session lives through the call.
+        let stored = unsafe { SCPreferencesCommitChanges(self.raw()) };
+        if stored == 0 { Err(failed("store")) } else { Ok(()) }
+    }
+
+    fn apply(&mut self) -> Result<(), BootpdError> {
+        // SAFETY: the session lives through the call.
+        let applied = unsafe { SCPreferencesApplyChanges(self.raw()) };
+        if applied == 0 { Err(failed("apply")) } else { Ok(()) }
     }
 
     fn unlock(&mut self) {

@@ -1,9 +1,11 @@
-//! The lease time of macOS's DHCP server, bootpd.
+//! The settings of macOS's DHCP server, bootpd.
 //!
 //! vmnet's DHCP range has some 250 addresses, and bootpd leases each for a day by default: a host that starts
-//! a few hundred VMs a day runs out. The time is a system preference of Internet Sharing, `bootpd` →
-//! `DHCPLeaseTimeSecs` in `com.apple.InternetSharing.default.plist`, which other programs may use too. So
-//! this module changes it under the preferences' lock, only if it differs, and touches no other key.
+//! a few hundred VMs a day runs out. And bootpd files leases by client identifier, of which a VM may have several, an
+//! installer's and a system's; then each takes an address, and who looks for the VM's MAC address in the lease file
+//! (`tart ip`) does not find it. Both are system preferences of Internet Sharing: `bootpd` → `DHCPLeaseTimeSecs` and
+//! `dhcp_ignore_client_identifier` in `com.apple.InternetSharing.default.plist`, which other programs may use too. So
+//! this module changes them under the preferences' lock, only if they differ, and touches no other key.
 
 #[cfg(target_os = "macos")]
 mod apple;
@@ -11,30 +13,44 @@ mod apple;
 #[cfg(target_os = "macos")]
 pub use apple::tune_system;
 
-/// Access to the lease time in the preferences.
+/// What Softnet sets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Default)]
+pub struct Settings {
+    /// Seconds that a lease lasts; `None` for bootpd's default.
+    pub lease_time: Option<u32>,
+    /// Whether bootpd files leases by MAC address alone.
+    pub ignores_client_ids: bool,
+}
+
+/// Access to the settings in the preferences.
 pub trait Preferences {
     /// Waits for the lock, and then reads the latest state.
     ///
     /// # Errors
     /// When the lock cannot be taken, for instance without privilege.
     fn lock(&mut self) -> Result<(), BootpdError>;
-    /// The lease time in seconds, if one is set.
-    fn lease_time(&self) -> Option<u32>;
-    /// Sets the lease time, and leaves all other keys as they are.
+    /// The settings as they are.
+    fn settings(&self) -> Settings;
+    /// Changes the settings, and leaves all other keys as they are.
     ///
     /// # Errors
-    /// When the preferences reject it.
-    fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError>;
-    /// Stores the change and notifies the programs that use it.
+    /// When the preferences reject them.
+    fn change(&mut self, settings: Settings) -> Result<(), BootpdError>;
+    /// Stores the change.
     ///
     /// # Errors
     /// When it cannot be stored.
     fn commit(&mut self) -> Result<(), BootpdError>;
+    /// Notifies the programs that use what is stored.
+    ///
+    /// # Errors
+    /// When they cannot be notified.
+    fn apply(&mut self) -> Result<(), BootpdError>;
     /// Releases the lock.
     fn unlock(&mut self);
 }
 
-/// Why the lease time was not set. Softnet only warns about it.
+/// Why bootpd was not told. Softnet only warns about it.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("cannot {step} the system's DHCP preferences: {reason}")]
 pub struct BootpdError {
@@ -47,34 +63,37 @@ pub struct BootpdError {
 /// The outcome of [`tune`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Tuned {
-    /// It already had the value.
+    /// The settings were right already.
     Already,
-    /// It was changed.
+    /// They were changed.
     Changed,
 }
 
-/// Sets the lease time to `seconds`, if it differs.
+/// Lets leases last `seconds` and client identifiers count for nothing, if that differs from what is set.
 ///
 /// # Errors
 /// The first step that failed; the lock is released in any case.
 pub fn tune(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
+    let wanted = Settings { lease_time: Some(seconds), ignores_client_ids: true };
     // This is the usual case, and reading needs no privilege.
-    if preferences.lease_time() == Some(seconds) {
+    if preferences.settings() == wanted {
         return Ok(Tuned::Already);
     }
     preferences.lock()?;
-    let outcome = tune_locked(preferences, seconds);
+    let outcome = tune_locked(preferences, wanted);
     preferences.unlock();
     outcome
 }
 
-fn tune_locked(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
+/// Storing and notifying happen under the lock, so that nobody is notified of another's half-made change.
+fn tune_locked(preferences: &mut impl Preferences, wanted: Settings) -> Result<Tuned, BootpdError> {
     // Another Softnet may have set it while this one waited.
-    if preferences.lease_time() == Some(seconds) {
+    if preferences.settings() == wanted {
         return Ok(Tuned::Already);
     }
-    preferences.set_lease_time(seconds)?;
+    preferences.change(wanted)?;
     preferences.commit()?;
+    preferences.apply()?;
     Ok(Tuned::Changed)
 }
 
@@ -85,9 +104,9 @@ mod tests {
     /// Preferences that record the calls.
     #[derive(Debug, Default)]
     struct Fake {
-        stored: Option<u32>,
+        stored: Settings,
         /// What another process stores while this one waits for the lock.
-        meanwhile: Option<u32>,
+        meanwhile: Option<Settings>,
         fails_at: Option<&'static str>,
         done: Vec<&'static str>,
     }
@@ -105,41 +124,50 @@ mod tests {
     impl Preferences for Fake {
         fn lock(&mut self) -> Result<(), BootpdError> {
             self.step("lock")?;
-            self.stored = self.meanwhile.or(self.stored);
+            self.stored = self.meanwhile.unwrap_or(self.stored);
             Ok(())
         }
-        fn lease_time(&self) -> Option<u32> {
+        fn settings(&self) -> Settings {
             self.stored
         }
-        fn set_lease_time(&mut self, seconds: u32) -> Result<(), BootpdError> {
-            self.step("set")?;
-            self.stored = Some(seconds);
+        fn change(&mut self, settings: Settings) -> Result<(), BootpdError> {
+            self.step("change")?;
+            self.stored = settings;
             Ok(())
         }
         fn commit(&mut self) -> Result<(), BootpdError> {
             self.step("commit")
+        }
+        fn apply(&mut self) -> Result<(), BootpdError> {
+            self.step("apply")
         }
         fn unlock(&mut self) {
             self.done.push("unlock");
         }
     }
 
+    const RIGHT: Settings = Settings { lease_time: Some(600), ignores_client_ids: true };
+
     #[test]
-    fn a_time_that_differs_is_changed_under_the_lock() {
-        for stored in [None, Some(86_400)] {
+    fn what_differs_is_changed_stored_and_applied_under_the_lock() {
+        for stored in [
+            Settings::default(),
+            Settings { lease_time: Some(86_400), ..RIGHT },
+            Settings { ignores_client_ids: false, ..RIGHT },
+        ] {
             let mut fake = Fake { stored, ..Fake::default() };
             assert_eq!(tune(&mut fake, 600), Ok(Tuned::Changed));
-            assert_eq!(fake.stored, Some(600));
-            assert_eq!(fake.done, ["lock", "set", "commit", "unlock"]);
+            assert_eq!(fake.stored, RIGHT);
+            assert_eq!(fake.done, ["lock", "change", "commit", "apply", "unlock"]);
         }
     }
 
     #[test]
-    fn a_time_that_is_right_is_left_alone() {
-        let mut fake = Fake { stored: Some(600), ..Fake::default() };
+    fn what_is_right_is_left_alone() {
+        let mut fake = Fake { stored: RIGHT, ..Fake::default() };
         assert_eq!(tune(&mut fake, 600), Ok(Tuned::Already));
         assert!(fake.done.is_empty());
-        let mut raced = Fake { meanwhile: Some(600), ..Fake::default() };
+        let mut raced = Fake { meanwhile: Some(RIGHT), ..Fake::default() };
         assert_eq!(tune(&mut raced, 600), Ok(Tuned::Already));
         assert_eq!(raced.done, ["lock", "unlock"]);
     }
@@ -148,8 +176,9 @@ mod tests {
     fn a_failure_gives_the_lock_back() {
         for (step, done) in [
             ("lock", &["lock"][..]),
-            ("set", &["lock", "set", "unlock"]),
-            ("commit", &["lock", "set", "commit", "unlock"]),
+            ("change", &["lock", "change", "unlock"]),
+            ("commit", &["lock", "change", "commit", "unlock"]),
+            ("apply", &["lock", "change", "commit", "apply", "unlock"]),
         ] {
             let mut fake = Fake { fails_at: Some(step), ..Fake::default() };
             assert_eq!(tune(&mut fake, 600).unwrap_err().step, step);
