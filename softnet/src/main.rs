@@ -73,4 +73,5 @@ fn print_error(error: &dyn Error) {
         cause = error.source();
     }
     let _ = writeln!(io::stderr(), "softnet: {text}");
+    logging::record_failure(&text);
 }
