@@ -44,7 +44,8 @@ pub trait LeaseFollower: std::fmt::Debug {
     /// When to call [`LeaseFollower::attend`] at the latest.
     fn deadline(&self) -> Option<Timestamp>;
 
-    /// The next notice since the last call; the caller calls until it gets `None`, after every wake-up.
+    /// The next notice since the last call; the caller calls until it gets `None`, each time after
+    /// [`LeaseFollower::attend`].
     ///
     /// # Errors
     /// When Softnet has to end.

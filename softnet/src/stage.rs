@@ -52,7 +52,7 @@ impl Opened {
             vm: &config.vm,
             identity: &identity,
         };
-        let HostLink { link, uplink, mode, follower, leases, host_addresses, exposed } =
+        let HostLink { link, uplink, mode, follower, files_by_mac, leases, host_addresses, exposed } =
             attach::open(&request)?;
         let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
@@ -60,8 +60,7 @@ impl Opened {
             net_type: config.port.net_type,
             policy,
             mtu: uplink.mtu,
-            // Softnet starts dnsmasq in this mode, and passt has only one address to give.
-            server_files_by_mac: matches!(mode, Mode::Network | Mode::Passt),
+            server_files_by_mac: files_by_mac,
             host_addresses: Vec::new(),
         })?;
         surroundings::set_host_addresses(&mut port, &host_addresses)?;

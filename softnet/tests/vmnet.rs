@@ -1,8 +1,8 @@
 //! A real guest behind the host side of macOS: the code above the calls into vmnet, with a TAP in vmnet's place.
 //!
-//! The stand-in has vmnet's habits: frames wait in a queue that another thread fills, one callback stands for however
-//! many, and a stopped interface calls nobody. The program under test is this one, which starts the guest as
-//! `softnet run` does but opens the stand-in instead of a host side of Linux.
+//! The stand-in has vmnet's habits: frames wait in a queue that one thread fills; another calls back as long as any are
+//! left, and waits for each call; and a stopped interface calls nobody. The program under test is this one, which starts
+//! the guest as `softnet run` does but opens the stand-in instead of a host side of Linux.
 #![cfg(target_os = "linux")]
 
 use std::collections::VecDeque;
@@ -10,9 +10,10 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,10 +26,13 @@ use lab::net::Host;
 use lab::stage::SCRATCH;
 use lab::{Service, SocketGuest, Softnet, hello};
 use mio::{Events, Interest, Poll, Token};
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::sys::signal::Signal;
 use softnet::cli::{Cli, Command as Subcommand};
 use softnet::config::Config;
 use softnet::host::HostLink;
+use softnet::host::addresses::ListedAddresses;
 use softnet::host::forwarder::Forward;
 use softnet::host::tap::Tap;
 use softnet::host::vmnet::{
@@ -43,6 +47,8 @@ use softnet_filter::{Gateway, Port, PortConfig};
 const PROGRAM: &str = "SOFTNET_TEST_VMNET";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
 const MAX_FRAME: usize = 1514;
+/// The multicast group of changes to IPv4 addresses (`RTNLGRP_IPV4_IFADDR`, `linux/rtnetlink.h`).
+const ADDRESS_CHANGES: u32 = 5;
 /// Frames that vmnet keeps for a reader that does not come.
 const QUEUE: usize = 1024;
 
@@ -53,16 +59,48 @@ fn main() -> ExitCode {
     harness::main(vec![
         Test::new("a_guest_gets_its_lease_and_gives_it_back", a_guest_gets_its_lease_and_gives_it_back)
             .with_guests(&[Vmm::UserModeLinux]),
+        Test::new("h1_an_address_that_the_host_gets_later_is_the_hosts", h1_a_later_address_is_the_hosts)
+            .with_guests(&[Vmm::UserModeLinux]),
         Test::new("a_guest_without_a_machine_does_what_a_mac_is_checked_by", a_guest_without_a_machine),
     ])
 }
 
 fn a_guest_gets_its_lease_and_gives_it_back() -> Result<()> {
+    beside_a_server(|host, leases| {
+        let service = Service::start(host, GATEWAY, 80, "the gateway")?;
+        with_a_guest(&service, leases)
+    })
+}
+
+fn h1_a_later_address_is_the_hosts() -> Result<()> {
+    // Both are globally reachable, so that only being the host's closes them.
+    const CLOSED: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
+    const OPEN: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 10);
+    beside_a_server(|host, _leases| {
+        let mut guest = start_guest(&["--block=@host", &format!("--allow={OPEN}")])?;
+        guest.dhcp()?;
+        let mut services = Vec::new();
+        for address in [CLOSED, OPEN] {
+            host.ip(&format!("address add {address}/32 dev br0"))?;
+            services.push(Service::start(host, address, 80, "the host")?);
+        }
+        let mut hears = |address| {
+            let request = Request::Tcp { to: SocketAddrV4::new(address, 80), patience_ms: 1_000 };
+            guest.ask(&request).map(|answer| matches!(answer, Answer::Heard(_)))
+        };
+        ensure!(until(|| hears(CLOSED).is_ok_and(|hears| !hears)), "the guest reaches {CLOSED}");
+        ensure!(hears(OPEN)?, "the guest does not reach {OPEN}");
+        ensure!(guest.power_off()?.success());
+        Ok(())
+    })
+}
+
+/// Runs `test` on a host with a bridge, a TAP in it and a DHCP server, and gives it the path of the server's leases.
+fn beside_a_server(test: impl FnOnce(&Host, &str) -> Result<()>) -> Result<()> {
     let host = Host::main()?;
     host.bridge("br0", &format!("{GATEWAY}/24"))?;
     host.tap("tap0", "br0")?;
-    let service = Service::start(&host, GATEWAY, 80, "the gateway")?;
-    beside_dnsmasq(|leases| with_a_guest(&service, leases))
+    beside_dnsmasq(|leases| test(&host, leases))
 }
 
 /// Runs `body` with the path of the lease file of a DHCP server on the bridge.
@@ -84,12 +122,18 @@ fn beside_dnsmasq(body: impl FnOnce(&str) -> Result<()>) -> Result<()> {
     outcome
 }
 
-fn with_a_guest(service: &Service, leases: &str) -> Result<()> {
+/// Starts a guest behind the program under test with `options`.
+fn start_guest(options: &[&str]) -> Result<Guest> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.env(PROGRAM, "tap0").arg("run").arg(Softnet::READY_FLAG).arg("--");
+    command.env(PROGRAM, "tap0").arg("run").arg(Softnet::READY_FLAG).args(options).arg("--");
     command.args(command_line(&Image::prepared(Vmm::UserModeLinux)?));
-    let mut guest = Guest::spawn(command)?;
+    let guest = Guest::spawn(command)?;
     guest.booted()?;
+    Ok(guest)
+}
+
+fn with_a_guest(service: &Service, leases: &str) -> Result<()> {
+    let mut guest = start_guest(&["--release"])?;
     let lease = guest.dhcp()?;
     ensure!(lease.router == Some(GATEWAY), "the guest got {lease:?}");
     let noted =
@@ -205,28 +249,37 @@ fn program() -> ExitCode {
 fn filter(config: Config) -> Result<()> {
     let parent = ParentWatch::new()?;
     let (waker, wake) = wake_pair()?;
+    let mut changes = Socket::new(NETLINK_ROUTE)?;
+    changes.bind(&netlink_sys::SocketAddr::new(0, 0))?;
+    changes.add_membership(ADDRESS_CHANGES)?;
     let tap = std::env::var(PROGRAM)?;
     let (interface, raw) = TapInterface::start(&tap, waker)?;
     let parameters = Parameters::try_from(raw)?;
     let gateway = gateway_interface(parameters.gateway)?.context("no interface has the gateway's address")?;
     ensure!(gateway.0 == "br0", "{} has the gateway's address", gateway.0);
-    let HostLink { link, uplink, follower, .. } =
-        host_link(interface, parameters, wake, gateway, config.port.expose.clone());
+    // macOS reports changes by another socket.
+    let changes = changes.as_fd().try_clone_to_owned()?;
+    let addresses = ListedAddresses::new(changes, |_| true, parameters.gateway)?;
+    let exposes = config.port.expose.clone();
+    let HostLink { link, uplink, follower, host_addresses, files_by_mac, .. } =
+        host_link(interface, parameters, wake, gateway, exposes, addresses, true);
     let port = Port::new(PortConfig {
         vm_mac: config.vm_mac,
         gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
         net_type: config.port.net_type,
         policy: config.port.policy(),
         mtu: uplink.mtu,
-        server_files_by_mac: false,
-        host_addresses: Vec::new(),
+        server_files_by_mac: files_by_mac,
+        host_addresses,
     })?;
     let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
     if let Some(ready) = config.port.ready {
         writeln!(File::from(ready), "{{\"mode\":\"vmnet\",\"mtu\":{}}}", uplink.mtu)?;
     }
     relay.run()?;
-    relay.release_lease();
+    if config.port.release {
+        relay.release_lease();
+    }
     Ok(())
 }
 
@@ -234,15 +287,18 @@ fn filter(config: Config) -> Result<()> {
 #[derive(Debug)]
 struct TapInterface {
     shared: Arc<Shared>,
+    waker: Arc<Waker>,
     stop: mio::Waker,
-    reader: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// What the reading thread shares.
+/// What the threads share.
 #[derive(Debug)]
 struct Shared {
     tap: Mutex<Tap>,
     arrived: Mutex<VecDeque<Vec<u8>>>,
+    /// Frames have arrived, or the interface stops.
+    changed: Condvar,
     stopped: AtomicBool,
 }
 
@@ -268,11 +324,17 @@ impl TapInterface {
         let shared = Arc::new(Shared {
             tap: Mutex::new(tap),
             arrived: Mutex::default(),
+            changed: Condvar::new(),
             stopped: AtomicBool::new(false),
         });
+        let waker = Arc::new(waker);
         let reader = std::thread::spawn({
             let shared = Arc::clone(&shared);
-            move || read(&shared, poll, &waker)
+            move || read(&shared, poll)
+        });
+        let events = std::thread::spawn({
+            let (shared, waker) = (Arc::clone(&shared), Arc::clone(&waker));
+            move || call_back(&shared, &waker)
         });
         let raw = RawParameters {
             start_address: Some(GATEWAY.to_string()),
@@ -282,12 +344,25 @@ impl TapInterface {
             read_max_packets: Some(256),
             write_max_packets: Some(256),
         };
-        Ok((TapInterface { shared, stop, reader: Some(reader) }, raw))
+        Ok((TapInterface { shared, waker, stop, threads: vec![reader, events] }, raw))
     }
 }
 
-/// Fills the queue, and calls back for the first frame behind an empty one only.
-fn read(shared: &Shared, mut poll: Poll, waker: &Waker) {
+/// Calls back as long as frames are left.
+fn call_back(shared: &Shared, waker: &Waker) {
+    loop {
+        let waits = |arrived: &mut VecDeque<_>| arrived.is_empty() && !shared.stopped.load(Ordering::SeqCst);
+        let waited = shared.changed.wait_while(shared.arrived(), waits);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        if shared.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        waker.wake();
+    }
+}
+
+/// Fills the queue.
+fn read(shared: &Shared, mut poll: Poll) {
     let mut events = Events::with_capacity(4);
     let mut batch = FrameBatch::new(shared.tap().longest_received(MAX_FRAME));
     let mut cutter = Cutter::new();
@@ -295,7 +370,6 @@ fn read(shared: &Shared, mut poll: Poll, waker: &Waker) {
         batch.clear();
         let received = shared.tap().recv(&mut batch);
         let mut arrived = shared.arrived();
-        let was_empty = arrived.is_empty();
         while !batch.is_empty() {
             let count = cutter.cut(&batch, |_, pieces| {
                 if arrived.len() < QUEUE {
@@ -304,11 +378,8 @@ fn read(shared: &Shared, mut poll: Poll, waker: &Waker) {
             });
             batch.advance(count);
         }
-        let wake = was_empty && !arrived.is_empty();
         drop(arrived);
-        if wake {
-            waker.wake();
-        }
+        shared.changed.notify_all();
         match received {
             Ok(Received::More) => {}
             Ok(Received::Drained) => {
@@ -357,12 +428,18 @@ impl Interface for TapInterface {
 }
 
 impl Drop for TapInterface {
+    /// Waits for the threads, as vmnet may: a callback that waited for the loop would hang here.
     fn drop(&mut self) {
+        self.waker.close();
+        // Under the lock, so that a thread that is about to wait sees it.
+        let arrived = self.shared.arrived();
         self.shared.stopped.store(true, Ordering::SeqCst);
-        if self.stop.wake().is_ok()
-            && let Some(reader) = self.reader.take()
-        {
-            let _ = reader.join();
+        drop(arrived);
+        self.shared.changed.notify_all();
+        if self.stop.wake().is_ok() {
+            for thread in self.threads.drain(..) {
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -77,7 +77,9 @@ fn split(side: Side, request: &Request<'_>) -> anyhow::Result<HostLink> {
     let state = MonitorState { place, addresses, exposed };
     let follower =
         monitor::fork_worker(state, request.vm, request.identity).context("cannot start the worker")?;
-    Ok(HostLink { link, uplink, mode, follower, leases, host_addresses, exposed: ports })
+    // Softnet starts dnsmasq in the first of these, and passt has only one address to give.
+    let files_by_mac = matches!(mode, Mode::Network | Mode::Passt);
+    Ok(HostLink { link, uplink, mode, follower, files_by_mac, leases, host_addresses, exposed: ports })
 }
 
 fn managed_subnet(host: &HostSide) -> Option<Ipv4Net> {

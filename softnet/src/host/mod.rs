@@ -1,6 +1,5 @@
 //! The host's side: where the VM's frames go.
 
-#[cfg(target_os = "linux")]
 pub mod addresses;
 #[cfg(target_os = "linux")]
 pub mod bridge;
@@ -87,6 +86,8 @@ pub struct HostLink {
     pub mode: Mode,
     /// What follows the VM's lease.
     pub follower: Box<dyn LeaseFollower>,
+    /// Whether the DHCP server files leases by MAC address, whatever client identifiers say (rule C5).
+    pub files_by_mac: bool,
     /// The DHCP server's lease file, if this process may read it.
     pub leases: Option<LeaseFile>,
     /// The addresses of the host except the gateway's, as far as known. The follower reports changes.

@@ -291,7 +291,7 @@ impl Relay {
             self.send(Direction::FromHost, now)?;
         }
         if is_due(self.follower.deadline()) {
-            self.follower.attend(now)?;
+            self.read_notices(now)?;
         }
         if let Some((_, waited)) = self.mute_at.take_if(|(at, _)| now >= *at) {
             let sent = &self.counters().from_vm;

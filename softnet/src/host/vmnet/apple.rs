@@ -15,6 +15,7 @@ use super::{Interface, Parameters, RawParameters, Refusal, Waker, check_exposes,
 use crate::config::PortSettings;
 use crate::config::expose::Protocol;
 use crate::host::HostLink;
+use crate::host::addresses::{self, ListedAddresses};
 use crate::host::forwarder::Forward;
 
 /// How long the host's bridge may take to get its address after vmnet has started the interface.
@@ -28,9 +29,9 @@ const BRIDGE_PAUSE: Duration = Duration::from_millis(10);
 /// When vmnet refuses, which it does without root on macOS 15 and older, and without root and entitlement on newer ones.
 pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink> {
     check_exposes(&settings.expose)?;
-    if let Err(error) = crate::bootpd::tune_system(settings.lease_time) {
+    let tuned = crate::bootpd::tune_system(settings.lease_time).inspect_err(|error| {
         tracing::warn!(%error, "cannot set the DHCP server's lease time; many short-lived VMs may exhaust its addresses");
-    }
+    });
     let (waker, wake) = wake::pair().context("cannot create the socket that wakes the event loop")?;
     let (interface, raw) = Apple::start(settings.net_type, isolated, waker).map_err(|failure| {
         let darwin = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -38,7 +39,11 @@ pub fn open(settings: &PortSettings, isolated: bool) -> anyhow::Result<HostLink>
     })?;
     let parameters = Parameters::try_from(raw)?;
     let gateway = wait_for_bridge(parameters.gateway)?;
-    Ok(host_link(interface, parameters, wake, gateway, settings.expose.clone()))
+    // Subscribed first and listed then, so that no change between the two is missed.
+    let changes = addresses::routing_messages().context("cannot watch the host's addresses")?;
+    let addresses = ListedAddresses::new(changes, addresses::is_address_change, parameters.gateway)
+        .context("cannot list the host's addresses")?;
+    Ok(host_link(interface, parameters, wake, gateway, settings.expose.clone(), addresses, tuned.is_ok()))
 }
 
 /// Waits for the host's bridge.
@@ -60,7 +65,10 @@ fn wait_for_bridge(address: Ipv4Addr) -> anyhow::Result<(String, [u8; 6])> {
 
 /// A started interface.
 #[derive(Debug)]
-struct Apple(Session);
+struct Apple {
+    session: Session,
+    waker: Arc<Waker>,
+}
 
 impl Apple {
     fn start(net_type: NetType, isolated: bool, waker: Waker) -> Result<(Self, RawParameters), Failure> {
@@ -70,32 +78,39 @@ impl Apple {
         };
         let (mut session, raw) = Session::start(mode, isolated)?;
         let waker = Arc::new(waker);
-        let first = Arc::clone(&waker);
-        session.set_event_callback(move || waker.wake())?;
-        // Frames that arrived before the callback was set have no wake-up of their own.
-        first.wake();
-        Ok((Apple(session), raw))
+        let callback = Arc::clone(&waker);
+        session.set_event_callback(move || callback.wake())?;
+        // Frames that arrived before the callback was set may have no wake-up of their own.
+        waker.wake_once();
+        Ok((Apple { session, waker }, raw))
+    }
+}
+
+impl Drop for Apple {
+    /// Lets go of a callback that waits, before the session stops the interface.
+    fn drop(&mut self) {
+        self.waker.close();
     }
 }
 
 impl Interface for Apple {
     fn read(&mut self, buffers: &mut [&mut [u8]], lengths: &mut [usize]) -> Result<usize, Refusal> {
-        Ok(self.0.read(buffers, lengths)?)
+        Ok(self.session.read(buffers, lengths)?)
     }
 
     fn write(&mut self, frames: &[&[u8]]) -> Result<usize, Refusal> {
-        Ok(self.0.write(frames)?)
+        Ok(self.session.write(frames)?)
     }
 
     fn add_forward(&mut self, forward: &Forward) -> Result<(), Refusal> {
         let Forward { expose, to } = forward;
         let (external, internal) = (expose.external.get(), expose.internal.get());
-        Ok(self.0.add_forward(number(expose.protocol), external, *to, internal)?)
+        Ok(self.session.add_forward(number(expose.protocol), external, *to, internal)?)
     }
 
     fn remove_forward(&mut self, forward: &Forward) -> Result<(), Refusal> {
         let Forward { expose, .. } = forward;
-        Ok(self.0.remove_forward(number(expose.protocol), expose.external.get())?)
+        Ok(self.session.remove_forward(number(expose.protocol), expose.external.get())?)
     }
 }
 

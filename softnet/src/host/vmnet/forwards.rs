@@ -1,17 +1,13 @@
 //! Port forwards that follow the VM's lease.
 
 use std::cell::RefCell;
-use std::io;
 use std::rc::Rc;
 
-use mio::{Registry, Token};
 use softnet_filter::{Lease, Timestamp};
 
 use super::Interface;
 use crate::config::expose::Expose;
 use crate::host::forwarder::{Forwarder, Op};
-use crate::lease_follower::{self, LeaseFollower};
-use crate::needs::Needs;
 
 /// Keeps vmnet's forwards in step with the VM's lease; removes them when dropped.
 #[derive(Debug)]
@@ -26,8 +22,19 @@ impl<I: Interface> VmnetForwards<I> {
         VmnetForwards { interface, forwarder: Forwarder::new(exposes) }
     }
 
+    /// The VM has this lease now, or none.
+    pub fn set_lease(&mut self, lease: Option<Lease>, now: Timestamp) {
+        self.forwarder.set_address(lease.map(|lease| lease.address));
+        self.apply(now);
+    }
+
+    /// When to call [`VmnetForwards::apply`] again.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.forwarder.next_deadline()
+    }
+
     /// Executes every step that is due. A failed one delays no other, and is tried again later.
-    fn apply(&mut self, now: Timestamp) {
+    pub fn apply(&mut self, now: Timestamp) {
         let mut interface = self.interface.borrow_mut();
         let mut failed = false;
         for op in self.forwarder.due(now) {
@@ -49,28 +56,6 @@ impl<I: Interface> VmnetForwards<I> {
         if failed {
             self.forwarder.failed(now);
         }
-    }
-}
-
-impl<I: Interface> LeaseFollower for VmnetForwards<I> {
-    fn needs(&self, _needs: &mut Needs) {}
-
-    fn register(&mut self, _registry: &Registry, _token: Token) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn lease_changed(&mut self, lease: Option<Lease>, now: Timestamp) {
-        self.forwarder.set_address(lease.map(|lease| lease.address));
-        self.apply(now);
-    }
-
-    fn attend(&mut self, now: Timestamp) -> Result<(), lease_follower::Error> {
-        self.apply(now);
-        Ok(())
-    }
-
-    fn deadline(&self) -> Option<Timestamp> {
-        self.forwarder.next_deadline()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use mio::{Registry, Token};
 
@@ -10,18 +11,22 @@ use super::{Interface, Parameters, Refusal, Wake};
 use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Received, Sent};
 use crate::needs::Needs;
 
+/// The first pause before the interface is asked again to take what it had no buffers for.
+const FULL_QUEUE_PAUSE: Duration = Duration::from_micros(50);
+
 /// The link over a started interface.
 #[derive(Debug)]
 pub struct VmnetLink<I> {
-    interface: Rc<RefCell<I>>,
+    /// Dropped before the interface, which a callback that waits for the loop could keep from stopping.
     wake: Wake,
+    interface: Rc<RefCell<I>>,
     parameters: Parameters,
 }
 
 impl<I: Interface> VmnetLink<I> {
     /// A link over `interface`, whose wake-ups come by `wake`.
     pub fn new(interface: Rc<RefCell<I>>, wake: Wake, parameters: Parameters) -> Self {
-        VmnetLink { interface, wake, parameters }
+        VmnetLink { wake, interface, parameters }
     }
 }
 
@@ -31,9 +36,9 @@ impl<I: Interface> Link for VmnetLink<I> {
         self.wake.register(registry, token)
     }
 
-    /// Reads once. There is more until a read gives nothing: the next wake-up comes only for what arrives after that.
+    /// Reads once. There is more until a read gives nothing: only then is the framework's callback let go, which comes back
+    /// for what arrives after that.
     fn recv(&mut self, batch: &mut FrameBatch) -> Result<Received, LinkError> {
-        self.wake.acknowledge();
         let mut lengths = [0; BATCH_FRAMES];
         let mut slots = batch.slots();
         let most = slots.len().min(self.parameters.max_read).min(BATCH_FRAMES);
@@ -42,7 +47,10 @@ impl<I: Interface> Link for VmnetLink<I> {
         drop(slots);
         let read = self.interface.borrow_mut().read(&mut buffers[..most], &mut lengths[..most]);
         let count = match read {
-            Ok(0) | Err(Refusal::Exhausted) => return Ok(Received::Drained),
+            Ok(0) | Err(Refusal::Exhausted) => {
+                self.wake.drained();
+                return Ok(Received::Drained);
+            }
             Ok(count) => count.min(most),
             Err(refusal) => return Err(broken("read from vmnet", refusal)),
         };
@@ -56,7 +64,8 @@ impl<I: Interface> Link for VmnetLink<I> {
         Ok(Received::More)
     }
 
-    /// What the interface does not take is lost: it never reports when it has room again.
+    /// What the interface has no buffers for stays in the batch. It never reports when it has room again, so the caller
+    /// tries again after [`Link::full_queue_pause`].
     fn send(&mut self, batch: &mut FrameBatch) -> Result<Sent, LinkError> {
         let mut interface = self.interface.borrow_mut();
         let mut most = self.parameters.max_write.min(BATCH_FRAMES);
@@ -68,7 +77,7 @@ impl<I: Interface> Link for VmnetLink<I> {
                 count += 1;
             }
             match interface.write(&frames[..count]) {
-                Ok(0) | Err(Refusal::Exhausted) => batch.discard(),
+                Ok(0) | Err(Refusal::Exhausted) => return Ok(Sent::Blocked),
                 Ok(taken) => batch.advance(taken.min(count)),
                 // One frame among them, and vmnet does not say which. A frame never ends the process (rule R3).
                 Err(Refusal::Argument(_)) if count > 1 => most = 1,
@@ -77,6 +86,10 @@ impl<I: Interface> Link for VmnetLink<I> {
             }
         }
         Ok(Sent::All)
+    }
+
+    fn full_queue_pause(&self) -> Option<Duration> {
+        Some(FULL_QUEUE_PAUSE)
     }
 
     fn longest_received(&self, on_wire: usize) -> usize {

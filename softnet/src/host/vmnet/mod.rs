@@ -12,6 +12,7 @@
 mod apple;
 #[cfg(target_os = "macos")]
 mod bindings;
+mod follower;
 mod forwards;
 mod gateway;
 mod link;
@@ -31,6 +32,7 @@ use softnet_filter::MacAddr;
 
 use super::{HostLink, Mode, Uplink};
 use crate::config::expose::Expose;
+use crate::host::addresses::ListedAddresses;
 use crate::host::forwarder::Forward;
 use crate::leases::LeaseFile;
 use crate::link::ETHERNET_HEADER;
@@ -38,6 +40,7 @@ use crate::usage::UsageError;
 
 #[cfg(target_os = "macos")]
 pub use apple::open;
+pub use follower::VmnetFollower;
 pub use forwards::VmnetForwards;
 pub use gateway::gateway_interface;
 pub use link::VmnetLink;
@@ -46,8 +49,9 @@ pub use wake::{Wake, Waker, pair as wake_pair};
 
 /// A started vmnet interface. Dropping it stops it; none of its callbacks runs after that.
 ///
-/// Implementations are given a [`Waker`] when they start, and call it from any thread whenever frames may
-/// have arrived; one call for many frames is enough, if it comes after the last one.
+/// Implementations are given a [`Waker`] when they start. As long as frames are left they call [`Waker::wake`], one call
+/// after the other, on a thread of their own, because a call returns only when everything has been read. To stop, they
+/// call [`Waker::close`] first.
 pub trait Interface: fmt::Debug {
     /// Fills `buffers` from the front with frames that have arrived, writes their lengths to `lengths`, and returns how
     /// many there were; 0 says that nothing is left.
@@ -78,7 +82,7 @@ pub trait Interface: fmt::Debug {
 /// Why a call into the framework failed.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// Its buffers are full, or memory is short. Frames are lost, the interface is not.
+    /// Its buffers are full, or memory is short, for now.
     #[error("its buffers are exhausted")]
     Exhausted,
     /// It rejects a frame or an argument.
@@ -199,13 +203,15 @@ pub fn check_exposes(exposes: &[Expose]) -> Result<(), UsageError> {
 }
 
 /// A host side over a started `interface`, whose wake-ups come by `wake`. `gateway` is the gateway's interface name and
-/// MAC address.
+/// MAC address, and `addresses` are those of the host. `files_by_mac` says whether bootpd files leases by MAC address.
 pub fn host_link<I: Interface + 'static>(
     interface: I,
     parameters: Parameters,
     wake: Wake,
     (name, mac): (String, [u8; 6]),
     exposes: Vec<Expose>,
+    addresses: ListedAddresses,
+    files_by_mac: bool,
 ) -> HostLink {
     // Forwards are removed before the interface stops; it stops when the last of the two is dropped.
     let interface = Rc::new(RefCell::new(interface));
@@ -219,9 +225,10 @@ pub fn host_link<I: Interface + 'static>(
         },
         link: Box::new(VmnetLink::new(Rc::clone(&interface), wake, parameters)),
         mode: Mode::Vmnet,
-        follower: Box::new(VmnetForwards::new(interface, exposes)),
+        files_by_mac,
         leases: Some(LeaseFile::bootpd()),
-        host_addresses: Vec::new(),
+        host_addresses: addresses.known().to_vec(),
+        follower: Box::new(VmnetFollower::new(VmnetForwards::new(interface, exposes), addresses)),
         exposed: Vec::new(),
     }
 }

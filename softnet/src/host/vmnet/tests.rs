@@ -1,17 +1,15 @@
-//! Tests the code above the framework against a stand-in that behaves like it: frames come from another
-//! thread, one callback stands for many frames, reads and writes come in batches, buffers run out, forwards
-//! fail.
+//! Tests the code above the framework against a stand-in that behaves like it: frames come from one thread, and another
+//! calls back as long as any are left; reads and writes come in batches, buffers run out, forwards fail.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::{Events, Interest, Poll, Token};
 use softnet_filter::{Lease, Resolvers, Timestamp};
 
 use super::*;
-use crate::lease_follower::LeaseFollower;
 use crate::link::{BATCH_FRAMES, FrameBatch, Link, LinkError, Losses, Received, Sent};
 
 const MAX_FRAME: usize = 1514;
@@ -42,17 +40,44 @@ struct State {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Network(Arc<Mutex<State>>);
+struct Network(Arc<(Mutex<State>, Condvar)>);
 
 impl Network {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.0.0.lock().unwrap()
+    }
+
+    fn is_stopped(&self) -> bool {
+        !self.state().log.is_empty()
+    }
+
+    fn arrive(&self, frame: Vec<u8>) {
+        self.state().arrived.push_back(frame);
+        self.0.1.notify_all();
+    }
+
+    /// Calls back as long as frames are left, until the interface stops. Returns how often.
+    fn call_back(&self, waker: &Arc<Waker>) -> JoinHandle<usize> {
+        let (network, waker) = (self.clone(), Arc::clone(waker));
+        std::thread::spawn(move || {
+            for calls in 0.. {
+                let state = network.state();
+                let waits = |state: &mut State| state.arrived.is_empty() && state.log.is_empty();
+                let state = network.0.1.wait_while(state, waits).unwrap();
+                if !state.log.is_empty() {
+                    return calls;
+                }
+                drop(state);
+                waker.wake();
+            }
+            0
+        })
     }
 }
 
 /// The interface's end.
 #[derive(Debug)]
-struct FakeInterface(Network);
+struct FakeInterface(Network, Option<Arc<Waker>>);
 
 impl Interface for FakeInterface {
     fn read(&mut self, buffers: &mut [&mut [u8]], lengths: &mut [usize]) -> Result<usize, Refusal> {
@@ -101,15 +126,20 @@ impl FakeInterface {
 
 impl Drop for FakeInterface {
     fn drop(&mut self) {
+        if let Some(waker) = &self.1 {
+            waker.close();
+        }
         self.0.state().log.push("stop".to_owned());
+        self.0.0.1.notify_all();
     }
 }
 
 /// A link, its stand-in network, and its waker.
-fn link() -> (VmnetLink<FakeInterface>, Network, Waker) {
+fn link() -> (VmnetLink<FakeInterface>, Network, Arc<Waker>) {
     let (waker, wake) = wake::pair().unwrap();
+    let waker = Arc::new(waker);
     let network = Network::default();
-    let interface = Rc::new(RefCell::new(FakeInterface(network.clone())));
+    let interface = Rc::new(RefCell::new(FakeInterface(network.clone(), Some(Arc::clone(&waker)))));
     (VmnetLink::new(interface, wake, PARAMETERS), network, waker)
 }
 
@@ -126,27 +156,22 @@ fn first_bytes(frames: &[Vec<u8>]) -> Vec<u8> {
     frames.iter().map(|frame| frame[0]).collect()
 }
 
+/// A callback that did not wait would be called without pause until the loop has read the frames.
 #[test]
-fn no_wake_up_is_lost_however_many_are_merged() {
+fn no_wake_up_is_lost_and_none_is_repeated() {
     const FRAMES: u32 = 50_000;
     let (mut link, network, waker) = link();
     let mut poll = Poll::new().unwrap();
     link.register(poll.registry(), Token(0), Interest::READABLE).unwrap();
+    let calls = network.call_back(&waker);
     let producer = std::thread::spawn(move || {
         for number in 0..FRAMES {
-            let mut state = network.state();
-            // A callback only for the first frame of an empty queue: the link must read on to find the rest.
-            let wake = state.arrived.is_empty();
-            state.arrived.push_back(number.to_be_bytes().to_vec());
-            drop(state);
-            if wake {
-                waker.wake();
-            }
+            network.arrive(number.to_be_bytes().to_vec());
         }
     });
     let mut batch = FrameBatch::new(MAX_FRAME);
     let mut events = Events::with_capacity(4);
-    let mut expected = 0;
+    let (mut expected, mut drained) = (0, 0);
     while expected < FRAMES {
         poll.poll(&mut events, Some(TIMEOUT)).unwrap();
         assert!(!events.is_empty(), "asleep with {expected} of {FRAMES} frames");
@@ -158,11 +183,17 @@ fn no_wake_up_is_lost_however_many_are_merged() {
                 expected += 1;
             }
             if received == Received::Drained {
+                drained += 1;
                 break;
             }
+            // The loop has other things to do, and frames are left.
+            std::thread::yield_now();
         }
     }
     producer.join().unwrap();
+    drop(link);
+    let calls = calls.join().unwrap();
+    assert!(calls <= drained + 1, "called {calls} times, and everything was read {drained} times");
 }
 
 #[test]
@@ -175,41 +206,52 @@ fn a_callback_after_the_end_finds_nobody_and_does_nothing() {
     }
 }
 
+/// The end of the loop lets go of a callback even if the interface is still there: its stop could wait for it.
+#[test]
+fn a_callback_that_waits_returns_at_the_end() {
+    let (waker, wake) = wake::pair().unwrap();
+    let waiting = std::thread::spawn(move || waker.wake());
+    let mut wake = wake;
+    let mut poll = Poll::new().unwrap();
+    wake.register(poll.registry(), Token(0)).unwrap();
+    let mut events = Events::with_capacity(4);
+    poll.poll(&mut events, Some(TIMEOUT)).unwrap();
+    assert!(!events.is_empty() && !waiting.is_finished(), "it did not wait");
+    drop(wake);
+    waiting.join().unwrap();
+}
+
 #[test]
 fn the_end_comes_in_the_middle_of_a_flood() {
     for _ in 0..50 {
         let (mut link, network, waker) = link();
-        let woken = Arc::new(AtomicUsize::new(0));
-        let flood = std::thread::spawn({
-            let (network, woken) = (network.clone(), Arc::clone(&woken));
-            move || {
-                while network.state().log.is_empty() {
-                    network.state().arrived.push_back(vec![0; 60]);
-                    waker.wake();
-                    woken.fetch_add(1, Ordering::Relaxed);
-                }
-                // A callback that was on its way when the interface went.
-                waker.wake();
+        let calls = network.call_back(&waker);
+        let flood = std::thread::spawn(move || {
+            while !network.is_stopped() {
+                network.arrive(vec![0; 60]);
             }
         });
         let mut batch = FrameBatch::new(MAX_FRAME);
-        while woken.load(Ordering::Relaxed) < 100 {
+        let mut seen = 0;
+        while seen < 100 {
             batch.clear();
             link.recv(&mut batch).unwrap();
+            seen += batch.len();
             std::thread::yield_now();
         }
         drop(link);
         flood.join().unwrap();
+        calls.join().unwrap();
     }
 }
 
 #[test]
-fn a_thousand_wake_ups_are_one() {
+fn what_arrived_before_the_callback_wakes_the_loop_once() {
     let (mut link, _network, waker) = link();
     let mut poll = Poll::new().unwrap();
     link.register(poll.registry(), Token(0), Interest::READABLE).unwrap();
     for _ in 0..1000 {
-        waker.wake();
+        waker.wake_once();
     }
     let mut events = Events::with_capacity(4);
     poll.poll(&mut events, Some(TIMEOUT)).unwrap();
@@ -217,7 +259,7 @@ fn a_thousand_wake_ups_are_one() {
     assert_eq!(link.recv(&mut FrameBatch::new(MAX_FRAME)).unwrap(), Received::Drained);
     poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
     assert!(events.is_empty(), "nothing has happened since");
-    waker.wake();
+    waker.wake_once();
     poll.poll(&mut events, Some(TIMEOUT)).unwrap();
     assert!(!events.is_empty(), "the flag was not cleared");
 }
@@ -233,19 +275,23 @@ fn writes_go_on_where_the_interface_took_only_some() {
 }
 
 #[test]
-fn exhausted_buffers_cost_the_frames_and_nothing_else() {
-    let (mut link, network, _waker) = link();
-    network.state().write_limit = Some(4);
-    let mut batch = batch_of(10);
-    link.send(&mut batch_of(4)).unwrap();
-    network.state().refusals.push_back(Refusal::Exhausted);
-    assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
-    assert!(batch.is_empty());
-    assert_eq!(batch.take_losses().queue_full.frames, 10);
-    let mut next = batch_of(2);
-    assert_eq!(link.send(&mut next).unwrap(), Sent::All);
-    assert_eq!(network.state().written.len(), 6);
-    assert_eq!(next.take_losses(), Losses::default());
+fn exhausted_buffers_keep_the_frames_for_another_attempt() {
+    for refusal in [Some(Refusal::Exhausted), None] {
+        let (mut link, network, _waker) = link();
+        match refusal {
+            Some(refusal) => network.state().refusals.push_back(refusal),
+            None => network.state().write_limit = Some(0),
+        }
+        let mut batch = batch_of(10);
+        assert_eq!(link.send(&mut batch).unwrap(), Sent::Blocked);
+        assert_eq!(batch.len(), 10);
+        // Nothing reports when it has room again.
+        assert_eq!(link.full_queue_pause(), Some(Duration::from_micros(50)));
+        network.state().write_limit = None;
+        assert_eq!(link.send(&mut batch).unwrap(), Sent::All);
+        assert_eq!(first_bytes(&network.state().written), (0..10).collect::<Vec<_>>());
+        assert_eq!(batch.take_losses(), Losses::default());
+    }
 }
 
 #[test]
@@ -274,7 +320,7 @@ fn lease(last: u8) -> Option<Lease> {
 
 fn forwards(exposes: &[&str]) -> (VmnetForwards<FakeInterface>, Network) {
     let network = Network::default();
-    let interface = Rc::new(RefCell::new(FakeInterface(network.clone())));
+    let interface = Rc::new(RefCell::new(FakeInterface(network.clone(), None)));
     let exposes = exposes.iter().map(|expose| expose.parse().unwrap()).collect();
     (VmnetForwards::new(interface, exposes), network)
 }
@@ -284,11 +330,11 @@ fn forwards_follow_the_lease_and_go_before_the_interface() {
     let (mut forwards, network) = forwards(&["2222:22", "53:53/udp"]);
     let now = Timestamp::from_secs(1);
     assert_eq!(forwards.deadline(), None);
-    forwards.lease_changed(lease(5), now);
-    forwards.lease_changed(lease(6), now);
+    forwards.set_lease(lease(5), now);
+    forwards.set_lease(lease(6), now);
     assert_eq!(forwards.deadline(), None);
-    forwards.lease_changed(None, now);
-    forwards.lease_changed(lease(7), now);
+    forwards.set_lease(None, now);
+    forwards.set_lease(lease(7), now);
     drop(forwards);
     let log = network.state().log.clone();
     let of = |address: &str, what: &str| {
@@ -312,7 +358,7 @@ fn a_forward_that_fails_is_tried_again_and_holds_up_no_other() {
     let busy = || Refusal::Broken("busy".to_owned());
     network.state().forward_refusals.extend([busy()]);
     let mut now = Timestamp::from_secs(1);
-    forwards.lease_changed(lease(5), now);
+    forwards.set_lease(lease(5), now);
     assert_eq!(network.state().log, ["add 0.0.0.0:8080 -> 192.168.64.5:80 tcp"]);
     // Not before the pause is over, and ever later.
     network.state().forward_refusals.extend([busy(), busy()]);
@@ -321,10 +367,10 @@ fn a_forward_that_fails_is_tried_again_and_holds_up_no_other() {
         let at = forwards.deadline().unwrap();
         assert!(at > now);
         pauses.push(at.as_nanos() - now.as_nanos());
-        forwards.attend(now).unwrap();
+        forwards.apply(now);
         assert_eq!(network.state().log.len(), 1);
         now = at;
-        forwards.attend(now).unwrap();
+        forwards.apply(now);
     }
     assert!(pauses.is_sorted());
     assert_eq!(network.state().log.last().unwrap(), "add 0.0.0.0:2222 -> 192.168.64.5:22 tcp");
@@ -335,8 +381,8 @@ fn a_forward_that_fails_is_tried_again_and_holds_up_no_other() {
 fn a_lost_lease_takes_back_only_what_is_there() {
     let (mut forwards, network) = forwards(&["2222:22"]);
     network.state().forward_refusals.push_back(Refusal::Exhausted);
-    forwards.lease_changed(lease(5), Timestamp::from_secs(1));
-    forwards.lease_changed(None, Timestamp::from_secs(2));
+    forwards.set_lease(lease(5), Timestamp::from_secs(1));
+    forwards.set_lease(None, Timestamp::from_secs(2));
     assert_eq!(forwards.deadline(), None);
     drop(forwards);
     assert_eq!(network.state().log, ["stop"]);

@@ -1,14 +1,16 @@
 //! Turns a callback on a thread of the framework into an event of the loop.
 //!
-//! The callback must neither wait nor fail: it sets a flag and, if that was not set, sends one byte and
-//! ignores errors. The loop takes the byte, clears the flag, and only then reads frames. So a frame that
-//! arrived before the flag was cleared is read, and the callback of one that arrives later finds the flag
-//! cleared and sends a byte: no wake-up is lost, and a thousand of them cost one.
+//! By all that can be known the framework's event is level-triggered: as long as frames are left, it calls back again as
+//! soon as the last call has returned. A callback that returned at once would keep a core busy until the loop has read
+//! them. So it sends the loop one byte and waits until the loop has read everything. A frame that arrives behind the
+//! last read causes the next call, so no wake-up is lost, and one call stands for however many frames.
+//!
+//! It never waits for anything that could wait for it: whoever stops the interface calls [`Waker::close`] first, the
+//! loop's end does so too, and from then on no callback waits.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use mio::{Interest, Registry, Token};
 
@@ -18,7 +20,7 @@ use crate::needs::Needs;
 #[derive(Debug)]
 pub struct Wake {
     receiver: mio::net::UnixStream,
-    pending: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     registered: bool,
 }
 
@@ -26,7 +28,34 @@ pub struct Wake {
 #[derive(Debug)]
 pub struct Waker {
     sender: UnixStream,
-    pending: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+}
+
+/// What both ends see.
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The loop has been woken and has not read everything yet.
+    pending: bool,
+    /// Nobody waits any more.
+    closed: bool,
+}
+
+impl Shared {
+    /// Nothing that holds the lock can fail, but a callback must not panic even then.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
 }
 
 /// Both ends.
@@ -37,18 +66,38 @@ pub fn pair() -> io::Result<(Waker, Wake)> {
     let (sender, receiver) = UnixStream::pair()?;
     sender.set_nonblocking(true)?;
     receiver.set_nonblocking(true)?;
-    let pending = Arc::new(AtomicBool::new(false));
-    let waker = Waker { sender, pending: Arc::clone(&pending) };
-    Ok((waker, Wake { receiver: mio::net::UnixStream::from_std(receiver), pending, registered: false }))
+    let shared = Arc::<Shared>::default();
+    let waker = Waker { sender, shared: Arc::clone(&shared) };
+    Ok((waker, Wake { receiver: mio::net::UnixStream::from_std(receiver), shared, registered: false }))
 }
 
 impl Waker {
-    /// Frames may have arrived. Never waits and never panics, also when the loop's end is gone.
+    /// Frames have arrived: wakes the loop, and returns when it has read everything or nobody waits any more. For the
+    /// framework's callback; never panics.
     pub fn wake(&self) {
-        if !self.pending.swap(true, Ordering::SeqCst) {
-            // A full socket wakes the loop too, and behind a closed one the loop is gone.
+        let mut state = self.notify();
+        while state.pending && !state.closed {
+            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Wakes the loop without waiting for it: frames may have arrived before the callback was set.
+    pub fn wake_once(&self) {
+        drop(self.notify());
+    }
+
+    /// From now on no callback waits, and one that waits returns. To be called before the interface is stopped.
+    pub fn close(&self) {
+        self.shared.close();
+    }
+
+    fn notify(&self) -> MutexGuard<'_, State> {
+        let mut state = self.shared.lock();
+        if !state.closed && !std::mem::replace(&mut state.pending, true) {
+            // The socket is never full: the loop takes the byte before it clears the flag.
             let _ = (&self.sender).write(&[0]);
         }
+        state
     }
 }
 
@@ -61,17 +110,23 @@ impl Wake {
         registry.register(&mut self.receiver, token, Interest::READABLE)
     }
 
-    /// Consumes the wake-ups so far. The frames that caused them can be read after this.
-    pub fn acknowledge(&mut self) {
-        if self.pending.load(Ordering::SeqCst) {
-            let mut bytes = [0; 16];
-            while self.receiver.read(&mut bytes).is_ok_and(|count| count == bytes.len()) {}
-            self.pending.store(false, Ordering::SeqCst);
+    /// Everything has been read: a callback that waits returns, and the next one wakes the loop again.
+    pub fn drained(&mut self) {
+        let mut state = self.shared.lock();
+        if std::mem::take(&mut state.pending) {
+            let _ = self.receiver.read(&mut [0; 16]);
+            self.shared.changed.notify_all();
         }
     }
 
     /// Declares the descriptors that this needs.
     pub fn needs(&self, needs: &mut Needs) {
         needs.descriptor(&self.receiver);
+    }
+}
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }

@@ -1,4 +1,4 @@
-//! The IPv4 addresses of the host, as they come and go (rule H1).
+//! The addresses as rtnetlink reports them.
 //!
 //! The kernel reports each change to a multicast group of rtnetlink. The message's content is ignored: all
 //! addresses are queried again, so that an overflow of the queue loses nothing.
@@ -6,24 +6,16 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use softnet_filter::Timestamp;
 
+use super::{MOST, QUERY_INTERVAL, pick};
 use crate::netlink::{Error, Netlink};
 
 /// The multicast group of changes to IPv4 addresses (`RTNLGRP_IPV4_IFADDR`, `linux/rtnetlink.h`).
 const ADDRESS_CHANGES: u32 = 5;
-
-/// The largest number of addresses that are tracked. On a host with more, global ones come first: a VM cannot
-/// reach the others unless an entry of `--allow` opens them.
-pub const MOST: usize = 4096;
-
-/// The shortest time between two queries, so that a host whose addresses change all the time does not keep
-/// the monitor busy.
-const QUERY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Watches the addresses of the network namespace that it was created in, except one gateway's and the
 /// loopback network.
@@ -128,49 +120,4 @@ fn subscribe() -> io::Result<Socket> {
     socket.add_membership(ADDRESS_CHANGES)?;
     socket.set_non_blocking(true)?;
     Ok(socket)
-}
-
-/// The relevant addresses of `all`, sorted, at most `most`.
-fn pick(all: impl Iterator<Item = Ipv4Addr>, gateway: Ipv4Addr, most: usize) -> Vec<Ipv4Addr> {
-    let counts = |address: &Ipv4Addr| {
-        *address != gateway && !address.is_loopback() && !address.is_unspecified() && !address.is_multicast()
-    };
-    let mut addresses: Vec<Ipv4Addr> = all.filter(counts).collect();
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.len() > most {
-        tracing::warn!(
-            count = addresses.len(),
-            most,
-            "the host has more addresses than Softnet tracks; the filter does not know the last private ones"
-        );
-        addresses.sort_by_key(|address| address.is_private() || address.is_link_local());
-        addresses.truncate(most);
-        addresses.sort_unstable();
-    }
-    addresses
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn addresses(texts: &[&str]) -> Vec<Ipv4Addr> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn the_gateway_and_loopback_are_left_out() {
-        let all =
-            addresses(&["127.0.0.1", "198.51.100.2", "192.168.64.1", "10.0.0.1", "10.0.0.1", "127.1.2.3"]);
-        let gateway = "192.168.64.1".parse().unwrap();
-        assert_eq!(pick(all.into_iter(), gateway, 10), addresses(&["10.0.0.1", "198.51.100.2"]));
-    }
-
-    #[test]
-    fn too_many_cost_private_ones_first() {
-        let all = addresses(&["10.0.0.1", "9.9.9.2", "192.168.1.1", "198.51.100.2"]);
-        let kept = pick(all.into_iter(), Ipv4Addr::UNSPECIFIED, 3);
-        assert_eq!(kept, addresses(&["9.9.9.2", "10.0.0.1", "198.51.100.2"]));
-    }
 }
