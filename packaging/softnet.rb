@@ -1,5 +1,8 @@
 # A Homebrew formula for a tap of your own: HOMEBREW-TAP/Formula/softnet.rb. `version`, `url` and `sha256` are those of a
 # release archive that holds the universal program that `cargo xtask macos` makes (target/macos/softnet).
+#
+# Homebrew's Tart depends on openai/tools/softnet, another program of the same name. Where Tart comes from Homebrew, this
+# formula cannot be installed beside it: `brew unlink softnet`, and install the program by hand (docs/macos.md).
 class Softnet < Formula
   desc "Userspace packet filter for virtual machines"
   homepage "https://github.com/OWNER/softnet"
@@ -9,6 +12,8 @@ class Softnet < Formula
   license any_of: ["Apache-2.0", "MIT"]
 
   depends_on macos: :ventura
+
+  conflicts_with "openai/tools/softnet", because: "both install a program named softnet"
 
   def install
     bin.install "softnet"
