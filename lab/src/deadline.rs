@@ -51,8 +51,14 @@ impl Default for Deadline {
 /// Calls `question` until it returns true, for state that has no event to wait for (another process's
 /// `/proc`, a kernel table). False if it did not before the deadline.
 #[must_use]
-pub fn until(mut question: impl FnMut() -> bool) -> bool {
-    let deadline = Deadline::default();
+pub fn until(question: impl FnMut() -> bool) -> bool {
+    until_within(PATIENCE, question)
+}
+
+/// The same with another limit than [`PATIENCE`], for what another program does in its own time.
+#[must_use]
+pub fn until_within(patience: Duration, mut question: impl FnMut() -> bool) -> bool {
+    let deadline = Deadline::after(patience);
     loop {
         if question() {
             return true;

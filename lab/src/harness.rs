@@ -14,6 +14,7 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::deadline::Deadline;
+use crate::debian;
 use crate::guest::{Image, Vmm};
 use crate::stage::{self, Stage};
 
@@ -21,7 +22,7 @@ use crate::stage::{self, Stage};
 const TEST: &str = "SOFTNET_LAB_TEST";
 
 /// A test that hangs is killed after this time, with all processes in its namespaces.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// One test.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +33,8 @@ pub struct Test {
     pub body: fn() -> Result<()>,
     /// The guests whose images it needs.
     pub guests: &'static [Vmm],
+    /// True if it needs Debian's tree ([`debian`]).
+    pub needs_debian: bool,
     /// True if a user namespace is not enough, because the test starts programs as several users.
     pub needs_root: bool,
 }
@@ -40,13 +43,19 @@ impl Test {
     /// A test without guests that runs with and without root.
     #[must_use]
     pub const fn new(name: &'static str, body: fn() -> Result<()>) -> Self {
-        Self { name, body, guests: &[], needs_root: false }
+        Self { name, body, guests: &[], needs_debian: false, needs_root: false }
     }
 
     /// The same test with these guests.
     #[must_use]
     pub const fn with_guests(self, guests: &'static [Vmm]) -> Self {
         Self { guests, ..self }
+    }
+
+    /// The same test with Debian's tree.
+    #[must_use]
+    pub const fn with_debian(self) -> Self {
+        Self { needs_debian: true, ..self }
     }
 
     /// The same test, ignored without root.
@@ -67,6 +76,13 @@ macro_rules! tests {
 /// Runs the tests that the command line selects.
 #[must_use]
 pub fn main(tests: Vec<Test>) -> ExitCode {
+    main_at_once(None, tests)
+}
+
+/// The same with so many tests at once as it says, for tests that mostly wait. `None` stands for the number of
+/// processors, and `--test-threads` takes precedence.
+#[must_use]
+pub fn main_at_once(threads: Option<usize>, tests: Vec<Test>) -> ExitCode {
     if stage::enter() == Stage::Inside {
         let name = std::env::var(TEST).unwrap_or_default();
         return match tests.iter().find(|test| test.name == name).map(|test| (test.body)()) {
@@ -78,7 +94,8 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
             None => ExitCode::from(2),
         };
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = arguments.test_threads.or(threads);
     let root = nix::unistd::geteuid().is_root();
     let trials = tests
         .into_iter()
@@ -98,6 +115,10 @@ fn outside(test: Test) -> Result<(), Failed> {
         if let Err(error) = image.get_or_init(|| Image::prepare(*vmm).map_err(|error| format!("{error:#}"))) {
             return Err(Failed::from(error));
         }
+    }
+    static DEBIAN: OnceLock<Result<(), String>> = OnceLock::new();
+    if test.needs_debian {
+        DEBIAN.get_or_init(|| debian::prepare().map_err(|error| format!("{error:#}"))).clone()?;
     }
     let (mut output, writer) = std::io::pipe()?;
     let mut command = stage::command::<&str>([])?;

@@ -21,6 +21,8 @@ pub use service::{Service, hello};
 pub use socket_guest::{Lease, SocketGuest};
 
 #[cfg(target_os = "linux")]
+pub mod debian;
+#[cfg(target_os = "linux")]
 pub mod guest;
 #[cfg(target_os = "linux")]
 pub mod harness;
@@ -33,6 +35,10 @@ pub mod stage;
 mod dhcp_server;
 #[cfg(target_os = "linux")]
 mod kernel_guest;
+#[cfg(target_os = "linux")]
+mod machine;
+#[cfg(target_os = "linux")]
+mod overheard;
 #[cfg(target_os = "linux")]
 mod segment;
 #[cfg(target_os = "linux")]
@@ -48,6 +54,10 @@ pub use dhcp_server::DhcpServer;
 pub use kernel_guest::kernel_guest;
 #[cfg(target_os = "linux")]
 pub use lab_agent::packet::{PacketSocket, Sighting};
+#[cfg(target_os = "linux")]
+pub use machine::{Disk, Machine};
+#[cfg(target_os = "linux")]
+pub use overheard::{Message, Overheard};
 #[cfg(target_os = "linux")]
 pub use segment::Segment;
 #[cfg(target_os = "linux")]

@@ -38,6 +38,15 @@ impl Host {
         Ok(host)
     }
 
+    /// Takes a further host off the lab, with its links.
+    ///
+    /// # Errors
+    /// Repeats what `ip` said.
+    pub fn remove(&self) -> Result<()> {
+        let name = self.name.as_deref().context("the main host stays")?;
+        run("ip", &["netns", "delete", name]).map(drop)
+    }
+
     /// Runs `ip` with these space-separated words on this host.
     ///
     /// # Errors

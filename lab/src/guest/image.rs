@@ -14,7 +14,7 @@ use crate::stage::run;
 const CLOUD_KERNEL: &str = "linux-image-cloud-amd64";
 
 /// The drivers that a `virtio-net-pci` device needs, in the order in which they load.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 9] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
@@ -23,7 +23,16 @@ const MODULES: [&str; 8] = [
     "net/core/failover.ko",
     "drivers/net/net_failover.ko",
     "drivers/net/virtio_net.ko",
+    "drivers/block/virtio_blk.ko",
 ];
+
+/// The first process of a QEMU guest with a disk: loads the drivers and starts what is on the disk.
+const FROM_DISK: &str = "#!/bin/busybox sh
+busybox mount -t devtmpfs none /dev
+for module in $(busybox cat /lab/modules); do busybox insmod $module; done
+busybox mount -t ext4 /dev/vda /lab/root
+exec busybox switch_root /lab/root /sbin/init
+";
 
 /// Kernel and initial file system on disk, made once and kept in the build directory.
 #[derive(Debug, Clone)]
@@ -50,13 +59,18 @@ impl Image {
             Vmm::Qemu => cloud_kernel(&store)?,
         };
         let initrd = store.join(format!("{vmm}.cpio"));
-        let archive = pack(&agent, &modules)?;
-        // Several test programs may prepare at the same time: a reader sees the old file or the new one,
-        // never half.
-        let draft = store.join(format!("{vmm}.cpio.{}", std::process::id()));
-        fs::write(&draft, archive).with_context(|| format!("write {}", draft.display()))?;
-        fs::rename(&draft, &initrd)?;
-        Ok(Self { vmm, kernel, initrd })
+        let image = Self { vmm, kernel, initrd };
+        replace(&image.initrd, &pack(&agent, &modules)?)?;
+        if !modules.is_empty() {
+            replace(&image.disk_initrd(), &pack_for_disk(&modules)?)?;
+        }
+        Ok(image)
+    }
+
+    /// The initial file system of a QEMU guest that boots from its disk.
+    #[must_use]
+    pub fn disk_initrd(&self) -> PathBuf {
+        self.initrd.with_extension("disk.cpio")
     }
 
     /// The image that [`Image::prepare`] made.
@@ -82,7 +96,8 @@ fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
 }
 
-fn store() -> Result<PathBuf> {
+/// The directory in the build directory that keeps what takes long to make.
+pub(crate) fn store() -> Result<PathBuf> {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
     let store = target.join("lab");
@@ -165,8 +180,19 @@ fn download_kernel(store: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Writes a file. Several test programs may prepare at the same time: a reader sees the old file or the new one, never
+/// half.
+fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let draft = path.with_extension(format!("cpio.{}", std::process::id()));
+    fs::write(&draft, content).with_context(|| format!("write {}", draft.display()))?;
+    fs::rename(&draft, path).with_context(|| format!("rename {}", draft.display()))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
 fn pack(agent: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
     let mut archive = Archive::default();
     for directory in ["bin", "dev", "etc", "lab", "proc", "run", "sys"] {
         archive.directory(directory);
@@ -178,6 +204,23 @@ fn pack(agent: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
         archive.link(&format!("bin/{name}"), "busybox");
     }
     archive.program("lab/udhcpc.sh", include_bytes!("udhcpc.sh"));
+    add_modules(&mut archive, modules)?;
+    Ok(archive.finish())
+}
+
+fn pack_for_disk(modules: &[PathBuf]) -> Result<Vec<u8>> {
+    let mut archive = Archive::default();
+    for directory in ["bin", "dev", "lab", "lab/root"] {
+        archive.directory(directory);
+    }
+    archive.console();
+    archive.program("init", FROM_DISK.as_bytes());
+    archive.program("bin/busybox", &read(Path::new("/bin/busybox"))?);
+    add_modules(&mut archive, modules)?;
+    Ok(archive.finish())
+}
+
+fn add_modules(archive: &mut Archive, modules: &[PathBuf]) -> Result<()> {
     let mut list = String::new();
     for module in modules {
         let name = module.file_name().and_then(|name| name.to_str()).context("a module without a name")?;
@@ -187,5 +230,5 @@ fn pack(agent: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
     if !list.is_empty() {
         archive.program("lab/modules", list.as_bytes());
     }
-    Ok(archive.finish())
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! console is standard input and output; the agent there answers one [`Request`] at a time.
 
 mod cpio;
+pub mod debian;
 mod image;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 pub use cpio::Archive;
 pub use image::Image;
+pub(crate) use image::store;
 pub use lab_agent::to_hex;
 pub use lab_agent::{Answer, Facts, Lease, Request};
 use lab_agent::{MAC_WORD, MARK};
@@ -160,6 +162,10 @@ impl Guest {
     }
 }
 
+/// The first words of the kernel's command line in QEMU. On a busy host the kernel finds an emulated timer too late,
+/// takes it for broken and gives up, unless it does not check.
+const QEMU_CONSOLE: &str = "console=ttyS0 quiet no_timer_check";
+
 /// The guest's command line for `softnet run`, with `{fd}` and `{mac}` where they belong.
 #[must_use]
 pub fn command_line(image: &Image) -> Vec<String> {
@@ -188,7 +194,7 @@ pub fn command_line(image: &Image) -> Vec<String> {
         .flat_map(|words| words.split(' '))
         .map(str::to_owned)
         .chain(["-kernel".into(), kernel.to_string(), "-initrd".into(), initrd.to_string(), "-append".into()])
-        .chain([format!("console=ttyS0 quiet panic=-1 {MAC_WORD}{{mac}}")])
+        .chain([format!("{QEMU_CONSOLE} panic=-1 {MAC_WORD}{{mac}}")])
         .collect(),
     }
 }
