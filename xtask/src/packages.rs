@@ -13,6 +13,8 @@ pub const UML: &[&str] = &["user-mode-linux"];
 pub const QEMU: &[&str] = &["qemu-system-x86", "ipxe-qemu"];
 /// Firewalls that a host may have.
 pub const FIREWALLS: &[&str] = &["ufw", "iptables", "firewalld", "dbus-daemon"];
+/// A Debian of its own for DHCP clients and guests with a disk, and firmware that boots from the network.
+pub const CLIENTS: &[&str] = &["mmdebstrap", "e2fsprogs", "ovmf"];
 /// The network of a user without privilege.
 pub const UNPRIVILEGED: &[&str] = &["passt"];
 

@@ -35,6 +35,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             packages::QEMU,
             packages::UNPRIVILEGED,
             packages::FIREWALLS,
+            packages::CLIENTS,
         ])?;
     }
     let mut documentation = cargo("doc --workspace --no-deps --quiet");
