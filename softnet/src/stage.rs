@@ -89,6 +89,7 @@ impl Opened {
         });
         let max_frame = usize::from(uplink.mtu) + ETHERNET_HEADER;
         let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
+        relay.set_limits(config.port.limit_up, config.port.limit_down);
         if let Some(log) = DropLog::if_wanted() {
             relay.set_observer(log);
         }

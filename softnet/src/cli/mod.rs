@@ -199,6 +199,16 @@ pub struct PortArgs {
     #[arg(long, value_name = "EXT:INT,…", value_delimiter = ',', help_heading = "Network")]
     pub expose: Vec<String>,
 
+    /// Most that the VM may send, in bytes a second: a number of at least 64K, where K, M and G stand for thousands, millions
+    /// and billions. More than that waits in the VM's network card.
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Network")]
+    pub limit_up: Option<String>,
+
+    /// Most that the VM receives, in bytes a second, like --limit-up. More than that waits on the host, which drops what
+    /// finds its queue full.
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Network")]
+    pub limit_down: Option<String>,
+
     /// Release the DHCP lease at exit. The default on Linux.
     #[arg(long, help_heading = "Network")]
     pub release: bool,

@@ -14,6 +14,7 @@ use linux as system;
 #[cfg(not(target_os = "linux"))]
 use other as system;
 
+use std::num::NonZeroU64;
 use std::os::fd::{OwnedFd, RawFd};
 
 pub use network_name::{NameError, NetworkName};
@@ -31,6 +32,10 @@ use expose::Expose;
 const LEASE_TIME: std::ops::RangeInclusive<u32> = 120..=86_400;
 /// The lease time if none is given. Short, so that the pool is not exhausted by VMs that end without releasing their leases.
 const DEFAULT_LEASE_TIME: u32 = 600;
+
+/// The lowest limit of a direction in bytes a second. Below it, DHCP would wait too long behind a VM's other frames, and one
+/// super-frame would take longer than a second.
+const LEAST_RATE: u64 = 64_000;
 
 /// How many tracked connections one VM may have by default (rule H4).
 pub const DEFAULT_CONNECTIONS: u32 = 16_384;
@@ -90,6 +95,10 @@ pub struct PortSettings {
     pub expose: Vec<Expose>,
     /// Whether the lease is released at the end.
     pub release: bool,
+    /// The most that passes from the VM, in bytes a second.
+    pub limit_up: Option<NonZeroU64>,
+    /// The most that passes to the VM, in bytes a second.
+    pub limit_down: Option<NonZeroU64>,
     /// `--allow` and `--block`.
     pub rules: Vec<Rule>,
     /// User to become.
@@ -151,6 +160,8 @@ impl TryFrom<PortArgs> for PortSettings {
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
         let expose = parse_exposes(&args.expose)?;
+        let limit_up = parse_rate("--limit-up", args.limit_up)?;
+        let limit_down = parse_rate("--limit-down", args.limit_down)?;
         let host = system::host_side(&args.host, !args.expose.is_empty(), net_type)?;
         let connections = system::connections(&args.host)?;
         let name =
@@ -167,6 +178,8 @@ impl TryFrom<PortArgs> for PortSettings {
             client,
             expose,
             release: release(args.release, args.no_release, RELEASES_BY_DEFAULT)?,
+            limit_up,
+            limit_down,
             rules,
             user: args.user,
             group: args.group,
@@ -219,6 +232,28 @@ fn lease_time(args: &PortArgs) -> Result<u32, UsageError> {
         UsageError::new(flag, value, format!("is not a number of seconds from {low} to {high}"))
     };
     value.parse().ok().filter(|seconds| LEASE_TIME.contains(seconds)).ok_or_else(error)
+}
+
+fn parse_rate(flag: &'static str, value: Option<String>) -> Result<Option<NonZeroU64>, UsageError> {
+    let Some(value) = value else { return Ok(None) };
+    let (digits, unit) = match value.strip_suffix(['k', 'K', 'm', 'M', 'g', 'G']) {
+        None => (value.as_str(), 1),
+        Some(digits) => match value.as_bytes().last() {
+            Some(b'k' | b'K') => (digits, 1_000),
+            Some(b'm' | b'M') => (digits, 1_000_000),
+            _ => (digits, 1_000_000_000),
+        },
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let rate = digits.parse::<u64>().ok().filter(|_| is_number).and_then(|number| number.checked_mul(unit));
+    match rate.and_then(NonZeroU64::new).filter(|rate| rate.get() >= LEAST_RATE) {
+        Some(rate) => Ok(Some(rate)),
+        None => Err(UsageError::new(
+            flag,
+            value,
+            "is not a number of bytes a second of at least 64K; write one such as 500K, 12M or 1G (10 Mbit/s are 1250K)",
+        )),
+    }
 }
 
 fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<Vec<Rule>, UsageError> {
@@ -323,6 +358,14 @@ mod tests {
     fn errors_name_flag_value_and_reason_on_one_line() {
         for (line, flag, value) in [
             ("--allow 10.0.0.0/33", "--allow", "10.0.0.0/33"),
+            ("--limit-up 63999", "--limit-up", "63999"),
+            ("--limit-up 0", "--limit-up", "0"),
+            ("--limit-up -5", "--limit-up", "-5"),
+            ("--limit-up +1M", "--limit-up", "+1M"),
+            ("--limit-down 1.5M", "--limit-down", "1.5M"),
+            ("--limit-down M", "--limit-down", "M"),
+            ("--limit-down 10Mbit", "--limit-down", "10Mbit"),
+            ("--limit-down 18446744073710G", "--limit-down", "18446744073710G"),
             ("--allow @hots", "--allow", "@hots"),
             ("--block 2001:db8::/129", "--block", "2001:db8::/129"),
             ("--block 10.0.0.0/8:0", "--block", "10.0.0.0/8:0"),
@@ -353,6 +396,21 @@ mod tests {
             assert!(!error.contains('\n'));
         }
         assert!(refusal("--allow example.com").contains("not supported yet"));
+    }
+
+    #[test]
+    fn rates_are_bytes_a_second_in_decimal_units() {
+        for (text, bytes) in [
+            ("64000", 64_000),
+            ("64K", 64_000),
+            ("500k", 500_000),
+            ("12M", 12_000_000),
+            ("1G", 1_000_000_000),
+        ] {
+            let settings = settings(&format!("--limit-up {text}")).unwrap();
+            assert_eq!((settings.limit_up.map(NonZeroU64::get), settings.limit_down), (Some(bytes), None));
+        }
+        assert_eq!(settings("--limit-down 1g").unwrap().limit_down.map(NonZeroU64::get), Some(1_000_000_000));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct FrameBatch {
     arena: Box<[u8]>,
     /// The kept frames, oldest first. Never grows beyond its first capacity.
     frames: Vec<Stored>,
+    /// How many frames the links may store, at most [`BATCH_FRAMES`].
+    most: usize,
     /// Frames before this index have been sent.
     sent: usize,
     /// First free byte of the arena.
@@ -58,6 +60,7 @@ impl FrameBatch {
         FrameBatch {
             arena: vec![0; arena].into_boxed_slice(),
             frames: Vec::with_capacity(BATCH_FRAMES),
+            most: BATCH_FRAMES,
             sent: 0,
             tail: 0,
             max_frame,
@@ -76,6 +79,25 @@ impl FrameBatch {
     /// The longest frame in bytes that a link may store.
     pub fn max_frame(&self) -> usize {
         self.max_frame
+    }
+
+    /// From now on, links store at most so many frames, one to [`BATCH_FRAMES`].
+    pub fn set_most(&mut self, frames: usize) {
+        self.most = frames.clamp(1, BATCH_FRAMES);
+    }
+
+    /// Bytes of the frames left to send as they are on the wire, where each frame that a super-frame is cut into has
+    /// headers of its own.
+    pub fn bytes_on_wire(&self) -> u64 {
+        let bytes = |frame: &Stored| {
+            let headers = match frame.vnet.gso {
+                None => 0,
+                Some(_) => Segments::new(&self.arena[frame.bytes.clone()], &frame.vnet)
+                    .map_or(0, |segments| segments.header_len()),
+            };
+            (frame.bytes.len() + frame.pieces.saturating_sub(1) * headers) as u64
+        };
+        self.frames[self.sent..].iter().map(bytes).sum()
     }
 
     /// Whether nothing is left to send.
@@ -122,9 +144,9 @@ impl FrameBatch {
         self.frames.push(Stored { bytes, vnet: VnetHeader::default(), pieces: 1, cut: 0, is_lost: false });
     }
 
-    /// Whether the batch has [`BATCH_FRAMES`] frames.
+    /// Whether the batch has as many frames as links may store.
     pub fn has_all_frames(&self) -> bool {
-        self.frames.len() == BATCH_FRAMES
+        self.frames.len() >= self.most
     }
 
     /// Records `len` bytes at the start of [`FrameBatch::free_space`] as the next frame, with the offloads
@@ -151,7 +173,7 @@ impl FrameBatch {
     /// once. Only for an empty batch; record the frames with [`FrameBatch::push_slot`].
     pub fn slots(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
         debug_assert!(self.frames.is_empty());
-        self.arena.chunks_exact_mut(self.max_frame)
+        self.arena.chunks_exact_mut(self.max_frame).take(self.most)
     }
 
     /// Records that slot `index` of [`FrameBatch::slots`] holds a frame of `len` bytes.
@@ -300,6 +322,22 @@ mod tests {
         assert_eq!(batch.len(), BATCH_FRAMES);
         batch.clear();
         assert!(!batch.is_full() && batch.is_empty());
+    }
+
+    #[test]
+    fn links_store_no_more_frames_than_they_may() {
+        let mut batch = FrameBatch::new(100);
+        batch.set_most(3);
+        assert_eq!(batch.slots().len(), 3);
+        while !batch.is_full() {
+            batch.push(60);
+        }
+        assert_eq!((batch.len(), batch.bytes_on_wire()), (3, 180));
+        batch.clear();
+        batch.set_most(0);
+        assert_eq!(batch.slots().len(), 1);
+        batch.set_most(usize::MAX);
+        assert_eq!(batch.slots().len(), BATCH_FRAMES);
     }
 
     #[test]

@@ -103,6 +103,7 @@ pub(crate) mod tests {
             batch.push(3);
         }
         assert_eq!((batch.len(), batch.len_on_wire()), (4, 402));
+        assert_eq!(batch.bytes_on_wire(), 2 * (20_000 + 200 * HEADERS as u64 + 3));
 
         let mut cutter = Cutter::new();
         let mut sent = Vec::new();

@@ -7,6 +7,7 @@ use mio::{Interest, Registry};
 use softnet_filter::{Direction, DropReason, Port, Timestamp, Verdict};
 use softnet_offload::finish_open_checksum;
 
+use super::limit::Limit;
 use super::wake::Wake;
 use super::{Ended, RelayError, Stop};
 use crate::link::{FrameBatch, Link, LinkError, Received, Sent};
@@ -74,6 +75,8 @@ pub struct Lane {
     pause: Option<Duration>,
     /// The destination did not accept its frames in time, and has accepted none since.
     stalled: bool,
+    /// How much may pass.
+    limit: Option<Limit>,
 }
 
 impl Lane {
@@ -87,7 +90,26 @@ impl Lane {
             retry_at: None,
             pause: None,
             stalled: false,
+            limit: None,
         }
+    }
+
+    /// From now on, reads no more than `limit` lets pass.
+    pub fn set_limit(&mut self, limit: Limit) {
+        self.limit = Some(limit);
+    }
+
+    /// Reads again if the limit lets it.
+    pub fn refill(&mut self, now: Timestamp) {
+        if let Some(limit) = &mut self.limit {
+            limit.refill(now);
+        }
+    }
+
+    /// When the limit lets the lane read again what may be waiting.
+    pub fn refill_at(&self) -> Option<Timestamp> {
+        let limit = self.limit.as_ref().filter(|_| self.readable && self.blocked_until.is_none());
+        limit.and_then(Limit::waits_until)
     }
 
     /// From now on, drops the batch instead of waiting when a queue is full.
@@ -97,7 +119,8 @@ impl Lane {
 
     /// Whether there is work without waiting for a wake-up.
     pub fn has_work(&self) -> bool {
-        self.readable && self.blocked_until.is_none()
+        let is_limited = self.limit.as_ref().is_some_and(|limit| limit.waits_until().is_some());
+        self.readable && self.blocked_until.is_none() && !is_limited
     }
 
     /// When to try the batch again, if no wake-up comes earlier.
@@ -152,6 +175,9 @@ impl Way<'_> {
     pub fn receive(&mut self, now: Timestamp) -> Result<(), Stop> {
         let lane = &mut *self.lane;
         lane.batch.clear();
+        if let Some(limit) = &lane.limit {
+            lane.batch.set_most(limit.frames(lane.batch.max_frame(), now));
+        }
         let received = self.from.link.recv(&mut lane.batch);
         lane.readable = matches!(received, Ok(Received::More));
         for _ in 0..lane.batch.take_truncated() {
@@ -167,6 +193,10 @@ impl Way<'_> {
             lane.batch.edit(finish_open_checksum);
         }
         self.judge(now);
+        // What the filter drops does not count.
+        if let Some(limit) = &mut self.lane.limit {
+            limit.take(self.lane.batch.bytes_on_wire(), now);
+        }
         Ok(())
     }
 

@@ -6,12 +6,14 @@
 
 mod lane;
 mod lease;
+mod limit;
 #[cfg(test)]
 mod tests;
 mod wake;
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use mio::Events;
@@ -25,6 +27,7 @@ use crate::observe::{self, Observer};
 use crate::parent::ParentWatch;
 use crate::quiet::{Probe, Silence};
 use lane::{Lane, Side, Way};
+use limit::Limit;
 use wake::{Sources, Wake};
 
 /// Ordinary reasons to end.
@@ -138,6 +141,15 @@ impl Relay {
         self.observer = Some(Box::new(observer));
     }
 
+    /// Limits what passes from and to the VM, in bytes a second.
+    pub fn set_limits(&mut self, from_vm: Option<NonZeroU64>, from_host: Option<NonZeroU64>) {
+        for (lane, rate) in [(&mut self.from_vm, from_vm), (&mut self.from_host, from_host)] {
+            if let Some(rate) = rate {
+                lane.set_limit(Limit::new(rate));
+            }
+        }
+    }
+
     /// Warns once if the VM sends no frame for this long from now on: it may have a network that is not Softnet's.
     pub fn warn_if_mute(&mut self, limit: Duration) {
         self.mute_at = Some((clock::now().saturating_add(limit), limit));
@@ -216,6 +228,8 @@ impl Relay {
                 Wake::Follower => self.read_notices(now)?,
             }
         }
+        self.from_vm.refill(now);
+        self.from_host.refill(now);
         self.carry(Direction::FromVm, now)?;
         self.carry(Direction::FromHost, now)?;
         self.attend(now)
@@ -319,6 +333,8 @@ impl Relay {
             self.port.next_deadline(),
             self.from_vm.deadline(),
             self.from_host.deadline().filter(|_| self.settling.is_none()),
+            self.from_vm.refill_at(),
+            self.from_host.refill_at().filter(|_| self.settling.is_none()),
             self.follower.deadline(),
             self.settling.map(|(_, until)| until),
             self.mute_at.map(|(at, _)| at),

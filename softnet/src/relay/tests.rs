@@ -4,7 +4,7 @@ use crate::lease_follower::{NoFollower, Notice};
 use crate::vm::DatagramLink;
 use mio::Token;
 use softnet_filter::{DropReason, Gateway, Lease, MacAddr, NetType, Policy, PortConfig, Resolvers, Verdict};
-use softnet_wire::make::Arp;
+use softnet_wire::make::{Arp, Ipv4, udp};
 use std::cell::RefCell;
 use std::os::unix::net::UnixDatagram;
 use std::rc::Rc;
@@ -69,6 +69,13 @@ fn arp_announcement() -> Vec<u8> {
 /// A frame that the host sends to the VM.
 fn arp_reply() -> Vec<u8> {
     Arp::reply(HOST, address(1), VM, address(7)).frame()
+}
+
+/// A full frame of the VM that passes while it has its lease.
+fn datagram_to_the_world() -> Vec<u8> {
+    let world = Ipv4Addr::new(9, 9, 9, 9);
+    let datagram = udp((address(7), 4000), (world, 4000), &[7; MAX_FRAME - 42]);
+    Ipv4::new(address(7), world, datagram).frame(HOST, VM)
 }
 
 /// One turn that does not wait.
@@ -238,6 +245,96 @@ fn a_host_that_is_never_ready_is_waited_for_some_seconds() {
     assert!(deadline >= now.saturating_add(SETTLE_LIMIT));
     relay.attend(deadline).unwrap();
     assert_eq!(received(&vm), 1);
+}
+
+/// Turns that wait as the running loop does, until `done`; returns how many there were.
+fn turns_until(relay: &mut Relay, mut done: impl FnMut() -> bool) -> usize {
+    let mut events = wake::events();
+    (1..)
+        .find(|_| {
+            relay.wait(&mut events).unwrap();
+            relay.turn(&events).unwrap();
+            done()
+        })
+        .unwrap()
+}
+
+/// What a limited lane does not read waits in the socket, and all of it arrives, no faster than the limit; then nothing
+/// wakes the loop.
+#[test]
+fn a_limit_holds_frames_back_and_loses_none() {
+    const RATE: u64 = 1_000_000;
+    const FRAMES: usize = 400;
+    for direction in [Direction::FromVm, Direction::FromHost] {
+        let (vm, mut relay, host) = relay();
+        lease_until(&mut relay, Timestamp::MAX);
+        let (from, to) = match direction {
+            Direction::FromVm => (&vm, &host),
+            Direction::FromHost => (&host, &vm),
+        };
+        let (up, down) = match direction {
+            Direction::FromVm => (NonZeroU64::new(RATE), None),
+            Direction::FromHost => (None, NonZeroU64::new(RATE)),
+        };
+        let idle = relay.next_deadline();
+        relay.set_limits(up, down);
+        assert_eq!(relay.next_deadline(), idle);
+        let frame = match direction {
+            Direction::FromVm => datagram_to_the_world(),
+            Direction::FromHost => {
+                [&VM.octets()[..], &HOST.octets(), &datagram_to_the_world()[12..]].concat()
+            }
+        };
+        let start = clock::now();
+        let (mut sent, mut arrived) = (0, 0);
+        let turns = turns_until(&mut relay, || {
+            while sent < FRAMES && from.send(&frame).is_ok() {
+                sent += 1;
+            }
+            arrived += received(to);
+            let elapsed = clock::now().saturating_since(start).as_secs_f64();
+            let most = RATE as f64 * elapsed + limit::LEAST_BURST as f64 + frame.len() as f64;
+            assert!((arrived * frame.len()) as f64 <= most, "{arrived} frames in {elapsed} s");
+            arrived == FRAMES
+        });
+        assert_eq!(relay.counters().from_vm.dropped_total() + relay.counters().from_host.dropped_total(), 0);
+        // A turn for what may be read, a wake-up for what has been sent, and one for the end of each wait.
+        assert!(turns < 4 * FRAMES, "{turns} turns for {FRAMES} frames");
+        // The last frame may have emptied the bucket; then there is one more turn, which finds the socket empty.
+        let mut events = wake::events();
+        while relay.has_work(direction) || relay.next_deadline() != idle {
+            relay.wait(&mut events).unwrap();
+            relay.turn(&events).unwrap();
+        }
+        // It stays so, however empty the bucket still is.
+        turn(&mut relay).unwrap();
+        assert!(!relay.has_work(direction) && relay.next_deadline() == idle);
+    }
+}
+
+/// The other direction and the lease's end do not wait for a limit.
+#[test]
+fn a_limit_holds_nothing_else_up() {
+    let (vm, mut relay, host) = relay();
+    let expires = clock::now().saturating_add(Duration::from_millis(200));
+    lease_until(&mut relay, expires);
+    relay.set_limits(NonZeroU64::new(64_000), None);
+    while relay.from_vm.refill_at().is_none() {
+        while vm.send(&datagram_to_the_world()).is_ok() {}
+        turn(&mut relay).unwrap();
+        received(&host);
+    }
+    host.send(&arp_reply()).unwrap();
+    turns_until(&mut relay, || received(&vm) == 1);
+    let mut events = wake::events();
+    while relay.port.lease().is_some() {
+        relay.wait(&mut events).unwrap();
+        relay.turn(&events).unwrap();
+        assert!(
+            relay.port.lease().is_none() || clock::now() < expires.saturating_add(Duration::from_secs(60))
+        );
+    }
+    assert!(clock::now() >= expires);
 }
 
 #[test]

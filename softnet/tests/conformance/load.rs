@@ -1,6 +1,7 @@
 //! While a VM floods at full speed (R2): time, signals, the other direction and the port forwards go on.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lab::deadline::until;
@@ -9,7 +10,7 @@ use lab::wire::{Dhcp, Ipv4, dhcp_kind as kind, dhcp_option as option, udp};
 use lab::{DhcpServer, Softnet, VmPort};
 use nix::sys::signal::Signal;
 
-use crate::wire::{OTHER_MAC, VM, VM_MAC, WORLD, Wire, packet, program};
+use crate::wire::{GATEWAY, OTHER_MAC, VM, VM_MAC, WORLD, Wire, packet, program};
 
 /// Does `work` while the VM sends `frame` without a pause, as fast as Softnet takes it.
 fn flooding<R>(vm: &VmPort, frame: &[u8], work: impl FnOnce() -> Result<R>) -> Result<R> {
@@ -124,6 +125,90 @@ pub fn l6_losses_are_drops() -> Result<()> {
     ensure!(grown("forwarded") + lost <= sent + 64, "{sent} sent, {lost} lost, {now:?}");
     let got = grown("bytes") / inbound.len() as u64;
     ensure!(got <= grown("forwarded"), "the bytes of {got} frames, {now:?}");
+    Ok(())
+}
+
+/// Bytes that passed from the VM, with what the relay's bucket lets pass at once taken off.
+fn passed(softnet: &Softnet) -> Result<u64> {
+    const BURST: u64 = 64 << 10;
+    let counters = softnet.counters()?;
+    let bytes = counters.from_vm.get("bytes").copied().unwrap_or_default();
+    let dropped = counters.from_vm.get("dropped").copied().unwrap_or_default();
+    ensure!(dropped == 0, "{dropped} frames were dropped: {:?}", counters.from_vm);
+    Ok(bytes.saturating_sub(BURST + 1514))
+}
+
+/// --limit-up: the VM waits, loses nothing, and DHCP goes on; then nothing wakes the worker.
+pub fn a_limit_holds_the_vm_back() -> Result<()> {
+    const FRAMES: u64 = 1_000;
+    let begun = Instant::now();
+    let mut wire = Wire::leased(&["--limit-up=1000K"])?;
+    let full = Ipv4::new(VM, WORLD, udp((VM, 4000), (WORLD, 80), &[7; 1472]));
+    let frame = wire.routed(&full);
+    ensure!(frame.len() == 1514);
+    let slow = |softnet: &Softnet| -> Result<u64> {
+        let bytes = passed(softnet)?;
+        let most = u64::try_from(begun.elapsed().as_micros())?;
+        ensure!(bytes <= most, "{bytes} bytes have passed in {most} microseconds");
+        Ok(bytes)
+    };
+    let sender = wire.vm.try_clone()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let sent = scope.spawn(|| (0..FRAMES).try_for_each(|_| sender.send(&frame)));
+        while !sent.is_finished() {
+            slow(&wire.softnet)?;
+        }
+        sent.join().expect("the sender does not panic")
+    })?;
+    flooding(&wire.vm, &frame, || {
+        let renewal = Dhcp { ciaddr: VM, ..Dhcp::client(kind::REQUEST, 77, VM_MAC) };
+        wire.vm.send(&wire.routed(&renewal.packet(VM, GATEWAY)))?;
+        let server = wire.server();
+        server.heard(kind::REQUEST, 77)?;
+        server.send(&server.answer(kind::ACK, 77, VM_MAC, VM), VM_MAC)?;
+        DhcpServer::told(&wire.vm, kind::ACK, 77)?;
+        slow(&wire.softnet).map(drop)
+    })?;
+    wire.settle()?;
+    ensure!(slow(&wire.softnet)? >= FRAMES * 1514 - (65 << 10), "frames were lost");
+
+    // No more ticks: only what it is asked for wakes the worker.
+    let worker = wire.softnet.worker()?;
+    let switches = || -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{worker}/status"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        Ok(line.context("no count")?.trim().parse()?)
+    };
+    let mut before = 0;
+    let sleeps = until(|| {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = switches().unwrap_or_default();
+        std::mem::replace(&mut before, now) == now
+    });
+    ensure!(sleeps, "the worker wakes up though nobody sends");
+    Ok(())
+}
+
+/// --limit-down: what the host sends reaches the VM no faster.
+pub fn a_limit_holds_the_host_back() -> Result<()> {
+    const BYTES: u64 = 1_000_000;
+    let begun = Instant::now();
+    let wire = Wire::leased(&["--limit-down=500k"])?;
+    let full = Ipv4::new(WORLD, VM, udp((WORLD, 80), (VM, 4000), &[7; 1472]));
+    let frame = full.frame(VM_MAC, wire.segment.mac);
+    let mut arrived = 0;
+    let mut buffer = [0; 2048];
+    while arrived < BYTES {
+        wire.segment.send(&frame)?;
+        while let Some(length) = wire.vm.try_recv(&mut buffer)? {
+            arrived += length as u64;
+        }
+        let most = u64::try_from(begun.elapsed().as_micros())? / 2 + (64 << 10) + 1514;
+        ensure!(arrived <= most, "{arrived} bytes have arrived, at most {most} may have");
+    }
+    // The host's own IPv6 may be among what was dropped.
+    let counters = wire.softnet.counters()?;
+    ensure!(!counters.from_host.keys().any(|reason| reason.starts_with("vm-")), "{counters:?}");
     Ok(())
 }
 

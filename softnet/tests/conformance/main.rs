@@ -115,6 +115,8 @@ fn main() -> ExitCode {
             a_port_forward_follows_the_lease_under_a_flood,
             a_vm_that_does_not_read_harms_nobody,
             l6_losses_are_drops,
+            a_limit_holds_the_vm_back,
+            a_limit_holds_the_host_back,
         },
         lifecycle::{
             int_and_term_end_it_and_give_the_lease_back,
