@@ -36,6 +36,18 @@ pub enum Case {
     Tcp,
     /// A UDP frame of 64 bytes to the VM.
     Reply,
+    /// A UDP frame of 64 bytes from the VM, of a flow that has been answered, in a stateful policy.
+    UdpFlow,
+    /// A TCP frame of 1,514 bytes from the VM, of a connection, in a stateful policy.
+    TcpFlow,
+    /// A UDP frame of 64 bytes to the VM, of a flow that has been answered, in a stateful policy.
+    ReplyFlow,
+}
+
+impl Case {
+    fn is_stateful(self) -> bool {
+        matches!(self, Self::UdpFlow | Self::TcpFlow | Self::ReplyFlow)
+    }
 }
 
 /// Which rules a port has.
@@ -54,7 +66,7 @@ impl Rules {
 }
 
 /// The decisions that are counted: case, rules, and the goal, a maximum of instructions.
-const CASES: [(Case, Rules, Option<f64>); 9] = [
+const CASES: [(Case, Rules, Option<f64>); 12] = [
     (Case::Udp, Rules::plain(0), Some(170.0)),
     (Case::Udp, Rules::plain(10), None),
     (Case::Udp, Rules::plain(1_000), None),
@@ -64,6 +76,10 @@ const CASES: [(Case, Rules, Option<f64>); 9] = [
     (Case::Tcp, Rules { plain: 9_000, with_ports: 1_000 }, None),
     (Case::Reply, Rules::plain(0), None),
     (Case::Arp, Rules::plain(0), Some(130.0)),
+    // 1.3 times what the decision costs without flows.
+    (Case::UdpFlow, Rules::plain(0), Some(208.0)),
+    (Case::TcpFlow, Rules::plain(0), Some(208.0)),
+    (Case::ReplyFlow, Rules::plain(0), None),
 ];
 
 /// One counted case.
@@ -87,6 +103,9 @@ impl Count {
             Case::Arp => "ARP request from the VM",
             Case::Tcp => "TCP, 1,514 bytes, from the VM",
             Case::Reply => "UDP, 64 bytes, to the VM",
+            Case::UdpFlow => "UDP, 64 bytes, from the VM, of a flow",
+            Case::TcpFlow => "TCP, 1,514 bytes, from the VM, of a flow",
+            Case::ReplyFlow => "UDP, 64 bytes, to the VM, of a flow",
         };
         match self.rules {
             Rules { plain, with_ports: 0 } => format!("{case}, {plain} rules"),
@@ -152,24 +171,40 @@ fn callgrind(case: Case, rules: Rules, times: u64) -> Result<f64> {
 /// If the frame is not forwarded: a drop would be cheaper.
 pub fn decide(case: Case, plain: usize, with_ports: usize, times: u64) -> Result<()> {
     let now = Timestamp::from_secs(1);
-    let mut port = bound_port(Rules { plain, with_ports }, now)?;
+    let mut port = bound_port(Rules { plain, with_ports }, case.is_stateful(), now)?;
     let udp = |from: Ipv4Addr, to: Ipv4Addr| {
         wire::Ipv4::new(from, to, wire::udp((from, 4000), (to, 4000), &[0; 22]))
     };
-    let frame = match case {
-        Case::Udp => udp(ADDRESS, WORLD).frame(HOST, VM),
-        Case::Reply => udp(WORLD, ADDRESS).frame(VM, HOST),
-        Case::Tcp => {
-            let payload = wire::tcp((ADDRESS, 4000), (WORLD, 80), 1, 0x10, &[0; 1460]);
-            wire::Ipv4::new(ADDRESS, WORLD, payload).frame(HOST, VM)
+    let segment = |flags, data: &[u8]| {
+        let payload = wire::tcp((ADDRESS, 4000), (WORLD, 80), 1, flags, data);
+        wire::Ipv4::new(ADDRESS, WORLD, payload).frame(HOST, VM)
+    };
+    if case.is_stateful() {
+        // The segments of the test acknowledge 0x01020304.
+        let answer = wire::tcp((WORLD, 80), (ADDRESS, 4000), 0x0102_0303, 0x12, &[]);
+        let answer = wire::Ipv4::new(WORLD, ADDRESS, answer).frame(VM, HOST);
+        for (from_vm, frame) in [
+            (true, udp(ADDRESS, WORLD).frame(HOST, VM)),
+            (false, udp(WORLD, ADDRESS).frame(VM, HOST)),
+            (true, segment(0x02, &[])),
+            (false, answer),
+            (true, segment(0x10, &[])),
+        ] {
+            let verdict = if from_vm { port.from_vm(&frame, now) } else { port.from_host(&frame, now) };
+            ensure!(verdict == Verdict::Forward, "the flow does not begin: {verdict:?}");
         }
+    }
+    let frame = match case {
+        Case::Udp | Case::UdpFlow => udp(ADDRESS, WORLD).frame(HOST, VM),
+        Case::Reply | Case::ReplyFlow => udp(WORLD, ADDRESS).frame(VM, HOST),
+        Case::Tcp | Case::TcpFlow => segment(0x10, &[0; 1460]),
         Case::Arp => Arp::request(VM, ADDRESS, GATEWAY).frame(),
     };
     for _ in 0..times {
         let frame = std::hint::black_box(&frame);
         let verdict = match case {
-            Case::Reply => port.from_host(frame, now),
-            Case::Udp | Case::Tcp | Case::Arp => port.from_vm(frame, now),
+            Case::Reply | Case::ReplyFlow => port.from_host(frame, now),
+            Case::Udp | Case::Tcp | Case::Arp | Case::UdpFlow | Case::TcpFlow => port.from_vm(frame, now),
         };
         ensure!(verdict == Verdict::Forward, "{verdict:?}");
     }
@@ -177,7 +212,7 @@ pub fn decide(case: Case, plain: usize, with_ports: usize, times: u64) -> Result
 }
 
 /// A port whose VM has got its lease by the usual four messages.
-fn bound_port(rules: Rules, now: Timestamp) -> Result<Port> {
+fn bound_port(rules: Rules, is_stateful: bool, now: Timestamp) -> Result<Port> {
     let Rules { plain, with_ports } = rules;
     let rules = (0..plain + with_ports).map(|index| {
         // Networks of many prefix lengths all over the address space, none of which contains the destination.
@@ -192,6 +227,9 @@ fn bound_port(rules: Rules, now: Timestamp) -> Result<Port> {
         })
     });
     let mut rules: Vec<Rule> = rules.collect::<Result<_>>()?;
+    if is_stateful {
+        rules.push(Rule { entry: "in 1.1.1.1".parse()?, action: Action::Block });
+    }
     if with_ports > 0 {
         // Half of them say something about other ports of everything, and then one opens the destination.
         for (index, rule) in rules.iter_mut().skip(plain).step_by(2).enumerate() {
@@ -212,6 +250,9 @@ fn bound_port(rules: Rules, now: Timestamp) -> Result<Port> {
         mtu: 1500,
         server_files_by_mac: false,
         host_addresses: Vec::new(),
+        on_block: Default::default(),
+        published: Vec::new(),
+        seed: 7,
     })?;
     let request = Dhcp::client(dhcp_kind::REQUEST, 7, VM)
         .with(dhcp_option::REQUESTED_ADDRESS, &ADDRESS.octets())

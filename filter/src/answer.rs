@@ -1,23 +1,124 @@
-//! What Softnet answers to the VM itself, as its router would: ICMP errors about packets that the VM sent.
+//! What Softnet answers to the VM itself, as its router or the peer would: ICMP errors about packets that the VM sent, and the
+//! RST of a connection that the policy refuses (rules L3, J).
 
 use core::net::Ipv4Addr;
 
-use softnet_wire::build::{Builder, Unreachable};
-use softnet_wire::icmpv4::{ECHO, ECHO_REPLY, FRAGMENTATION_NEEDED};
+use softnet_wire::build::{Builder, Reset, Unreachable};
+use softnet_wire::icmpv4::{ECHO, ECHO_REPLY, FRAGMENTATION_NEEDED, PROHIBITED};
+use softnet_wire::transport::flag;
 
-use crate::ipv4::{ICMP, Packet, Part};
+use crate::config::OnBlock;
+use crate::frame::Frame;
+use crate::ipv4::{ICMP, Packet, Part, Tcp, Transport};
 use crate::rate::AnswerRate;
 use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::transmit::{CAPACITY, OwnFrame};
+use crate::verdict::DropReason;
 
 /// The answers to one VM.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Answers {
     rate: AnswerRate,
+    on_block: OnBlock,
+}
+
+/// What answers a packet that the policy refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind<'a> {
+    /// A RST, to a SYN.
+    Reset(Tcp<'a>),
+    /// An ICMP error that says "prohibited".
+    Prohibited,
+}
+
+/// J1: whether the policy refuses a packet that is dropped for this reason, and does not merely find it forged or malformed.
+pub(crate) fn is_refusal(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::NeverDestination
+            | DropReason::Blocked
+            | DropReason::NotGlobal
+            | DropReason::Multicast
+            | DropReason::Neighbour
+            | DropReason::GatewayProtocol
+            | DropReason::ResolverPort
+            | DropReason::HostOnly
+    )
+}
+
+/// J1: what answers a refused packet: nothing if it is TCP but no SYN, an ICMP message other than an echo request, for a
+/// group or for all, or a later fragment (RFC 1122, section 3.2.2).
+pub(crate) fn kind_of<'a>(packet: Packet<'a>, segment: &Segment) -> Option<Kind<'a>> {
+    let to = packet.destination();
+    if to.is_multicast() || segment.is_broadcast(to) || matches!(packet.part(), Part::Later) {
+        return None;
+    }
+    match Transport::parse(packet.protocol(), packet.part()).ok()? {
+        Transport::Tcp(tcp) => {
+            let flags = tcp.flags() & (flag::SYN | flag::ACK | flag::RST);
+            (flags == flag::SYN).then_some(Kind::Reset(tcp))
+        }
+        Transport::Icmp(message) => (message.first() == Some(&ECHO)).then_some(Kind::Prohibited),
+        Transport::Udp(_) | Transport::Opaque => Some(Kind::Prohibited),
+    }
 }
 
 impl Answers {
+    pub(crate) fn new(on_block: OnBlock) -> Self {
+        Self { rate: AnswerRate::default(), on_block }
+    }
+
+    /// Whether the VM hears of what the policy refuses.
+    pub(crate) fn answers_refusals(&self) -> bool {
+        self.on_block == OnBlock::Reject
+    }
+
+    /// J1, J2: to a packet in a frame of the VM that the policy refuses, in the name of the address that was asked. `None`
+    /// if nothing answers it, or the rate is exceeded.
+    pub(crate) fn refusal(
+        &mut self,
+        frame: Frame<'_>,
+        packet: Packet<'_>,
+        segment: &Segment,
+        now: Timestamp,
+    ) -> Option<OwnFrame> {
+        // RFC 1122, section 3.2.2, for a frame that was sent to more than one station.
+        if self.on_block == OnBlock::Drop || frame.destination().is_group() {
+            return None;
+        }
+        let to = packet.destination();
+        match kind_of(packet, segment)? {
+            Kind::Prohibited => {
+                let error = Unreachable { code: PROHIBITED, next_hop_mtu: 0, packet: frame.payload() };
+                self.unreachable(packet, error, to, segment, now)
+            }
+            // RFC 9293, section 3.10.7.1: the sequence number 0, and everything acknowledged.
+            Kind::Reset(tcp) => {
+                let reset = Reset {
+                    source: (to, tcp.destination_port()),
+                    destination: (packet.source(), tcp.source_port()),
+                    sequence: 0,
+                    acknowledgement: Some(tcp.sequence_end()),
+                };
+                self.limited(reset, segment, now)
+            }
+        }
+    }
+
+    /// F6, J1: to the VM whose connection a new policy has ended. `None` if the rate is exceeded.
+    pub(crate) fn reset(&mut self, reset: Reset, segment: &Segment, now: Timestamp) -> Option<OwnFrame> {
+        if self.on_block == OnBlock::Drop { None } else { self.limited(reset, segment, now) }
+    }
+
+    fn limited(&mut self, reset: Reset, segment: &Segment, now: Timestamp) -> Option<OwnFrame> {
+        if !self.rate.has_room(now) {
+            return None;
+        }
+        self.rate.count(now);
+        Some(OwnFrame::new(reset.frame(segment.router.mac, segment.vm_mac)?))
+    }
+
     /// L3: to a packet that is too long for the link and must not be fragmented (RFC 1191, section 4). `bytes` are the
     /// packet's. `None` if the rate is exceeded, or no host may answer such a packet.
     pub(crate) fn fragmentation_needed(
@@ -218,5 +319,151 @@ mod tests {
         assert!(!is_answered(&mut port, &packet.frame(), DropReason::Oversize));
         assert_eq!(port.from_host(&DhcpFrame::ack().frame(), NOW), drop_for(DropReason::ReplyTransaction));
         assert_eq!(port.lease(), None);
+    }
+
+    /// The answers to a frame that is dropped.
+    fn answers(port: &mut Port, frame: &[u8], now: Timestamp) -> Vec<OwnFrame> {
+        assert!(!port.from_vm(frame, now).is_forward());
+        core::iter::from_fn(|| port.poll_transmit()).map(|(_, frame)| frame).collect()
+    }
+
+    const LAN: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
+
+    /// J1: a refused SYN is answered by a RST that acknowledges it, in the name of the peer.
+    #[test]
+    fn j1_a_refused_syn_is_reset() {
+        let mut port = bound();
+        let syn = IpFrame::new(
+            LAN,
+            6,
+            softnet_wire::make::tcp((OWN_IP, 40_000), (LAN, 443), 7, flag::SYN, b"abc").1,
+        );
+        let answers = answers(&mut port, &syn.frame(), NOW);
+        assert_eq!(answers.len(), 1);
+        let answer = &answers[0];
+        #[rustfmt::skip]
+        assert_eq!(answer[..24], [
+            2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe, 0x08, 0x00,
+            0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6,
+        ]);
+        #[rustfmt::skip]
+        assert_eq!(answer[26..50], [
+            10, 0, 0, 9, 192, 168, 64, 2,
+            // From port 443 to 40,000; 0; 7 and a SYN and three bytes; RST and ACK.
+            0x01, 0xbb, 0x9c, 0x40, 0, 0, 0, 0, 0, 0, 0, 11, 0x50, 0x14, 0, 0,
+        ]);
+        assert_eq!(answer.len(), 54);
+    }
+
+    /// J1: all else that is refused is answered by ICMP 3/13, which quotes it.
+    #[test]
+    fn j1_other_refused_packets_are_prohibited() {
+        let mut port = bound_with(&[], &["9.9.9.9"]);
+        for (frame, reason) in [
+            (IpFrame::udp(WORLD_IP, 53), DropReason::Blocked),
+            (IpFrame::udp(LAN, 53), DropReason::NotGlobal),
+            (IpFrame::icmp(LAN, 8), DropReason::NotGlobal),
+            (IpFrame::new(GATEWAY_IP, 47, [1; 30]), DropReason::GatewayProtocol),
+            (IpFrame::udp(NEIGHBOUR_IP, 53), DropReason::Neighbour),
+            (IpFrame::udp(RESOLVER_IP, 80), DropReason::ResolverPort),
+            (IpFrame::udp(Ipv4Addr::new(240, 0, 0, 1), 53), DropReason::NeverDestination),
+            (IpFrame::new(LAN, 17, udp(1, 2, &[0; 64])[..32].to_vec()).fragment(MF), DropReason::NotGlobal),
+        ] {
+            let bytes = frame.frame();
+            assert_eq!(port.from_vm(&bytes, NOW), drop_for(reason));
+            let (direction, answer) = port.poll_transmit().unwrap();
+            assert_eq!(direction, Direction::FromHost);
+            assert_eq!(answer[..12], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe]);
+            assert_eq!(answer[26..30], frame.to.octets(), "J2: in the name of whom it was for");
+            assert_eq!(answer[30..36], [192, 168, 64, 2, 3, 13]);
+            assert_eq!(answer[38..42], [0; 4]);
+            assert_eq!(answer[42..], bytes[14..]);
+            assert_eq!(port.poll_transmit(), None);
+        }
+        let mut host_only = bound_by(PortConfig { net_type: crate::NetType::Host, ..config(&[], &[]) });
+        assert_eq!(answers(&mut host_only, &IpFrame::udp(WORLD_IP, 53).frame(), NOW).len(), 1);
+        assert_eq!(port.counters().answers, 8);
+    }
+
+    /// J1: what no host may answer, and what is forged or malformed, is dropped in silence.
+    #[test]
+    fn j1_never_answered() {
+        let mut port = bound_with(&["in 1.1.1.1"], &["10.0.0.9", "in 9.9.9.9"]);
+        let segment = |flags| softnet_wire::make::tcp((OWN_IP, 40_000), (LAN, 443), 7, flags, b"").1;
+        let group = Ipv4Addr::new(224, 0, 0, 251);
+        let mut wrong_checksum = IpFrame::udp(LAN, 53).frame();
+        wrong_checksum[24] ^= 1;
+        for frame in [
+            // Segments that ask for no connection.
+            IpFrame::new(LAN, 6, segment(flag::ACK)).frame(),
+            IpFrame::new(LAN, 6, segment(flag::SYN | flag::ACK)).frame(),
+            IpFrame::new(LAN, 6, segment(flag::RST)).frame(),
+            IpFrame::new(LAN, 6, segment(flag::SYN | flag::RST)).frame(),
+            // Errors, replies, later fragments, groups and broadcasts.
+            IpFrame::icmp(LAN, 0).frame(),
+            IpFrame::new(
+                LAN,
+                1,
+                [&[3, 1, 0, 0, 0, 0, 0, 0], &IpFrame::udp(LAN, 9).reversed().packet()[..]].concat(),
+            )
+            .frame(),
+            IpFrame::new(LAN, 17, [0; 8]).fragment(9).frame(),
+            IpFrame::udp(group, 5_353).in_frame_to(crate::l2::multicast_mac(group)).frame(),
+            IpFrame::udp(Ipv4Addr::BROADCAST, 9).frame(),
+            IpFrame::udp(Ipv4Addr::new(192, 168, 64, 255), 9).frame(),
+            IpFrame::udp(LAN, 53).in_frame_to(MacAddr::BROADCAST).frame(),
+            // L, A, S, C
+            IpFrame { from_mac: STRANGER, ..IpFrame::udp(LAN, 53) }.frame(),
+            IpFrame { from: OTHER_IP, ..IpFrame::udp(LAN, 53) }.frame(),
+            wrong_checksum,
+            IpFrame::udp(WORLD_IP, 53).in_frame_to(STRANGER).frame(),
+            ArpFrame::request(NEIGHBOUR_IP).frame(),
+            IpFrame::udp(LAN, 68).frame(),
+            // No flow.
+            IpFrame::new(WORLD_IP, 6, segment(flag::ACK)).frame(),
+        ] {
+            assert_eq!(answers(&mut port, &frame, NOW), [], "{frame:02x?}");
+        }
+        assert_eq!(port.counters().answers, 0);
+        // Nor what is on its way to the VM.
+        assert!(!port.from_host(&IpFrame::tcp(WORLD_IP, 22).reversed().frame(), NOW).is_forward());
+        assert_eq!(port.poll_transmit(), None);
+        assert_eq!(answers(&mut port, &IpFrame::udp(LAN, 53).frame(), NOW).len(), 1);
+    }
+
+    /// J1: `--on-block drop` is silent; a link's MTU is told all the same.
+    #[test]
+    fn j1_drop_is_silent() {
+        let mut port =
+            bound_by(PortConfig { on_block: OnBlock::Drop, mtu: 1400, ..config(&[], &["10.0.0.9"]) });
+        for frame in [IpFrame::tcp(LAN, 80), IpFrame::udp(LAN, 80), IpFrame::icmp(NEIGHBOUR_IP, 8)] {
+            assert_eq!(answers(&mut port, &frame.frame(), NOW), []);
+        }
+        assert!(is_answered(&mut port, &long().frame(), DropReason::Oversize));
+    }
+
+    /// J1, J3: 20 at once, then 10 a second, of all kinds together; they are counted apart from frames.
+    #[test]
+    fn j3_answers_are_limited_and_counted_apart() {
+        let mut port = bound();
+        let mut answered = 0;
+        for round in 0..50 {
+            let frame = if round % 2 == 0 { IpFrame::tcp(LAN, 80) } else { IpFrame::udp(LAN, 80) };
+            answered += answers(&mut port, &frame.frame(), NOW).len();
+        }
+        assert_eq!(answered, 20);
+        let later = NOW.saturating_add(Duration::from_millis(500));
+        let more: usize =
+            (0..50).map(|_| answers(&mut port, &IpFrame::udp(LAN, 80).frame(), later).len()).sum();
+        assert_eq!(more, 5);
+        let counters = port.counters();
+        assert_eq!((counters.answers, counters.from_vm.dropped(DropReason::NotGlobal)), (25, 100));
+        assert_eq!(counters.from_host.forwarded_frames(), 1, "the ACK alone");
+        // Those that are not fetched make nothing grow.
+        for _ in 0..100 {
+            let _ =
+                port.from_vm(&IpFrame::udp(LAN, 80).frame(), later.saturating_add(Duration::from_secs(9)));
+        }
+        assert_eq!(core::iter::from_fn(|| port.poll_transmit()).count(), 20);
     }
 }

@@ -5,12 +5,20 @@ pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 use crate::binding::Bindings;
 use crate::binding::dhcpv4::Renewable;
 use crate::destination::Destinations;
+use crate::flow::Tracker;
 use crate::frame::Frame;
 use crate::l2;
 use crate::lease::Lease;
 use crate::segment::{Segment, Station};
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
+
+/// What opens a neighbour to the VM.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach<'a> {
+    pub(crate) destinations: &'a Destinations,
+    pub(crate) tracker: &'a Tracker,
+}
 
 /// A1: ARP for IPv4 over Ethernet, of full length.
 #[inline(always)]
@@ -24,7 +32,7 @@ pub(crate) fn judge_from_vm(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    destinations: &Destinations,
+    reach: Reach<'_>,
     bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
@@ -34,7 +42,7 @@ pub(crate) fn judge_from_vm(
     // A3, A5: the request that a VM sends most often.
     match bindings.ipv4() {
         Some(lease) if arp.sender() == lease.address && arp.target() == segment.router.address => Ok(()),
-        _ => judge_addresses(arp, frame, segment, destinations, bindings, now),
+        _ => judge_addresses(arp, frame, segment, reach, bindings, now),
     }
 }
 
@@ -56,7 +64,7 @@ fn judge_addresses(
     arp: Arp<'_>,
     frame: Frame<'_>,
     segment: &Segment,
-    destinations: &Destinations,
+    reach: Reach<'_>,
     bindings: &Bindings,
     now: Timestamp,
 ) -> Result<(), DropReason> {
@@ -72,7 +80,7 @@ fn judge_addresses(
         return judge_probe(arp, lease);
     }
     judge_sender(arp, lease)?;
-    judge_target(arp, segment, destinations, lease)
+    judge_target(arp, segment, reach, lease, bindings.ipv4_number(), now)
 }
 
 /// A4, C10: the VM needs the DHCP server's MAC address, and the server the VM's, to renew a lease that has just
@@ -103,20 +111,23 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
     if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
 }
 
-/// A5: a request is for a host that the VM needs or may reach. A reply may be sent to any host, since it only
+/// A5, F2: a request is for a host that the VM needs or may reach, or that has reached the VM. A reply may be sent to any host, since it only
 /// reports the VM's own address correctly.
 fn judge_target(
     arp: Arp<'_>,
     segment: &Segment,
-    destinations: &Destinations,
+    Reach { destinations, tracker }: Reach<'_>,
     lease: &Lease,
+    lease_number: u32,
+    now: Timestamp,
 ) -> Result<(), DropReason> {
     let target = arp.target();
     if arp.operation() == REPLY
         || segment.is_served_from(target)
         || target == lease.address
         || lease.resolvers.contains(target)
-        || (segment.is_on_link(target) && destinations.is_allowed(target))
+        || (segment.is_on_link(target)
+            && (destinations.is_allowed(target) || tracker.has_peer(target, lease_number, now)))
     {
         Ok(())
     } else {

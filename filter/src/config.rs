@@ -48,6 +48,46 @@ pub struct PortConfig {
     /// The host's addresses besides the gateway's (rule H1); more can be given later by
     /// [`Port::set_host_addresses`](crate::Port::set_host_addresses).
     pub host_addresses: Vec<Ipv4Addr>,
+    /// What the VM hears of a packet that the policy refuses.
+    pub on_block: OnBlock,
+    /// The ports of the VM that the host publishes (rule P4).
+    pub published: Vec<PublishedPort>,
+    /// A random number. With it a VM that chooses its ports cannot make the search for flows slow (rule F4).
+    pub seed: u64,
+}
+
+/// The value of `--on-block`: what the VM hears of a packet that the policy refuses (rule J1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum OnBlock {
+    /// An answer, so that its program fails at once.
+    #[default]
+    Reject,
+    /// Nothing, so that its program waits until it gives up.
+    Drop,
+}
+
+/// A port of the VM to which a port of the host leads (`--expose` of this VM).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedPort {
+    /// The number of the protocol: 6 for TCP, 17 for UDP.
+    pub protocol: u8,
+    /// The VM's port.
+    pub port: u16,
+}
+
+/// Why a policy does not take the place of the one before; nothing has changed then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// The host would have to isolate the VM from others on its bridge, or to stop that (rule P6).
+    #[error(
+        "the policy changes whether the VM is isolated from others on its bridge, which is decided when the VM starts: \
+         only allowing 0.0.0.0/0 and blocking no 0.0.0.0/0 ends it"
+    )]
+    Isolation,
+    /// The entries do not fit into the tables.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
 }
 
 /// Why a [`PortConfig`] is refused.

@@ -197,10 +197,10 @@ mod tests {
     fn h1_addresses_come_and_go() {
         let mut port = bound_with(&[], &["@host"]);
         assert_eq!(sent(&mut port, PUBLIC, 6), Verdict::Forward);
-        port.set_host_addresses(&[PUBLIC]).unwrap();
+        port.set_host_addresses(&[PUBLIC], NOW).unwrap();
         assert_eq!(sent(&mut port, PUBLIC, 6), drop_for(DropReason::Blocked));
         assert!(port.lease().is_some());
-        port.set_host_addresses(&[PRIVATE]).unwrap();
+        port.set_host_addresses(&[PRIVATE], NOW).unwrap();
         assert_eq!(sent(&mut port, PUBLIC, 6), Verdict::Forward);
         assert_eq!(sent(&mut port, PRIVATE, 6), drop_for(DropReason::Blocked));
     }
@@ -223,10 +223,13 @@ mod tests {
         let exposed = drop_for(DropReason::ExposedPort);
         for allow in [&["@host"][..], &["0.0.0.0/0"], &["9.9.9.2", "192.168.64.0/24"]] {
             let mut port = on_a_real_host(allow, &[]);
-            port.set_exposed(vec![
-                ExposedPort { protocol: 17, port: 53, address: Some(PUBLIC) },
-                ExposedPort { protocol: 6, port: 2222, address: None },
-            ]);
+            port.set_exposed(
+                vec![
+                    ExposedPort { protocol: 17, port: 53, address: Some(PUBLIC) },
+                    ExposedPort { protocol: 6, port: 2222, address: None },
+                ],
+                NOW,
+            );
             for to in [GATEWAY_IP, PUBLIC] {
                 let mut judge = |frame: IpFrame| port.from_vm(&frame.frame(), NOW);
                 assert_eq!(judge(IpFrame::tcp(to, 2222)), exposed, "{to}");
@@ -239,11 +242,11 @@ mod tests {
             }
             // At other addresses the port is not the host's.
             assert_eq!(port.from_vm(&IpFrame::tcp(WORLD_IP, 2222).frame(), NOW), Verdict::Forward);
-            port.set_exposed(Vec::new());
+            port.set_exposed(Vec::new(), NOW);
             assert_eq!(port.from_vm(&IpFrame::tcp(PUBLIC, 2222).frame(), NOW), Verdict::Forward);
         }
         let mut port = on_a_real_host(&[], &["@host"]);
-        port.set_exposed(vec![ExposedPort { protocol: 6, port: 2222, address: None }]);
+        port.set_exposed(vec![ExposedPort { protocol: 6, port: 2222, address: None }], NOW);
         assert_eq!(port.from_vm(&IpFrame::tcp(PUBLIC, 2222).frame(), NOW), drop_for(DropReason::Blocked));
     }
 

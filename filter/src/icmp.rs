@@ -3,7 +3,7 @@
 use core::net::Ipv4Addr;
 
 use softnet_wire::icmpv4::{
-    DESTINATION_UNREACHABLE, ECHO, ECHO_REPLY, PARAMETER_PROBLEM, TIME_EXCEEDED, quoted_destination,
+    DESTINATION_UNREACHABLE, ECHO, ECHO_REPLY, PARAMETER_PROBLEM, Quote, TIME_EXCEEDED,
 };
 
 use crate::verdict::DropReason;
@@ -17,7 +17,8 @@ pub(crate) fn judge(message: &[u8], own: Ipv4Addr) -> Result<(), DropReason> {
         Some(&(ECHO_REPLY | ECHO)) => Ok(()),
         // Each quotes the packet that it is about.
         Some(&(DESTINATION_UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)) => {
-            if quoted_destination(message) == Some(own) { Ok(()) } else { Err(DropReason::IcmpQuote) }
+            let is_own = Quote::of(message).is_some_and(|quote| quote.destination == own);
+            if is_own { Ok(()) } else { Err(DropReason::IcmpQuote) }
         }
         _ => Err(DropReason::IcmpType),
     }

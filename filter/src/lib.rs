@@ -4,7 +4,7 @@
 //! [`Verdict`]:
 //!
 //! ```
-//! use softnet_filter::{Gateway, NetType, Policy, Port, PortConfig, Timestamp, Verdict};
+//! use softnet_filter::{Gateway, NetType, OnBlock, Policy, Port, PortConfig, Timestamp, Verdict};
 //!
 //! let mut port = Port::new(PortConfig {
 //!     vm_mac: "02:00:00:00:00:01".parse()?,
@@ -18,6 +18,9 @@
 //!     mtu: 1500,
 //!     server_files_by_mac: false,
 //!     host_addresses: Vec::new(),
+//!     on_block: OnBlock::Reject,
+//!     published: Vec::new(),
+//!     seed: 4, // a random number
 //! })?;
 //! let verdict = port.from_vm(b"not a frame", Timestamp::from_secs(1));
 //! assert!(matches!(verdict, Verdict::Drop(reason) if reason.name() == "runt"));
@@ -30,7 +33,8 @@
 //! [`Port::poll_transmit`] the frames that it sends itself.
 //!
 //! The rules are numbered L (layer 2), A (ARP), S (source and IPv4 header), D (destinations), C (DHCP from the VM), B
-//! (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources) and H (the host).
+//! (the binding learnt from DHCP replies), I (the rest of what reaches the VM), R (resources), H (the host), P (the entries of a policy),
+//! F (flows) and J (Softnet's own answers).
 //! `docs/rules.md` states each of them, and a test's name begins with its number; the code cites them at the branch
 //! that they force, and every dropped frame is counted under one [`DropReason`] that names its rule. `port.rs` holds
 //! the order of the rules, and the rules themselves are here:
@@ -68,6 +72,20 @@
 //! | P2 | `destination/region.rs` | `regions` |
 //! | P2 | `destination/table.rs` | `new`, `decide_by_port` |
 //! | P2 | `destination/ports.rs` | `decide`, `push_segments` |
+//! | P3 | `destination/table.rs` | `new` |
+//! | P3, P4 | `destination/mod.rs` | `judge_incoming` |
+//! | P4 | `flow/mod.rs` | `judge_stateless_from_vm`, `note_stateless_from_host` |
+//! | P5 | `destination/mod.rs` | `judge_class` |
+//! | P6 | `destination/mod.rs` | `set_policy` |
+//! | F1 | `flow/packet.rs` | `relation` |
+//! | F1, F6 | `flow/state.rs` | `note_change` |
+//! | F1, F2, F5 | `flow/mod.rs` | `judge_from_vm`, `judge_from_host` |
+//! | F2 | `arp.rs` | `judge_target` |
+//! | F3 | `flow/table.rs` | `limit`, `is_expired` |
+//! | F3 | `flow/state.rs` | `next_state` |
+//! | F4 | `flow/table.rs` | `insert`, `make_room_for_others` |
+//! | F5 | `flow/fragments.rs` | `note`, `has` |
+//! | F6 | `flow/table.rs` | `review` |
 //! | C1 | `binding/dhcpv4/client.rs` | `judge_ports`, `judge_wholeness`, `judge_checksum`, `judge_destination` |
 //! | C2 | `binding/dhcpv4/client.rs` | `judge_header`, `judge_hardware_address`, `judge_options` |
 //! | C3 | `binding/dhcpv4/client.rs` | `judge_message_type` |
@@ -102,6 +120,10 @@
 //! | I2 | `inbound.rs` | `judge_type`, `judge_station`, `judge_packet` |
 //! | I3 | `arp.rs` | `judge_from_host` |
 //! | I4 | `inbound.rs` | `judge_packet`, `judge_udp` |
+//! | J1 | `answer.rs` | `is_refusal`, `refusal`, `kind_of` |
+//! | J1 | `flow/table.rs` | `review` |
+//! | J2 | `answer.rs` | `refusal`, `reset` |
+//! | J3 | `transmit.rs` | `push` |
 //! | R1 | `event.rs` | `push` |
 //! | R1 | `transmit.rs` | `push` |
 //! | R4 | `segment.rs` | `new` |
@@ -128,6 +150,8 @@ mod config;
 mod counters;
 mod destination;
 mod event;
+mod explain;
+mod flow;
 mod frame;
 mod host;
 mod icmp;
@@ -147,9 +171,10 @@ mod transmit;
 mod verdict;
 
 pub use binding::dhcpv4::release_message;
-pub use config::{ConfigError, Gateway, NetType, PortConfig};
+pub use config::{ConfigError, Gateway, NetType, OnBlock, PolicyError, PortConfig, PublishedPort};
 pub use counters::{Counters, Direction, DirectionCounters};
 pub use event::{PortEvent, UnboundCause};
+pub use explain::{Decider, Explanation, OwnAnswer, Question};
 pub use host::ExposedPort;
 pub use lease::{AdoptError, Lease, Resolvers};
 pub use policy::entry::{Entry, Origin, ParseEntryError, Ports, Protocol, Target};

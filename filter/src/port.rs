@@ -2,14 +2,16 @@
 
 use core::net::Ipv4Addr;
 
-use crate::answer::Answers;
-use crate::arp;
+use crate::answer::{self, Answers};
+use crate::arp::{self, Reach};
 use crate::binding::Bindings;
 use crate::binding::dhcpv4::{self, Datagram};
-use crate::config::{ConfigError, PortConfig};
+use crate::config::{ConfigError, PolicyError, PortConfig, PublishedPort};
 use crate::counters::{Counters, Direction};
-use crate::destination::{Destination, Destinations};
+use crate::destination::Destinations;
 use crate::event::PortEvent;
+use crate::explain::{self, Explanation, Question};
+use crate::flow::{Context, Tracker};
 use crate::frame::{EtherType, Frame};
 use crate::host::{ExposedPort, Readiness};
 use crate::icmp;
@@ -18,10 +20,12 @@ use crate::inbound;
 use crate::ipv4::{self, Packet, Part, Transport};
 use crate::l2;
 use crate::lease::{AdoptError, Lease, Resolvers};
+use crate::policy::Policy;
 use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::transmit::{Outbox, OwnFrame};
 use crate::verdict::{DropReason, Verdict};
+use softnet_wire::build::Reset;
 use softnet_wire::dhcpv4::CLIENT_PORT;
 
 /// The port of one VM.
@@ -31,6 +35,7 @@ use softnet_wire::dhcpv4::CLIENT_PORT;
 pub struct Port {
     segment: Segment,
     destinations: Destinations,
+    tracker: Tracker,
     bindings: Bindings,
     readiness: Readiness,
     answers: Answers,
@@ -45,12 +50,18 @@ impl Port {
     ///
     /// If the configuration contradicts itself.
     pub fn new(config: PortConfig) -> Result<Self, ConfigError> {
+        let segment = Segment::new(&config)?;
+        let mut tracker = Tracker::new(config.seed);
+        let answers = Answers::new(config.on_block);
+        let destinations = Destinations::new(config)?;
+        tracker.follow_policy(&destinations);
         Ok(Self {
-            segment: Segment::new(&config)?,
-            destinations: Destinations::new(config)?,
+            segment,
+            destinations,
+            tracker,
             bindings: Bindings::default(),
             readiness: Readiness::default(),
-            answers: Answers::default(),
+            answers,
             outbox: Outbox::default(),
             counters: Counters::default(),
         })
@@ -62,8 +73,49 @@ impl Port {
     /// # Errors
     ///
     /// If they do not fit into the table together with the rules; then nothing has changed.
-    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
-        self.destinations.set_host_addresses(addresses)
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr], now: Timestamp) -> Result<(), ConfigError> {
+        if self.destinations.set_host_addresses(addresses)? {
+            self.end_forbidden_flows(now);
+        }
+        Ok(())
+    }
+
+    /// Replaces the policy between two frames, whole or not at all (rule P6). Leases and counters stay; flows that the new
+    /// policy forbids end (rule F6). Compiles the entries, which allocates, and takes about a millisecond for a
+    /// thousand of them.
+    ///
+    /// # Errors
+    ///
+    /// If the policy would change the isolation on the bridge, or does not fit into the tables; then nothing has changed.
+    pub fn set_policy(&mut self, policy: Policy, now: Timestamp) -> Result<(), PolicyError> {
+        self.destinations.set_policy(policy)?;
+        self.tracker.follow_policy(&self.destinations);
+        self.end_forbidden_flows(now);
+        Ok(())
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> &Policy {
+        self.destinations.policy()
+    }
+
+    /// What the policy says about what one side begins: the verdict, which entry or rule decides, and what the VM would
+    /// hear of it. Judged as an unfragmented packet with which a flow can begin, by the router.
+    pub fn explain(&self, question: &Question) -> Explanation {
+        explain::explain(&self.segment, &self.destinations, self.bindings.ipv4(), &self.answers, question)
+    }
+
+    /// From now on records flows even while no entry needs them, so that a policy with directions that comes later knows
+    /// what lives (rule P6). Allocates.
+    pub fn record_flows(&mut self) {
+        self.tracker.record(&self.destinations);
+    }
+
+    /// Replaces the ports of the VM that the host publishes: what reaches them gets its answer (rule P4). May allocate.
+    pub fn set_published(&mut self, published: Vec<PublishedPort>, now: Timestamp) {
+        self.destinations.set_published(published);
+        self.tracker.follow_policy(&self.destinations);
+        self.end_forbidden_flows(now);
     }
 
     /// From now on nothing but DHCP and ARP reaches the VM while it has no address, or one that
@@ -85,16 +137,20 @@ impl Port {
 
     /// Replaces the ports of the host that lead to other VMs: this VM does not
     /// reach them by any address of the host (rule H2).
-    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
+    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>, now: Timestamp) {
         self.destinations.set_exposed(exposed);
+        self.end_forbidden_flows(now);
     }
 
     /// Judges and counts a frame that the VM sent: an Ethernet frame without its frame check sequence, with complete
     /// checksums.
     pub fn from_vm(&mut self, frame: &[u8], now: Timestamp) -> Verdict {
         self.advance(now);
-        let verdict = verdict(self.judge_from_vm(frame, now));
-        self.counters.from_vm.count(verdict, frame.len())
+        let judgement = self.judge_from_vm(frame, now);
+        if let Err(reason) = judgement {
+            self.answer(frame, reason, now);
+        }
+        self.counters.from_vm.count(verdict(judgement), frame.len())
     }
 
     /// Judges and counts a frame that is on its way to the VM: an Ethernet frame without its frame check sequence. It
@@ -104,8 +160,11 @@ impl Port {
     /// finished must be finished first, unless it is a super-frame.
     pub fn from_host(&mut self, frame: &[u8], now: Timestamp) -> Verdict {
         self.advance(now);
-        let verdict = verdict(self.judge_from_host(frame, now));
-        self.counters.from_host.count(verdict, frame.len())
+        let judgement = self.judge_from_host(frame, now);
+        if judgement == Err(DropReason::FlowEnded) {
+            self.reset_ended(now);
+        }
+        self.counters.from_host.count(verdict(judgement), frame.len())
     }
 
     /// Counts a frame of the VM that the link had to truncate, and that is therefore dropped (rule L3).
@@ -228,12 +287,20 @@ impl Port {
         }
     }
 
+    /// F6: what the rules forbid since they have changed does not go on.
+    fn end_forbidden_flows(&mut self, now: Timestamp) {
+        self.advance(now);
+        let lease = self.bindings.ipv4();
+        let context = context(&self.segment, &self.destinations, &self.bindings, lease, now);
+        self.tracker.end_forbidden(&context);
+    }
+
     /// What was forwarded and dropped so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// The rules L, A, S, D and C.
+    /// The rules L, A, S, D, F and C.
     #[inline(always)]
     fn judge_from_vm(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
         let frame = l2::judge_runt(bytes)?;
@@ -246,6 +313,43 @@ impl Port {
         }
     }
 
+    /// J1: answers a frame of the VM that is dropped, if the policy refuses it.
+    #[cold]
+    fn answer(&mut self, frame: &[u8], reason: DropReason, now: Timestamp) {
+        if reason == DropReason::FlowEnded {
+            return self.reset_ended(now);
+        }
+        if !answer::is_refusal(reason) {
+            return;
+        }
+        let Some(frame) = Frame::parse(frame) else { return };
+        let Some(packet) = Packet::parse(frame.payload()) else { return };
+        let answer = self.answers.refusal(frame, packet, &self.segment, now);
+        self.send_to_vm(answer);
+    }
+
+    /// F6: tells the VM that the connection of a dropped packet has ended.
+    #[cold]
+    fn reset_ended(&mut self, now: Timestamp) {
+        let Some(ended) = self.tracker.take_ended() else { return };
+        let Some(lease) = self.bindings.ipv4() else { return };
+        let reset = Reset {
+            source: (ended.key.peer(), ended.key.peer_port()),
+            destination: (lease.address, ended.key.own_port()),
+            sequence: ended.given,
+            acknowledgement: None,
+        };
+        let answer = self.answers.reset(reset, &self.segment, now);
+        self.send_to_vm(answer);
+    }
+
+    /// J3: puts an answer into the outbox, and counts it.
+    fn send_to_vm(&mut self, answer: Option<OwnFrame>) {
+        if answer.is_some_and(|answer| self.outbox.push(Direction::FromHost, answer)) {
+            self.counters.answers = self.counters.answers.wrapping_add(1);
+        }
+    }
+
     /// L3: why a frame that is too long is dropped. The VM is told of a packet that it has to send in shorter ones.
     #[cold]
     fn refuse_too_long(&mut self, frame: Frame<'_>, now: Timestamp) -> DropReason {
@@ -254,9 +358,7 @@ impl Port {
             return DropReason::MustFragment;
         }
         let answer = self.answers.fragmentation_needed(packet, frame.payload(), &self.segment, now);
-        if answer.is_some_and(|answer| self.outbox.push(Direction::FromHost, answer)) {
-            self.counters.answers = self.counters.answers.wrapping_add(1);
-        }
+        self.send_to_vm(answer);
         DropReason::Oversize
     }
 
@@ -277,7 +379,8 @@ impl Port {
     fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        arp::judge_from_vm(arp, frame, &self.segment, &self.destinations, &self.bindings, now)
+        let reach = Reach { destinations: &self.destinations, tracker: &self.tracker };
+        arp::judge_from_vm(arp, frame, &self.segment, reach, &self.bindings, now)
     }
 
     #[inline(always)]
@@ -336,28 +439,24 @@ impl Port {
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
         }
-        // D3, D4: unfragmented packets to global destinations, by the router.
-        if matches!(part, Part::Whole(_))
+        // D3, D4: unfragmented packets to destinations that are open without a further look, by the router.
+        if self.tracker.passes_the_open()
+            && matches!(part, Part::Whole(_))
             && self.destinations.is_open(packet.destination())
             && frame.head() == self.segment.vm_to_router
         {
             return Ok(());
         }
-        let to = Destination {
-            address: packet.destination(),
-            protocol: packet.protocol(),
-            port: transport.destination_port(),
-            is_fragment: !matches!(part, Part::Whole(_)),
-        };
-        self.destinations.judge(&self.segment, lease, frame.destination(), to)?;
+        let context = context(&self.segment, &self.destinations, &self.bindings, Some(lease), now);
+        self.tracker.judge_from_vm(&context, lease, frame, packet, transport)?;
         // S3
-        if packet.protocol() == ipv4::IGMP && to.address.is_multicast() {
+        if packet.protocol() == ipv4::IGMP && packet.destination().is_multicast() {
             igmp::judge(packet)?;
         }
         Ok(())
     }
 
-    /// The rules B and I.
+    /// The rules B, I and F.
     #[inline(always)]
     fn judge_from_host(&mut self, bytes: &[u8], now: Timestamp) -> Result<(), DropReason> {
         // I4
@@ -382,10 +481,27 @@ impl Port {
                 );
             }
         }
-        let address = self.bindings.ipv4().map(|lease| lease.address);
+        let lease = self.bindings.ipv4();
         let is_of_subnet = |address| self.segment.may_be_leased(address);
-        self.readiness.judge(address, packet.destination(), is_of_subnet)
+        self.readiness.judge(lease.map(|lease| lease.address), packet.destination(), is_of_subnet)?;
+        if self.tracker.is_off() {
+            return Ok(());
+        }
+        let context = context(&self.segment, &self.destinations, &self.bindings, lease, now);
+        self.tracker.judge_from_host(&context, packet)
     }
+}
+
+/// What the packets of flows are judged by.
+#[inline(always)]
+fn context<'a>(
+    segment: &'a Segment,
+    destinations: &'a Destinations,
+    bindings: &Bindings,
+    lease: Option<&'a Lease>,
+    now: Timestamp,
+) -> Context<'a> {
+    Context { segment, destinations, lease, lease_number: bindings.ipv4_number(), now }
 }
 
 fn verdict(judgement: Result<(), DropReason>) -> Verdict {

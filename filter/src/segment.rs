@@ -81,6 +81,12 @@ impl Segment {
         address.to_bits() & self.mask == self.network
     }
 
+    /// Whether an address stands for all hosts of the VM's network.
+    pub(crate) fn is_broadcast(&self, address: Ipv4Addr) -> bool {
+        let bits = address.to_bits();
+        address.is_broadcast() || bits == self.network || bits == self.network | !self.mask
+    }
+
     /// Whether an address could be a host's: neither one that D1 names nor multicast.
     fn is_host(&self, address: Ipv4Addr) -> bool {
         let bits = address.to_bits();

@@ -41,6 +41,9 @@ pub(crate) fn config(allow: &[&str], block: &[&str]) -> PortConfig {
         mtu: 1500,
         server_files_by_mac: false,
         host_addresses: Vec::new(),
+        on_block: Default::default(),
+        published: Vec::new(),
+        seed: 7,
     }
 }
 
@@ -110,6 +113,11 @@ impl IpFrame {
     /// The way back: from the gateway's MAC address and the destination to the VM.
     pub(crate) fn reversed(self) -> Self {
         Self { to_mac: self.from_mac, from_mac: self.to_mac, from: self.to, to: self.from, ..self }
+    }
+
+    /// In a frame from the gateway to the VM, with the addresses as they are.
+    pub(crate) fn reversed_stations(self) -> Self {
+        Self { to_mac: VM, from_mac: GATEWAY, ..self }
     }
 
     pub(crate) fn in_frame_to(self, to_mac: MacAddr) -> Self {

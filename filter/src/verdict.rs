@@ -239,6 +239,18 @@ drop_reasons! {
     ArpGateway: "I3" "arp-gateway",
     /// IPv4 or ARP on its way to the VM that cannot be parsed, and therefore not be judged.
     HostMalformed: "I4" "host-malformed",
+
+    /// What `--block` keeps from beginning towards the VM.
+    IncomingBlocked: "P4" "incoming-blocked",
+
+    /// A packet that belongs to no flow and can begin none.
+    NoFlow: "F1" "no-flow",
+    /// A packet that would begin a flow, of which there are too many.
+    FlowsFull: "F4" "flows-full",
+    /// A fragment of no flow.
+    FragmentFlow: "F5" "fragment-flow",
+    /// A packet of a connection that a new policy has ended.
+    FlowEnded: "F6" "flow-ended",
 }
 
 impl fmt::Display for DropReason {
@@ -270,7 +282,7 @@ mod tests {
     fn reasons_are_in_the_order_of_the_rules() {
         let order = |rule: &str| {
             let (group, number) = rule.split_at(1);
-            ("LASDCBHI".find(group).unwrap(), number.parse::<u32>().unwrap())
+            ("LASDCBHIPF".find(group).unwrap(), number.parse::<u32>().unwrap())
         };
         assert!(DropReason::ALL.windows(2).all(|pair| order(pair[0].rule()) <= order(pair[1].rule())));
         assert!(DropReason::ALL.iter().enumerate().all(|(index, &reason)| reason as usize == index));

@@ -56,6 +56,9 @@ fn policies() -> Vec<Vec<Rule>> {
         vec![block("@host"), allow("9.9.9.2")],
         vec![block("@host"), allow("0.0.0.0/0")],
         vec![allow("@host"), block("9.0.0.0/8")],
+        vec![block("0.0.0.0/0"), allow("@internet:443"), allow("@private/udp")],
+        vec![allow("in 10.0.0.0/8"), block("out 8.0.0.0/7"), allow("192.168.64.20:4000")],
+        vec![block("0.0.0.0/0"), allow("out @host"), allow("out 8.8.8.8")],
     ]
 }
 
@@ -143,10 +146,11 @@ fn every_destination_under_every_policy() {
             let config = PortConfig { net_type, host_addresses, ..plain_config(rules.clone()) };
             let mut scene = bound(config, vec![Address::FarResolver, Address::Neighbour, Address::World]);
             // H2: of the ports below, two lead to other VMs.
-            scene.watched.set_exposed(vec![
+            let exposed = vec![
                 ExposedPort { protocol: 6, port: 80, address: None },
                 ExposedPort { protocol: 17, port: 4_000, address: Some(HOST_PUBLIC) },
-            ]);
+            ];
+            scene.watched.set_exposed(exposed, START).expect("agreement");
             for destination in destinations() {
                 let group = oracle::world::multicast_mac(destination);
                 for (protocol, payload) in contents(FIRST_LEASE) {
@@ -466,7 +470,7 @@ const MOMENTS: &[Moment] = &[
         prepare: with_lease,
         from: From::Vm,
         shot: || {
-            let content = Content::Tcp { from: 4_000, to: 443, data: vec![] };
+            let content = Content::Tcp { from: 4_000, to: 443, flags: 2, data: vec![] };
             from_vm(Station::Gateway, packet(Address::World, 0x4000, content))
         },
     },
@@ -485,7 +489,7 @@ const MOMENTS: &[Moment] = &[
         prepare: with_lease,
         from: From::Vm,
         shot: || {
-            let content = Content::Tcp { from: 4_000, to: 443, data: vec![0; 20] };
+            let content = Content::Tcp { from: 4_000, to: 443, flags: 2, data: vec![0; 20] };
             from_vm(Station::Gateway, packet(Address::World, 0x2000, content))
         },
     },

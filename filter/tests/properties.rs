@@ -169,6 +169,7 @@ fn sequences_reach_every_rule() {
     let strategy = (config(), vec(step(), 60));
     let mut said: [BTreeMap<Opinion, usize>; 2] = Default::default();
     let mut happened = BTreeSet::new();
+    let (mut members, mut refusals) = ([0; 2], 0);
     for _ in 0..1_000 {
         let (config, steps) = strategy.new_tree(&mut runner).expect("a sequence").current();
         let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
@@ -177,15 +178,17 @@ fn sequences_reach_every_rule() {
             new.iter().for_each(|(opinion, count)| *all.entry(*opinion).or_default() += count);
         }
         happened.extend(scene.happened);
+        refusals += scene.watched.refusals;
+        members.iter_mut().zip(scene.watched.members).for_each(|(all, new)| *all += new);
     }
     let [of_vm, of_host] = said;
     // Not C7: the oracle counts what has left, so only a filter that fails brings it to say so.
     let rules = "L1 L2 L3 L4 L5 A1 A2 A3 A4 A5 S1 S2 S3 S4 S5 D1 D2 D3 D4 D5 D6 D9 C1 C2 C3 C4 C5 C6 C8 C9 \
-                 B6 B7 H1 H2";
+                 B6 B7 H1 H2 F1 F5";
     for rule in rules.split(' ') {
         assert!(of_vm.contains_key(&Opinion::MustDrop(rule)), "{rule} is never broken: {of_vm:?}");
     }
-    for rule in "I1 I2 I3 B1 B3 B6 B7 B8".split(' ') {
+    for rule in "I1 I2 I3 B1 B3 B6 B7 B8 P4 F1 F5".split(' ') {
         assert!(of_host.contains_key(&Opinion::MustDrop(rule)), "{rule} is never broken: {of_host:?}");
     }
     for said in [of_vm, of_host] {
@@ -194,6 +197,8 @@ fn sequences_reach_every_rule() {
         assert!(said[&Opinion::MustPass] * 10 > all, "little must pass: {said:?}");
         assert!(silent * 3 < all, "the oracle has no opinion: {said:?}");
     }
+    assert!(refusals > 300, "few refusals are answered: {refusals}");
+    assert!(members.iter().all(|count| *count > 50), "few packets belong to flows: {members:?}");
     let ways = "Bound Renewed Expired Released Declined Refused Replaced Superseded LastLeaseUsed ClientIdChanged ForeignClientId";
     for way in ways.split(' ') {
         assert!(happened.contains(way), "{way} never happens: {happened:?}");

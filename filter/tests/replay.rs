@@ -40,6 +40,11 @@ fn b1_seeds_and_crashes_of_dhcp() {
 }
 
 #[test]
+fn p1_seeds_and_crashes_of_entry() {
+    replay("entry", fuzzing::entry);
+}
+
+#[test]
 fn i4_seeds_and_crashes_of_sequence() {
     replay("sequence", fuzzing::sequence);
 }

@@ -517,6 +517,9 @@ mod tests {
             mtu: 1500,
             server_files_by_mac: false,
             host_addresses: Vec::new(),
+            on_block: Default::default(),
+            published: Vec::new(),
+            seed: 7,
         })
         .unwrap()
     }

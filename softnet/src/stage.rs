@@ -3,6 +3,7 @@
 //! needs what the seal took away.
 
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -62,9 +63,13 @@ impl Opened {
             mtu: uplink.mtu,
             server_files_by_mac: files_by_mac,
             host_addresses: Vec::new(),
+            on_block: config.port.on_block,
+            published: surroundings::published(&config.port.expose),
+            seed: random_number(),
         })?;
-        surroundings::set_host_addresses(&mut port, &host_addresses)?;
-        surroundings::set_exposed(&mut port, &exposed);
+        let now = clock::now();
+        surroundings::set_host_addresses(&mut port, &host_addresses, now)?;
+        surroundings::set_exposed(&mut port, &exposed, now);
         if let Some(address) = config.port.client.address {
             let resolvers = resolvers(&config.port, mode, uplink.address);
             port.give(address, resolvers, clock::now())
@@ -129,6 +134,12 @@ fn resolvers(settings: &PortSettings, mode: Mode, gateway: std::net::Ipv4Addr) -
         [] if is_served => [gateway].into_iter().collect(),
         resolvers => resolvers.iter().copied().collect(),
     }
+}
+
+/// A number that nobody can guess, from the system's source of randomness.
+fn random_number() -> u64 {
+    // The keys of the standard library's hash tables are random.
+    RandomState::new().hash_one(())
 }
 
 /// Says which entries open nothing, because all IPv6 is dropped (rule L2).

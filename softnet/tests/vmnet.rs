@@ -271,6 +271,9 @@ fn filter(config: Config) -> Result<()> {
         mtu: uplink.mtu,
         server_files_by_mac: files_by_mac,
         host_addresses,
+        on_block: config.port.on_block,
+        published: Vec::new(),
+        seed: 7,
     })?;
     let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
     if let Some(ready) = config.port.ready {

@@ -8,7 +8,7 @@ use crate::dhcpv4::{BOOT_REQUEST, CLIENT_PORT, COOKIE, ETHERNET, FIXED_LEN, SERV
 use crate::ethernet::{self, MacAddr};
 use crate::icmpv4;
 use crate::ipv4;
-use crate::transport::{ICMP, UDP, UDP_HEADER_LEN};
+use crate::transport::{ICMP, TCP, TCP_HEADER_LEN, UDP, UDP_HEADER_LEN, flag};
 
 /// BOOTP messages have at least 300 bytes, and some servers reject shorter ones.
 pub const MIN_MESSAGE_LEN: usize = 300;
@@ -103,6 +103,30 @@ impl<const N: usize> Builder<N> {
         let datagram = self.bytes.get(start..self.len)?;
         let checksum = checksum::udp(source.octets(), destination.octets(), datagram).finish_udp();
         self.set_u16(start, 6, checksum)
+    }
+
+    /// Appends a TCP header without options and without data, with the checksum of a packet between these addresses. With
+    /// an acknowledgement number it acknowledges that.
+    fn tcp(
+        &mut self,
+        (source, source_port): (Ipv4Addr, u16),
+        (destination, destination_port): (Ipv4Addr, u16),
+        sequence: u32,
+        acknowledgement: Option<u32>,
+        flags: u8,
+    ) -> Option<&mut Self> {
+        let start = self.len;
+        let flags = if acknowledgement.is_some() { flags | flag::ACK } else { flags };
+        self.u16(source_port)?.u16(destination_port)?.bytes(&sequence.to_be_bytes())?;
+        self.bytes(&acknowledgement.unwrap_or(0).to_be_bytes())?;
+        // The header's length in words; the window, the checksum and the urgent pointer.
+        self.bytes(&[(TCP_HEADER_LEN as u8) << 2, flags, 0, 0, 0, 0, 0, 0])?;
+        let [a, b, c, d] = source.octets();
+        let [e, f, g, h] = destination.octets();
+        let segment = self.bytes.get(start..self.len)?;
+        let pseudo_header = Sum::pseudo_header([a, b, c, d, e, f, g, h], TCP, TCP_HEADER_LEN as u16);
+        let checksum = pseudo_header.followed_by(0, Sum::of(segment)).finish();
+        self.set_u16(start, 16, checksum)
     }
 
     /// Appends an ICMP message with this header after its checksum, and the data that follows it.
@@ -230,6 +254,34 @@ impl Unreachable<'_> {
     }
 }
 
+/// A TCP RST: the connection does not exist, or no longer (RFC 9293, section 3.5.2).
+#[derive(Debug, Clone, Copy)]
+pub struct Reset {
+    /// In whose name it is sent: the peer of the connection.
+    pub source: (Ipv4Addr, u16),
+    /// Whom it is for.
+    pub destination: (Ipv4Addr, u16),
+    /// Its sequence number.
+    pub sequence: u32,
+    /// What it acknowledges, if it answers a SYN.
+    pub acknowledgement: Option<u32>,
+}
+
+impl Reset {
+    /// The segment in a frame between these stations. `None` if it does not fit, which it does into 54 bytes.
+    pub fn frame<const N: usize>(&self, source_mac: MacAddr, destination_mac: MacAddr) -> Option<Builder<N>> {
+        let Self { source, destination, sequence, acknowledgement } = *self;
+        let mut frame = Builder::new();
+        frame.ethernet(destination_mac, source_mac, ethernet::IPV4)?.ipv4(
+            source.0,
+            destination.0,
+            TCP,
+            |packet| packet.tcp(source, destination, sequence, acknowledgement, flag::RST).map(|_| ()),
+        )?;
+        Some(frame)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -322,6 +374,31 @@ mod tests {
         assert_eq!(built.as_bytes().len(), 14 + 576);
         assert_eq!(built.as_bytes()[42..], packet[..548]);
         assert!(error.frame::<589>(station, station).is_none());
+    }
+
+    #[test]
+    fn a_reset_has_the_bytes_of_the_rfcs() {
+        let (peer, own) = ((Ipv4Addr::new(9, 9, 9, 9), 443), (Ipv4Addr::new(192, 168, 64, 2), 40_000));
+        let reset = Reset { source: peer, destination: own, sequence: 0, acknowledgement: Some(0x0102_0304) };
+        let (from, to) = (MacAddr([2, 0, 0, 0, 0, 0xfe]), MacAddr([2, 0, 0, 0, 0, 1]));
+        let built = reset.frame::<54>(from, to).unwrap();
+        let frame = built.as_bytes();
+        #[rustfmt::skip]
+        assert_eq!(frame[..24], [
+            2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xfe, 0x08, 0x00,
+            0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6,
+        ]);
+        #[rustfmt::skip]
+        assert_eq!(frame[26..50], [
+            9, 9, 9, 9, 192, 168, 64, 2,
+            0x01, 0xbb, 0x9c, 0x40, 0, 0, 0, 0, 1, 2, 3, 4, 0x50, 0x14, 0, 0,
+        ]);
+        assert!(Sum::of(&frame[14..34]).is_valid());
+        let pseudo_header = Sum::pseudo_header([9, 9, 9, 9, 192, 168, 64, 2], 6, 20);
+        assert!(pseudo_header.followed_by(0, Sum::of(&frame[34..])).is_valid());
+        let bare = Reset { sequence: 7, acknowledgement: None, ..reset }.frame::<54>(from, to).unwrap();
+        assert_eq!(bare.as_bytes()[38..48], [0, 0, 0, 7, 0, 0, 0, 0, 0x50, 0x04]);
+        assert!(reset.frame::<53>(from, to).is_none());
     }
 
     #[test]

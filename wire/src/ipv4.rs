@@ -126,6 +126,12 @@ impl<'a> Packet<'a> {
         self.payload.len()
     }
 
+    /// What the fragments of one packet have in common.
+    #[inline(always)]
+    pub fn identification(&self) -> u16 {
+        u16::from_be_bytes([self.header[4], self.header[5]])
+    }
+
     /// The flags and the fragment offset as they are in the header.
     #[inline(always)]
     pub fn fragment(&self) -> u16 {

@@ -14,6 +14,18 @@ pub const UDP_HEADER_LEN: usize = 8;
 /// Bytes of a TCP header without options.
 pub const TCP_HEADER_LEN: usize = 20;
 
+/// The control bits of TCP (RFC 9293, section 3.1).
+pub mod flag {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// The sender's first sequence number.
+    pub const SYN: u8 = 0x02;
+    /// The connection does not exist.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement number counts.
+    pub const ACK: u8 = 0x10;
+}
+
 /// How much of a transport header the packet's payload may be expected to hold.
 #[derive(Debug, Clone, Copy)]
 pub enum Part<'a> {
@@ -34,14 +46,60 @@ pub struct Udp {
     pub destination_port: u16,
 }
 
+/// A TCP segment or its first fragment, with a complete header. Fields are read only when needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tcp<'a> {
+    header: &'a [u8; TCP_HEADER_LEN],
+    data_len: usize,
+}
+
+impl Tcp<'_> {
+    /// The source port.
+    #[inline(always)]
+    pub fn source_port(&self) -> u16 {
+        u16::from_be_bytes([self.header[0], self.header[1]])
+    }
+
+    /// The destination port.
+    #[inline(always)]
+    pub fn destination_port(&self) -> u16 {
+        u16::from_be_bytes([self.header[2], self.header[3]])
+    }
+
+    /// The number of the first byte.
+    #[inline(always)]
+    pub fn sequence(&self) -> u32 {
+        let [_, _, _, _, a, b, c, d, ..] = *self.header;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// The number of the next byte that the sender expects, if the segment has [`flag::ACK`].
+    #[inline(always)]
+    pub fn acknowledgement(&self) -> u32 {
+        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *self.header;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// The control bits, see [`flag`].
+    #[inline(always)]
+    pub fn flags(&self) -> u8 {
+        self.header[13]
+    }
+
+    /// The number behind the last byte. SYN and FIN count as one each (RFC 9293, section 3.4).
+    #[inline(always)]
+    pub fn sequence_end(&self) -> u32 {
+        let flags = self.flags();
+        let controls = u32::from(flags >> 1 & 1).wrapping_add(u32::from(flags & flag::FIN));
+        self.sequence().wrapping_add(self.data_len as u32).wrapping_add(controls)
+    }
+}
+
 /// The transport header of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Transport<'a> {
     /// TCP with a complete header.
-    Tcp {
-        /// The destination port.
-        destination_port: u16,
-    },
+    Tcp(Tcp<'a>),
     /// UDP with a complete header and a consistent length.
     Udp(Udp),
     /// The ICMP message, or the part of it in the first fragment.
@@ -66,13 +124,22 @@ pub enum Malformed {
 }
 
 impl<'a> Transport<'a> {
+    /// The source port, if the protocol has ports.
+    #[inline]
+    pub fn source_port(&self) -> Option<u16> {
+        match *self {
+            Self::Tcp(tcp) => Some(tcp.source_port()),
+            Self::Udp(Udp { source_port, .. }) => Some(source_port),
+            Self::Icmp(_) | Self::Opaque => None,
+        }
+    }
+
     /// The destination port, if the protocol has ports.
     #[inline]
     pub fn destination_port(&self) -> Option<u16> {
         match *self {
-            Self::Tcp { destination_port } | Self::Udp(Udp { destination_port, .. }) => {
-                Some(destination_port)
-            }
+            Self::Tcp(tcp) => Some(tcp.destination_port()),
+            Self::Udp(Udp { destination_port, .. }) => Some(destination_port),
             Self::Icmp(_) | Self::Opaque => None,
         }
     }
@@ -103,16 +170,14 @@ impl<'a> Transport<'a> {
             }
             TCP => {
                 // RFC 1858: the first fragment must hold the flags, and here the whole header.
-                let Some(&[_, _, d0, d1, _, _, _, _, _, _, _, _, offset, ..]) =
-                    payload.first_chunk::<TCP_HEADER_LEN>()
-                else {
+                let Some(header) = payload.first_chunk::<TCP_HEADER_LEN>() else {
                     return Err(truncated(Malformed::TcpHeader));
                 };
-                let header_len = usize::from(offset >> 4).wrapping_mul(4);
+                let header_len = usize::from(header[12] >> 4).wrapping_mul(4);
                 if header_len < TCP_HEADER_LEN || header_len > payload.len() {
                     return Err(truncated(Malformed::TcpHeader));
                 }
-                Ok(Self::Tcp { destination_port: u16::from_be_bytes([d0, d1]) })
+                Ok(Self::Tcp(Tcp { header, data_len: payload.len().wrapping_sub(header_len) }))
             }
             ICMP if payload.len() < 8 => Err(truncated(Malformed::IcmpHeader)),
             ICMP => Ok(Self::Icmp(payload)),
@@ -127,7 +192,7 @@ mod tests {
 
     const DATAGRAM: [u8; 9] = [0x03, 0xe8, 0, 80, 0, 9, 0, 0, b'x'];
     #[rustfmt::skip]
-    const SEGMENT: [u8; 20] = [0x03, 0xe8, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
+    const SEGMENT: [u8; 20] = [0x03, 0xe8, 0, 80, 0, 0, 0, 1, 2, 3, 4, 5, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
 
     #[test]
     fn reads_udp() {
@@ -143,15 +208,38 @@ mod tests {
 
     #[test]
     fn reads_tcp() {
-        let tcp = Transport::Tcp { destination_port: 80 };
-        assert_eq!(Transport::parse(TCP, Part::Whole(&SEGMENT)), Ok(tcp));
-        assert_eq!(tcp.destination_port(), Some(80));
+        let parsed = Transport::parse(TCP, Part::Whole(&SEGMENT)).unwrap();
+        assert_eq!(parsed.destination_port(), Some(80));
+        let Transport::Tcp(tcp) = parsed else { panic!("{parsed:?}") };
+        assert_eq!((tcp.source_port(), tcp.destination_port(), tcp.flags()), (1000, 80, flag::SYN));
+        assert_eq!((tcp.sequence(), tcp.acknowledgement(), tcp.sequence_end()), (1, 0x0203_0405, 2));
         assert_eq!(Transport::parse(TCP, Part::Whole(&SEGMENT[..19])), Err(Malformed::TcpHeader));
         for offset in [4 << 4, 6 << 4] {
             let mut segment = SEGMENT;
             segment[12] = offset;
             assert_eq!(Transport::parse(TCP, Part::Whole(&segment)), Err(Malformed::TcpHeader));
             assert_eq!(Transport::parse(TCP, Part::First(&segment)), Err(Malformed::FragmentHeader));
+        }
+    }
+
+    #[test]
+    fn a_segment_ends_behind_its_data_and_its_controls() {
+        for (flags, header_len, len, expected) in [
+            (0, 20, 20, 0xffff_fffe),
+            (flag::ACK, 20, 21, 0xffff_ffff),
+            (flag::SYN, 20, 20, 0xffff_ffff),
+            (flag::FIN | flag::ACK, 20, 20, 0xffff_ffff),
+            (flag::SYN | flag::FIN, 20, 20, 0),
+            (flag::FIN, 24, 30, 5),
+            (flag::RST | flag::ACK, 24, 24, 0xffff_fffe),
+            (0xff, 60, 60, 0),
+        ] {
+            let mut segment = [&SEGMENT[..], &[0; 40]].concat();
+            segment[4..8].copy_from_slice(&0xffff_fffe_u32.to_be_bytes());
+            (segment[12], segment[13]) = (header_len << 2, flags);
+            let parsed = Transport::parse(TCP, Part::Whole(&segment[..len]));
+            let Ok(Transport::Tcp(tcp)) = parsed else { panic!("{parsed:?}") };
+            assert_eq!(tcp.sequence_end(), expected, "{flags:#x}, {len} bytes");
         }
     }
 

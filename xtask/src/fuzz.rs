@@ -9,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::root;
 
 /// Each target, and where its seeds lie.
-const TARGETS: [(&str, &str); 7] = [
+const TARGETS: [(&str, &str); 8] = [
     ("frame", "fuzz/seeds/frame"),
     ("sequence", "fuzz/seeds/sequence"),
     ("dhcp", "fuzz/seeds/dhcp"),
     ("stream", "fuzz/seeds/stream"),
     ("leases", "fuzz/seeds/leases"),
+    ("entry", "fuzz/seeds/entry"),
     ("offload_batch", "offload/tests/fixtures/batch"),
     ("offload_super_frame", "offload/tests/fixtures/super_frame"),
 ];
@@ -25,7 +26,7 @@ const MAX_LEN: usize = 65_700;
 /// Fuzz one target or all of them, one after the other; needs a nightly compiler and cargo-fuzz
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// frame, sequence, dhcp, stream, leases, offload_batch or offload_super_frame; all of them by default
+    /// frame, sequence, dhcp, stream, leases, entry, offload_batch or offload_super_frame; all of them by default
     target: Option<String>,
     /// Seconds for each target
     #[arg(default_value_t = 1_200)]

@@ -23,6 +23,12 @@ impl Bindings {
         self.dhcpv4.lease()
     }
 
+    /// The number of the present IPv4 address, which no later one has, even if it is the same address again.
+    #[inline(always)]
+    pub(crate) fn ipv4_number(&self) -> u32 {
+        self.dhcpv4.lease_number()
+    }
+
     /// S1: the source is an address that the VM may use. Gives what is known of the address.
     #[inline(always)]
     pub(crate) fn judge_source(&self, source: Ipv4Addr) -> Result<&Lease, DropReason> {

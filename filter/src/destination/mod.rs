@@ -7,14 +7,15 @@ pub(crate) mod trie;
 
 use core::net::Ipv4Addr;
 
-use crate::config::{ConfigError, Gateway, NetType, PortConfig};
+use crate::config::{ConfigError, Gateway, NetType, PolicyError, PortConfig, PublishedPort};
+use crate::destination::region::{Rank, Region, regions};
 use crate::destination::table::{Class, Table};
 use crate::host::{ExposedPort, Host};
 use crate::ipv4;
 use crate::l2;
 use crate::lease::Lease;
-use crate::policy::Policy;
-use crate::policy::entry::Origin;
+use crate::policy::entry::{Entry, Origin, Protocol, Target};
+use crate::policy::{Action, Policy};
 use crate::segment::Segment;
 use crate::verdict::DropReason;
 use softnet_wire::MacAddr;
@@ -31,40 +32,88 @@ pub(crate) struct Destination {
     pub(crate) is_fragment: bool,
 }
 
-/// The destinations of one VM, as the rules and the host's state define them.
+/// The peers of one VM, as the rules and the host's state define them.
 #[derive(Debug)]
 pub(crate) struct Destinations {
+    /// What the VM may begin.
     table: Table,
+    /// What others may begin, if an entry has a direction (P3).
+    incoming: Option<Table>,
     host: Host,
-    /// What the table was compiled from, to compile it again when the host's addresses change.
+    /// What the tables were compiled from, to compile them again when the host's addresses change.
     policy: Policy,
     gateway: Gateway,
     net_type: NetType,
+    /// Sorted.
+    published: Vec<PublishedPort>,
 }
 
 impl Destinations {
     pub(crate) fn new(config: PortConfig) -> Result<Self, ConfigError> {
-        let PortConfig { policy, gateway, net_type, host_addresses, .. } = config;
+        let PortConfig { policy, gateway, net_type, host_addresses, published, .. } = config;
         let mut host = Host::default();
         host.set_addresses(&host_addresses, gateway.address);
-        let table = Table::new(&policy, Origin::Vm, gateway, net_type, host.addresses())?;
-        Ok(Self { table, host, policy, gateway, net_type })
+        let (table, incoming) = compile(&policy, gateway, net_type, &host)?;
+        let mut destinations =
+            Self { table, incoming, host, policy, gateway, net_type, published: Vec::new() };
+        destinations.set_published(published);
+        Ok(destinations)
     }
 
-    /// Takes the host's addresses (H1). If they do not fit into the table, nothing changes.
-    pub(crate) fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), ConfigError> {
+    /// Takes the host's addresses (H1). If they do not fit into the table, nothing changes. Returns whether they are others
+    /// than before.
+    pub(crate) fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<bool, ConfigError> {
         let mut host = Host::default();
         host.set_addresses(addresses, self.gateway.address);
-        if host.addresses() != self.host.addresses() {
-            self.table = Table::new(&self.policy, Origin::Vm, self.gateway, self.net_type, host.addresses())?;
+        let has_changed = host.addresses() != self.host.addresses();
+        if has_changed {
+            let compiled = compile(&self.policy, self.gateway, self.net_type, &host)?;
+            (self.table, self.incoming) = compiled;
             self.host.set_addresses(addresses, self.gateway.address);
         }
+        Ok(has_changed)
+    }
+
+    /// P6: takes another policy. If it does not fit into the tables, nothing changes.
+    pub(crate) fn set_policy(&mut self, policy: Policy) -> Result<(), PolicyError> {
+        if policy.bridge_isolation() != self.policy.bridge_isolation() {
+            return Err(PolicyError::Isolation);
+        }
+        (self.table, self.incoming) = compile(&policy, self.gateway, self.net_type, &self.host)?;
+        self.policy = policy;
         Ok(())
+    }
+
+    /// The policy in force.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// Takes the ports that lead to other VMs (H2).
     pub(crate) fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
         self.host.set_exposed(exposed);
+    }
+
+    /// Takes the VM's own ports that the host publishes (P4).
+    pub(crate) fn set_published(&mut self, mut published: Vec<PublishedPort>) {
+        published.sort_unstable();
+        published.dedup();
+        self.published = published;
+    }
+
+    /// Whether flows decide about answers (P3).
+    pub(crate) fn is_stateful(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// Whether the host publishes ports of the VM.
+    pub(crate) fn publishes(&self) -> bool {
+        !self.published.is_empty()
+    }
+
+    /// Whether the host publishes this port of the VM.
+    pub(crate) fn is_published(&self, protocol: u8, port: u16) -> bool {
+        self.published.binary_search(&PublishedPort { protocol, port }).is_ok()
     }
 
     /// Whether an address is open without a further look, as nearly all of the world is (D3, D4).
@@ -78,6 +127,12 @@ impl Destinations {
         self.table.allows(address)
     }
 
+    /// F5: whether an entry with ports speaks about an address, whoever begins.
+    pub(crate) fn has_ports_for(&self, address: Ipv4Addr) -> bool {
+        let incoming = self.incoming.as_ref();
+        self.table.has_ports_for(address) || incoming.is_some_and(|table| table.has_ports_for(address))
+    }
+
     /// Judges the destination of a packet that is not DHCP and has the VM's own address as its source, in a frame for
     /// `mac`.
     pub(crate) fn judge(
@@ -87,12 +142,102 @@ impl Destinations {
         mac: MacAddr,
         to: Destination,
     ) -> Result<(), DropReason> {
+        self.judge_peer(segment, lease, to)?;
+        l2::judge_ipv4_destination(mac, to.address, segment)
+    }
+
+    /// The same whatever the frame.
+    pub(crate) fn judge_peer(
+        &self,
+        segment: &Segment,
+        lease: &Lease,
+        to: Destination,
+    ) -> Result<(), DropReason> {
         judge_own_address(lease, to)?;
         let closed = self.judge_class(to)?;
-        self.judge_fragment(segment, lease, closed, to)?;
+        self.judge_fragment_class(segment, lease, closed, to)?;
         judge_resolver(lease, closed, to)?;
-        self.judge_exposed(segment, to)?;
-        l2::judge_ipv4_destination(mac, to.address, segment)
+        self.judge_exposed(segment, to)
+    }
+
+    /// P3, P4: judges what `peer` begins from its `port` towards the VM's `own_port`. Where no entry matches, it may begin;
+    /// at a published port also where an entry for everything blocks.
+    pub(crate) fn judge_incoming(
+        &self,
+        peer: Ipv4Addr,
+        protocol: u8,
+        port: Option<u16>,
+        own_port: Option<u16>,
+    ) -> Result<(), DropReason> {
+        let class = self.incoming.as_ref().map(|table| table.classify(peer, protocol, port));
+        let is_published = || own_port.is_some_and(|port| self.is_published(protocol, port));
+        match class {
+            Some(Class::Blocked) => Err(DropReason::IncomingBlocked),
+            Some(Class::DefaultBlocked) if !is_published() => Err(DropReason::IncomingBlocked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Which entry decides about what `origin` begins with a peer, by a look at every entry.
+    pub(crate) fn deciding_entry(
+        &self,
+        origin: Origin,
+        peer: Ipv4Addr,
+        protocol: u8,
+        port: Option<u16>,
+    ) -> Option<DecidingEntry> {
+        if origin == Origin::Outside && self.incoming.is_none() {
+            return None;
+        }
+        let matching = self.policy.rules().iter().enumerate().filter_map(|(index, rule)| {
+            let entry = rule.entry;
+            let is_about_origin = entry.origin.is_none_or(|of| of == origin);
+            let rank = self.rank(entry.target, peer).filter(|_| is_about_origin)?;
+            let width = if entry.has_ports() { Some(width_for(&entry, protocol, port?)?) } else { None };
+            // P2: ports first, the longer prefix, the narrower range, the block.
+            let order = (entry.has_ports(), rank, core::cmp::Reverse(width), rule.action);
+            Some((order, DecidingEntry { index, blocks: rule.action == Action::Block }))
+        });
+        matching.max_by_key(|(order, _)| *order).map(|(_, entry)| entry)
+    }
+
+    /// The rank of the best of a target's regions that contain the peer.
+    fn rank(&self, target: Target, peer: Ipv4Addr) -> Option<Rank> {
+        let regions = regions(target, self.gateway.address, self.host.addresses());
+        let contains = |region: &Region| {
+            region.has_prefix_of(peer) && (region.rank != Rank::Internet || self.table.is_global(peer))
+        };
+        regions.into_iter().filter(contains).map(|region| region.rank).max()
+    }
+
+    /// Whether an address is globally reachable.
+    pub(crate) fn is_global(&self, address: Ipv4Addr) -> bool {
+        self.table.is_global(address)
+    }
+
+    /// Whether an address is one of the host's besides the gateway's.
+    pub(crate) fn is_host_address(&self, address: Ipv4Addr) -> bool {
+        self.host.has(address)
+    }
+
+    /// Whether the VM may send to a peer in a flow that the peer began: what no entry opens stays closed (D1, D9), and so do
+    /// the ports that lead to other VMs (H2).
+    pub(crate) fn may_answer(&self, segment: &Segment, lease: &Lease, to: Destination) -> bool {
+        judge_own_address(lease, to).is_ok()
+            && !to.address.is_multicast()
+            && !self.table.is_closed_to_all(to.address)
+            && self.judge_exposed(segment, to).is_ok()
+    }
+
+    /// S4, for a fragment of a flow.
+    pub(crate) fn judge_fragment(
+        &self,
+        segment: &Segment,
+        lease: &Lease,
+        to: Destination,
+    ) -> Result<(), DropReason> {
+        let closed = self.judge_class(to).ok().flatten();
+        self.judge_fragment_class(segment, lease, closed, to)
     }
 
     /// D1 to D4, D9, P2: what the rules say about the destination. Returns the reason if it is closed to all but a
@@ -116,7 +261,7 @@ impl Destinations {
 
     /// S4: the port of a later fragment is unknown, and malicious fragments can crash neighbours. The host accepts
     /// fragments while it is open as a whole. No fragment passes where entries distinguish ports.
-    fn judge_fragment(
+    fn judge_fragment_class(
         &self,
         segment: &Segment,
         lease: &Lease,
@@ -126,7 +271,7 @@ impl Destinations {
         let is_host = self.is_host(segment, to.address);
         let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
         let is_restricted = is_host || segment.is_on_link(to.address) || lease.resolvers.contains(to.address);
-        if to.is_fragment && ((is_restricted && !is_open_host) || self.table.has_ports_for(to.address)) {
+        if to.is_fragment && ((is_restricted && !is_open_host) || self.has_ports_for(to.address)) {
             return Err(DropReason::FragmentRestricted);
         }
         Ok(())
@@ -146,6 +291,36 @@ impl Destinations {
     fn is_host(&self, segment: &Segment, address: Ipv4Addr) -> bool {
         address == segment.router.address || self.host.has(address)
     }
+}
+
+/// The entry that decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DecidingEntry {
+    pub(crate) index: usize,
+    pub(crate) blocks: bool,
+}
+
+/// The width of the range of ports with which an entry matches a port of a protocol.
+fn width_for(entry: &Entry, protocol: u8, port: u16) -> Option<u16> {
+    let is_about = match protocol {
+        ipv4::TCP => entry.protocol != Some(Protocol::Udp),
+        ipv4::UDP => entry.protocol != Some(Protocol::Tcp),
+        _ => false,
+    };
+    let (low, high) = entry.ports.map_or((0, u16::MAX), |ports| (ports.low(), ports.high()));
+    (is_about && (low..=high).contains(&port)).then_some(high.saturating_sub(low))
+}
+
+/// The tables of a policy: what the VM may begin, and what others may, if an entry has a direction.
+fn compile(
+    policy: &Policy,
+    gateway: Gateway,
+    net_type: NetType,
+    host: &Host,
+) -> Result<(Table, Option<Table>), ConfigError> {
+    let compile = |origin| Table::new(policy, origin, gateway, net_type, host.addresses());
+    let incoming = if policy.is_stateful() { Some(compile(Origin::Outside)?) } else { None };
+    Ok((compile(Origin::Vm)?, incoming))
 }
 
 /// D1: the VM's own address is the lease's.

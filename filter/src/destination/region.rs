@@ -40,6 +40,12 @@ impl Region {
         Self { rank, address, prefix_len: 32 }
     }
 
+    /// Whether an address has the prefix.
+    pub(crate) fn has_prefix_of(&self, address: Ipv4Addr) -> bool {
+        let differing = self.address.to_bits() ^ address.to_bits();
+        differing.leading_zeros() >= u32::from(self.prefix_len)
+    }
+
     fn of_block(block: Block<Ipv4Addr>) -> Self {
         Self { rank: Rank::Prefix(block.prefix_len), address: block.address, prefix_len: block.prefix_len }
     }

@@ -129,13 +129,20 @@ impl Table {
             })?;
         }
 
-        for block in NEVER {
-            table.paint(block.address, block.prefix_len, Class::Never)?;
+        if origin == Origin::Vm {
+            table.paint_never(gateway)?;
         }
-        table.paint(gateway.subnet.network(), 32, Class::Never)?;
-        table.paint(gateway.subnet.broadcast(), 32, Class::Never)?;
         table.trie.shrink_to_fit();
         Ok(table)
+    }
+
+    /// D1: what no entry opens to the VM.
+    fn paint_never(&mut self, gateway: Gateway) -> Result<(), Full> {
+        for block in NEVER {
+            self.paint(block.address, block.prefix_len, Class::Never)?;
+        }
+        self.paint(gateway.subnet.network(), 32, Class::Never)?;
+        self.paint(gateway.subnet.broadcast(), 32, Class::Never)
     }
 
     /// D3, D4, H1: what holds where no entry matches. What no flag opens is painted over later.
@@ -196,6 +203,17 @@ impl Table {
         let class = class_of(self.trie.decide(address.octets()));
         let allows_some = || self.ports.as_ref().is_some_and(|ports| ports.allows_some(address));
         class == Class::Allowed || (class != Class::Never && allows_some())
+    }
+
+    /// Whether the address is globally reachable, and not on the VM's own network.
+    pub(crate) fn is_global(&self, address: Ipv4Addr) -> bool {
+        self.trie.decide(address.octets()) & GLOBAL != 0
+    }
+
+    /// Whether no entry can open the address (D1, D9).
+    pub(crate) fn is_closed_to_all(&self, address: Ipv4Addr) -> bool {
+        let decision = self.trie.decide(address.octets());
+        class_of(decision) == Class::Never || (!self.has_world && decision & GLOBAL != 0)
     }
 
     /// Whether an entry with ports or a protocol speaks about the address.
@@ -497,9 +515,22 @@ mod tests {
         assert!(table.allows(Ipv4Addr::new(10, 0, 0, 1)));
     }
 
+    /// D1, P3: what the VM may never send to, others may send from, unless an entry blocks it.
+    #[test]
+    fn p3_d1_is_about_destinations() {
+        let config = config(&["in 1.1.1.1"], &["in 127.0.0.0/8"]);
+        for (origin, never, blocked) in
+            [(Origin::Vm, Class::Never, Class::Never), (Origin::Outside, Class::NotGlobal, Class::Blocked)]
+        {
+            let table = Table::new(&config.policy, origin, config.gateway, config.net_type, &[]).unwrap();
+            assert_eq!(class(&table, "240.0.0.1"), never);
+            assert_eq!(class(&table, "127.0.0.1"), blocked);
+        }
+    }
+
     /// P3: an entry that names a side is about what that side begins, any other about both.
     #[test]
-    fn an_entry_of_one_side_is_not_about_the_other() {
+    fn p3_entries_of_one_side() {
         let config = config(&["in 8.8.8.8", "out 9.9.9.9:80"], &["8.0.0.0/7"]);
         for (origin, eight, nine) in
             [(Origin::Vm, Class::Blocked, Class::Allowed), (Origin::Outside, Class::Allowed, Class::Blocked)]

@@ -33,6 +33,11 @@ impl Policy {
         entries
     }
 
+    /// Whether an entry says who begins: then flows decide about answers (rule P3).
+    pub fn is_stateful(&self) -> bool {
+        self.rules.iter().any(|rule| rule.entry.origin.is_some())
+    }
+
     /// Whether the host must keep this VM apart from the other ports of its bridge. It must unless the policy allows
     /// 0.0.0.0/0, whatever the ports, and blocks no 0.0.0.0/0 of any kind (rule D8).
     pub fn bridge_isolation(&self) -> bool {
@@ -93,6 +98,15 @@ mod tests {
         }
         assert!(!policy(&["0.0.0.0/0"], &[]).bridge_isolation());
         assert!(!policy(&["1.2.3.4/0"], &["10.0.0.0/8", "@internet", "::/0"]).bridge_isolation());
+    }
+
+    /// P3: one entry with a direction makes a policy stateful; ports do not.
+    #[test]
+    fn p3_an_entry_with_a_direction_makes_a_policy_stateful() {
+        assert!(!policy(&[], &[]).is_stateful());
+        assert!(!policy(&["10.0.0.0/8:80"], &["0.0.0.0/0", "@host/udp"]).is_stateful());
+        assert!(policy(&["10.0.0.0/8", "in 10.0.0.0/8"], &[]).is_stateful());
+        assert!(policy(&[], &["out @host:22"]).is_stateful());
     }
 
     /// P1: the lists in normal form, sorted as text, without doubles.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
-use softnet_filter::{NetType, Policy, PortConfig, Timestamp};
+use softnet_filter::{NetType, Policy, PortConfig, PublishedPort, Rule, Timestamp};
 
 use crate::oracle::dhcp;
 use crate::scene::{
@@ -67,15 +67,17 @@ const TARGETS: [&str; 17] = [
 
 /// A port, the time at which it begins, and what happens to it.
 pub fn dialogue(u: &mut Unstructured<'_>) -> Result<(PortConfig, Timestamp, Vec<Step>)> {
-    let mut rules = Vec::new();
-    for _ in 0..u.int_in_range(0..=3)? {
-        let target = u.choose(&TARGETS)?;
-        rules.push(if u.ratio(2, 5)? { block(target) } else { allow(target) });
-    }
+    let rules = rules(u)?;
+    let published = if u.ratio(1, 4)? {
+        vec![PublishedPort { protocol: *u.choose(&[6, 17])?, port: port(u)? }]
+    } else {
+        vec![]
+    };
     let config = PortConfig {
         net_type: if u.ratio(1, 4)? { NetType::Host } else { NetType::Nat },
         policy: Policy::new(rules),
         server_files_by_mac: u.ratio(1, 4)?,
+        published,
         ..plain_config(vec![])
     };
     let start = *u.choose(&[0, 1_000_000_000_000, u64::MAX - 5_000_000_000_000])?;
@@ -86,8 +88,26 @@ pub fn dialogue(u: &mut Unstructured<'_>) -> Result<(PortConfig, Timestamp, Vec<
     Ok((config, Timestamp::from_nanos(start), steps))
 }
 
+fn rules(u: &mut Unstructured<'_>) -> Result<Vec<Rule>> {
+    let is_stateful = u.ratio(2, 5)?;
+    let rules = (0..u.int_in_range(0..=3)?).map(|_| {
+        let origin = if is_stateful { *u.choose(&["", "in ", "out "])? } else { "" };
+        let entry = format!("{origin}{}", u.choose(&TARGETS)?);
+        Ok(if u.ratio(2, 5)? { block(&entry) } else { allow(&entry) })
+    });
+    rules.collect()
+}
+
+/// Flags of TCP: mostly those that connections have.
+fn flags(u: &mut Unstructured<'_>) -> Result<u8> {
+    let usual = *u.choose(&[2, 0x12, 0x10, 0x11])?;
+    mostly(u, usual, &[0, 1, 4, 0x14, 0xff])
+}
+
 fn step(u: &mut Unstructured<'_>) -> Result<Step> {
-    Ok(match u.int_in_range(0..=17)? {
+    Ok(match u.int_in_range(0..=20)? {
+        18 => Step::Policy(rules(u)?),
+        19..=20 => Step::Answer { of_vm: u.arbitrary()?, flags: flags(u)? },
         16 => Step::HostAddresses(host_addresses(u)?),
         17 => Step::Exposed(vec![(*u.choose(&[6, 17])?, port(u)?, option(u, |u| u.choose(&HOST).copied())?)]),
         0 => Step::Wait(Duration::from_millis(u16::arbitrary(u)?.into())),
@@ -185,7 +205,7 @@ fn arp(u: &mut Unstructured<'_>, mac: Station, sender: Address) -> Result<Symbol
 fn ipv4(u: &mut Unstructured<'_>, source: Address) -> Result<Symbol> {
     let content = match u.int_in_range(0..=4)? {
         0 => Content::Udp { from: port(u)?, to: port(u)?, data: bytes(u, 40)? },
-        1 => Content::Tcp { from: port(u)?, to: port(u)?, data: bytes(u, 40)? },
+        1 => Content::Tcp { from: port(u)?, to: port(u)?, flags: flags(u)?, data: bytes(u, 40)? },
         2 => {
             let quoted =
                 if u.ratio(3, 4)? { Some((address(u)?, mostly(u, Address::Own, &ADDRESSES)?)) } else { None };

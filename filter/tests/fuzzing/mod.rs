@@ -8,7 +8,7 @@ mod dialogue;
 use std::net::Ipv4Addr;
 
 use arbitrary::Unstructured;
-use softnet_filter::Timestamp;
+use softnet_filter::{Entry, Timestamp};
 
 use crate::oracle::dhcp;
 use crate::oracle::packet::UDP;
@@ -92,6 +92,23 @@ pub fn sequence(data: &[u8]) {
     for (index, step) in steps.iter().enumerate() {
         if let Err(error) = scene.play(step) {
             panic!("step {index}, {step:?}: {error}");
+        }
+    }
+}
+
+/// Any text as an entry of a policy: what is taken is the same in its normal form, and the error of what is not names a part of
+/// the text.
+pub fn entry(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    match text.parse::<Entry>() {
+        Ok(entry) => {
+            let normal = entry.to_string();
+            assert_eq!(normal.parse(), Ok(entry), "{text:?} is {normal:?}");
+            assert_eq!(normal.parse::<Entry>().map(|entry| entry.to_string()), Ok(normal.clone()));
+        }
+        Err(error) => {
+            assert!(text.get(error.span()).is_some(), "{text:?}: {:?}", error.span());
+            assert!(!error.to_string().is_empty());
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use softnet_filter::{Resolvers, Timestamp};
+use softnet_filter::{Origin, Resolvers, Timestamp};
 
 use super::dhcp::{self, Message};
+use super::flows::Fate;
 use super::packet::{self, Arp, Ethernet, Ipv4, UDP, UdpChecksum};
 use super::vm::is_plain_padding;
 use super::{Believed, FRESH, Lesson, Oracle, Outcome, Rule, Transaction, breaks, is_end_of_time, world};
@@ -44,6 +45,7 @@ impl Oracle {
                 Some(reply) => self.check_reply(&ethernet, &ip, &reply, now).map(drop),
                 None => Ok(()),
             },
+            _ if self.is_stateful() => self.check_stateful_arrival(&ip, now),
             _ => Ok(()),
         }
     }
@@ -146,6 +148,23 @@ impl Oracle {
         }
         let Some(ip) = Ipv4::read(ethernet.body) else { return false };
         if !ip.header_is_right || ip.time_to_live == 0 || !is_plain_padding(&ethernet, ip.trailer) {
+            return false;
+        }
+        let is_of_port = ip.ports().is_some_and(|(_, own)| {
+            self.config
+                .published
+                .iter()
+                .any(|published| (published.protocol, published.port) == (ip.protocol, own))
+        });
+        let is_doubtful = if self.is_stateful() {
+            ip.is_fragment()
+                || super::vm::check_transport(&ip).is_err()
+                || self.fate(Origin::Outside, &ip, now) == Fate::Perhaps
+        } else {
+            // It may be one of a flow that has ended.
+            is_of_port
+        };
+        if is_doubtful && !matches!(ip.udp_ports(), Some((_, 68))) {
             return false;
         }
         if ip.protocol == UDP && ip.offset == 0 {

@@ -20,6 +20,11 @@
 //!   public addresses, since L5 wants an explicit one.
 //! - S3: IGMP to a group is judged alike with Router Alert and without. What hosts say: reports of three versions and
 //!   leaves, of the length that they count, to the group that they are about or to the routers, with a TTL of 1.
+//! - F: a flow ends between its limit and a second later; of one that may be over nothing is said. The budgets are beyond
+//!   what a scene reaches.
+//! - F1: what the VM would not accept (a cut transport header) may pass or not. D1, D9 and H2 hold for answers too, so what
+//!   comes from there begins no flow and passes.
+//! - L3: a packet that is too long may begin a flow.
 //! - P2: an entry with a protocol alone is one for all its ports, 0 too; a first fragment shows its ports.
 //! - S4: the offset counts from the packet's begin, so that the whole reassembled packet, header and all, must fit
 //!   into 65,535 bytes. A resolver and on-link addresses take no fragments whatever the flags; the host takes those of
@@ -54,6 +59,7 @@
 
 mod answers;
 pub mod dhcp;
+mod flows;
 mod host;
 pub mod packet;
 mod vm;
@@ -64,9 +70,11 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use answers::Answer;
+use flows::{Begun, Flow};
 use packet::Ipv4;
 use softnet_filter::{
-    Action, Direction, ExposedPort, Lease, NetType, Origin, Port, PortConfig, Resolvers, Timestamp, Verdict,
+    Action, Direction, DropReason, ExposedPort, Lease, NetType, Origin, Policy, Port, PortConfig, Resolvers,
+    Timestamp, Verdict,
 };
 
 /// The number of a rule, such as `L1`.
@@ -92,6 +100,28 @@ enum Lesson {
         resolvers: Vec<Ipv4Addr>,
     },
     Revoke,
+}
+
+/// Where a packet of the VM goes.
+#[derive(Debug, Clone, Copy)]
+struct To {
+    address: Ipv4Addr,
+    protocol: u8,
+    port: Option<u16>,
+    is_fragment: bool,
+}
+
+impl To {
+    fn of(ip: &Ipv4<'_>) -> Self {
+        let port = ip.ports().map(|(_, port)| port);
+        Self { address: ip.destination, protocol: ip.protocol, port, is_fragment: ip.is_fragment() }
+    }
+
+    /// One of a flow.
+    fn of_ends(address: Ipv4Addr, protocol: u8, port: u16) -> Self {
+        let has_ports = matches!(protocol, packet::TCP | packet::UDP);
+        Self { address, protocol, port: has_ports.then_some(port), is_fragment: false }
+    }
 }
 
 /// What a message of the VM asks of the server.
@@ -224,6 +254,9 @@ pub struct Oracle {
     /// Like `over` and `under`, of the answers that the VM gets.
     over_answers: Bucket,
     under_answers: Bucket,
+    flows: Vec<Flow>,
+    /// F5: first fragments that have passed.
+    fragments: Vec<Begun>,
 }
 
 /// How long after a message its reply is certainly still welcome.
@@ -254,6 +287,8 @@ impl Oracle {
             under: Bucket::new(8.0, 0.8),
             over_answers: Bucket::new(23.0, 10.5),
             under_answers: Bucket::new(18.0, 9.5),
+            flows: Vec::new(),
+            fragments: Vec::new(),
         }
     }
 
@@ -346,9 +381,9 @@ impl Oracle {
     }
 
     /// P2: what the entries say about a packet that the VM sends.
-    fn rule_for(&self, ip: &Ipv4<'_>) -> Option<Action> {
-        let port = ip.ports().map(|(_, port)| (ip.protocol, port));
-        world::deciding(&self.config, Origin::Vm, ip.destination, port).map(|(action, _)| action)
+    fn rule_for(&self, to: &To) -> Option<Action> {
+        let port = to.port.map(|port| (to.protocol, port));
+        world::deciding(&self.config, Origin::Vm, to.address, port).map(|(action, _)| action)
     }
 
     fn is_host_only(&self) -> bool {
@@ -391,6 +426,10 @@ pub struct Watched {
     pub said: [BTreeMap<Opinion, usize>; 2],
     /// How often the VM was answered.
     pub answers: usize,
+    /// How often because the policy refused.
+    pub refusals: usize,
+    /// Packets from the VM and from the host that passed as parts of flows.
+    pub members: [usize; 2],
 }
 
 impl Watched {
@@ -403,6 +442,8 @@ impl Watched {
             oracle,
             said: Default::default(),
             answers: 0,
+            refusals: 0,
+            members: [0; 2],
         }
     }
 
@@ -426,8 +467,14 @@ impl Watched {
         *self.said[0].entry(opinion).or_default() += 1;
         let verdict = self.port.from_vm(frame, now);
         agree("from the VM", opinion, verdict, frame)?;
+        self.hear_answer(frame, opinion, verdict, now)
+            .map_err(|error| format!("{error}, to\n{}", hex(frame)))?;
         if self.oracle.is_too_long(frame) {
-            self.hear_answer(frame, now).map_err(|error| format!("{error}, to\n{}", hex(frame)))?;
+            self.oracle.note_packet(Origin::Vm, frame, true, now);
+        }
+        if verdict.is_forward() {
+            self.members[0] += usize::from(self.oracle.is_member(Origin::Vm, frame, now));
+            self.oracle.note_packet(Origin::Vm, frame, false, now);
         }
         let allowed = self.oracle.after_vm(frame, now, verdict.is_forward());
         self.follow(&allowed, now)
@@ -435,8 +482,8 @@ impl Watched {
         Ok(verdict)
     }
 
-    /// L3: compares what the VM is told about a frame that is too long with what it may be told.
-    fn hear_answer(&mut self, frame: &[u8], now: Timestamp) -> Result<(), String> {
+    /// What the VM is told.
+    fn take_answers(&mut self) -> Vec<Vec<u8>> {
         let mut answers = Vec::new();
         while let Some((direction, own)) = self.port.poll_transmit() {
             // What the VM gives back now is no part of its own dialogue.
@@ -444,19 +491,51 @@ impl Watched {
                 answers.push(own.to_vec());
             }
         }
-        let expected = self.oracle.answer_to(frame, now);
+        answers
+    }
+
+    /// L3, F6, J: compares what the VM is told about a frame with what it may be told.
+    fn hear_answer(
+        &mut self,
+        frame: &[u8],
+        opinion: Opinion,
+        verdict: Verdict,
+        now: Timestamp,
+    ) -> Result<(), String> {
+        let answers = self.take_answers();
+        let is_too_long = self.oracle.is_too_long(frame);
+        let has_ended = verdict == Verdict::Drop(DropReason::FlowEnded);
+        let expected = if is_too_long {
+            self.oracle.answer_to(frame, now)
+        } else if has_ended {
+            Answer::May
+        } else {
+            self.oracle.refusal_of(frame, opinion, verdict, now)
+        };
         match (&answers[..], expected) {
-            ([], Answer::Must) => Err("no answer".into()),
+            ([], Answer::Must) => Err(format!("no answer after {opinion:?}, {verdict:?}")),
             ([], _) => Ok(()),
-            ([_], Answer::MustNot) => Err("an answer".into()),
+            ([_], Answer::MustNot) => Err(format!("an answer after {opinion:?}, {verdict:?}")),
             ([answer], _) => {
-                self.answers += 1;
-                self.oracle.over_answers.take(now);
-                self.oracle.under_answers.take(now);
-                self.oracle.check_answer(answer, frame).map_err(|error| format!("{error}: {}", hex(answer)))
+                self.note_answer(now);
+                let check = if is_too_long {
+                    self.oracle.check_answer(answer, frame)
+                } else if has_ended {
+                    self.oracle.check_reset(answer, now)
+                } else {
+                    self.refusals += 1;
+                    self.oracle.check_refusal(answer, frame)
+                };
+                check.map_err(|error| format!("{error}: {}", hex(answer)))
             }
             _ => Err(format!("{} answers", answers.len())),
         }
+    }
+
+    fn note_answer(&mut self, now: Timestamp) {
+        self.answers += 1;
+        self.oracle.over_answers.take(now);
+        self.oracle.under_answers.take(now);
     }
 
     /// Judges a frame for the VM by both.
@@ -468,6 +547,16 @@ impl Watched {
         *self.said[1].entry(opinion).or_default() += 1;
         let verdict = self.port.from_host(frame, now);
         agree("from the host", opinion, verdict, frame)?;
+        for answer in self.take_answers() {
+            self.note_answer(now);
+            let is_due = verdict == Verdict::Drop(DropReason::FlowEnded);
+            let check = if is_due { self.oracle.check_reset(&answer, now) } else { Err("nothing is due") };
+            check.map_err(|error| format!("{error}: {}", hex(&answer)))?;
+        }
+        if verdict.is_forward() {
+            self.members[1] += usize::from(self.oracle.is_member(Origin::Outside, frame, now));
+            self.oracle.note_packet(Origin::Outside, frame, false, now);
+        }
         let allowed = self.oracle.after_host(frame, now, verdict.is_forward());
         self.follow(&allowed, now)
             .map_err(|error| format!("{error}, after {verdict:?} of\n{}", hex(frame)))?;
@@ -478,16 +567,34 @@ impl Watched {
     ///
     /// # Errors
     /// If they do not fit.
-    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr]) -> Result<(), String> {
-        self.port.set_host_addresses(addresses).map_err(|error| error.to_string())?;
+    pub fn set_host_addresses(&mut self, addresses: &[Ipv4Addr], now: Timestamp) -> Result<(), String> {
+        self.port.set_host_addresses(addresses, now).map_err(|error| error.to_string())?;
         self.oracle.set_host_addresses(addresses);
-        Ok(())
+        self.oracle.end_forbidden(now);
+        self.advance(now)
+    }
+
+    /// P6: gives both another policy.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn set_policy(&mut self, policy: Policy, now: Timestamp) -> Result<(), String> {
+        let is_taken = self.port.set_policy(policy.clone(), now).is_ok();
+        if is_taken != self.oracle.set_policy(&policy, now) {
+            return Err(format!("{policy:?} is taken: {is_taken}"));
+        }
+        self.advance(now)
     }
 
     /// Tells both the ports that lead to other VMs.
-    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>) {
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn set_exposed(&mut self, exposed: Vec<ExposedPort>, now: Timestamp) -> Result<(), String> {
         self.oracle.set_exposed(&exposed);
-        self.port.set_exposed(exposed);
+        self.oracle.end_forbidden(now);
+        self.port.set_exposed(exposed, now);
+        self.advance(now)
     }
 
     /// Lets the time pass without a frame.
@@ -514,6 +621,9 @@ impl Watched {
             (None, believed) => self.oracle.after.take().unwrap_or(believed),
         };
         self.oracle.after = None;
+        if self.oracle.lease_at(now).map(|lease| lease.address) != lease.map(|lease| lease.address) {
+            self.oracle.forget_flows();
+        }
         self.oracle.lease = lease;
         Ok(())
     }

@@ -72,6 +72,7 @@ pub struct Ipv4<'a> {
     pub header_length: usize,
     /// Bytes of the packet as the header says.
     pub total_length: usize,
+    pub identification: u16,
     pub reserved_flag: bool,
     pub dont_fragment: bool,
     pub more_fragments: bool,
@@ -112,6 +113,7 @@ impl<'a> Ipv4<'a> {
             version,
             header_length,
             total_length,
+            identification: number16(body, 4)?,
             reserved_flag: flags & 0x8000 != 0,
             dont_fragment: flags & 0x4000 != 0,
             more_fragments: flags & 0x2000 != 0,

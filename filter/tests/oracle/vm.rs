@@ -3,11 +3,12 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use softnet_filter::{Action, Lease, Timestamp};
+use softnet_filter::{Action, Lease, Origin, Timestamp};
 
 use super::dhcp::{self, Message, Names};
+use super::flows::{self, Fate};
 use super::packet::{self, Arp, Ethernet, ICMP, IGMP, Ipv4, TCP, UDP, UdpChecksum, octets};
-use super::{Believed, Oracle, Outcome, Rule, Transaction, Wish, breaks, capped, is_end_of_time, world};
+use super::{Believed, Oracle, Outcome, Rule, To, Transaction, Wish, breaks, capped, is_end_of_time, world};
 
 const LIMITED_BROADCAST: Ipv4Addr = Ipv4Addr::BROADCAST;
 const IPV4: u16 = 0x0800;
@@ -64,6 +65,7 @@ impl Oracle {
             || target == own
             || self.is_resolver(target, now)
             || self.is_allowed_neighbour(target, own)
+            || (self.is_on_link(target) && self.fate_of_peer(target, now) != Fate::Stranger)
     }
 
     /// A host of the VM's network, not the gateway, that a flag opens.
@@ -75,7 +77,7 @@ impl Oracle {
     }
 
     /// D1.
-    fn is_never(&self, address: Ipv4Addr, own: Ipv4Addr) -> bool {
+    pub(super) fn is_never(&self, address: Ipv4Addr, own: Ipv4Addr) -> bool {
         world::is_never(address) || self.is_edge(address) || address == own
     }
 
@@ -101,50 +103,82 @@ impl Oracle {
         }
         let own = self.lease_at(now).ok_or("S1")?.address;
         breaks("S1", ip.source != own)?;
-        self.check_destination(&ip, own, now)?;
+        self.check_reach(&ip, own, now)?;
         self.check_station(ethernet, &ip, now)?;
         breaks("S3", to_group && !is_report(&ip))?;
         breaks("D6", ip.protocol == ICMP && ip.offset == 0 && !is_proper_icmp(ip.payload, own))
     }
 
+    /// P3, P4, F: the destination, or the flow that a packet belongs to.
+    fn check_reach(&self, ip: &Ipv4<'_>, own: Ipv4Addr, now: Timestamp) -> Result<(), Rule> {
+        let to = To::of(ip);
+        if self.is_stateful() && !world::is_multicast(to.address) {
+            if ip.is_fragment() {
+                self.check_place_of_fragment(&to, now)?;
+            }
+            if self.fate(Origin::Vm, ip, now) != Fate::Stranger {
+                return Ok(());
+            }
+            self.check_destination(&to, own, now)?;
+            breaks("F5", ip.is_fragment())?;
+            return breaks("F1", !flows::can_begin(ip));
+        }
+        match self.check_destination(&to, own, now) {
+            Err("D2" | "D3" | "D5") if self.answers_published(ip, now) != Fate::Stranger => Ok(()),
+            judgement => judgement,
+        }
+    }
+
+    /// S4 where it speaks of destinations.
+    fn check_place_of_fragment(&self, to: &To, now: Timestamp) -> Result<(), Rule> {
+        let rule = self.rule_for(to);
+        let to_world = world::is_globally_reachable(to.address) && !self.is_on_link(to.address);
+        let is_closed = rule == Some(Action::Block) || (rule.is_none() && self.is_host_only() && to_world);
+        let open_host = self.is_host(to.address)
+            && !is_closed
+            && (rule.is_some() || to.address == self.gateway() || to_world);
+        let restricted =
+            self.is_host(to.address) || self.is_on_link(to.address) || self.is_resolver(to.address, now);
+        breaks("S4", restricted && !(open_host && matches!(to.protocol, ICMP | UDP)))?;
+        breaks("S4", world::has_ports(&self.config, to.address))
+    }
+
+    /// H2: whether a port of the host leads to another VM.
+    pub(super) fn leads_away(&self, to: &To) -> bool {
+        self.is_host(to.address)
+            && matches!(to.protocol, TCP | UDP)
+            && self.exposed.iter().any(|exposed| {
+                exposed.protocol == to.protocol
+                    && Some(exposed.port) == to.port
+                    && exposed.address.is_none_or(|address| address == to.address)
+            })
+    }
+
     /// D1 to D5, D8, D9, and S4 where it speaks of destinations.
-    fn check_destination(&self, ip: &Ipv4<'_>, own: Ipv4Addr, now: Timestamp) -> Result<(), Rule> {
-        let to = ip.destination;
-        let rule = self.rule_for(ip);
-        let to_world = world::is_globally_reachable(to) && !self.is_on_link(to);
-        let resolves = self.is_resolver(to, now);
-        breaks("D1", self.is_never(to, own))?;
+    pub(super) fn check_destination(&self, to: &To, own: Ipv4Addr, now: Timestamp) -> Result<(), Rule> {
+        let address = to.address;
+        let rule = self.rule_for(to);
+        let to_world = world::is_globally_reachable(address) && !self.is_on_link(address);
+        let resolves = self.is_resolver(address, now);
+        breaks("D1", self.is_never(address, own))?;
         breaks("D2", rule == Some(Action::Block))?;
         breaks("D9", self.is_host_only() && to_world)?;
-        let datagram = matches!(ip.protocol, ICMP | UDP);
-        if ip.is_fragment() {
-            let open_host = self.is_host(to) && (rule.is_some() || to == self.gateway() || to_world);
-            let restricted = self.is_host(to) || self.is_on_link(to) || resolves;
-            breaks("S4", restricted && !(open_host && datagram))?;
-            breaks("S4", world::has_ports(&self.config, to))?;
+        let datagram = matches!(to.protocol, ICMP | UDP);
+        if to.is_fragment {
+            self.check_place_of_fragment(to, now)?;
         }
-        let leads_away = |(_, port)| {
-            self.exposed.iter().any(|exposed| {
-                exposed.protocol == ip.protocol
-                    && exposed.port == port
-                    && exposed.address.is_none_or(|address| address == to)
-            })
-        };
-        breaks(
-            "H2",
-            self.is_host(to) && matches!(ip.protocol, TCP | UDP) && ip.ports().is_some_and(leads_away),
-        )?;
+        breaks("H2", self.leads_away(to))?;
         if rule.is_some() {
             return Ok(());
         }
-        if to == self.gateway() {
-            return breaks("D4", !datagram && ip.protocol != TCP);
+        if address == self.gateway() {
+            return breaks("D4", !datagram && to.protocol != TCP);
         }
         if to_world {
-            return breaks("H1", self.is_host(to) && !datagram && ip.protocol != TCP);
+            return breaks("H1", self.is_host(address) && !datagram && to.protocol != TCP);
         }
         if resolves {
-            return breaks("D5", ip.ports().is_none_or(|(_, port)| port != 53));
+            return breaks("D5", to.port != Some(53));
         }
         Err("D3")
     }
@@ -159,7 +193,9 @@ impl Oracle {
         breaks("L5", ethernet.destination == self.own_mac() || ethernet.destination == [0; 6])?;
         let neighbour = self.is_on_link(to)
             && to != self.gateway()
-            && (self.rule_for(ip) == Some(Action::Allow) || self.is_resolver(to, now));
+            && (self.rule_for(&To::of(ip)) == Some(Action::Allow)
+                || self.is_resolver(to, now)
+                || self.fate(Origin::Vm, ip, now) != Fate::Stranger);
         breaks("L5", ethernet.destination != self.gateway_mac() && !neighbour)
     }
 
@@ -277,7 +313,12 @@ impl Oracle {
         if arp.sender.is_unspecified() && self.lease_at(now).is_none_or(|own| own.address != arp.target) {
             return ethernet.is_broadcast() && self.offered_lately(arp.target, now);
         }
-        ethernet.is_broadcast() || ethernet.destination == self.gateway_mac()
+        // One that may ask only because of a flow, which may be over.
+        let own = self.lease_at(now).map(|lease| lease.address);
+        let is_doubtful = arp.operation == 1
+            && self.fate_of_peer(arp.target, now) == Fate::Perhaps
+            && own.is_some_and(|own| !self.is_allowed_neighbour(arp.target, own));
+        !is_doubtful && (ethernet.is_broadcast() || ethernet.destination == self.gateway_mac())
     }
 
     /// A later fragment of the plainest: with data, to the world or to the open host.
@@ -292,14 +333,32 @@ impl Oracle {
 
     fn is_plain_ipv4(&self, ip: &Ipv4<'_>, now: Timestamp) -> bool {
         let to = ip.destination;
-        let rule = self.rule_for(ip);
+        let rule = self.rule_for(&To::of(ip));
+        let is_timestamp = ip.protocol == ICMP && ip.offset == 0 && ip.payload[0] == 14;
+        let fate = if self.is_stateful() && !world::is_multicast(to) {
+            if ip.is_fragment() {
+                return false;
+            }
+            self.fate(Origin::Vm, ip, now)
+        } else {
+            let own = self.lease_at(now).map_or(to, |lease| lease.address);
+            match self.check_destination(&To::of(ip), own, now) {
+                Ok(()) => Fate::Stranger,
+                Err(_) => self.answers_published(ip, now),
+            }
+        };
+        match fate {
+            Fate::Member => return !is_timestamp,
+            Fate::Perhaps => return false,
+            Fate::Stranger => {}
+        }
         if ip.is_fragment() {
             return self.is_plain_fragment(ip, now);
         }
         if world::is_multicast(to) {
             return !self.is_host_only() && matches!(ip.protocol, IGMP | UDP);
         }
-        if ip.protocol == ICMP && ip.payload[0] == 14 {
+        if is_timestamp {
             return false;
         }
         if to == self.gateway() && rule == Some(Action::Allow) {
@@ -536,7 +595,7 @@ fn check_fragment(ip: &Ipv4<'_>) -> Result<(), Rule> {
 }
 
 /// S5. A later fragment has no header to look at.
-fn check_transport(ip: &Ipv4<'_>) -> Result<(), Rule> {
+pub(super) fn check_transport(ip: &Ipv4<'_>) -> Result<(), Rule> {
     if ip.offset > 0 {
         return Ok(());
     }

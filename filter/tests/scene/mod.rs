@@ -51,6 +51,9 @@ pub fn plain_config(rules: Vec<Rule>) -> PortConfig {
         mtu: 1500,
         server_files_by_mac: false,
         host_addresses: Vec::new(),
+        on_block: Default::default(),
+        published: Vec::new(),
+        seed: 7,
     }
 }
 
@@ -68,6 +71,8 @@ pub struct Scene {
     pub now: Timestamp,
     config: PortConfig,
     last_vm: Vec<u8>,
+    /// The last frames of the VM and of the host that passed and were no DHCP, to answer them.
+    passed: [Vec<u8>; 2],
     last_host: Vec<u8>,
     last_xid: u32,
     /// The address of the VM as the events tell it.
@@ -87,6 +92,7 @@ impl Scene {
             now,
             config,
             last_vm: Vec::new(),
+            passed: Default::default(),
             last_host: Vec::new(),
             last_xid: 1,
             told: None,
@@ -196,7 +202,7 @@ impl Scene {
     fn content(&self, content: &Content) -> (u8, Vec<u8>) {
         match content {
             Content::Udp { from, to, data } => (UDP, wire::udp(*from, *to, data)),
-            Content::Tcp { from, to, data } => (TCP, wire::tcp(*from, *to, data)),
+            Content::Tcp { from, to, flags, data } => (TCP, wire::segment_of(*from, *to, *flags, data)),
             Content::Icmp { kind, quoted: Some((source, destination)), .. } => {
                 let quoted = wire::quote(self.resolve(*source), self.resolve(*destination));
                 (ICMP, wire::icmp(*kind, 0, &quoted))
@@ -274,7 +280,8 @@ impl Scene {
             Step::Replay { of_vm: false } => self.host(self.last_host.clone()).map(drop),
             Step::HostAddresses(addresses) => {
                 let addresses: Vec<_> = addresses.iter().map(|&address| self.resolve(address)).collect();
-                self.watched.set_host_addresses(&addresses)
+                self.watched.set_host_addresses(&addresses, self.now)?;
+                self.listen()
             }
             Step::Exposed(exposed) => {
                 let exposed = exposed.iter().map(|&(protocol, port, address)| ExposedPort {
@@ -282,8 +289,19 @@ impl Scene {
                     port,
                     address: address.map(|address| self.resolve(address)),
                 });
-                self.watched.set_exposed(exposed.collect());
-                Ok(())
+                let exposed = exposed.collect();
+                self.watched.set_exposed(exposed, self.now)?;
+                self.listen()
+            }
+            Step::Policy(rules) => {
+                self.watched.set_policy(Policy::new(rules.clone()), self.now)?;
+                self.listen()
+            }
+            Step::Answer { of_vm, flags } => {
+                let Some(answer) = wire::answer(&self.passed[usize::from(*of_vm)], *flags) else {
+                    return Ok(());
+                };
+                if *of_vm { self.vm(answer) } else { self.host(answer) }.map(drop)
             }
             Step::Truncated => {
                 let verdict = self.watched.port.truncated_from_vm();
@@ -304,6 +322,9 @@ impl Scene {
                 self.happened.insert("LastLeaseUsed".into());
             }
         }
+        if verdict.is_forward() && is_answerable(&frame) {
+            self.passed[0].clone_from(&frame);
+        }
         self.last_vm = frame;
         self.listen()?;
         Ok(verdict)
@@ -315,6 +336,9 @@ impl Scene {
     /// What went wrong, in words.
     pub fn host(&mut self, frame: Vec<u8>) -> Result<Verdict, String> {
         let verdict = self.watched.host(&frame, self.now)?;
+        if verdict.is_forward() && is_answerable(&frame) {
+            self.passed[1].clone_from(&frame);
+        }
         self.last_host = frame;
         self.listen()?;
         Ok(verdict)
@@ -441,6 +465,14 @@ impl Scene {
             Err(format!("the events say {:?}, the lease {:?}", self.told, self.own()))
         }
     }
+}
+
+/// Whether a frame is IPv4 and no DHCP.
+fn is_answerable(frame: &[u8]) -> bool {
+    let ip = Ethernet::read(frame)
+        .filter(|ethernet| ethernet.ether_type == wire::IPV4)
+        .and_then(|ethernet| packet::Ipv4::read(ethernet.body));
+    ip.is_some_and(|ip| !matches!(ip.udp_ports(), Some((67 | 68, _) | (_, 67 | 68))))
 }
 
 fn dhcp_packet(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, message: &Dhcp) -> Vec<u8> {

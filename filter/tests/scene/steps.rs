@@ -7,7 +7,8 @@ use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::strategy::Union;
 use softnet_filter::{
-    Action, Entry, Ipv4Net, NetType, Policy, PortConfig, Ports, Protocol, Rule, Target, Timestamp,
+    Action, Entry, Ipv4Net, NetType, OnBlock, Origin, Policy, PortConfig, Ports, Protocol, PublishedPort,
+    Rule, Target, Timestamp,
 };
 
 use super::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, VM_MAC, Xid};
@@ -22,16 +23,45 @@ pub fn config() -> BoxedStrategy<PortConfig> {
         2 => Just(vec![]),
         1 => Just(vec![super::HOST_PUBLIC, super::HOST_PRIVATE, super::HOST_ON_LINK]),
     ];
-    (vec(rule(), 0..4), net_type, mtu, any::<bool>(), host)
-        .prop_map(|(rules, net_type, mtu, server_files_by_mac, host_addresses)| PortConfig {
-            net_type,
-            mtu,
-            server_files_by_mac,
-            host_addresses,
-            policy: Policy::new(rules),
-            ..super::plain_config(vec![])
+    (policy(), net_type, mtu, any::<bool>(), host, published(), on_block())
+        .prop_map(|(rules, net_type, mtu, server_files_by_mac, host_addresses, published, on_block)| {
+            PortConfig {
+                net_type,
+                mtu,
+                server_files_by_mac,
+                host_addresses,
+                published,
+                on_block,
+                policy: Policy::new(rules),
+                ..super::plain_config(vec![])
+            }
         })
         .boxed()
+}
+
+/// A few rules, of both kinds of policies.
+fn policy() -> BoxedStrategy<Vec<Rule>> {
+    let stateful =
+        vec((rule(), proptest::sample::select(vec![None, Some(Origin::Vm), Some(Origin::Outside)])), 1..5)
+            .prop_map(|rules| {
+                let with_origin =
+                    |(rule, origin): (Rule, _)| Rule { entry: Entry { origin, ..rule.entry }, ..rule };
+                rules.into_iter().map(with_origin).collect()
+            });
+    prop_oneof![3 => vec(rule(), 0..4), 2 => stateful].boxed()
+}
+
+fn on_block() -> BoxedStrategy<OnBlock> {
+    prop_oneof![5 => Just(OnBlock::Reject), 1 => Just(OnBlock::Drop)].boxed()
+}
+
+/// The ports of the VM that the host publishes, mostly none.
+fn published() -> BoxedStrategy<Vec<PublishedPort>> {
+    let some = [(6, 53), (17, 53), (17, 4_000), (6, 4_000)];
+    let some = vec(proptest::sample::select(some.to_vec()), 1..4).prop_map(|ports| {
+        ports.into_iter().map(|(protocol, port)| PublishedPort { protocol, port }).collect()
+    });
+    prop_oneof![2 => Just(vec![]), 1 => some].boxed()
 }
 
 fn rule() -> BoxedStrategy<Rule> {
@@ -123,6 +153,8 @@ pub fn step() -> BoxedStrategy<Step> {
         2 => vec((proptest::sample::select(vec![6u8, 17]), port(), of(prop_oneof![host_address(), Just(Address::Gateway)])), 0..3)
             .prop_map(Step::Exposed),
         2 => Just(Step::Truncated),
+        4 => policy().prop_map(Step::Policy),
+        30 => (any::<bool>(), flags()).prop_map(|(of_vm, flags)| Step::Answer { of_vm, flags }),
     ]
     .boxed()
 }
@@ -315,7 +347,8 @@ fn content() -> BoxedStrategy<Content> {
     let kind = prop_oneof![4 => proptest::sample::select(vec![0u8, 3, 8, 11, 12]), 1 => any::<u8>()];
     prop_oneof![
         4 => (port(), port(), data()).prop_map(|(from, to, data)| Content::Udp { from, to, data }),
-        3 => (port(), port(), data()).prop_map(|(from, to, data)| Content::Tcp { from, to, data }),
+        3 => (port(), port(), flags(), data())
+            .prop_map(|(from, to, flags, data)| Content::Tcp { from, to, flags, data }),
         3 => (kind, of((address(), mostly(Address::Own))), data())
             .prop_map(|(kind, quoted, data)| Content::Icmp { kind, quoted, data }),
         1 => (any::<u8>(), data()).prop_map(|(protocol, data)| Content::Other { protocol, data }),
@@ -323,6 +356,11 @@ fn content() -> BoxedStrategy<Content> {
             .prop_map(|(protocol, data)| Content::Other { protocol, data }),
     ]
     .boxed()
+}
+
+/// The flags of TCP, mostly those that connections have.
+fn flags() -> BoxedStrategy<u8> {
+    prop_oneof![6 => Just(2u8), 4 => Just(0x12), 6 => Just(0x10), 2 => Just(0x11), 1 => Just(4), 1 => any::<u8>()].boxed()
 }
 
 fn port() -> BoxedStrategy<u16> {

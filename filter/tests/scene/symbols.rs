@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use softnet_filter::Rule;
+
 use super::wire;
 use crate::oracle::dhcp;
 
@@ -67,6 +69,7 @@ pub enum Content {
     Tcp {
         from: u16,
         to: u16,
+        flags: u8,
         data: Vec<u8>,
     },
     Icmp {
@@ -217,6 +220,13 @@ pub enum Step {
     HostAddresses(Vec<Address>),
     /// Ports that lead to other VMs: protocol, port, address.
     Exposed(Vec<(u8, u16, Option<Address>)>),
+    /// Another policy.
+    Policy(Vec<Rule>),
+    /// What answers the last frame of the other side: stations, addresses and ports change places.
+    Answer {
+        of_vm: bool,
+        flags: u8,
+    },
     /// A frame that the link had to cut.
     Truncated,
 }

@@ -20,6 +20,37 @@ pub fn tcp(from: u16, to: u16, data: &[u8]) -> Vec<u8> {
     segment(from, to, 1, 0x02, data)
 }
 
+/// A segment with these flags, of a connection in which each side's first byte has the number 2.
+pub fn segment_of(from: u16, to: u16, flags: u8, data: &[u8]) -> Vec<u8> {
+    let mut segment = segment(from, to, 1, flags, data);
+    segment[8..12].copy_from_slice(&2u32.to_be_bytes());
+    segment
+}
+
+/// The frame with which the receiver of a whole IPv4 packet answers it; TCP with these flags.
+pub fn answer(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
+    let mut answer = frame.to_vec();
+    if answer.len() < 34 || answer[12..15] != [8, 0, 0x45] {
+        return None;
+    }
+    let swap = |answer: &mut Vec<u8>, a: usize, b: usize, len: usize| {
+        (0..len).for_each(|at| answer.swap(a + at, b + at));
+    };
+    swap(&mut answer, 0, 6, 6);
+    swap(&mut answer, 26, 30, 4);
+    match answer[23] {
+        6 | 17 if answer.len() >= 42 => swap(&mut answer, 34, 36, 2),
+        1 if answer.len() >= 42 && answer[34] == 8 => answer[34] = 0,
+        _ => {}
+    }
+    if answer[23] == 6 && answer.len() >= 54 {
+        answer[38..46].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 2]);
+        answer[47] = flags;
+    }
+    fix(&mut answer);
+    Some(answer)
+}
+
 /// A message with a header of zeros behind its checksum.
 pub fn icmp(kind: u8, code: u8, data: &[u8]) -> Vec<u8> {
     message(kind, code, &[&[0; 4], data].concat()).1

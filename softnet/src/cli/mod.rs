@@ -217,10 +217,11 @@ pub struct PortArgs {
     #[arg(long, help_heading = "Network")]
     pub no_release: bool,
 
-    /// Destinations that the VM may reach beyond the default, each as TARGET[:PORT[-PORT]][/tcp|/udp]. TARGET is a
+    /// Destinations that the VM may reach beyond the default, each as [in |out ]TARGET[:PORT[-PORT]][/tcp|/udp]. TARGET is a
     /// network or an address, @host for the gateway and every other address of the host, @private, @metadata (where
     /// clouds tell their VMs secrets), or @internet. The longest matching prefix decides, among entries with ports
-    /// first. 0.0.0.0/0 opens everything, including other VMs.
+    /// first. 0.0.0.0/0 opens everything, including other VMs. With `in`, an entry is about who may begin towards the
+    /// VM, with `out` about what the VM may begin; answers then pass by themselves.
     #[arg(long, value_name = "TARGET,…", value_delimiter = ',', help_heading = "Rules")]
     pub allow: Vec<String>,
 
@@ -228,6 +229,11 @@ pub struct PortArgs {
     /// same prefix and ports. 0.0.0.0/0 closes everything that --allow does not open, the gateway too.
     #[arg(long, value_name = "TARGET,…", value_delimiter = ',', help_heading = "Rules")]
     pub block: Vec<String>,
+
+    /// What the VM hears of a packet that the policy refuses: reject answers, so that its program fails at once; drop
+    /// says nothing.
+    #[arg(long, value_name = "reject|drop", default_value = "reject", help_heading = "Rules")]
+    pub on_block: String,
 
     /// User to become once everything is set up [default: the user who started Softnet or called sudo; for root itself softnet, else nobody].
     #[arg(long, value_name = "NAME", help_heading = "Privilege")]

@@ -18,7 +18,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{OwnedFd, RawFd};
 
 pub use network_name::{NameError, NetworkName};
-use softnet_filter::{Action, Entry, MacAddr, NetType, Policy, Rule};
+use softnet_filter::{Action, Entry, MacAddr, NetType, OnBlock, Policy, Rule};
 
 use crate::cli::{PortArgs, VmArgs};
 use crate::sys;
@@ -101,6 +101,8 @@ pub struct PortSettings {
     pub limit_down: Option<NonZeroU64>,
     /// `--allow` and `--block`.
     pub rules: Vec<Rule>,
+    /// What the VM hears of a packet that they refuse.
+    pub on_block: OnBlock,
     /// User to become.
     pub user: Option<String>,
     /// Group to become.
@@ -159,6 +161,7 @@ impl TryFrom<PortArgs> for PortSettings {
         let lease_time = lease_time(&args)?;
         let mut rules = parse_rules("--allow", &args.allow, Action::Allow)?;
         rules.extend(parse_rules("--block", &args.block, Action::Block)?);
+        let on_block = parse_on_block(&args.on_block)?;
         let expose = parse_exposes(&args.expose)?;
         let limit_up = parse_rate("--limit-up", args.limit_up)?;
         let limit_down = parse_rate("--limit-down", args.limit_down)?;
@@ -181,6 +184,7 @@ impl TryFrom<PortArgs> for PortSettings {
             limit_up,
             limit_down,
             rules,
+            on_block,
             user: args.user,
             group: args.group,
             require_sandbox: args.require_sandbox,
@@ -259,13 +263,21 @@ fn parse_rate(flag: &'static str, value: Option<String>) -> Result<Option<NonZer
 fn parse_rules(flag: &'static str, values: &[String], action: Action) -> Result<Vec<Rule>, UsageError> {
     let rule = |value: &String| {
         let entry: Entry = value.parse().map_err(|error| UsageError::new(flag, value, error))?;
-        if entry.origin.is_some() {
-            let reason = "`in` and `out` are not supported yet; leave the word out";
-            return Err(UsageError::new(flag, value, reason));
-        }
         Ok(Rule { entry, action })
     };
     values.iter().map(rule).collect()
+}
+
+fn parse_on_block(value: &str) -> Result<OnBlock, UsageError> {
+    match value {
+        "reject" => Ok(OnBlock::Reject),
+        "drop" => Ok(OnBlock::Drop),
+        other => Err(UsageError::new(
+            "--on-block",
+            other,
+            "is neither \"reject\" nor \"drop\"; use one of the two",
+        )),
+    }
 }
 
 fn parse_exposes(values: &[String]) -> Result<Vec<Expose>, UsageError> {
@@ -370,6 +382,7 @@ mod tests {
             ("--block 2001:db8::/129", "--block", "2001:db8::/129"),
             ("--block 10.0.0.0/8:0", "--block", "10.0.0.0/8:0"),
             ("--allow example.com", "--allow", "example.com"),
+            ("--on-block reset", "--on-block", "reset"),
             ("--vm-net-type bridged", "--vm-net-type", "bridged"),
             ("--bootpd-lease-time 60", "--bootpd-lease-time", "60"),
             ("--dhcp-lease-time -5", "--dhcp-lease-time", "-5"),

@@ -57,9 +57,9 @@ impl Relay {
                     }
                 }
                 Notice::HostAddresses(addresses) => {
-                    surroundings::set_host_addresses(&mut self.port, &addresses)?
+                    surroundings::set_host_addresses(&mut self.port, &addresses, now)?
                 }
-                Notice::Exposed(ports) => surroundings::set_exposed(&mut self.port, &ports),
+                Notice::Exposed(ports) => surroundings::set_exposed(&mut self.port, &ports, now),
             }
         }
         Ok(())

@@ -33,6 +33,9 @@ fn relay_with(follower: Box<dyn LeaseFollower>) -> (UnixDatagram, Relay, UnixDat
         mtu: 1500,
         server_files_by_mac: false,
         host_addresses: Vec::new(),
+        on_block: Default::default(),
+        published: Vec::new(),
+        seed: 7,
     });
     let relay = Relay::new(
         Box::new(DatagramLink::new(vm_end.into()).unwrap()),

@@ -5,10 +5,12 @@
 //! server and everybody else on the bridge. "Dropped" is never "not seen for a while": a frame that must pass follows
 //! the one that must not, in order, and only when it has come out is the first one known to be gone.
 
+mod answers;
 mod arp;
 mod binding;
 mod destinations;
 mod dhcp;
+mod flows;
 mod inbound;
 mod layer2;
 mod lifecycle;
@@ -66,6 +68,21 @@ fn main() -> ExitCode {
         policy::{
             p1_every_form_is_taken,
             p2_ports_then_prefix_then_range_then_block,
+        },
+        flows::{
+            p3_directions,
+            p4_incoming,
+            p5_default_deny,
+            f1_what_begins_a_flow,
+            f2_a_flow_passes_both_ways,
+            f4_half_open_flows_are_bounded,
+            f5_fragments,
+            f6_a_forbidden_flow_ends,
+        },
+        answers::{
+            j1_refusals_are_answered,
+            j2_answers_go_to_the_vm_alone,
+            j3_answers_are_bounded_and_counted_apart,
         },
         dhcp::{
             c1_ports_and_destination,

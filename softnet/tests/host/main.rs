@@ -1,5 +1,5 @@
 //! The whole program on a host like those that people have, attacked from its VMs, from its neighbours and by its users:
-//! what lies between the filter, the DHCP server, the kernel and the host (rules B7, B8, C5, C10 and H1 to H11).
+//! what lies between the filter, the DHCP server, the kernel and the host (rules B7, B8, C5, C10, H1 to H11 and P4).
 //!
 //! Written from the rules alone. Nothing here looks at the words of a log or at a name that the rules do not give.
 #![cfg(target_os = "linux")]
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         flows::{h6_a_vm_does_not_take_connections_from_a_silent_peer, h6_source_ports_are_not_the_vms_choice},
         reach::{h1_block_host_closes_every_address_of_the_host, h1_the_host_is_as_open_as_the_gateway},
         reach::{h1_block_host_holds_behind_bridge_too, h1_block_host_holds_with_passt_too},
+        reach::{p4_a_published_port_answers_under_default_deny},
         reach::{h2_no_vm_reaches_anothers_exposed_port, h2_no_umask_hides_the_exposed_ports},
         reach::{h5_forwarding_makes_the_host_no_router, h5_a_host_that_was_a_router_stays_one, h5_no_way_down_leaves_a_router},
         reach::{h7_no_internal_source_leaves_the_uplink},

@@ -12,7 +12,8 @@ use lab::{PacketSocket, Service};
 
 use crate::fixture::{
     BRIDGE_GATEWAY, Bridge, GATEWAY, Guest, HOST_ON_MANAGEMENT, INTERNET, MANAGEMENT, PORT, PUBLIC,
-    SECOND_GATEWAY, SECOND_NETWORK, SHORT, SOFTNET, Vm, World, hello_over_tcp, host_services, mac, routed,
+    SECOND_GATEWAY, SECOND_NETWORK, SHORT, SOFTNET, Vm, World, hello_over_tcp, hello_over_udp, host_services,
+    mac, routed,
 };
 use crate::names;
 
@@ -86,8 +87,9 @@ pub fn h1_block_host_holds_with_passt_too() -> Result<()> {
     guest.does_not_reach(&[(PUBLIC, HOST_PORT), (GATEWAY, HOST_PORT)])
 }
 
-/// The port of the host that leads to a VM, and where to.
+/// Ports of the host that lead to a VM.
 const EXPOSED: u16 = 5000;
+const CLOSED: u16 = 5001;
 
 pub fn h2_no_vm_reaches_anothers_exposed_port() -> Result<()> {
     let world = World::build()?;
@@ -121,6 +123,49 @@ pub fn h2_no_vm_reaches_anothers_exposed_port() -> Result<()> {
     victim.reaches(SECOND_GATEWAY, EXPOSED, "the victim")?;
     victim.reaches(PUBLIC, EXPOSED, "the victim")?;
     ensure!(from_outside(), "the port leads nowhere any more");
+    Ok(())
+}
+
+/// P4: what `--expose` publishes answers the world and the host itself, whatever the VM may not reach; and the VM reaches
+/// nothing by it.
+pub fn p4_a_published_port_answers_under_default_deny() -> Result<()> {
+    let world = World::build()?;
+    // Behind the last one nobody listens.
+    let expose = format!("--expose={EXPOSED}:{PORT},{EXPOSED}:{PORT}/udp,{CLOSED}:81");
+    let mut host = Vec::new();
+    let policies: [&[&str]; 4] = [
+        &["--block=@host"],
+        &["--block=0.0.0.0/0"],
+        &["--block=0.0.0.0/0,@internet,@host"],
+        &["--block", "0.0.0.0/0,out 1.1.1.1"],
+    ];
+    for (number, policy) in (1..).zip(policies) {
+        let name = format!("guest{number}");
+        let mut guest = Guest::start(&name, mac(number), &[policy, &[&expose]].concat())?;
+        let _service = Service::start(&guest.host, guest.address, PORT, "the guest")?;
+        if host.is_empty() {
+            host = host_services(&world, &[GATEWAY], PORT)?;
+        }
+        for (from, to) in [(&world.internet, PUBLIC), (&world.main, PUBLIC), (&world.main, GATEWAY)] {
+            let answers = || hello_over_tcp(from, to, EXPOSED).is_ok_and(|said| said.contains("the guest"));
+            ensure!(until(answers), "{policy:?}: {to} is silent: {}", guest.vm.softnet.log());
+        }
+        let answers =
+            || hello_over_udp(&world.internet, PUBLIC, EXPOSED).is_ok_and(|said| said.contains("the guest"));
+        ensure!(until(answers), "{policy:?}: UDP is silent: {}", guest.vm.softnet.log());
+        guest.does_not_reach(&[(GATEWAY, PORT)]).with_context(|| format!("{policy:?}"))?;
+        if policy.len() > 1 || policy[0].contains("0.0.0.0/0") {
+            guest.does_not_reach(&[(INTERNET, PORT)]).with_context(|| format!("{policy:?}"))?;
+        }
+        let refused = || {
+            [(&world.internet, PUBLIC), (&world.main, GATEWAY)].into_iter().all(|(from, to)| {
+                hello_over_tcp(from, to, CLOSED)
+                    .is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
+            })
+        };
+        ensure!(until(refused), "{policy:?}: a closed port hangs");
+        ensure!(guest.vm.softnet.stop()?.success());
+    }
     Ok(())
 }
 

@@ -22,6 +22,8 @@ const UNKNOWN_LEASE_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug, Default)]
 pub(crate) struct Dhcp {
     lease: Option<Lease>,
+    /// How many leases have ended, which distinguishes them.
+    ended: u32,
     /// The address that the administrator gave the VM (B9).
     given: Option<Ipv4Addr>,
     /// How the lease was requested, if there is one.
@@ -73,6 +75,12 @@ impl Dhcp {
     /// The server offered an address.
     pub(crate) fn offer(&mut self, address: Ipv4Addr, now: Timestamp) {
         self.offer = Some(Offer::new(address, now));
+    }
+
+    /// The number of the present lease, which no later one has.
+    #[inline(always)]
+    pub(crate) fn lease_number(&self) -> u32 {
+        self.ended
     }
 
     /// Ends the lease if it has expired.
@@ -247,6 +255,7 @@ impl Dhcp {
     /// Ends the lease, if there is one.
     fn unbind(&mut self, cause: UnboundCause) {
         if let Some(lease) = self.lease.take() {
+            self.ended = self.ended.wrapping_add(1);
             self.renewable = Renewable::Nothing;
             self.events.push(PortEvent::Unbound { lease, cause });
         }

@@ -1,0 +1,592 @@
+//! The flows of one VM in a fixed amount of memory (F4), found by their addresses and ports, by their peer, and by how long
+//! they have been idle.
+//!
+//! A flow is in three lists: that of its bucket in the hash table, that of its peer, and that of its state, in which the
+//! flow that has been idle longest comes first. All flows of a state have the same limit, so the first of a list expires
+//! first, and nothing ever has to look at all flows to find the expired ones.
+
+use core::net::Ipv4Addr;
+use core::time::Duration;
+
+use crate::policy::entry::Origin;
+use crate::time::Timestamp;
+
+/// The most flows (F4).
+pub(crate) const FLOWS: usize = 16_384;
+/// The most flows that others began.
+const FLOWS_OF_OTHERS: usize = FLOWS / 2;
+/// The most half-open flows that others began.
+const HALF_OPEN_OF_OTHERS: usize = 1_024;
+/// The most of them that one peer began.
+const HALF_OPEN_OF_A_PEER: u16 = 256;
+
+/// How precisely it is noted when a flow last had a packet. A flow never ends before its limit, and at most this much later.
+const PRECISION: Duration = Duration::from_secs(1);
+
+/// No flow, no peer.
+const NIL: u16 = u16::MAX;
+
+/// Buckets of either hash table.
+const BUCKETS: usize = 1 << BUCKET_BITS;
+const BUCKET_BITS: u32 = 14;
+
+/// What identifies a flow (F1), beside the VM's own address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key {
+    /// The peer's address, the VM's port and the peer's port.
+    ends: u64,
+    pub(crate) protocol: u8,
+}
+
+impl Key {
+    /// Protocols without ports have 0 for both. The two ends of an ICMP echo have its identifier as the VM's port.
+    #[inline(always)]
+    pub(crate) fn new(peer: Ipv4Addr, protocol: u8, own_port: u16, peer_port: u16) -> Self {
+        let ends = u64::from(peer.to_bits()) << 32 | u64::from(own_port) << 16 | u64::from(peer_port);
+        Self { ends, protocol }
+    }
+
+    pub(crate) fn peer(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits((self.ends >> 32) as u32)
+    }
+
+    pub(crate) fn own_port(self) -> u16 {
+        (self.ends >> 16) as u16
+    }
+
+    pub(crate) fn peer_port(self) -> u16 {
+        self.ends as u16
+    }
+}
+
+/// How far a flow is (F3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum State {
+    /// TCP before its handshake.
+    TcpOpening,
+    /// TCP after its handshake.
+    TcpEstablished,
+    /// TCP after the first FIN or RST.
+    TcpClosing,
+    /// UDP before the first answer.
+    UdpOpening,
+    /// UDP after it.
+    UdpAnswered,
+    /// ICMP echo before the first reply.
+    EchoOpening,
+    /// ICMP echo after it.
+    EchoAnswered,
+    /// Another protocol.
+    Other,
+    /// TCP that a new policy has ended (F6); it waits for the packet that is answered.
+    Ended,
+}
+
+impl State {
+    const COUNT: usize = 9;
+
+    /// How long a flow in this state may be idle (F3: RFC 5382, section 5; RFC 4787, section 4.3).
+    fn limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Self::TcpOpening | Self::EchoOpening | Self::EchoAnswered => 60,
+            Self::TcpEstablished => 7_440,
+            Self::TcpClosing | Self::Ended => 240,
+            Self::UdpOpening => 30,
+            Self::UdpAnswered | Self::Other => 300,
+        })
+    }
+
+    /// Whether nothing has answered yet (F4).
+    pub(crate) fn is_half_open(self) -> bool {
+        matches!(self, Self::TcpOpening | Self::UdpOpening | Self::EchoOpening)
+    }
+
+    /// Whether packets of the flow change nothing, except those with which TCP begins or ends.
+    pub(crate) fn is_settled(self) -> bool {
+        matches!(self, Self::TcpEstablished | Self::UdpAnswered | Self::EchoAnswered | Self::Other)
+    }
+
+    /// The number of the list of flows in this state that `origin` began.
+    fn list(self, origin: Origin) -> usize {
+        let first = match origin {
+            Origin::Vm => 0,
+            Origin::Outside => Self::COUNT,
+        };
+        first.wrapping_add(self as usize)
+    }
+
+    const HALF_OPEN: [Self; 3] = [Self::TcpOpening, Self::UdpOpening, Self::EchoOpening];
+}
+
+/// A flow, or a place for one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flow {
+    pub(crate) key: Key,
+    pub(crate) origin: Origin,
+    pub(crate) state: State,
+    /// Of TCP: what the acknowledgement that completes the handshake has to be, once the SYN has been answered.
+    pub(crate) awaited: Option<u32>,
+    /// Of TCP: the sequence number behind the last byte that was given to the VM.
+    pub(crate) given: Option<u32>,
+    /// When it last had a packet, to within a second.
+    pub(crate) last: Timestamp,
+    /// The next of the bucket, or of the free places.
+    next: u16,
+    older: u16,
+    newer: u16,
+    peer: u16,
+    before_of_peer: u16,
+    next_of_peer: u16,
+}
+
+impl Flow {
+    /// Whether it has been idle for too long (F3).
+    fn is_expired(&self, now: Timestamp) -> bool {
+        now.saturating_since(self.last) >= self.state.limit().saturating_add(PRECISION)
+    }
+}
+
+/// A list of flows in one state, by age.
+#[derive(Debug, Clone, Copy)]
+struct List {
+    oldest: u16,
+    newest: u16,
+}
+
+/// A peer with flows, or a place for one.
+#[derive(Debug, Clone, Copy)]
+struct Peer {
+    address: Ipv4Addr,
+    /// Its newest flow.
+    first: u16,
+    /// The half-open flows that it began.
+    half_open: u16,
+    /// The next of the bucket, or of the free places.
+    next: u16,
+}
+
+/// The flows. No method allocates after [`Table::new`].
+pub(crate) struct Table {
+    multiplier: u64,
+    buckets: Vec<u16>,
+    flows: Vec<Flow>,
+    free: u16,
+    lists: [List; 2 * State::COUNT],
+    peer_buckets: Vec<u16>,
+    peers: Vec<Peer>,
+    free_peer: u16,
+    count: usize,
+    of_others: usize,
+    half_open_of_others: usize,
+}
+
+impl Table {
+    /// An empty table. With a random `seed` nobody can choose ports that collide in the hash table.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            // Multiply-shift hashing (Dietzfelbinger and others, 1997) takes any odd number.
+            multiplier: seed | 1,
+            buckets: vec![NIL; BUCKETS],
+            flows: Vec::with_capacity(FLOWS),
+            free: NIL,
+            lists: [List { oldest: NIL, newest: NIL }; 2 * State::COUNT],
+            peer_buckets: vec![NIL; BUCKETS],
+            peers: Vec::with_capacity(FLOWS),
+            free_peer: NIL,
+            count: 0,
+            of_others: 0,
+            half_open_of_others: 0,
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        self.buckets.fill(NIL);
+        self.flows.clear();
+        self.free = NIL;
+        self.lists = [List { oldest: NIL, newest: NIL }; 2 * State::COUNT];
+        self.peer_buckets.fill(NIL);
+        self.peers.clear();
+        self.free_peer = NIL;
+        self.count = 0;
+        self.of_others = 0;
+        self.half_open_of_others = 0;
+    }
+
+    #[inline(always)]
+    fn bucket(&self, ends: u64) -> usize {
+        (ends.wrapping_mul(self.multiplier) >> (u64::BITS - BUCKET_BITS)) as usize
+    }
+
+    /// The place of the flow, which may have expired.
+    #[inline(always)]
+    pub(crate) fn find(&self, key: Key) -> Option<u16> {
+        let mut at = *self.buckets.get(self.bucket(key.ends))?;
+        loop {
+            let flow = self.flows.get(usize::from(at))?;
+            if flow.key == key {
+                return Some(at);
+            }
+            at = flow.next;
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, at: u16) -> Option<&Flow> {
+        self.flows.get(usize::from(at))
+    }
+
+    #[inline(always)]
+    pub(crate) fn get_mut(&mut self, at: u16) -> Option<&mut Flow> {
+        self.flows.get_mut(usize::from(at))
+    }
+
+    /// The place of the flow, unless it has expired: then it ends now.
+    pub(crate) fn find_live(&mut self, key: Key, now: Timestamp) -> Option<u16> {
+        let at = self.find(key)?;
+        if self.get(at)?.is_expired(now) {
+            self.remove(at);
+            return None;
+        }
+        Some(at)
+    }
+
+    /// Whether the flow exists and has not expired.
+    pub(crate) fn has(&self, key: Key, now: Timestamp) -> bool {
+        let flow = self.find(key).and_then(|at| self.get(at));
+        flow.is_some_and(|flow| flow.state != State::Ended && !flow.is_expired(now))
+    }
+
+    /// Whether one of the 64 newest flows of a peer has not expired.
+    pub(crate) fn has_peer(&self, address: Ipv4Addr, now: Timestamp) -> bool {
+        let Some(peer) = self.find_peer(address).and_then(|at| self.peers.get(usize::from(at))) else {
+            return false;
+        };
+        let mut at = peer.first;
+        for _ in 0..64 {
+            let Some(flow) = self.get(at) else { return false };
+            if flow.state != State::Ended && !flow.is_expired(now) {
+                return true;
+            }
+            at = flow.next_of_peer;
+        }
+        false
+    }
+
+    /// Notes that a flow had a packet, and is in `state` now.
+    pub(crate) fn touch(&mut self, at: u16, state: State, now: Timestamp) {
+        let Some(flow) = self.get(at).copied() else { return };
+        if flow.state == state && now.saturating_since(flow.last) < PRECISION {
+            return;
+        }
+        self.leave_list(at);
+        if flow.origin == Origin::Outside && flow.state.is_half_open() && !state.is_half_open() {
+            self.count_half_open(flow.peer, false);
+        }
+        if let Some(flow) = self.get_mut(at) {
+            flow.last = now;
+            flow.state = state;
+        }
+        self.join_list(at);
+    }
+
+    /// Adds a flow, if the budgets allow it (F4).
+    pub(crate) fn insert(&mut self, key: Key, origin: Origin, state: State, now: Timestamp) -> Option<u16> {
+        if origin == Origin::Outside {
+            self.make_room_for_others(key.peer(), state, now)?;
+        }
+        if self.count >= FLOWS && !self.end_an_expired(&[Origin::Vm, Origin::Outside], now) {
+            return None;
+        }
+        let peer = self.find_or_add_peer(key.peer())?;
+        let bucket = self.bucket(key.ends);
+        let next = self.buckets.get(bucket).copied().unwrap_or(NIL);
+        let first = self.peers.get(usize::from(peer))?.first;
+        let flow = Flow {
+            key,
+            origin,
+            state,
+            awaited: None,
+            given: None,
+            last: now,
+            next,
+            older: NIL,
+            newer: NIL,
+            peer,
+            before_of_peer: NIL,
+            next_of_peer: first,
+        };
+        let at = self.place(flow)?;
+        *self.buckets.get_mut(bucket)? = at;
+        if let Some(first) = self.get_mut(first) {
+            first.before_of_peer = at;
+        }
+        self.peers.get_mut(usize::from(peer))?.first = at;
+        self.join_list(at);
+        self.count = self.count.saturating_add(1);
+        if origin == Origin::Outside {
+            self.of_others = self.of_others.saturating_add(1);
+            if state.is_half_open() {
+                self.count_half_open(peer, true);
+            }
+        }
+        Some(at)
+    }
+
+    /// The budgets of flows that others begin. Expired flows count no more: at most 1,024 end here.
+    fn make_room_for_others(&mut self, peer: Ipv4Addr, state: State, now: Timestamp) -> Option<()> {
+        if state.is_half_open() {
+            if self.half_open_of_others >= HALF_OPEN_OF_OTHERS
+                || self.half_open_of(peer) >= HALF_OPEN_OF_A_PEER
+            {
+                for state in State::HALF_OPEN {
+                    while self.end_first_if_expired(state, Origin::Outside, now) {}
+                }
+            }
+            let is_full = self.half_open_of_others >= HALF_OPEN_OF_OTHERS;
+            if is_full || self.half_open_of(peer) >= HALF_OPEN_OF_A_PEER {
+                return None;
+            }
+        }
+        let is_full = self.of_others >= FLOWS_OF_OTHERS;
+        if is_full && !self.end_an_expired(&[Origin::Outside], now) { None } else { Some(()) }
+    }
+
+    /// Ends one expired flow, if there is one.
+    fn end_an_expired(&mut self, origins: &[Origin], now: Timestamp) -> bool {
+        const STATES: [State; State::COUNT] = [
+            State::TcpOpening,
+            State::TcpEstablished,
+            State::TcpClosing,
+            State::UdpOpening,
+            State::UdpAnswered,
+            State::EchoOpening,
+            State::EchoAnswered,
+            State::Other,
+            State::Ended,
+        ];
+        let mut lists = origins.iter().flat_map(|origin| STATES.map(|state| (state, *origin)));
+        lists.any(|(state, origin)| self.end_first_if_expired(state, origin, now))
+    }
+
+    /// Ends the flow of a list that has been idle longest, if that is too long.
+    fn end_first_if_expired(&mut self, state: State, origin: Origin, now: Timestamp) -> bool {
+        let first = self.lists.get(state.list(origin)).map_or(NIL, |list| list.oldest);
+        let is_expired = self.get(first).is_some_and(|flow| flow.is_expired(now));
+        if is_expired {
+            self.remove(first);
+        }
+        is_expired
+    }
+
+    /// Ends a flow.
+    pub(crate) fn remove(&mut self, at: u16) {
+        let Some(flow) = self.get(at).copied() else { return };
+        self.leave_list(at);
+        self.leave_bucket(at, flow);
+        if flow.origin == Origin::Outside {
+            self.of_others = self.of_others.saturating_sub(1);
+            if flow.state.is_half_open() {
+                self.count_half_open(flow.peer, false);
+            }
+        }
+        self.leave_peer(flow);
+        self.count = self.count.saturating_sub(1);
+        // A free place has no key that a packet could have: no flow is of this protocol and of these ports.
+        let free = self.free;
+        if let Some(flow) = self.get_mut(at) {
+            flow.key = Key { ends: u64::MAX, protocol: 0 };
+            flow.next = free;
+            flow.peer = NIL;
+        }
+        self.free = at;
+    }
+
+    /// Looks at each flow that has not expired, and lets `judge` say what becomes of it. The others end.
+    pub(crate) fn review(&mut self, now: Timestamp, mut judge: impl FnMut(&Flow) -> Review) {
+        for at in 0..self.flows.len() {
+            let at = u16::try_from(at).unwrap_or(NIL);
+            let Some(flow) = self.get(at).copied().filter(|flow| flow.peer != NIL) else { continue };
+            if flow.is_expired(now) {
+                self.remove(at);
+                continue;
+            }
+            match judge(&flow) {
+                Review::Keep => {}
+                Review::End if flow.state == State::Ended => {}
+                Review::End if flow.given.is_some() => self.touch(at, State::Ended, now),
+                Review::End => self.remove(at),
+            }
+        }
+    }
+
+    /// Takes a free place.
+    fn place(&mut self, flow: Flow) -> Option<u16> {
+        let at = self.free;
+        if let Some(place) = self.flows.get_mut(usize::from(at)) {
+            self.free = place.next;
+            *place = flow;
+            return Some(at);
+        }
+        if self.flows.len() >= FLOWS {
+            return None;
+        }
+        self.flows.push(flow);
+        u16::try_from(self.flows.len().saturating_sub(1)).ok()
+    }
+
+    fn leave_bucket(&mut self, at: u16, flow: Flow) {
+        let bucket = self.bucket(flow.key.ends);
+        let Some(first) = self.buckets.get_mut(bucket) else { return };
+        if *first == at {
+            *first = flow.next;
+            return;
+        }
+        let mut before = *first;
+        while let Some(other) = self.flows.get_mut(usize::from(before)) {
+            if other.next == at {
+                other.next = flow.next;
+                return;
+            }
+            before = other.next;
+        }
+    }
+
+    /// Puts a flow behind all others of its state.
+    fn join_list(&mut self, at: u16) {
+        let Some(flow) = self.get(at).copied() else { return };
+        let Some(list) = self.lists.get_mut(flow.state.list(flow.origin)) else { return };
+        let newest = list.newest;
+        list.newest = at;
+        if newest == NIL {
+            list.oldest = at;
+        }
+        if let Some(other) = self.get_mut(newest) {
+            other.newer = at;
+        }
+        if let Some(flow) = self.get_mut(at) {
+            (flow.older, flow.newer) = (newest, NIL);
+        }
+    }
+
+    fn leave_list(&mut self, at: u16) {
+        let Some(flow) = self.get(at).copied() else { return };
+        if let Some(older) = self.get_mut(flow.older) {
+            older.newer = flow.newer;
+        }
+        if let Some(newer) = self.get_mut(flow.newer) {
+            newer.older = flow.older;
+        }
+        let Some(list) = self.lists.get_mut(flow.state.list(flow.origin)) else { return };
+        if list.oldest == at {
+            list.oldest = flow.newer;
+        }
+        if list.newest == at {
+            list.newest = flow.older;
+        }
+    }
+
+    fn peer_bucket(&self, address: Ipv4Addr) -> usize {
+        self.bucket(u64::from(address.to_bits()))
+    }
+
+    fn find_peer(&self, address: Ipv4Addr) -> Option<u16> {
+        let mut at = *self.peer_buckets.get(self.peer_bucket(address))?;
+        loop {
+            let peer = self.peers.get(usize::from(at))?;
+            if peer.address == address {
+                return Some(at);
+            }
+            at = peer.next;
+        }
+    }
+
+    fn half_open_of(&self, address: Ipv4Addr) -> u16 {
+        let peer = self.find_peer(address).and_then(|at| self.peers.get(usize::from(at)));
+        peer.map_or(0, |peer| peer.half_open)
+    }
+
+    fn find_or_add_peer(&mut self, address: Ipv4Addr) -> Option<u16> {
+        if let Some(at) = self.find_peer(address) {
+            return Some(at);
+        }
+        let bucket = self.peer_bucket(address);
+        let next = self.peer_buckets.get(bucket).copied().unwrap_or(NIL);
+        let peer = Peer { address, first: NIL, half_open: 0, next };
+        let mut at = self.free_peer;
+        if let Some(place) = self.peers.get_mut(usize::from(at)) {
+            self.free_peer = place.next;
+            *place = peer;
+        } else {
+            // There are no more peers than flows, and there is room for a flow.
+            at = u16::try_from(self.peers.len()).ok().filter(|_| self.peers.len() < FLOWS)?;
+            self.peers.push(peer);
+        }
+        *self.peer_buckets.get_mut(bucket)? = at;
+        Some(at)
+    }
+
+    /// Takes a flow out of its peer's list, and the peer out of the table if it was the last.
+    fn leave_peer(&mut self, flow: Flow) {
+        if let Some(next) = self.get_mut(flow.next_of_peer) {
+            next.before_of_peer = flow.before_of_peer;
+        }
+        if let Some(before) = self.get_mut(flow.before_of_peer) {
+            before.next_of_peer = flow.next_of_peer;
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(usize::from(flow.peer)) else { return };
+        peer.first = flow.next_of_peer;
+        if peer.first == NIL {
+            self.remove_peer(flow.peer);
+        }
+    }
+
+    fn remove_peer(&mut self, at: u16) {
+        let Some(peer) = self.peers.get(usize::from(at)).copied() else { return };
+        let bucket = self.peer_bucket(peer.address);
+        let Some(first) = self.peer_buckets.get_mut(bucket) else { return };
+        if *first == at {
+            *first = peer.next;
+        } else {
+            let mut before = *first;
+            while let Some(other) = self.peers.get_mut(usize::from(before)) {
+                if other.next == at {
+                    other.next = peer.next;
+                    break;
+                }
+                before = other.next;
+            }
+        }
+        if let Some(place) = self.peers.get_mut(usize::from(at)) {
+            place.next = self.free_peer;
+        }
+        self.free_peer = at;
+    }
+
+    fn count_half_open(&mut self, peer: u16, is_more: bool) {
+        let change = |count: u16| if is_more { count.saturating_add(1) } else { count.saturating_sub(1) };
+        if let Some(peer) = self.peers.get_mut(usize::from(peer)) {
+            peer.half_open = change(peer.half_open);
+        }
+        self.half_open_of_others = if is_more {
+            self.half_open_of_others.saturating_add(1)
+        } else {
+            self.half_open_of_others.saturating_sub(1)
+        };
+    }
+}
+
+/// What becomes of a flow under a new policy (F6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Review {
+    Keep,
+    End,
+}
+
+impl core::fmt::Debug for Table {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Table").field("count", &self.count).finish_non_exhaustive()
+    }
+}
