@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod control;
 pub mod escalation;
 pub mod host;
 pub mod lease_follower;
@@ -25,6 +26,8 @@ pub mod needs;
 pub mod netlink;
 pub mod observe;
 pub mod parent;
+#[cfg(target_os = "linux")]
+mod policy;
 pub mod privilege;
 pub mod quiet;
 pub mod relay;

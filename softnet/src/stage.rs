@@ -18,7 +18,7 @@ use crate::link::ETHERNET_HEADER;
 use crate::observe::{self, DropLog};
 use crate::parent::ParentWatch;
 use crate::privilege::{self, Identity, Start, System};
-use crate::relay::{Ended, Relay, RelayError};
+use crate::relay::{Controllers, Ended, Relay, RelayError};
 use crate::sandbox::{self, SealError};
 use crate::surroundings;
 use crate::usage::UsageError;
@@ -53,13 +53,13 @@ impl Opened {
             vm: &config.vm,
             identity: &identity,
         };
-        let HostLink { link, uplink, mode, follower, files_by_mac, leases, host_addresses, exposed } =
+        let HostLink { link, uplink, mode, follower, files_by_mac, leases, host_addresses, exposed, control } =
             attach::open(&request)?;
         let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
             gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
             net_type: config.port.net_type,
-            policy,
+            policy: policy.clone(),
             mtu: uplink.mtu,
             server_files_by_mac: files_by_mac,
             host_addresses: Vec::new(),
@@ -95,6 +95,7 @@ impl Opened {
         let max_frame = usize::from(uplink.mtu) + ETHERNET_HEADER;
         let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, max_frame)?;
         relay.set_limits(config.port.limit_up, config.port.limit_down);
+        relay.set_controllers(Controllers::new([config.port.control, control], &policy))?;
         if let Some(log) = DropLog::if_wanted() {
             relay.set_observer(log);
         }

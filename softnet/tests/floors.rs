@@ -9,14 +9,14 @@ use std::path::Path;
 const FLOORS: &[&[&str]] = &[
     &["sys", "needs", "usage", "netlink", "leases", "bootpd", "quiet", "observe", "cli"],
     &["logging", "clock", "signals", "parent", "link"],
-    &["vm"],
+    &["vm", "control"],
     &["config"],
     &["lease_follower", "privilege"],
     &["sandbox", "surroundings"],
     &["host", "relay"],
     &["monitor"],
     &["attach"],
-    &["stage", "manage"],
+    &["stage", "manage", "policy"],
     &["run", "escalation"],
     &["command"],
 ];

@@ -1,9 +1,13 @@
 //! Chooses the VM's host side on Linux, and opens it.
 
+use std::os::unix::net::UnixStream;
+
 use super::Request;
 use crate::config::client::ClientSettings;
 use crate::config::expose::Expose;
 use crate::config::{HostSide, PortSettings};
+use crate::control::socket::{self, ControlSocket};
+use crate::control::{Connection, Methods};
 use crate::host::addresses::AddressWatch;
 use crate::host::bridge::{self, Gateway};
 use crate::host::network::exposed::ExposedWatch;
@@ -13,8 +17,9 @@ use crate::host::tap::Tap;
 use crate::host::{HostLink, Mode, Uplink, passt, port_state};
 use crate::leases::LeaseFile;
 use crate::link::{Link, StreamLink};
-use crate::monitor::{self, MonitorState, Place};
+use crate::monitor::{self, Gate, MonitorState, Place};
 use crate::netlink::{Kind, Netlink};
+use crate::privilege::Origin;
 use crate::usage::UsageError;
 use anyhow::Context;
 use ipnet::Ipv4Net;
@@ -43,8 +48,18 @@ struct Side {
 /// # Errors
 /// A [`UsageError`] for what the user can fix on the command line; any other error with its context.
 pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
+    let (gate, control) = open_gate(request)?.unzip();
+    let side = open_side(request).inspect_err(|_| {
+        if let Some(gate) = &gate {
+            gate.abandon();
+        }
+    })?;
+    split(side, gate, control, request)
+}
+
+fn open_side(request: &Request<'_>) -> anyhow::Result<Side> {
     let settings = request.settings;
-    let side = match &settings.host {
+    match &settings.host {
         HostSide::Tap(name) => open_tap(name, request),
         HostSide::Bridge(name) => open_bridge(name, request),
         HostSide::Managed { network, .. } if may_manage() => {
@@ -64,22 +79,69 @@ pub fn open(request: &Request<'_>) -> anyhow::Result<HostLink> {
             Err(UsageError::new("--network", network.as_str(), reason).into())
         }
         HostSide::Managed { .. } => open_passt(request),
-    }?;
-    split(side, request)
+    }
 }
 
 /// Forks: the parent becomes the monitor and keeps everything that the process that parses frames must not
 /// have.
-fn split(side: Side, request: &Request<'_>) -> anyhow::Result<HostLink> {
+fn split(
+    side: Side,
+    gate: Option<Gate>,
+    control: Option<Connection>,
+    request: &Request<'_>,
+) -> anyhow::Result<HostLink> {
     let Side { link, uplink, mode, leases, place, exposed } = side;
     let addresses = AddressWatch::new(uplink.address)?;
     let (host_addresses, ports) = (addresses.known().to_vec(), exposed.known().to_vec());
-    let state = MonitorState { place, addresses, exposed };
+    let state = MonitorState { place, addresses, exposed, gate };
     let follower =
         monitor::fork_worker(state, request.vm, request.identity).context("cannot start the worker")?;
     // Softnet starts dnsmasq in the first of these, and passt has only one address to give.
     let files_by_mac = matches!(mode, Mode::Network | Mode::Passt);
-    Ok(HostLink { link, uplink, mode, follower, files_by_mac, leases, host_addresses, exposed: ports })
+    Ok(HostLink {
+        link,
+        uplink,
+        mode,
+        follower,
+        files_by_mac,
+        leases,
+        host_addresses,
+        exposed: ports,
+        control,
+    })
+}
+
+/// The VM's control socket, and the worker's end of what leads there. A set-user-ID start has none, because its caller
+/// could take the names of others.
+fn open_gate(request: &Request<'_>) -> anyhow::Result<Option<(Gate, Connection)>> {
+    if crate::sys::secure::is_secure_execution() {
+        return Ok(None);
+    }
+    let name = &request.settings.name;
+    let owner = match request.identity.origin {
+        // No user has started it as these.
+        Origin::Dedicated | Origin::Nobody | Origin::OnlyOne => getuid(),
+        _ => request.identity.uid,
+    };
+    let open = || -> anyhow::Result<Option<ControlSocket>> {
+        let Some(directory) = socket::make_directory()? else { return Ok(None) };
+        let file = name.clone().unwrap_or_else(|| request.vm_mac.to_string().replace(':', "-"));
+        Ok(Some(ControlSocket::open(&directory, &file, owner)?))
+    };
+    let socket = match (open(), name) {
+        (Ok(Some(socket)), _) => socket,
+        (Ok(None), _) => return Ok(None),
+        (Err(error), Some(name)) if matches!(error.downcast_ref(), Some(socket::Error::Taken)) => {
+            return Err(UsageError::new("--name", name, error).into());
+        }
+        (Err(error), _) => {
+            tracing::warn!(%error, "this VM has no control socket; `softnet policy` cannot reach it by name");
+            return Ok(None);
+        }
+    };
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let control = Connection::check(theirs.into(), Methods::All)?;
+    Ok(Some((Gate::new(socket, ours.into()), control)))
 }
 
 fn managed_subnet(host: &HostSide) -> Option<Ipv4Net> {

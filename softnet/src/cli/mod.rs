@@ -60,6 +60,8 @@ pub enum Command {
     /// socket, and {mac} by the VM's MAC address. QEMU without either in -nic, -net or -netdev gets its -netdev and
     /// -device arguments automatically, also behind nice, env, taskset and the like.
     Run(Box<RunArgs>),
+    /// Show or replace the rules of a running VM.
+    Policy(PolicyArgs),
     /// Show or remove the network that Softnet manages.
     Network(NetworkCommandArgs),
 }
@@ -94,6 +96,48 @@ pub struct RunArgs {
     /// The VMM and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// Arguments of `softnet policy`.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// What to do with the rules.
+    #[command(subcommand)]
+    pub action: PolicyAction,
+}
+
+/// What to do with the rules of a running VM.
+#[derive(Debug, Subcommand)]
+pub enum PolicyAction {
+    /// Show the rules in force.
+    Get(PolicyVmArgs),
+    /// Replace all rules, without a moment between the old ones and the new ones. What was given before is gone.
+    Set(PolicySetArgs),
+}
+
+/// Which VM, and how to show its rules.
+#[derive(Debug, Args)]
+pub struct PolicyVmArgs {
+    /// The VM: what `--name` gave it, or its MAC address.
+    #[arg(long, value_name = "NAME|MAC")]
+    pub vm: String,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `softnet policy set`.
+#[derive(Debug, Args)]
+pub struct PolicySetArgs {
+    /// Which VM.
+    #[command(flatten)]
+    pub vm: PolicyVmArgs,
+    /// What the VM may reach beyond the default, as for `softnet run`.
+    #[arg(long, value_name = "TARGET,…", value_delimiter = ',')]
+    pub allow: Vec<String>,
+    /// What it may not reach.
+    #[arg(long, value_name = "TARGET,…", value_delimiter = ',')]
+    pub block: Vec<String>,
 }
 
 /// Arguments of `softnet network`.
@@ -234,6 +278,11 @@ pub struct PortArgs {
     /// says nothing.
     #[arg(long, value_name = "reject|drop", default_value = "reject", help_heading = "Rules")]
     pub on_block: String,
+
+    /// Take requests to show and replace the rules while the VM runs: JSON-RPC 2.0, one request or answer a line, on
+    /// this connected Unix stream socket. With 1, standard output carries nothing else.
+    #[arg(long, value_name = "FD", allow_negative_numbers = true, help_heading = "Rules")]
+    pub control_fd: Option<String>,
 
     /// User to become once everything is set up [default: the user who started Softnet or called sudo; for root itself softnet, else nobody].
     #[arg(long, value_name = "NAME", help_heading = "Privilege")]

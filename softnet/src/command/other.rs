@@ -13,6 +13,7 @@ use crate::usage::UsageError;
 pub fn perform(command: Command, _filter: impl FnOnce(Config) -> u8) -> anyhow::Result<ExitCode> {
     let name = match command {
         Command::Run(_) => "softnet run",
+        Command::Policy(_) => "softnet policy",
         Command::Network(_) => "softnet network",
     };
     Err(UsageError::flag(name, "is for Linux; on macOS, start the VM with `tart run --net-softnet`").into())

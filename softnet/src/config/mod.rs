@@ -21,6 +21,7 @@ pub use network_name::{NameError, NetworkName};
 use softnet_filter::{Action, Entry, MacAddr, NetType, OnBlock, Policy, Rule};
 
 use crate::cli::{PortArgs, VmArgs};
+use crate::control::{Connection, Methods};
 use crate::sys;
 use crate::usage::UsageError;
 use crate::vm::VmSocket;
@@ -103,6 +104,8 @@ pub struct PortSettings {
     pub rules: Vec<Rule>,
     /// What the VM hears of a packet that they refuse.
     pub on_block: OnBlock,
+    /// Who may show and replace the policy while the VM runs.
+    pub control: Option<Connection>,
     /// User to become.
     pub user: Option<String>,
     /// Group to become.
@@ -172,6 +175,7 @@ impl TryFrom<PortArgs> for PortSettings {
         let name = args.name.as_ref().map(name).transpose()?;
         let client = system::client(&args.host, net_type)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
+        let control = args.control_fd.as_deref().map(parse_control_fd).transpose()?;
         Ok(PortSettings {
             net_type,
             host,
@@ -185,6 +189,7 @@ impl TryFrom<PortArgs> for PortSettings {
             limit_down,
             rules,
             on_block,
+            control,
             user: args.user,
             group: args.group,
             require_sandbox: args.require_sandbox,
@@ -314,6 +319,11 @@ fn parse_ready_fd(value: &str) -> Result<OwnedFd, UsageError> {
     Ok(fd)
 }
 
+fn parse_control_fd(value: &str) -> Result<Connection, UsageError> {
+    let socket = adopt("--control-fd", value)?;
+    Connection::check(socket, Methods::Policy).map_err(|error| UsageError::new("--control-fd", value, error))
+}
+
 fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, UsageError> {
     let number: RawFd = value.parse().ok().filter(|&fd| fd >= 0).ok_or_else(|| {
         UsageError::new(
@@ -330,7 +340,7 @@ fn adopt(flag: &'static str, value: &str) -> Result<OwnedFd, UsageError> {
             UsageError::new(flag, value, "is not open; let the launcher pass it without close-on-exec")
         }
         Some(libc::EBUSY) => {
-            UsageError::new(flag, value, "is given twice; --vm-fd and --ready-fd must differ")
+            UsageError::new(flag, value, "is given twice; --vm-fd, --ready-fd and --control-fd must differ")
         }
         _ => UsageError::new(flag, value, error),
     })

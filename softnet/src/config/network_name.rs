@@ -6,7 +6,7 @@ use std::str::FromStr;
 use softnet_filter::NetType;
 
 /// Names that the run directory and the kernel use for other things.
-const RESERVED: [&str; 6] = ["lock", "locks", "ip_forward", "all", "default", "lo"];
+const RESERVED: [&str; 7] = ["control", "lock", "locks", "ip_forward", "all", "default", "lo"];
 
 /// The name of a managed network, which is its bridge's name too.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -81,6 +81,7 @@ mod tests {
             "all",
             "lock",
             "locks",
+            "control",
             "netns-1",
             "a%d",
         ];

@@ -44,8 +44,8 @@ pub struct Situation {
     pub is_done: bool,
     /// `uname -r`, such as `24.6.0` on macOS 15.6.
     pub darwin: String,
-    /// `--ready-fd` was given.
-    pub has_ready_fd: bool,
+    /// A flag that gives a descriptor which `sudo` would close: it passes on the standard ones only.
+    pub lost: Option<&'static str>,
 }
 
 /// What to do.
@@ -70,12 +70,12 @@ impl Situation {
         if self.is_done {
             return Err(UsageError::flag(DONE, "was given to a process that is not root; leave it out"));
         }
-        if self.has_ready_fd {
+        if let Some(flag) = self.lost {
             if serves_users {
                 return Ok(Plan::Proceed);
             }
             let reason = "cannot pass through sudo, which vmnet needs on this macOS; run Softnet as root or set its SUID bit";
-            return Err(UsageError::flag("--ready-fd", reason));
+            return Err(UsageError::flag(flag, reason));
         }
         match sudo() {
             Ok(()) => Ok(Plan::Again),
@@ -163,7 +163,7 @@ mod tests {
     use clap::Parser;
 
     fn on(darwin: &str) -> Situation {
-        Situation { is_root: false, is_done: false, darwin: darwin.to_owned(), has_ready_fd: false }
+        Situation { is_root: false, is_done: false, darwin: darwin.to_owned(), lost: None }
     }
 
     /// A `sudo` that is not to be asked.
@@ -180,7 +180,7 @@ mod tests {
         for darwin in ["22.1.0", "24.6.0", "25.0.0", "26.1.2", "", "x"] {
             assert_eq!(on(darwin).plan(|| Ok(())), Ok(Plan::Again), "{darwin:?}");
         }
-        let root = Situation { is_root: true, is_done: true, has_ready_fd: true, ..on("22.1.0") };
+        let root = Situation { is_root: true, is_done: true, lost: Some("--ready-fd"), ..on("22.1.0") };
         assert_eq!(root.plan(nobody), Ok(Plan::Proceed));
     }
 
@@ -201,9 +201,9 @@ mod tests {
             let done = Situation { is_done: true, ..on(darwin) };
             assert!(done.plan(nobody).unwrap_err().to_string().contains("not root"));
         }
-        let ready = Situation { has_ready_fd: true, ..on("22.1.0") };
+        let ready = Situation { lost: Some("--ready-fd"), ..on("22.1.0") };
         assert!(ready.plan(nobody).unwrap_err().to_string().starts_with("--ready-fd"));
-        let ready = Situation { has_ready_fd: true, ..on("25.0.0") };
+        let ready = Situation { lost: Some("--ready-fd"), ..on("25.0.0") };
         assert_eq!(ready.plan(nobody), Ok(Plan::Proceed));
     }
 

@@ -28,6 +28,7 @@ use ipnet::Ipv4Net;
 use softnet_filter::MacAddr;
 
 use crate::config::expose::Exposed;
+use crate::control::Connection;
 use crate::lease_follower::LeaseFollower;
 use crate::leases::LeaseFile;
 use crate::link::Link;
@@ -94,4 +95,6 @@ pub struct HostLink {
     pub host_addresses: Vec<Ipv4Addr>,
     /// The ports of the host that lead to other VMs. The follower reports changes.
     pub exposed: Vec<Exposed>,
+    /// Where the VM's control socket leads to, if it has one.
+    pub control: Option<Connection>,
 }

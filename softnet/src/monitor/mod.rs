@@ -38,6 +38,7 @@
 
 mod channel;
 mod follower;
+mod gate;
 mod message;
 mod place;
 mod privilege;
@@ -46,6 +47,7 @@ mod watch;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Pid;
@@ -59,18 +61,20 @@ use crate::sys::process::{Fork, fork, keep_only};
 use crate::vm::{PeerWatch, VmSocket};
 use channel::Channel;
 use follower::Reporter;
+pub use gate::Gate;
 use watch::{Monitor, Watches};
 
 pub use place::Place;
 
 /// Confines the monitor: its identity, its capabilities, its files and its system calls. `has_place` says
-/// whether it serves a managed network; if not, `worker` is the only process that it may signal.
+/// whether it serves a managed network; if not, `worker` is the only process that it may signal. `sockets` is the
+/// directory of the VM's control socket, which it removes at the end.
 ///
 /// # Errors
 /// When a part of the privilege cannot be given up.
-pub fn confine(has_place: bool, identity: &Identity, worker: Pid) -> io::Result<()> {
+pub fn confine(has_place: bool, identity: &Identity, worker: Pid, sockets: Option<&Path>) -> io::Result<()> {
     privilege::reduce(has_place, identity)?;
-    seal::seal(has_place, worker)
+    seal::seal(has_place, worker, sockets)
 }
 
 /// What the monitor holds.
@@ -82,6 +86,8 @@ pub struct MonitorState {
     pub addresses: AddressWatch,
     /// The ports that lead to other VMs.
     pub exposed: ExposedWatch,
+    /// The VM's control socket, and the other end of one of the worker's connections.
+    pub gate: Option<Gate>,
 }
 
 /// Forks. The child returns with its end of the channel; the parent becomes the monitor and exits when the
@@ -110,16 +116,17 @@ pub fn fork_worker(
         }
         Fork::Parent(worker) => {
             drop(worker_end);
-            let MonitorState { place, addresses, exposed } = state;
+            let MonitorState { place, addresses, exposed, gate } = state;
             // Only this process ever has the watch. It is created before the namespace's files become
             // inaccessible.
-            let watches = Watches { peer: watch_peer(vm), addresses, exposed };
+            let watches = Watches { peer: watch_peer(vm), addresses, exposed, gate };
             let channel = Channel::new(monitor_end);
             let confined = {
                 let mut keep = watches.descriptors();
                 keep.extend(place.iter().flat_map(Place::descriptors));
                 keep.extend([channel.as_fd(), signals.as_fd()]);
-                keep_only(&keep).and_then(|()| confine(place.is_some(), identity, worker))
+                let sockets = watches.gate.as_ref().and_then(Gate::directory);
+                keep_only(&keep).and_then(|()| confine(place.is_some(), identity, worker, sockets.as_deref()))
             };
             let status = match confined {
                 Ok(()) => Monitor::new(place, watches, channel).watch(worker, signals),

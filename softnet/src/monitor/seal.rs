@@ -12,6 +12,7 @@
 //! The worker reports a kernel without Landlock or seccomp, and refuses it under `--require-sandbox`.
 
 use std::io;
+use std::path::Path;
 
 use rustix::process::Pid;
 
@@ -24,9 +25,11 @@ const RUN: &str = "/run/softnet";
 ///
 /// # Errors
 /// When a kernel that can confine a process refuses.
-pub fn seal(has_place: bool, worker: Pid) -> io::Result<()> {
+pub fn seal(has_place: bool, worker: Pid, sockets: Option<&Path>) -> io::Result<()> {
     let files = if has_place { FILES_OF_A_PLACE } else { files_to_watch() };
-    let landlock = limit_files(&files)?;
+    let write: Vec<&str> =
+        sockets.and_then(Path::to_str).into_iter().chain(files.write.iter().copied()).collect();
+    let landlock = limit_files(&Files { write: &write, ..files })?;
     let calls = if has_place { calls_of_a_place()? } else { calls_to_watch(worker)? };
     let seccomp = calls.apply()?;
     tracing::debug!(landlock, seccomp, "the monitor is sealed");
@@ -84,6 +87,12 @@ const TO_WATCH: &[i64] = &[
     libc::SYS_writev,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
+    // The VM's control socket, and the user at its other end.
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
     libc::SYS_openat,
@@ -159,7 +168,6 @@ const TO_RUN_PROGRAMS: &[i64] = &[
     libc::SYS_getrusage,
     libc::SYS_getsid,
     libc::SYS_getsockname,
-    libc::SYS_getsockopt,
     libc::SYS_gettimeofday,
     libc::SYS_getuid,
     libc::SYS_inotify_init1,
@@ -211,7 +219,6 @@ const TO_RUN_PROGRAMS: &[i64] = &[
     libc::SYS_times,
     libc::SYS_umask,
     libc::SYS_uname,
-    libc::SYS_unlinkat,
     libc::SYS_utimensat,
 ];
 
@@ -238,7 +245,6 @@ const LEGACY: &[i64] = &[
     libc::SYS_stat,
     libc::SYS_symlink,
     libc::SYS_time,
-    libc::SYS_unlink,
     libc::SYS_vfork,
 ];
 #[cfg(not(target_arch = "x86_64"))]

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 use softnet_filter::Timestamp;
 
 use super::channel::Channel;
+use super::gate::Gate;
 use super::place::{Outcome, Place};
 use crate::clock::now;
 use crate::host::addresses::AddressWatch;
@@ -41,6 +42,8 @@ pub struct Watches {
     pub addresses: AddressWatch,
     /// The ports that lead to other VMs.
     pub exposed: ExposedWatch,
+    /// The VM's control socket, if it has one.
+    pub gate: Option<Gate>,
 }
 
 impl Watches {
@@ -48,7 +51,8 @@ impl Watches {
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         let peer = self.peer.iter().map(AsFd::as_fd);
         let addresses = [self.addresses.changes(), self.addresses.query_socket()];
-        peer.chain(addresses).chain(self.exposed.changes()).collect()
+        let gate = self.gate.iter().flat_map(Gate::descriptors);
+        peer.chain(addresses).chain(self.exposed.changes()).chain(gate).collect()
     }
 }
 
@@ -82,6 +86,7 @@ enum Wake {
     Report,
     Addresses,
     Exposed,
+    Gate,
 }
 
 impl Monitor {
@@ -105,6 +110,9 @@ impl Monitor {
     /// of the signal that killed it, or 1.
     pub fn watch(mut self, worker: Pid, signals: SignalFd) -> i32 {
         let status = self.wait_for_worker(worker, signals);
+        if let Some(gate) = &self.watches.gate {
+            gate.remove();
+        }
         let Monitor { place, channel, refused, .. } = self;
         if let Some(place) = place {
             // They say whether the lease still has to be released.
@@ -141,6 +149,7 @@ impl Monitor {
                     Wake::Report => self.read_reports(worker),
                     Wake::Addresses => self.check_addresses(),
                     Wake::Exposed => self.check_exposed(),
+                    Wake::Gate => self.attend_gate(),
                 }
             }
             self.attend(worker);
@@ -165,6 +174,9 @@ impl Monitor {
         if let Some(changes) = exposed.changes().filter(|_| exposed.is_listening(now)) {
             waiting.push((Wake::Exposed, readable(changes)));
         }
+        if let Some(gate) = &self.watches.gate {
+            waiting.extend(gate.waits_for().into_iter().map(|fd| (Wake::Gate, fd)));
+        }
         let (wakes, mut fds): (Vec<Wake>, Vec<PollFd<'_>>) = waiting.into_iter().unzip();
         wait(&mut fds, self.deadline(now).map(|deadline| deadline.saturating_since(now)))?;
         let happened = |(wake, fd): (Wake, &PollFd<'_>)| (!fd.revents().is_empty()).then_some(wake);
@@ -181,6 +193,7 @@ impl Monitor {
             self.place.as_ref().and_then(Place::deadline),
             self.watches.addresses.deadline(now),
             self.watches.exposed.deadline(now),
+            self.watches.gate.as_ref().and_then(Gate::deadline),
             self.probes().then_some(self.next_probe),
             self.kill_at,
         ];
@@ -207,6 +220,9 @@ impl Monitor {
         if self.watches.addresses.deadline(now).is_some_and(|at| now >= at) {
             self.check_addresses();
         }
+        if self.watches.gate.as_ref().and_then(Gate::deadline).is_some_and(|at| now >= at) {
+            self.attend_gate();
+        }
         if self.probes() && now >= self.next_probe {
             let pause = if self.vm_is_quiet { QUIET_PROBE_INTERVAL } else { PROBE_INTERVAL };
             self.next_probe = now.saturating_add(pause);
@@ -232,6 +248,12 @@ impl Monitor {
         }
         if self.watches.exposed.changes().is_none() {
             self.check_firewall();
+        }
+    }
+
+    fn attend_gate(&mut self) {
+        if let Some(gate) = &mut self.watches.gate {
+            gate.attend(now());
         }
     }
 

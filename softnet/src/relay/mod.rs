@@ -4,6 +4,7 @@
 //! then handles everything else, so that neither direction, nor timers, nor signals starve under a flood
 //! (rule R2). Nothing ticks: the alarm is set to the earliest deadline of all parts.
 
+mod control;
 mod lane;
 mod lease;
 mod limit;
@@ -26,6 +27,7 @@ use crate::needs::Needs;
 use crate::observe::{self, Observer};
 use crate::parent::ParentWatch;
 use crate::quiet::{Probe, Silence};
+pub use control::Controllers;
 use lane::{Lane, Side, Way};
 use limit::Limit;
 use wake::{Sources, Wake};
@@ -82,6 +84,7 @@ pub struct Relay {
     /// Receives the judged frames.
     observer: Option<Box<dyn Observer>>,
     follower: Box<dyn LeaseFollower>,
+    controllers: Option<Controllers>,
     sources: Sources,
     probe: Probe,
     /// Detects the VM's silence, if the follower needs to know of it.
@@ -129,6 +132,7 @@ impl Relay {
             observer: None,
             silence: follower.watches_the_vm().then(|| Silence::new(now)),
             follower,
+            controllers: None,
             sources,
             probe: Probe::new(now),
             settling: None,
@@ -167,6 +171,9 @@ impl Relay {
         self.vm.link.needs(&mut needs);
         self.host.link.needs(&mut needs);
         self.follower.needs(&mut needs);
+        if let Some(controllers) = &self.controllers {
+            controllers.needs(&mut needs);
+        }
         needs
     }
 
@@ -187,13 +194,15 @@ impl Relay {
 
     /// Waits until an event arrives or a deadline passes, unless there is work already.
     fn wait(&mut self, events: &mut Events) -> Result<(), Stop> {
-        let timeout = if self.has_work(Direction::FromVm) || self.has_work(Direction::FromHost) {
-            Some(Duration::ZERO)
-        } else {
-            let deadline = self.next_deadline();
-            self.sources.alarm.set(deadline)?;
-            self.sources.alarm.poll_timeout()
-        };
+        let controllers_wait = self.controllers.as_ref().is_some_and(Controllers::have_work);
+        let timeout =
+            if self.has_work(Direction::FromVm) || self.has_work(Direction::FromHost) || controllers_wait {
+                Some(Duration::ZERO)
+            } else {
+                let deadline = self.next_deadline();
+                self.sources.alarm.set(deadline)?;
+                self.sources.alarm.poll_timeout()
+            };
         Ok(self.sources.wait(events, timeout)?)
     }
 
@@ -226,12 +235,18 @@ impl Relay {
                 }
                 Wake::Parent => return Err(Stop::Ended(Ended::ParentGone)),
                 Wake::Follower => self.read_notices(now)?,
+                Wake::Control(number) => {
+                    if let Some(controllers) = &mut self.controllers {
+                        controllers.note(number, woken.readable);
+                    }
+                }
             }
         }
         self.from_vm.refill(now);
         self.from_host.refill(now);
         self.carry(Direction::FromVm, now)?;
         self.carry(Direction::FromHost, now)?;
+        self.attend_controllers(now);
         self.attend(now)
     }
 

@@ -24,14 +24,29 @@ pub enum Wake {
     Statistics,
     Parent,
     Follower,
+    /// The controller with this number.
+    Control(usize),
 }
 
 impl Wake {
-    const ALL: [Wake; 7] =
-        [Wake::Vm, Wake::Host, Wake::Alarm, Wake::Terminate, Wake::Statistics, Wake::Parent, Wake::Follower];
+    /// How many controllers there may be: `--control-fd`, and the monitor on behalf of the VM's socket.
+    pub const CONTROLS: usize = 2;
+
+    const ALL: [Wake; 9] = [
+        Wake::Vm,
+        Wake::Host,
+        Wake::Alarm,
+        Wake::Terminate,
+        Wake::Statistics,
+        Wake::Parent,
+        Wake::Follower,
+        Wake::Control(0),
+        Wake::Control(1),
+    ];
 
     pub fn token(self) -> Token {
-        Token(self as usize)
+        let number = Wake::ALL.iter().position(|wake| *wake == self);
+        Token(number.unwrap_or(usize::MAX - 1))
     }
 
     fn from_token(token: Token) -> Option<Wake> {

@@ -8,6 +8,7 @@
 mod answers;
 mod arp;
 mod binding;
+mod control;
 mod destinations;
 mod dhcp;
 mod flows;
@@ -117,6 +118,14 @@ fn main() -> ExitCode {
             i2_what_is_not_does_not,
             i3_nobody_else_is_the_gateway,
             i4_garbage_harms_nothing,
+        },
+        control::{
+            p6_a_policy_is_replaced_while_the_vm_runs,
+            k1_the_channel_is_strict_json_rpc,
+            k1_a_channel_is_a_connected_unix_stream,
+            k1_a_vm_is_reached_by_its_name,
+            k1_other_users_cannot_reach_a_vm,
+            k2_no_controller_holds_frames_up,
         },
         resources::{
             r1_memory_and_log_are_flat,

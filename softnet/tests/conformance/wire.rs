@@ -50,7 +50,12 @@ impl Wire {
     pub fn start(flags: &[&str]) -> Result<Self> {
         let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
         let (vm, softnet) = launch(flags)?;
-        Ok(Self { segment, vm, softnet, marker: Marker::Discover, serial: 0 })
+        Ok(Self::of(segment, vm, softnet))
+    }
+
+    /// Of a Softnet that the test has started on the segment's TAP.
+    pub fn of(segment: Segment, vm: VmPort, softnet: Softnet) -> Self {
+        Self { segment, vm, softnet, marker: Marker::Discover, serial: 0 }
     }
 
     /// Starts Softnet and gets the VM its lease.

@@ -108,7 +108,7 @@ fn confined(has_place: bool) -> Result<()> {
     let identity = Identity::choose(None, None, &Start::of_this_process()?, &System)?;
     // Any process will do for the one to signal.
     let worker = rustix::process::getpid();
-    Ok(confine(has_place, &identity, worker)?)
+    Ok(confine(has_place, &identity, worker, None)?)
 }
 
 /// Does `work` behind the monitor's confinement.

@@ -127,8 +127,9 @@ pub fn it_holds_nothing_but_what_it_needs() -> Result<()> {
         ("anon_inode:[pidfd]", 1),
         // Standard error.
         ("pipe:", 1),
-        // The VM, the monitor, and two groups of signals: three and one to write to, two to read from.
-        ("socket:", 8),
+        // The VM, the monitor, the monitor's control socket, and two groups of signals: three and one to write to, two to
+        // read from.
+        ("socket:", 9),
     ];
     for (what, expected) in known {
         ensure!(count(what) == expected, "{} of {what}: {descriptors:?}", count(what));

@@ -230,5 +230,6 @@ pub fn host_link<I: Interface + 'static>(
         host_addresses: addresses.known().to_vec(),
         follower: Box::new(VmnetFollower::new(VmnetForwards::new(interface, exposes), addresses)),
         exposed: Vec::new(),
+        control: None,
     }
 }

@@ -11,26 +11,34 @@ use seccompiler::{
 
 use crate::needs::Syscall;
 
-/// A compiled filter.
+/// Two compiled filters; the kernel takes the stricter answer of both.
 #[derive(Debug)]
-pub struct Filter(BpfProgram);
+pub struct Filter([BpfProgram; 2]);
 
 impl Filter {
-    /// A filter that allows `calls` and nothing else. `None` on an architecture that it cannot be written for.
+    /// A filter that allows `calls` and nothing else. mremap(2) fails as if there were no memory, and does not end the
+    /// process: an allocator that cannot move a large block by it copies the block. `None` on an architecture that it
+    /// cannot be written for.
     ///
     /// # Errors
     /// When the filter cannot be compiled.
     pub fn new(calls: &BTreeSet<Syscall>) -> io::Result<Option<Self>> {
         let Ok(architecture) = TargetArch::try_from(ARCH) else { return Ok(None) };
-        let compile = || -> Result<BpfProgram, BackendError> {
-            let mut allowed = BTreeMap::new();
+        let compile = || -> Result<[BpfProgram; 2], BackendError> {
+            let moves = BTreeMap::from([(libc::SYS_mremap, Vec::new())]);
+            let no_memory = SeccompAction::Errno(libc::ENOMEM.unsigned_abs());
+            let failing = SeccompFilter::new(moves.clone(), SeccompAction::Allow, no_memory, architecture)?
+                .try_into()?;
+            let mut allowed = moves;
             for &call in calls {
                 allowed.insert(number(call), rules(call)?);
             }
-            SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?
-                .try_into()
+            let ending =
+                SeccompFilter::new(allowed, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?
+                    .try_into()?;
+            Ok([failing, ending])
         };
-        compile().map(|program| Some(Filter(program))).map_err(io::Error::other)
+        compile().map(|programs| Some(Filter(programs))).map_err(io::Error::other)
     }
 
     /// Permanently confines this process. `false` if the kernel has no seccomp filters.
@@ -38,7 +46,7 @@ impl Filter {
     /// # Errors
     /// When a kernel that has them refuses.
     pub fn apply(&self) -> io::Result<bool> {
-        match apply_filter(&self.0) {
+        match self.0.iter().try_for_each(|program| apply_filter(program)) {
             Ok(()) => Ok(true),
             Err(seccompiler::Error::Seccomp(error))
                 if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) =>
