@@ -66,10 +66,10 @@ pub const CLIENTS: &[Client] = &[
     Client {
         name: "dhcpcd",
         files: &[],
-        start: "dhcpcd -4 eth0 >/run/client.log 2>&1",
-        renew: Some("dhcpcd -4 -N eth0"),
-        // Its processes sometimes do not notice each other's end.
-        release: Some("dhcpcd -4 -k eth0 || { kill -9 $(pidof dhcpcd); ip addr flush dev eth0; }"),
+        start: "dhcpcd -4 -d -j /run/client.log eth0 >/dev/null 2>&1",
+        // `dhcpcd -N` ends one of its processes in version 9.4.1, and then it does not release.
+        renew: None,
+        release: Some("dhcpcd -4 -k eth0"),
         keeps_times: true,
     },
     Client {
