@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use netlink_packet_core::{
@@ -15,8 +16,8 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    BridgePortState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoTun, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage, State,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -111,6 +112,8 @@ pub struct Link {
     pub isolated: Option<bool>,
     /// Whether the bridge carries frames to and from the link, if it is a bridge's port.
     pub forwards: Option<bool>,
+    /// If it is a bridge with a spanning tree: how long it listens and learns before it carries a new port's frames.
+    pub spanning_tree: Option<Duration>,
 }
 
 /// An IPv4 route.
@@ -355,6 +358,7 @@ fn new_link(answer: RouteNetlinkMessage) -> Option<Link> {
         transmits: true,
         isolated: None,
         forwards: None,
+        spanning_tree: None,
     };
     for attribute in message.attributes {
         match attribute {
@@ -379,6 +383,7 @@ fn read_info(link: &mut Link, infos: Vec<LinkInfo>) {
             LinkInfo::Kind(InfoKind::Bridge) => link.kind = Kind::Bridge,
             LinkInfo::Kind(InfoKind::Wireguard) => link.kind = Kind::Wireguard,
             LinkInfo::Kind(InfoKind::Tun) => link.kind = Kind::Tun(Tun::default()),
+            LinkInfo::Data(InfoData::Bridge(attributes)) => link.spanning_tree = spanning_tree(&attributes),
             LinkInfo::Data(InfoData::Tun(attributes)) => link.kind = Kind::Tun(read_tun(&attributes)),
             LinkInfo::PortData(InfoPortData::BridgePort(attributes)) => {
                 for attribute in attributes {
@@ -394,6 +399,20 @@ fn read_info(link: &mut Link, infos: Vec<LinkInfo>) {
             _ => {}
         }
     }
+}
+
+/// Twice the forward delay, which the kernel reports in hundredths of a second: once to listen, once to learn.
+fn spanning_tree(attributes: &[InfoBridge]) -> Option<Duration> {
+    let mut is_on = false;
+    let mut delay = 0;
+    for attribute in attributes {
+        match attribute {
+            InfoBridge::StpState(state) => is_on = *state != BridgeStpState::Disabled,
+            InfoBridge::ForwardDelay(hundredths) => delay = *hundredths,
+            _ => {}
+        }
+    }
+    is_on.then(|| Duration::from_millis(u64::from(delay) * 20))
 }
 
 /// Reads `IFLA_TUN_*` (`linux/if_link.h`), which the packet library leaves undecoded.
