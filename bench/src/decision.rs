@@ -245,6 +245,7 @@ fn bound_port(rules: Rules, is_stateful: bool, now: Timestamp) -> Result<Port> {
     let mut port = Port::new(PortConfig {
         vm_mac: MacAddr(VM.0),
         gateway,
+        dhcp_server: None,
         net_type: NetType::Nat,
         policy: Policy::new(rules),
         mtu: 1500,

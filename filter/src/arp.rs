@@ -4,12 +4,13 @@ pub(crate) use softnet_wire::arp::{Arp, LEN, REPLY, REQUEST};
 
 use crate::binding::Bindings;
 use crate::binding::dhcpv4::Renewable;
+use crate::config::Station;
 use crate::destination::Destinations;
 use crate::flow::Tracker;
 use crate::frame::Frame;
 use crate::l2;
 use crate::lease::Lease;
-use crate::segment::{Segment, Station};
+use crate::segment::Segment;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
 

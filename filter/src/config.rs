@@ -18,12 +18,22 @@ pub enum NetType {
     Host,
 }
 
-/// The host on the VM's network. It is the VM's router and its DHCP server.
+/// A station whose addresses are known before the first frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Station {
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its IPv4 address.
+    pub address: Ipv4Addr,
+}
+
+/// The router of the VM's network: the host, or another station. It is the DHCP server too, unless
+/// [`PortConfig::dhcp_server`] names another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gateway {
     /// Its MAC address.
     pub mac: MacAddr,
-    /// Its IPv4 address, from which the DHCP server answers.
+    /// Its IPv4 address.
     pub address: Ipv4Addr,
     /// The network that it shares with the VM; bits after the prefix do not matter.
     pub subnet: Ipv4Net,
@@ -34,8 +44,10 @@ pub struct Gateway {
 pub struct PortConfig {
     /// The VM's MAC address (rule L1).
     pub vm_mac: MacAddr,
-    /// The host on the VM's network.
+    /// The router of the VM's network.
     pub gateway: Gateway,
+    /// The DHCP server, if it is not the gateway (rules B1, C1 and C8).
+    pub dhcp_server: Option<Station>,
     /// Whether global destinations are open.
     pub net_type: NetType,
     /// The rules of `--allow` and `--block`.
@@ -105,6 +117,17 @@ pub enum ConfigError {
     /// The VM and the gateway have the same MAC address.
     #[error("the VM and the gateway have the same MAC address {0}")]
     SameMac(MacAddr),
+    /// The DHCP server's MAC address is a group, zero or the VM's.
+    #[error("the DHCP server's MAC address {0} is not the address of another station than the VM")]
+    DhcpServerMac(MacAddr),
+    /// The DHCP server's address is not a host address of the VM's network.
+    #[error("the DHCP server's address {address} is not a host address of the VM's network {subnet}")]
+    DhcpServerAddress {
+        /// The DHCP server.
+        address: Ipv4Addr,
+        /// The VM's network.
+        subnet: Ipv4Net,
+    },
     /// The network has no room for a VM beside the gateway.
     #[error("the network {0} has no room for a gateway and a VM: use a prefix of at most 30 bits")]
     SubnetTooSmall(Ipv4Net),

@@ -1,5 +1,7 @@
 //! What the port reports to the caller.
 
+use core::net::Ipv4Addr;
+
 use crate::lease::Lease;
 use softnet_wire::MacAddr;
 
@@ -27,6 +29,14 @@ pub enum PortEvent {
     ForeignClientId {
         /// The hardware address, if it is an Ethernet address.
         named: Option<MacAddr>,
+    },
+    /// A station that is not the DHCP server answers the VM like one; its replies are dropped. Reported once, with the
+    /// first of its kind (rule B1).
+    OtherDhcpServer {
+        /// Its MAC address.
+        mac: MacAddr,
+        /// Its address, by which it identifies itself.
+        address: Ipv4Addr,
     },
 }
 

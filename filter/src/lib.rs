@@ -13,6 +13,7 @@
 //!         address: "192.168.64.1".parse()?,
 //!         subnet: "192.168.64.0/24".parse()?,
 //!     },
+//!     dhcp_server: None,
 //!     net_type: NetType::Nat,
 //!     policy: Policy::default(),
 //!     mtu: 1500,
@@ -171,7 +172,7 @@ mod transmit;
 mod verdict;
 
 pub use binding::dhcpv4::release_message;
-pub use config::{ConfigError, Gateway, NetType, OnBlock, PolicyError, PortConfig, PublishedPort};
+pub use config::{ConfigError, Gateway, NetType, OnBlock, PolicyError, PortConfig, PublishedPort, Station};
 pub use counters::{Counters, Direction, DirectionCounters};
 pub use event::{PortEvent, UnboundCause};
 pub use explain::{Decider, Explanation, OwnAnswer, Question};

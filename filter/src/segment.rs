@@ -2,16 +2,9 @@
 
 use core::net::Ipv4Addr;
 
-use crate::config::{ConfigError, PortConfig};
+use crate::config::{ConfigError, PortConfig, Station};
 use crate::frame;
 use softnet_wire::MacAddr;
-
-/// A station whose addresses are known before the first frame.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Station {
-    pub(crate) mac: MacAddr,
-    pub(crate) address: Ipv4Addr,
-}
 
 /// The VM's network as the rules see it.
 #[derive(Debug, Clone, Copy)]
@@ -55,12 +48,15 @@ impl Segment {
         if mtu < 576 {
             return Err(ConfigError::Mtu(mtu));
         }
-        // The host is both.
-        let host = Station { mac: gateway.mac, address: gateway.address };
+        let router = Station { mac: gateway.mac, address: gateway.address };
+        let dhcp_server = config.dhcp_server.unwrap_or(router);
+        if !dhcp_server.mac.is_unicast() || vm_mac == dhcp_server.mac {
+            return Err(ConfigError::DhcpServerMac(dhcp_server.mac));
+        }
         let segment = Self {
             vm_mac,
-            router: host,
-            dhcp_server: host,
+            router,
+            dhcp_server,
             ipv4_from_vm: frame::tail(vm_mac, frame::IPV4),
             arp_from_vm: frame::tail(vm_mac, frame::ARP),
             vm_to_router: frame::head(gateway.mac, vm_mac),
@@ -72,6 +68,9 @@ impl Segment {
         };
         if !segment.is_on_link(gateway.address) || !segment.is_host(gateway.address) {
             return Err(ConfigError::GatewayAddress { address: gateway.address, subnet });
+        }
+        if !segment.is_on_link(dhcp_server.address) || !segment.is_host(dhcp_server.address) {
+            return Err(ConfigError::DhcpServerAddress { address: dhcp_server.address, subnet });
         }
         Ok(segment)
     }
@@ -163,6 +162,18 @@ mod tests {
             assert_eq!(with(mac, "10.0.0.1", "10.0.0.0/24"), Some(ConfigError::GatewayMac(mac)));
         }
         assert_eq!(with(VM, "10.0.0.1", "10.0.0.0/24"), Some(ConfigError::SameMac(VM)));
+        let server = |mac, address: &str| {
+            let dhcp_server = Some(Station { mac, address: address.parse().unwrap() });
+            Port::new(PortConfig { dhcp_server, ..config.clone() }).err()
+        };
+        assert_eq!(server(STRANGER, "192.168.64.3"), None);
+        for mac in [MacAddr::ZERO, MacAddr::BROADCAST, VM] {
+            assert_eq!(server(mac, "192.168.64.3"), Some(ConfigError::DhcpServerMac(mac)));
+        }
+        for bad in ["192.168.64.0", "192.168.64.255", "192.168.65.3"] {
+            let error = ConfigError::DhcpServerAddress { address: ip(bad), subnet: net("192.168.64.0/24") };
+            assert_eq!(server(STRANGER, bad), Some(error));
+        }
         let mtu = |mtu| Port::new(PortConfig { mtu, gateway, ..config.clone() }).err();
         assert_eq!((mtu(575), mtu(576), mtu(u16::MAX)), (Some(ConfigError::Mtu(575)), None, None));
     }

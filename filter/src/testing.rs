@@ -36,6 +36,7 @@ pub(crate) fn config(allow: &[&str], block: &[&str]) -> PortConfig {
     PortConfig {
         vm_mac: VM,
         gateway: Gateway { mac: GATEWAY, address: GATEWAY_IP, subnet: "192.168.64.0/24".parse().unwrap() },
+        dhcp_server: None,
         net_type: NetType::Nat,
         policy: Policy::new([rules(allow, Action::Allow), rules(block, Action::Block)].concat()),
         mtu: 1500,

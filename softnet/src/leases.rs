@@ -512,6 +512,7 @@ mod tests {
         Port::new(PortConfig {
             vm_mac: MAC,
             gateway,
+            dhcp_server: None,
             net_type,
             policy,
             mtu: 1500,

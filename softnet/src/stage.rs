@@ -58,6 +58,7 @@ impl Opened {
         let mut port = Port::new(PortConfig {
             vm_mac: config.vm_mac,
             gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
+            dhcp_server: uplink.dhcp_server,
             net_type: config.port.net_type,
             policy: policy.clone(),
             mtu: uplink.mtu,

@@ -241,6 +241,10 @@ fn contradictions() -> Result<()> {
         (&["--tap=tap0", "--subnet=10.5.0.0/24"], &["--tap", "--subnet"]),
         (&["--tap=tap0", "--expose=8080:80"], &["--expose"]),
         (&["--bridge=br0", "--expose=8080:80"], &["--expose"]),
+        (&["--gateway=10.0.0.1"], &["--gateway", "--bridge"]),
+        (&["--dhcp-server=10.0.0.1", "--network=softnet0"], &["--dhcp-server", "--bridge"]),
+        (&["--bridge=br0", "--gateway=10.0.0.1/33"], &["--gateway", "10.0.0.1/33", "192.168.1.1/24"]),
+        (&["--bridge=br0", "--dhcp-server=router"], &["--dhcp-server", "router", "192.168.1.2"]),
     ] {
         let mut arguments = vec!["--vm-fd=0", MAC];
         arguments.extend(flags);

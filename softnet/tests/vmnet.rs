@@ -266,6 +266,7 @@ fn filter(config: Config) -> Result<()> {
     let port = Port::new(PortConfig {
         vm_mac: config.vm_mac,
         gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
+        dhcp_server: None,
         net_type: config.port.net_type,
         policy: config.port.policy(),
         mtu: uplink.mtu,

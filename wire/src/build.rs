@@ -3,6 +3,7 @@
 use core::fmt;
 use core::net::Ipv4Addr;
 
+use crate::arp;
 use crate::checksum::{self, Sum};
 use crate::dhcpv4::{BOOT_REQUEST, CLIENT_PORT, COOKIE, ETHERNET, FIXED_LEN, SERVER_PORT, code, kind};
 use crate::ethernet::{self, MacAddr};
@@ -159,6 +160,24 @@ impl<const N: usize> fmt::Debug for Builder<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Builder").field("len", &self.len).finish_non_exhaustive()
     }
+}
+
+/// Bytes of an [`arp_probe`].
+pub const PROBE_LEN: usize = ethernet::HEADER_LEN + arp::LEN;
+
+/// The request with which a station that has no address yet asks who has `target` (RFC 5227, section 2.1.1).
+pub fn arp_probe(station: MacAddr, target: Ipv4Addr) -> [u8; PROBE_LEN] {
+    let mut probe = Builder::<PROBE_LEN>::new();
+    // It is as long as its buffer.
+    let _ = write_probe(&mut probe, station, target);
+    probe.bytes
+}
+
+fn write_probe<const N: usize>(probe: &mut Builder<N>, station: MacAddr, target: Ipv4Addr) -> Option<()> {
+    probe.ethernet(MacAddr::BROADCAST, station, ethernet::ARP)?;
+    // Ethernet and IPv4, and the lengths of their addresses.
+    probe.u16(1)?.u16(ethernet::IPV4)?.bytes(&[6, 4])?.u16(arp::REQUEST)?;
+    probe.bytes(&station.octets())?.bytes(&[0; 4])?.bytes(&[0; 6])?.bytes(&target.octets()).map(|_| ())
 }
 
 /// A DHCPRELEASE, with which a client releases its address (RFC 2131, section 4.4.6). It has no answer, so
@@ -339,6 +358,16 @@ mod tests {
                 .frame::<MAX_RELEASE_LEN>(MacAddr::BROADCAST)
                 .is_none()
         );
+    }
+
+    #[test]
+    fn a_probe_has_the_bytes_of_the_rfcs() {
+        #[rustfmt::skip]
+        let expected = [
+            0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 1, 0x08, 0x06,
+            0, 1, 0x08, 0x00, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 192, 168, 64, 1,
+        ];
+        assert_eq!(arp_probe(MacAddr([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(192, 168, 64, 1)), expected);
     }
 
     #[test]

@@ -74,6 +74,7 @@ pub fn dialogue(u: &mut Unstructured<'_>) -> Result<(PortConfig, Timestamp, Vec<
         vec![]
     };
     let config = PortConfig {
+        dhcp_server: None,
         net_type: if u.ratio(1, 4)? { NetType::Host } else { NetType::Nat },
         policy: Policy::new(rules),
         server_files_by_mac: u.ratio(1, 4)?,

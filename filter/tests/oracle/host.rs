@@ -32,8 +32,11 @@ impl Oracle {
                     && arp.protocol_type == IPV4
                     && arp.hardware_length == 6
                     && arp.protocol_length == 4
-                    && arp.sender == self.gateway()
-                    && (arp.sender_mac != self.gateway_mac() || ethernet.source != self.gateway_mac())
+                    && [(self.gateway(), self.gateway_mac()), (self.server(), self.server_mac())]
+                        .into_iter()
+                        .any(|(address, mac)| {
+                            arp.sender == address && (arp.sender_mac != mac || ethernet.source != mac)
+                        })
             });
             return breaks("I3", claims);
         }
@@ -105,14 +108,14 @@ impl Oracle {
     /// All of B1 but the transaction: the type of the reply.
     fn check_server(&self, ethernet: &Ethernet<'_>, ip: &Ipv4<'_>, reply: &Message) -> Result<u8, Rule> {
         breaks("B1", ip.is_fragment())?;
-        breaks("B1", ethernet.source != self.gateway_mac() || ip.source != self.gateway())?;
+        breaks("B1", ethernet.source != self.server_mac() || ip.source != self.server())?;
         breaks("B1", !matches!(ip.udp_ports(), Some((67 | 4011, 68))))?;
         breaks("B1", packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong)?;
         breaks("B1", reply.hardware_length != 6 || reply.hardware_address[..6] != self.own_mac())?;
         breaks("B1", ethernet.destination != self.own_mac() && !ethernet.is_broadcast())?;
         breaks("B3", reply.broken)?;
         let kind = reply.kind().ok_or("B1")?;
-        breaks("B1", reply.address_once(dhcp::OPTION_SERVER) != Some(self.gateway()))?;
+        breaks("B1", reply.address_once(dhcp::OPTION_SERVER) != Some(self.server()))?;
         Ok(kind)
     }
 
@@ -299,7 +302,7 @@ impl Oracle {
                 let first: Resolvers = sane.iter().copied().take(3).collect();
                 vec![Outcome::Bound {
                     address,
-                    server: self.gateway(),
+                    server: self.server(),
                     expires: end,
                     resolvers: (first.iter().collect(), sane),
                 }]

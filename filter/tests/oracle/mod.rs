@@ -370,6 +370,15 @@ impl Oracle {
         self.config.gateway.address
     }
 
+    /// The DHCP server: the gateway, unless the configuration names another station.
+    fn server(&self) -> Ipv4Addr {
+        self.config.dhcp_server.map_or(self.gateway(), |server| server.address)
+    }
+
+    fn server_mac(&self) -> [u8; 6] {
+        self.config.dhcp_server.map_or(self.gateway_mac(), |server| server.mac.octets())
+    }
+
     fn is_on_link(&self, address: Ipv4Addr) -> bool {
         let subnet = self.config.gateway.subnet;
         world::covers(subnet.addr(), subnet.prefix_len(), address)
@@ -407,6 +416,7 @@ impl Oracle {
             && self.is_on_link(address)
             && !self.is_edge(address)
             && address != self.gateway()
+            && address != self.server()
             && !world::is_never(address)
             && !world::is_multicast(address)
     }
@@ -454,7 +464,7 @@ impl Watched {
     pub fn give(&mut self, address: Ipv4Addr, resolvers: Resolvers, now: Timestamp) -> Result<(), String> {
         self.port.give(address, resolvers, now).map_err(|error| error.to_string())?;
         self.oracle.given = Some(address);
-        let lease = Lease { address, server: self.oracle.gateway(), expires: None, resolvers };
+        let lease = Lease { address, server: self.oracle.server(), expires: None, resolvers };
         self.follow(&[Outcome::exactly(Some(lease))], now)
     }
 

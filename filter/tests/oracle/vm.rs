@@ -47,10 +47,8 @@ impl Oracle {
             return Ok(());
         }
         // C10
-        let to_gateway = arp.operation == 1 || ethernet.destination == self.gateway_mac();
-        if self.believed_at(now) == Believed::Expired(arp.sender)
-            && arp.target == self.gateway()
-            && to_gateway
+        let to_server = arp.operation == 1 || ethernet.destination == self.server_mac();
+        if self.believed_at(now) == Believed::Expired(arp.sender) && arp.target == self.server() && to_server
         {
             return Ok(());
         }
@@ -62,6 +60,7 @@ impl Oracle {
     /// A5: whose MAC address the VM may ask for.
     fn may_ask_for(&self, target: Ipv4Addr, own: Ipv4Addr, now: Timestamp) -> bool {
         target == self.gateway()
+            || target == self.server()
             || target == own
             || self.is_resolver(target, now)
             || self.is_allowed_neighbour(target, own)
@@ -201,7 +200,7 @@ impl Oracle {
 
     /// B6: whether a UDP packet goes to where PXE clients ask.
     fn is_to_boot_server(&self, ip: &Ipv4<'_>) -> bool {
-        ip.udp_ports().is_some_and(|(_, to)| to == 4011) && ip.destination == self.gateway()
+        ip.udp_ports().is_some_and(|(_, to)| to == 4011) && ip.destination == self.server()
     }
 
     /// C1 to C7, of a UDP packet from 68 to 67, or to the boot server.
@@ -213,7 +212,7 @@ impl Oracle {
     ) -> Result<(), Rule> {
         let own = self.lease_at(now).map(|lease| lease.address);
         let broadcast = ethernet.is_broadcast() && ip.destination == LIMITED_BROADCAST;
-        let to_server = ethernet.destination == self.gateway_mac() && ip.destination == self.gateway();
+        let to_server = ethernet.destination == self.server_mac() && ip.destination == self.server();
         breaks("C1", ip.is_fragment())?;
         breaks("C1", packet::udp_checksum(ip, ip.payload) == UdpChecksum::Wrong)?;
         let boots = self.is_to_boot_server(ip);
@@ -253,9 +252,8 @@ impl Oracle {
             let may_be_new = self.over_ids.tokens(now) >= 1.0 || is_end_of_time(now);
             breaks("C5", !self.knows(id) && !may_be_new)?;
         }
-        let is_gateway =
-            |value: &&[u8]| octets(value, 0) == Some(self.gateway().octets()) && value.len() == 4;
-        breaks("C8", !message.all(dhcp::OPTION_SERVER).iter().all(is_gateway))?;
+        let is_server = |value: &&[u8]| octets(value, 0) == Some(self.server().octets()) && value.len() == 4;
+        breaks("C8", !message.all(dhcp::OPTION_SERVER).iter().all(is_server))?;
         breaks("C9", !message.all(dhcp::OPTION_HOST_NAME).into_iter().all(dhcp::is_host_name))?;
         breaks("C9", !message.all(dhcp::OPTION_FQDN).into_iter().all(dhcp::is_fqdn))?;
         if !boots && matches!(kind, dhcp::DISCOVER | dhcp::REQUEST | dhcp::INFORM) {
@@ -392,8 +390,8 @@ impl Oracle {
         let is_own = |address| Some(address) == own;
         // C10
         let is_last = |address| own.is_none() && self.may_believe(address, now);
-        let unicast = ip.destination == self.gateway();
-        let by_server = message.address_once(dhcp::OPTION_SERVER) == Some(self.gateway());
+        let unicast = ip.destination == self.server();
+        let by_server = message.address_once(dhcp::OPTION_SERVER) == Some(self.server());
         if self.is_to_boot_server(ip) {
             return matches!(kind, dhcp::REQUEST | dhcp::INFORM)
                 && is_own(ip.source)

@@ -28,6 +28,9 @@ pub const VM_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfe];
 pub const NEIGHBOUR_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x77];
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
+/// A DHCP server that is not the gateway.
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 3);
+pub const SERVER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0xfd];
 /// What the host gives the VM unless a step says otherwise.
 pub const FIRST_LEASE: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 5);
 pub const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 20);
@@ -46,6 +49,7 @@ pub fn plain_config(rules: Vec<Rule>) -> PortConfig {
             address: GATEWAY,
             subnet: "192.168.64.0/24".parse().expect("a network"),
         },
+        dhcp_server: None,
         net_type: NetType::Nat,
         policy: Policy::new(rules),
         mtu: 1500,
@@ -118,6 +122,7 @@ impl Scene {
             Address::Own => self.own().or(self.watched.oracle.offered()).unwrap_or(FIRST_LEASE),
             Address::Offered => self.watched.oracle.offered().unwrap_or(FIRST_LEASE),
             Address::Gateway => self.config.gateway.address,
+            Address::Server => self.server().0,
             Address::Neighbour => NEIGHBOUR,
             Address::FarResolver => FAR_RESOLVER,
             Address::Zero => Ipv4Addr::UNSPECIFIED,
@@ -142,6 +147,7 @@ impl Scene {
         match station {
             Station::Vm => self.config.vm_mac.octets(),
             Station::Gateway => self.config.gateway.mac.octets(),
+            Station::Server => self.server().1.octets(),
             Station::Neighbour => NEIGHBOUR_MAC,
             Station::Broadcast => [0xff; 6],
             Station::Group => world::multicast_mac(destination.unwrap_or(Ipv4Addr::new(224, 0, 0, 1))),
@@ -156,6 +162,12 @@ impl Scene {
             Xid::Last => self.last_xid,
             Xid::Numbered(number) => 0x5eed_0000 + u32::from(number),
         }
+    }
+
+    /// The DHCP server: the gateway, unless the configuration names another station.
+    fn server(&self) -> (Ipv4Addr, MacAddr) {
+        let gateway = self.config.gateway;
+        self.config.dhcp_server.map_or((gateway.address, gateway.mac), |server| (server.address, server.mac))
     }
 
     /// Makes a frame of its symbols.
@@ -183,8 +195,7 @@ impl Scene {
                 (wire::IPV4, packet.bytes(), Some(destination))
             }
             Symbol::Question(question) => {
-                let destination =
-                    if question.unicast { self.config.gateway.address } else { Ipv4Addr::BROADCAST };
+                let destination = if question.unicast { self.server().0 } else { Ipv4Addr::BROADCAST };
                 let source = self.resolve(question.source);
                 let body = dhcp_packet(source, destination, 68, question.port, &self.question(question));
                 (wire::IPV4, body, Some(destination))
@@ -350,7 +361,7 @@ impl Scene {
     /// What went wrong, in words.
     pub fn ask(&mut self, question: Question) -> Result<Verdict, String> {
         self.last_xid = self.xid(question.xid);
-        let to = if question.unicast { Station::Gateway } else { Station::Broadcast };
+        let to = if question.unicast { Station::Server } else { Station::Broadcast };
         let shot = Shot { to, from: Station::Vm, symbol: Symbol::Question(question), damage: vec![] };
         self.vm(self.frame(&shot))
     }
@@ -373,7 +384,7 @@ impl Scene {
         self.tell(told(dhcp::OFFER)).map(drop)?;
         self.ask(Question {
             requested: Some(address),
-            server: Some(Address::Gateway),
+            server: Some(Address::Server),
             ..Question::new(dhcp::REQUEST)
         })
         .map(drop)?;
@@ -418,7 +429,7 @@ impl Scene {
         if ethernet.ether_type == wire::ARP {
             return match packet::Arp::read(ethernet.body) {
                 Some(arp) if arp.sender_mac != ethernet.source => foreign("a foreign ARP hardware address"),
-                Some(arp) if is_last(arp.sender) && arp.target == self.config.gateway.address => Ok(()),
+                Some(arp) if is_last(arp.sender) && arp.target == self.server().0 => Ok(()),
                 Some(arp) if !arp.sender.is_unspecified() && !is_own(arp.sender) => {
                     foreign("a foreign ARP address")
                 }
@@ -444,6 +455,7 @@ impl Scene {
                 PortEvent::Unbound { cause, .. } => format!("{cause:?}"),
                 PortEvent::ClientIdChanged { .. } => "ClientIdChanged".into(),
                 PortEvent::ForeignClientId { .. } => "ForeignClientId".into(),
+                PortEvent::OtherDhcpServer { .. } => "OtherDhcpServer".into(),
             });
             match event {
                 PortEvent::Bound(lease) if self.told.is_none() => {
@@ -456,6 +468,7 @@ impl Scene {
                 }
                 PortEvent::ClientIdChanged { used } if used > 1 => {}
                 PortEvent::ForeignClientId { .. } if !self.config.server_files_by_mac => {}
+                PortEvent::OtherDhcpServer { address, .. } if address != self.server().0 => {}
                 event => return Err(format!("{event:?} while bound to {:?}", self.told)),
             }
         }

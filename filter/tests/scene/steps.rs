@@ -7,8 +7,8 @@ use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::strategy::Union;
 use softnet_filter::{
-    Action, Entry, Ipv4Net, NetType, OnBlock, Origin, Policy, PortConfig, Ports, Protocol, PublishedPort,
-    Rule, Target, Timestamp,
+    Action, Entry, Ipv4Net, MacAddr, NetType, OnBlock, Origin, Policy, PortConfig, Ports, Protocol,
+    PublishedPort, Rule, Target, Timestamp,
 };
 
 use super::{Address, Answer, Content, Damage, Question, Shot, Station, Step, Symbol, VM_MAC, Xid};
@@ -23,9 +23,14 @@ pub fn config() -> BoxedStrategy<PortConfig> {
         2 => Just(vec![]),
         1 => Just(vec![super::HOST_PUBLIC, super::HOST_PRIVATE, super::HOST_ON_LINK]),
     ];
-    (policy(), net_type, mtu, any::<bool>(), host, published(), on_block())
-        .prop_map(|(rules, net_type, mtu, server_files_by_mac, host_addresses, published, on_block)| {
+    let server = softnet_filter::Station { mac: MacAddr(super::SERVER_MAC), address: super::SERVER };
+    let server = prop_oneof![3 => Just(None), 1 => Just(Some(server))];
+    let network = (net_type, mtu, any::<bool>(), host, server);
+    (policy(), network, published(), on_block())
+        .prop_map(|(rules, network, published, on_block)| {
+            let (net_type, mtu, server_files_by_mac, host_addresses, dhcp_server) = network;
             PortConfig {
+                dhcp_server,
                 net_type,
                 mtu,
                 server_files_by_mac,
@@ -150,7 +155,7 @@ pub fn step() -> BoxedStrategy<Step> {
         4 => any::<bool>().prop_map(|of_vm| Step::Replay { of_vm }),
         1 => (5usize..16, any::<u8>()).prop_map(|(count, xid)| Step::Flood { count, xid }),
         3 => vec(host_address(), 0..6).prop_map(Step::HostAddresses),
-        2 => vec((proptest::sample::select(vec![6u8, 17]), port(), of(prop_oneof![host_address(), Just(Address::Gateway)])), 0..3)
+        6 => vec((proptest::sample::select(vec![6u8, 17]), port(), of(prop_oneof![host_address(), Just(Address::Gateway)])), 0..3)
             .prop_map(Step::Exposed),
         2 => Just(Step::Truncated),
         4 => policy().prop_map(Step::Policy),
@@ -202,6 +207,7 @@ fn address() -> BoxedStrategy<Address> {
     prop_oneof![
         6 => Just(Address::Own),
         4 => Just(Address::Gateway),
+        1 => Just(Address::Server),
         4 => Just(Address::World),
         3 => Just(Address::Neighbour),
         3 => Just(Address::FarResolver),
@@ -231,6 +237,7 @@ fn station() -> BoxedStrategy<Station> {
     prop_oneof![
         2 => Just(Station::Vm),
         3 => Just(Station::Gateway),
+        1 => Just(Station::Server),
         3 => Just(Station::Neighbour),
         3 => Just(Station::Broadcast),
         2 => Just(Station::Group),
@@ -262,7 +269,7 @@ fn shot_of_vm() -> BoxedStrategy<Shot> {
         (Just(symbol), prop_oneof![5 => Just(to), 2 => station()])
     });
     let question = question().prop_flat_map(|question| {
-        let to = if question.unicast { Station::Gateway } else { Station::Broadcast };
+        let to = if question.unicast { Station::Server } else { Station::Broadcast };
         (Just(Symbol::Question(question)), mostly_at(to))
     });
     let symbol = prop_oneof![3 => arp, 8 => ipv4, 6 => question, 1 => (other(), station())];
@@ -298,7 +305,7 @@ fn report() -> BoxedStrategy<Shot> {
 
 fn shot_of_host() -> BoxedStrategy<Shot> {
     let arp = (
-        arp(Station::Gateway, Address::Gateway),
+        prop_oneof![arp(Station::Gateway, Address::Gateway), arp(Station::Server, Address::Server)],
         prop_oneof![Just(Station::Broadcast), Just(Station::Vm), station()],
     );
     let ipv4 = (ipv4(Address::World), mostly_at(Station::Vm));
@@ -396,7 +403,7 @@ fn question() -> BoxedStrategy<Question> {
         1 => (address(), address(), any::<bool>()),
     ];
     let requested = of(prop_oneof![3 => Just(Address::Offered), 2 => Just(Address::Own), 1 => address()]);
-    let server = weighted(0.7, mostly(Address::Gateway));
+    let server = weighted(0.7, mostly(Address::Server));
     (kind, xid(), addressed, requested, server, of(client_id()), extra(), server_port())
         .prop_map(|(kind, xid, (source, client, unicast), requested, server, client_id, extra, port)| {
             Question { kind, port, xid, source, unicast, client, requested, server, client_id, extra }
@@ -463,14 +470,14 @@ fn answer() -> BoxedStrategy<Answer> {
         3 => Just((Station::Broadcast, Address::LimitedBroadcast)),
         1 => (station(), address()),
     ];
-    let names = (mostly_at(Station::Gateway), mostly(Address::Gateway), mostly_at(Station::Vm));
+    let names = (mostly_at(Station::Server), mostly(Address::Server), mostly_at(Station::Vm));
     let times = weighted(0.9, lease_time());
     (
         (kind, xid(), server_port()),
         names,
         ways,
         leasable(),
-        weighted(0.9, mostly(Address::Gateway)),
+        weighted(0.9, mostly(Address::Server)),
         times,
         vec(resolver(), 0..4),
         extra(),

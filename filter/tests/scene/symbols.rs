@@ -13,6 +13,8 @@ pub enum Address {
     /// The VM's lease; before it has one, the address last offered.
     Own,
     Gateway,
+    /// The DHCP server, which may be the gateway.
+    Server,
     Neighbour,
     FarResolver,
     Zero,
@@ -39,6 +41,8 @@ pub enum Address {
 pub enum Station {
     Vm,
     Gateway,
+    /// The DHCP server.
+    Server,
     Neighbour,
     Broadcast,
     /// That of the packet's multicast group.
@@ -256,12 +260,12 @@ impl Answer {
             kind,
             port: 67,
             xid: Xid::Last,
-            station: Station::Gateway,
-            source: Address::Gateway,
+            station: Station::Server,
+            source: Address::Server,
             to: Station::Vm,
             destination: yours,
             yours,
-            server: Some(Address::Gateway),
+            server: Some(Address::Server),
             lease_time: Some(lease_time),
             resolvers: vec![],
             mac: Station::Vm,

@@ -13,18 +13,20 @@ use crate::host::bridge::{self, Gateway};
 use crate::host::network::exposed::ExposedWatch;
 use crate::host::network::{self, Member, Membership, NetworkConfig};
 use crate::host::reservation::Reservation;
+use crate::host::stations::{self, Plan, Stations};
 use crate::host::tap::Tap;
 use crate::host::{HostLink, Mode, Uplink, passt, port_state};
 use crate::leases::LeaseFile;
 use crate::link::{Link, StreamLink};
 use crate::monitor::{self, Gate, MonitorState, Place};
-use crate::netlink::{Kind, Netlink};
+use crate::netlink::{self, Kind, Netlink};
 use crate::privilege::Origin;
 use crate::usage::UsageError;
 use anyhow::Context;
 use ipnet::Ipv4Net;
 use rustix::process::{geteuid, getuid};
 use rustix::thread::CapabilitySet;
+use softnet_filter::MacAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -162,17 +164,15 @@ fn may_manage() -> bool {
 fn open_tap(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let unusable = |error: &dyn std::fmt::Display| UsageError::new("--tap", name, error);
     let mut netlink = Netlink::open()?;
-    let gateway = bridge::gateway_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
-    check_fixed_address(request, &gateway)?;
+    let end = bridge::end_of_tap(&mut netlink, name).map_err(|error| unusable(&error))?;
+    let plan = plan(&mut netlink, &end, "--tap", name, request)?;
     let multi_queue = match netlink.link(name)?.map(|link| link.kind) {
         Some(Kind::Tun(tun)) => tun.multi_queue,
         _ => false,
     };
     let mut tap = Tap::attach(name, multi_queue).map_err(|error| unusable(&error))?;
-    tap.set_gateway(gateway.address);
-    wait_until_frames_flow(&mut netlink, &tap)?;
-    Ok(Side {
-        uplink: uplink(&gateway, &tap),
+    open_stations(&mut netlink, &plan, &mut tap, request.vm_mac, end.mtu).map(|uplink| Side {
+        uplink,
         link: Box::new(tap),
         mode: Mode::Tap,
         leases: None,
@@ -191,19 +191,16 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     let mut netlink = Netlink::open()?;
     let bridge = bridge::find(&mut netlink, name).map_err(unusable)?;
     // Checked before anything is created.
-    let gateway = bridge::gateway(&mut netlink, &bridge).map_err(unusable)?;
-    check_fixed_address(request, &gateway)?;
+    let plan = plan(&mut netlink, &bridge, "--bridge", name, request)?;
     let mut tap = Tap::attach(NEW_TAP, false).map_err(|error| UsageError::new("--bridge", name, error))?;
     // The second line of defence, after the filter, in case the process that parses the frames is compromised
     // (H10).
-    if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &gateway) {
+    if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &plan) {
         tracing::warn!(%error, "the kernel does not check the VM's MAC address on the bridge, and does not keep the host's users from sending DHCP there");
     }
-    let gateway = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
-    tap.set_gateway(gateway.address);
-    wait_until_frames_flow(&mut netlink, &tap)?;
-    Ok(Side {
-        uplink: uplink(&gateway, &tap),
+    let end = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
+    open_stations(&mut netlink, &plan, &mut tap, vm_mac, end.mtu).map(|uplink| Side {
+        uplink,
         link: Box::new(tap),
         mode: Mode::Bridge,
         leases: None,
@@ -212,16 +209,61 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     })
 }
 
+/// Who serves the segment that ends in `end`, which the flag `flag` names.
+fn plan(
+    netlink: &mut Netlink,
+    end: &netlink::Link,
+    flag: &'static str,
+    name: &str,
+    request: &Request<'_>,
+) -> anyhow::Result<Plan> {
+    let plan = Plan::new(netlink, end, &request.settings.servers).map_err(|error| match error {
+        stations::Error::Host(error) => UsageError::new(flag, name, error).into(),
+        stations::Error::Usage(error) => error.into(),
+        error => anyhow::Error::new(error),
+    })?;
+    check_fixed_address(request, &plan)?;
+    Ok(plan)
+}
+
+/// Waits until frames flow, and finds the stations behind the TAP.
+fn open_stations(
+    netlink: &mut Netlink,
+    plan: &Plan,
+    tap: &mut Tap,
+    vm_mac: MacAddr,
+    mtu: u32,
+) -> anyhow::Result<Uplink> {
+    if let Some(&host) = plan.host.first() {
+        tap.set_gateway(host);
+    }
+    wait_until_frames_flow(netlink, tap)?;
+    let Stations { router, dhcp_server } = plan.find(tap, vm_mac).map_err(|error| match error {
+        stations::Error::Usage(error) => error.into(),
+        error => anyhow::Error::new(error),
+    })?;
+    Ok(Uplink {
+        mac: router.mac,
+        address: router.address,
+        dhcp_server,
+        subnet: plan.subnet,
+        mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+        interface: tap.name().to_owned(),
+    })
+}
+
 /// The administrator keeps the address free for the VM on that network, so it only has to be one of a host there.
-fn check_fixed_address(request: &Request<'_>, gateway: &Gateway) -> Result<(), UsageError> {
+fn check_fixed_address(request: &Request<'_>, plan: &Plan) -> Result<(), UsageError> {
     let Some(address) = request.settings.client.address else { return Ok(()) };
-    let subnet = gateway.subnet();
+    let subnet = plan.subnet;
     if !subnet.contains(&address)
-        || [gateway.address, subnet.network(), subnet.broadcast()].contains(&address)
+        || plan.not_the_vms().contains(&address)
+        || [subnet.network(), subnet.broadcast()].contains(&address)
     {
         let reason = format_args!(
             "is no VM's on the network {subnet} of {}, whose gateway is {}; choose another address in it",
-            gateway.name, gateway.address
+            plan.interface,
+            plan.router()
         );
         return Err(UsageError::new("--vm-address", address.to_string(), reason));
     }
@@ -259,6 +301,7 @@ fn open_passt(request: &Request<'_>) -> anyhow::Result<Side> {
         uplink: Uplink {
             mac: passt.gateway,
             address: passt.address.addr(),
+            dhcp_server: None,
             subnet: passt.address.trunc(),
             mtu: passt::MTU,
             interface: "passt".to_owned(),
@@ -358,6 +401,7 @@ fn uplink(gateway: &Gateway, tap: &Tap) -> Uplink {
     Uplink {
         mac: gateway.mac,
         address: gateway.address,
+        dhcp_server: None,
         subnet: gateway.subnet(),
         mtu: u16::try_from(gateway.mtu).unwrap_or(u16::MAX),
         interface: tap.name().to_owned(),

@@ -10,9 +10,20 @@ pub struct HostArgs {
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub tap: Option<String>,
 
-    /// Add a TAP for the VM to this existing bridge. The VM uses the DHCP server that is there.
+    /// Add a TAP for the VM to this existing bridge. The VM uses the DHCP server at the bridge's own address,
+    /// or the one that --gateway or --dhcp-server names.
     #[arg(long, value_name = "NAME", help_heading = "Network")]
     pub bridge: Option<String>,
+
+    /// Router of the network behind --tap or --bridge, if it is not the host, and its DHCP server unless --dhcp-server names
+    /// another. Softnet asks for its MAC address if it is not given. The prefix length is needed where the host has no
+    /// address in that network.
+    #[arg(long, value_name = "ADDR[/LEN][,MAC]", help_heading = "Network")]
+    pub gateway: Option<String>,
+
+    /// DHCP server of the network behind --tap or --bridge, the only one that the VM listens to [default: the router].
+    #[arg(long, value_name = "ADDR[,MAC]", help_heading = "Network")]
+    pub dhcp_server: Option<String>,
 
     /// Name of the managed network: a bridge, NAT and a DHCP server that Softnet sets up when first needed
     /// [default: softnet0]. Without this option and without the privilege to set up a network, Softnet uses

@@ -3,6 +3,7 @@
 use softnet_filter::NetType;
 
 use super::client::{self, ClientSettings};
+use super::servers::{self, Servers};
 use super::{DEFAULT_CONNECTIONS, HostSide, NetworkName, network_name};
 use crate::cli::HostArgs;
 use crate::usage::UsageError;
@@ -110,6 +111,29 @@ pub fn client(args: &HostArgs, net_type: NetType) -> Result<ClientSettings, Usag
         }
     }
     Ok(settings)
+}
+
+/// Who serves the network behind a TAP or a bridge.
+///
+/// # Errors
+/// If a value is invalid, or the network is Softnet's own.
+pub fn servers(args: &HostArgs) -> Result<Servers, UsageError> {
+    let given = [("--gateway", &args.gateway), ("--dhcp-server", &args.dhcp_server)];
+    if args.tap.is_none()
+        && args.bridge.is_none()
+        && let Some((flag, Some(value))) = given.into_iter().find(|(_, value)| value.is_some())
+    {
+        let reason =
+            "needs --tap or --bridge; Softnet's own network has the host as its router and DHCP server";
+        return Err(UsageError::new(flag, value, reason));
+    }
+    let gateway = args.gateway.as_deref().map(|value| {
+        servers::parse_gateway(value).map_err(|error| UsageError::new("--gateway", value, error))
+    });
+    let dhcp_server = args.dhcp_server.as_deref().map(|value| {
+        servers::parse_dhcp_server(value).map_err(|error| UsageError::new("--dhcp-server", value, error))
+    });
+    Ok(Servers { gateway: gateway.transpose()?, dhcp_server: dhcp_server.transpose()? })
 }
 
 /// Refuses a flag of the managed network beside another host side.

@@ -8,6 +8,7 @@ mod linux;
 mod network_name;
 #[cfg(not(target_os = "linux"))]
 mod other;
+pub mod servers;
 
 #[cfg(target_os = "linux")]
 use linux as system;
@@ -27,6 +28,7 @@ use crate::usage::UsageError;
 use crate::vm::VmSocket;
 use client::ClientSettings;
 use expose::Expose;
+use servers::Servers;
 
 /// Bounds of `--dhcp-lease-time` in seconds: the DHCP server grants no lease shorter than two minutes, and
 /// with more than a day the addresses may run out, which a short lease prevents.
@@ -92,6 +94,8 @@ pub struct PortSettings {
     pub name: Option<String>,
     /// What DHCP gives the VM.
     pub client: ClientSettings,
+    /// Who serves the VM's network, where the host does not.
+    pub servers: Servers,
     /// Port forwards, each with its own port of the host.
     pub expose: Vec<Expose>,
     /// Whether the lease is released at the end.
@@ -174,6 +178,7 @@ impl TryFrom<PortArgs> for PortSettings {
             |name: &String| client::parse_name(name).map_err(|error| UsageError::new("--name", name, error));
         let name = args.name.as_ref().map(name).transpose()?;
         let client = system::client(&args.host, net_type)?;
+        let servers = system::servers(&args.host)?;
         let ready = args.ready_fd.as_deref().map(parse_ready_fd).transpose()?;
         let control = args.control_fd.as_deref().map(parse_control_fd).transpose()?;
         Ok(PortSettings {
@@ -183,6 +188,7 @@ impl TryFrom<PortArgs> for PortSettings {
             connections,
             name,
             client,
+            servers,
             expose,
             release: release(args.release, args.no_release, RELEASES_BY_DEFAULT)?,
             limit_up,

@@ -3,6 +3,7 @@
 use softnet_filter::NetType;
 
 use super::client::ClientSettings;
+use super::servers::Servers;
 use super::{HostSide, NetworkName};
 use crate::cli::HostArgs;
 use crate::usage::UsageError;
@@ -29,4 +30,12 @@ pub fn connections(_args: &HostArgs) -> Result<u32, UsageError> {
 /// None.
 pub fn client(_args: &HostArgs, _net_type: NetType) -> Result<ClientSettings, UsageError> {
     Ok(ClientSettings::default())
+}
+
+/// The system's own network has one router, which is its DHCP server.
+///
+/// # Errors
+/// None.
+pub fn servers(_args: &HostArgs) -> Result<Servers, UsageError> {
+    Ok(Servers::default())
 }

@@ -101,24 +101,19 @@ pub fn find(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
     }
 }
 
-/// The gateway of the existing TAP `name`: its bridge, or the TAP itself if the host routes it.
-pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Error> {
+/// The host's end of the segment of the existing TAP `name`: its bridge, or the TAP itself. Its MTU is the segment's.
+pub fn end_of_tap(netlink: &mut Netlink, name: &str) -> Result<Link, Error> {
     let tap = netlink.link(name)?.ok_or_else(|| Error::Missing(name.to_owned()))?;
     match tap.kind {
         Kind::Tun(tun) if tun.tap => {}
         Kind::Tun(_) => return Err(Error::Tun(tap.name)),
         _ => return Err(Error::NotTap(tap.name)),
     }
-    let Some(master) = tap.master else {
-        return gateway(netlink, &tap).map_err(|error| match error {
-            Error::NoAddress(name) => Error::Unattached(name),
-            other => other,
-        });
-    };
+    let Some(master) = tap.master else { return Ok(tap) };
     let master = netlink.link_at(master)?.ok_or_else(|| Error::Unattached(tap.name.clone()))?;
     match master.kind {
         // Neither carries a longer packet than it says.
-        Kind::Bridge => gateway(netlink, &master).map(|it| Gateway { mtu: it.mtu.min(tap.mtu), ..it }),
+        Kind::Bridge => Ok(Link { mtu: master.mtu.min(tap.mtu), ..master }),
         _ => Err(Error::ForeignMaster { tap: tap.name, master: master.name }),
     }
 }
@@ -127,7 +122,8 @@ pub fn gateway_of_tap(netlink: &mut Netlink, name: &str) -> Result<Gateway, Erro
 pub fn gateway(netlink: &mut Netlink, link: &Link) -> Result<Gateway, Error> {
     let addresses = netlink.addresses(link.index)?;
     let (Some(address), Some(mac)) = (addresses.first(), link.mac) else {
-        return Err(Error::NoAddress(link.name.clone()));
+        let name = link.name.clone();
+        return Err(if link.kind == Kind::Bridge { Error::NoAddress(name) } else { Error::Unattached(name) });
     };
     if address.prefix_len() > 30 {
         return Err(Error::NoRoom { name: link.name.clone(), address: *address });
@@ -142,7 +138,7 @@ pub fn gateway(netlink: &mut Netlink, link: &Link) -> Result<Gateway, Error> {
     })
 }
 
-/// Makes the TAP `tap` a port of `bridge`, up, and returns the gateway. `isolated` ports reach the host but not each other.
+/// Makes the TAP `tap` a port of `bridge`, up, and returns what the bridge is then. `isolated` ports reach the host but not each other.
 ///
 /// The order matters: the bridge's MAC is pinned before the port joins (a bridge without an explicit MAC takes the lowest
 /// of its ports', and the filter would trust a stale one), and the port is isolated before it is up.
@@ -152,7 +148,7 @@ pub fn join(
     bridge: &Link,
     vm_mac: MacAddr,
     isolated: bool,
-) -> Result<Gateway, Error> {
+) -> Result<Link, Error> {
     let port = netlink.link(tap)?.ok_or_else(|| Error::Missing(tap.to_owned()))?;
     if let Some(mac) = bridge.mac {
         netlink.set_mac(bridge.index, mac)?;
@@ -167,8 +163,7 @@ pub fn join(
     netlink.enslave(port.index, bridge.index)?;
     netlink.set_isolated(port.index, isolated)?;
     netlink.set_up(port.index)?;
-    let bridge = netlink.link_at(bridge.index)?.ok_or_else(|| Error::Missing(bridge.name.clone()))?;
-    gateway(netlink, &bridge)
+    netlink.link_at(bridge.index)?.ok_or_else(|| Error::Missing(bridge.name.clone()))
 }
 
 /// The MAC of the host's end of the TAP: the VM's with the first octet fe, the highest locally administered

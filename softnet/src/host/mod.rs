@@ -15,6 +15,8 @@ pub mod port_state;
 #[cfg(target_os = "linux")]
 pub mod reservation;
 #[cfg(target_os = "linux")]
+pub mod stations;
+#[cfg(target_os = "linux")]
 pub mod sysctl;
 #[cfg(target_os = "linux")]
 pub mod tap;
@@ -25,7 +27,7 @@ pub mod vmnet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use softnet_filter::MacAddr;
+use softnet_filter::{MacAddr, Station};
 
 use crate::config::expose::Exposed;
 use crate::control::Connection;
@@ -68,6 +70,8 @@ pub struct Uplink {
     pub mac: MacAddr,
     /// Address of the gateway.
     pub address: Ipv4Addr,
+    /// The DHCP server, if it is not the gateway.
+    pub dhcp_server: Option<Station>,
     /// Subnet of the VM and the gateway.
     pub subnet: Ipv4Net,
     /// Largest IP packet in bytes.

@@ -99,6 +99,12 @@ impl Tap {
     }
 }
 
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.as_fd()
+    }
+}
+
 impl Link for Tap {
     fn register(&mut self, registry: &Registry, token: Token, interest: Interest) -> io::Result<()> {
         self.registration.set(&self.device, registry, token, interest)

@@ -13,6 +13,15 @@ pub fn log_event(event: &PortEvent) {
         PortEvent::ClientIdChanged { used } => {
             tracing::warn!(used, "the VM changed its DHCP client identifier");
         }
+        PortEvent::OtherDhcpServer { mac, address } => {
+            tracing::warn!(
+                %address,
+                %mac,
+                "a DHCP server answers the VM that is not this network's, as far as Softnet knows, so its replies are dropped; \
+                 if it is, start Softnet with --bridge or --tap and --dhcp-server {address}, or with --gateway {address} if it is \
+                 the router too"
+            );
+        }
         PortEvent::ForeignClientId { named } => {
             let named = named.map(|mac| mac.to_string()).unwrap_or_default();
             tracing::warn!(

@@ -38,8 +38,17 @@ pub fn permit(settings: &PortSettings) -> Result<(), UsageError> {
     judge(&settings.host, &Bridges::read(Path::new(PATH)))
 }
 
-/// Only on the managed network does anything ensure that no other machine has the address.
+/// Only on the managed network does anything ensure that no other machine has the address. A DHCP server of the caller's
+/// could give the VM any address.
 fn permit_address(settings: &PortSettings) -> Result<(), UsageError> {
+    let named = [
+        ("--gateway", settings.servers.gateway.map(|(named, _)| named)),
+        ("--dhcp-server", settings.servers.dhcp_server),
+    ];
+    if let Some((flag, Some(named))) = named.into_iter().find(|(_, named)| named.is_some()) {
+        let reason = "may be chosen by root only; ask the administrator to start Softnet";
+        return Err(UsageError::new(flag, named.address.to_string(), reason));
+    }
     match (&settings.host, settings.client.address) {
         (HostSide::Tap(_) | HostSide::Bridge(_), Some(address)) => {
             let reason = "may be another machine's; with --tap and --bridge only root may choose the address";

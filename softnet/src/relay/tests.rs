@@ -28,6 +28,7 @@ fn relay_with(follower: Box<dyn LeaseFollower>) -> (UnixDatagram, Relay, UnixDat
     let port = Port::new(PortConfig {
         vm_mac: VM,
         gateway: Gateway { mac: HOST, address: gateway, subnet: "192.168.64.0/24".parse().unwrap() },
+        dhcp_server: None,
         net_type: NetType::Nat,
         policy: Policy::default(),
         mtu: 1500,

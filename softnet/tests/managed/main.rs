@@ -9,6 +9,7 @@ mod keeper;
 mod leases;
 mod locks;
 mod names;
+mod stations;
 mod surroundings;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,27 @@ fn main() -> ExitCode {
         Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
         Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
         Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
+        Test::new("bridge::a_lans_router_serves", stations::a_lans_router_serves).as_root(),
+        Test::new(
+            "bridge::a_dhcp_server_beside_the_host_serves",
+            stations::a_dhcp_server_beside_the_host_serves,
+        )
+        .as_root(),
+        Test::new(
+            "bridge::a_server_that_is_not_believed_is_named",
+            stations::a_server_that_is_not_believed_is_named,
+        )
+        .as_root(),
+        Test::new(
+            "bridge::a_tap_of_a_bridge_without_an_address_serves",
+            stations::a_tap_of_a_bridge_without_an_address_serves,
+        )
+        .as_root(),
+        Test::new(
+            "bridge::a_router_that_would_be_a_guess_is_refused",
+            stations::a_router_that_would_be_a_guess_is_refused,
+        ),
+        Test::new("bridge::a_spanning_tree_is_waited_for", stations::a_spanning_tree_is_waited_for),
     ];
     let leases = lab::tests![
         leases::{a_killed_workers_lease_is_given_back, the_next_start_gives_the_leases_of_the_killed_back},

@@ -14,9 +14,11 @@ use lab::wire::{self, Arp, Ipv4, Mac, Transport};
 use lab::{PacketSocket, Service, hello};
 use rustix::thread::{Uid, set_thread_res_uid};
 use softnet::config::NetworkName;
+use softnet::config::servers::Servers;
 use softnet::host::bridge;
 use softnet::host::forwarder::{Forward, Op};
 use softnet::host::network::{self, Member, Membership, NetworkConfig, down};
+use softnet::host::stations;
 use softnet::netlink::{Netlink, conntrack};
 use softnet_filter::NetType;
 
@@ -604,7 +606,7 @@ fn another_bridge() -> Result<()> {
     let gateway = Ipv4Addr::new(10, 99, 0, 1);
     let mut netlink = Netlink::open()?;
     let bridge = bridge::find(&mut netlink, "br9")?;
-    let bridge = bridge::gateway(&mut netlink, &bridge)?;
+    let bridge = stations::Plan::new(&mut netlink, &bridge, &Servers::default())?;
     network::install_for_tap("gone9", mac(8), &bridge)?;
     network::install_for_tap("port9", mac(9), &bridge)?;
     let tables = run("nft", &["list", "tables"])?;

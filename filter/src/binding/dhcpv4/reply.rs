@@ -6,6 +6,7 @@ use core::time::Duration;
 use crate::binding::dhcpv4::state::Dhcp;
 use crate::binding::dhcpv4::terms::lease_time;
 use crate::binding::dhcpv4::transactions::{Kind, Transaction};
+use crate::event::PortEvent;
 use crate::frame::Frame;
 use crate::ipv4::{Packet, Part, UDP_HEADER_LEN, Udp};
 use crate::lease::{Lease, Resolvers};
@@ -50,7 +51,10 @@ pub(crate) fn judge_from_host(
     udp: Udp,
     now: Timestamp,
 ) -> Result<(), DropReason> {
-    judge_source(segment, frame, packet, udp)?;
+    if let Err(reason) = judge_source(segment, frame, packet, udp) {
+        note_other_server(dhcp, segment, frame, packet, udp);
+        return Err(reason);
+    }
     let datagram = judge_wholeness(packet)?;
     judge_length(datagram)?;
     judge_checksums(packet, datagram)?;
@@ -85,6 +89,33 @@ fn judge_source(segment: &Segment, frame: Frame<'_>, packet: Packet<'_>, udp: Ud
     } else {
         Err(DropReason::ReplyServer)
     }
+}
+
+/// B1: reports the first reply that would be the server's if it came from there. The administrator may have forgotten
+/// to name the server.
+fn note_other_server(dhcp: &mut Dhcp, segment: &Segment, frame: Frame<'_>, packet: Packet<'_>, udp: Udp) {
+    if dhcp.has_other_server
+        || packet.source() == segment.dhcp_server.address
+        || udp.source_port != SERVER_PORT
+        || !is_reply_of_source(dhcp, segment, packet)
+    {
+        return;
+    }
+    dhcp.has_other_server = true;
+    dhcp.events.push(PortEvent::OtherDhcpServer { mac: frame.source(), address: packet.source() });
+}
+
+/// Whether a packet is a reply of its source, as a DHCP server, to an open request of the VM.
+fn is_reply_of_source(dhcp: &Dhcp, segment: &Segment, packet: Packet<'_>) -> bool {
+    let Ok(datagram) = judge_wholeness(packet) else { return false };
+    let payload = datagram.get(UDP_HEADER_LEN..).unwrap_or_default();
+    judge_length(datagram).is_ok()
+        && judge_checksums(packet, datagram).is_ok()
+        && judge_header(payload).is_ok_and(|message| {
+            judge_hardware_address(segment, &message).is_ok()
+                && dhcp.transactions.find(message.transaction).is_some()
+                && judge_options(&message).is_ok_and(|options| options.server == Some(packet.source()))
+        })
 }
 
 /// B1: no fragment. Gives the datagram.
@@ -295,9 +326,10 @@ fn limit_by_unrequested_ack(dhcp: &mut Dhcp, reply: &Reply<'_>, now: Timestamp) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Station;
     use crate::event::UnboundCause;
     use crate::testing::*;
-    use crate::{AdoptError, Port, PortEvent, Verdict};
+    use crate::{AdoptError, Direction, Port, PortConfig, PortEvent, Verdict};
     use core::time::Duration;
 
     /// A port that waits for replies to [`XID`].
@@ -325,6 +357,91 @@ mod tests {
 
     fn at(secs: u64) -> Timestamp {
         NOW.saturating_add(Duration::from_secs(secs))
+    }
+
+    /// The station that answers DHCP where the gateway does not.
+    const SERVER: Station = Station { mac: STRANGER, address: OTHER_IP };
+
+    /// An answer of that station.
+    fn by_server(frame: DhcpFrame) -> DhcpFrame {
+        let frame = DhcpFrame { from_mac: SERVER.mac, from: SERVER.address, ..frame };
+        frame.address_option(54, SERVER.address)
+    }
+
+    /// B1, C1, C8, A5, I3: where another station is the DHCP server, the rules about the server are about that one, and
+    /// those about the router stay the gateway's.
+    #[test]
+    fn b1_another_station_than_the_gateway_is_the_server() {
+        let other = || PortConfig { dhcp_server: Some(SERVER), ..config(&[], &[]) };
+        let mut port = Port::new(other()).unwrap();
+        let request = DhcpFrame::request().address_option(54, SERVER.address);
+        assert_eq!(port.from_vm(&DhcpFrame::request().frame(), NOW), drop_for(DropReason::DhcpServer));
+        assert_eq!(port.from_vm(&request.frame(), NOW), Verdict::Forward);
+        for wrong in [
+            DhcpFrame::ack(),
+            DhcpFrame { from_mac: GATEWAY, ..by_server(DhcpFrame::ack()) },
+            DhcpFrame { from: GATEWAY_IP, ..by_server(DhcpFrame::ack()) },
+            by_server(DhcpFrame::ack()).address_option(54, GATEWAY_IP),
+        ] {
+            assert_eq!(port.from_host(&wrong.frame(), NOW), drop_for(DropReason::ReplyServer));
+        }
+        let own = by_server(DhcpFrame { to: SERVER.address, ..DhcpFrame::ack().yiaddr(SERVER.address) });
+        assert_eq!(port.from_host(&own.frame(), NOW), drop_for(DropReason::ReplyAddress));
+        assert_eq!(port.from_host(&by_server(DhcpFrame::ack()).frame(), NOW), Verdict::Forward);
+        assert_eq!(port.lease().unwrap().server, SERVER.address);
+
+        let renewal = DhcpFrame::renewal().xid(XID + 1);
+        let to_server = DhcpFrame { to_mac: SERVER.mac, to: SERVER.address, ..renewal.clone() };
+        assert_eq!(port.from_vm(&renewal.frame(), NOW), drop_for(DropReason::DhcpDestination));
+        assert_eq!(port.from_vm(&to_server.frame(), NOW), Verdict::Forward);
+        for target in [SERVER.address, GATEWAY_IP] {
+            assert_eq!(port.from_vm(&ArpFrame::request(target).frame(), NOW), Verdict::Forward);
+        }
+        // The server is no router, and for everything but DHCP a neighbour.
+        let to_world = IpFrame::udp(WORLD_IP, 80);
+        assert_eq!(port.from_vm(&to_world.frame(), NOW), Verdict::Forward);
+        let by_the_server = to_world.in_frame_to(SERVER.mac).frame();
+        assert_eq!(port.from_vm(&by_the_server, NOW), drop_for(DropReason::DestinationMac));
+        let to_neighbour = IpFrame::udp(SERVER.address, 80).in_frame_to(SERVER.mac).frame();
+        assert_eq!(port.from_vm(&to_neighbour, NOW), drop_for(DropReason::Neighbour));
+        // Nobody claims the address of either.
+        for (sender, mac, verdict) in [
+            (SERVER.address, SERVER.mac, Verdict::Forward),
+            (SERVER.address, GATEWAY, drop_for(DropReason::ArpGateway)),
+            (GATEWAY_IP, SERVER.mac, drop_for(DropReason::ArpGateway)),
+        ] {
+            let claim = ArpFrame { from_mac: mac, sender_mac: mac, sender, ..ArpFrame::request(OWN_IP) };
+            assert_eq!(port.from_host(&claim.frame(), NOW), verdict, "{sender} at {mac}");
+        }
+        assert!(port.release(NOW));
+        let (direction, release) = port.poll_transmit().unwrap();
+        assert_eq!((direction, &release[..6]), (Direction::FromVm, &SERVER.mac.octets()[..]));
+        assert_eq!(release[30..34], SERVER.address.octets());
+    }
+
+    /// B1: the first reply that would be genuine if its station were the server is reported.
+    #[test]
+    fn b1_another_server_is_reported_once() {
+        let mut port = waiting();
+        let other = by_server(DhcpFrame::offer());
+        let mut forged = other.frame();
+        forged[60] ^= 1;
+        for wrong in [
+            DhcpFrame { ports: (1067, 68), ..other.clone() }.frame(),
+            other.clone().xid(99).frame(),
+            other.clone().set(28, &[2, 0, 0, 0, 0, 9]).frame(),
+            other.clone().address_option(54, WORLD_IP).frame(),
+            other.clone().without(54).frame(),
+            forged,
+        ] {
+            assert_eq!(port.from_host(&wrong, NOW), drop_for(DropReason::ReplyServer));
+            assert_eq!(port.poll_event(), None);
+        }
+        let Station { mac, address } = SERVER;
+        for event in [Some(PortEvent::OtherDhcpServer { mac, address }), None] {
+            assert_eq!(port.from_host(&other.frame(), NOW), drop_for(DropReason::ReplyServer));
+            assert_eq!(port.poll_event(), event);
+        }
     }
 
     /// B1: what the filter learns from an ACK that fulfils every condition.

@@ -45,6 +45,8 @@ pub(crate) struct Dhcp {
     pub(crate) new_client_ids: ClientIdRate,
     /// The VM has used an identifier that names another hardware address.
     pub(crate) has_foreign_client_id: bool,
+    /// Another station than the server has answered the VM.
+    pub(crate) has_other_server: bool,
     pub(crate) events: Events,
 }
 

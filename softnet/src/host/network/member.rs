@@ -217,7 +217,8 @@ impl Membership {
         rules::apply_for_tap(tap, &self.run_dir, &lock)?;
         // The rules keep the ports free from now on.
         rules::forget_shadows(&self.record.exposes);
-        self.gateway = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
+        let bridge = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
+        self.gateway = bridge::gateway(&mut netlink, &bridge)?;
         Ok(())
     }
 

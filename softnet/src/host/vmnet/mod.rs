@@ -217,6 +217,7 @@ pub fn host_link<I: Interface + 'static>(
     let interface = Rc::new(RefCell::new(interface));
     HostLink {
         uplink: Uplink {
+            dhcp_server: None,
             mac: MacAddr(mac),
             address: parameters.gateway,
             subnet: parameters.subnet,

@@ -14,7 +14,7 @@ use softnet_filter::MacAddr;
 
 use super::super::Error;
 use super::{Network, block, host::plain, list};
-use crate::host::bridge::Gateway;
+use crate::host::stations::Plan;
 use crate::host::tools::Tool;
 use crate::netlink::Netlink;
 use crate::netlink::nftables::{self, Family};
@@ -136,27 +136,30 @@ fn table(tap: &str) -> String {
 }
 
 /// Guards a TAP of a bridge that Softnet does not manage. The address that the server there leased to the VM
-/// is unknown, so the rules only check the VM's MAC and that it does not impersonate the gateway. Of the
+/// is unknown, so the rules only check the VM's MAC and that it impersonates neither the host nor a station that serves
+/// the segment. Of the
 /// host's users only root may send to the DHCP server on the bridge, which could not distinguish another user
 /// from the VM (rule H9). The TAP's name may be reused for another VM: its Softnet removes the rules
 /// ([`without_table_for_tap`]), and so does the next call once the TAP is gone.
 ///
 /// # Errors
 /// If nft is missing, or the kernel has no tables of the bridge family. The caller decides whether that matters.
-pub fn install_for_tap(tap: &str, mac: MacAddr, bridge: &Gateway) -> Result<(), Error> {
-    if !plain(tap) || !plain(&bridge.name) {
+pub fn install_for_tap(tap: &str, mac: MacAddr, segment: &Plan) -> Result<(), Error> {
+    if !plain(tap) || !plain(&segment.interface) {
         return Ok(());
     }
     let mut text = stale_tables()? + &without_table_for_tap(tap);
     let table = table(tap);
-    let (name, gateway, subnet) = (&bridge.name, bridge.address, bridge.subnet());
+    let (name, server, subnet) = (&segment.interface, segment.dhcp_server(), segment.subnet);
     let (network, broadcast) = (subnet.network(), subnet.broadcast());
+    let others: Vec<String> = segment.not_the_vms().iter().map(Ipv4Addr::to_string).collect();
+    let others = others.join(", ");
     text += &format!(
         "table ip {table} {{
 	chain local_users {{
 		type filter hook output priority filter; policy accept;
 		udp dport 67 oifname \"{name}\" goto only_root
-		udp dport 67 ip daddr {{ {network}, {gateway}, {broadcast} }} goto only_root
+		udp dport 67 ip daddr {{ {network}, {server}, {broadcast} }} goto only_root
 	}}
 	chain only_root {{
 		meta skuid 0 accept
@@ -173,11 +176,11 @@ pub fn install_for_tap(tap: &str, mac: MacAddr, bridge: &Gateway) -> Result<(), 
 	}}
 	chain vm {{
 		ether saddr != {mac} drop
-		ip saddr {gateway} drop
+		ip saddr {{ {others} }} drop
 		ether type ip accept
 		ether type != arp drop
 		arp saddr ether != {mac} drop
-		arp saddr ip {gateway} drop
+		arp saddr ip {{ {others} }} drop
 	}}
 }}
 "
