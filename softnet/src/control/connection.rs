@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_controller_that_reads_nothing_is_bounded_and_loses_nothing() {
+    fn k2_a_controller_that_reads_nothing_is_bounded_and_loses_nothing() {
         let (mut ours, mut theirs) = pair();
         let requests = 60;
         theirs.write_all(GET.repeat(requests).as_bytes()).unwrap();

@@ -159,3 +159,68 @@ fn id(id: Option<Id>) -> Value {
         None => Value::Null,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// A VM whose policy is what was sent last, unless an entry is `wrong`.
+    #[derive(Default)]
+    struct Fake(Listing);
+
+    impl Vm for Fake {
+        type Policy = ();
+
+        fn policy(&self) -> Listing {
+            self.0.clone()
+        }
+
+        fn prepare(&self, new: &NewPolicy) -> Result<((), Listing), SetError> {
+            match new.block.iter().position(|entry| entry == "wrong") {
+                Some(index) => Err(SetError::Entry { list: "block", index, reason: "is wrong".to_owned() }),
+                None => Ok(((), Listing { allow: new.allow.clone(), block: new.block.clone() })),
+            }
+        }
+
+        fn apply(&mut self, (): (), listing: &Listing) -> Result<(), SetError> {
+            self.0 = listing.clone();
+            Ok(())
+        }
+
+        fn statistics(&self) -> Value {
+            Value::Null
+        }
+
+        fn lease(&self) -> Value {
+            Value::Null
+        }
+    }
+
+    #[test]
+    fn k3_a_wrong_entry_is_named_and_nothing_is_applied() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::check(ours.into(), Methods::Policy).unwrap();
+        let (mut control, mut vm) = (Control::default(), Fake::default());
+        let mut answers = BufReader::new(theirs.try_clone().unwrap());
+        let mut set = |block: &[&str]| {
+            let params = json!({"allow": ["a"], "block": block});
+            let request =
+                json!({"jsonrpc": "2.0", "id": "1", "method": "softnet.policy.set", "params": params});
+            theirs.write_all(format!("{request}\n").as_bytes()).unwrap();
+            connection.note_readable();
+            control.turn(&mut connection, &mut vm);
+            let mut line = String::new();
+            answers.read_line(&mut line).unwrap();
+            (serde_json::from_str::<Value>(&line).unwrap(), vm.policy().block)
+        };
+        let (answer, block) = set(&["b"]);
+        assert_eq!(answer["result"], json!({"allow": ["a"], "block": ["b"], "ruleCount": 2}));
+        assert_eq!(block, ["b"]);
+        let (answer, block) = set(&["c", "wrong"]);
+        assert_eq!(answer["error"], json!({"code": -32602, "message": "block[1] \"wrong\": is wrong"}));
+        assert_eq!((answer["id"].as_str(), block), (Some("1"), vec!["b".to_owned()]));
+    }
+}

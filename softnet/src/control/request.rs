@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_request_is_an_invalid_request() {
+    fn k1_what_is_no_request_is_an_invalid_request() {
         for line in ["1", "null", "[]", "\"a\"", "[{}]", "{}"] {
             assert_eq!(code(line), (-32600, None), "{line}");
         }

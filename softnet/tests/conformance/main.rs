@@ -121,6 +121,7 @@ fn main() -> ExitCode {
         },
         control::{
             p6_a_policy_is_replaced_while_the_vm_runs,
+            k3_a_refused_policy_changes_nothing,
             k1_the_channel_is_strict_json_rpc,
             k1_a_channel_is_a_connected_unix_stream,
             k1_a_vm_is_reached_by_its_name,
