@@ -434,18 +434,33 @@ impl Port {
             return dhcpv4::judge_from_vm(&mut self.bindings.dhcpv4, &self.segment, frame, datagram, now);
         }
         // An expired lease was ended before.
+        self.bindings.judge_source(packet.source())?;
+        // D3, D4, F2: unfragmented TCP and UDP to destinations that are open without a further look, or of flows that live,
+        // by the router.
+        if let (Part::Whole(_), Some(ports)) = (part, transport.ports())
+            && frame.head() == self.segment.vm_to_router
+            && if self.tracker.passes_the_open() {
+                self.destinations.is_open(packet.destination(), packet.protocol(), ports)
+            } else {
+                let lease_number = self.bindings.ipv4_number();
+                self.tracker.passes_from_vm(packet.destination(), transport, lease_number, now)
+            }
+        {
+            return Ok(());
+        }
+        self.judge_further_from_vm(frame, now)
+    }
+
+    /// Everything else that has the VM's own address as its source and is not DHCP. It parses the packet again, for the same
+    /// reason as for fragments.
+    #[inline(never)]
+    fn judge_further_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        let packet = Packet::parse(frame.payload()).ok_or(DropReason::Ipv4Malformed)?;
+        let transport = ipv4::judge_transport(packet.protocol(), packet.part())?;
         let lease = self.bindings.judge_source(packet.source())?;
         // D6: to any destination.
         if let Transport::Icmp(message) = transport {
             icmp::judge(message, lease.address)?;
-        }
-        // D3, D4: unfragmented packets to destinations that are open without a further look, by the router.
-        if self.tracker.passes_the_open()
-            && matches!(part, Part::Whole(_))
-            && self.destinations.is_open(packet.destination())
-            && frame.head() == self.segment.vm_to_router
-        {
-            return Ok(());
         }
         let context = context(&self.segment, &self.destinations, &self.bindings, Some(lease), now);
         self.tracker.judge_from_vm(&context, lease, frame, packet, transport)?;
@@ -484,9 +499,18 @@ impl Port {
         let lease = self.bindings.ipv4();
         let is_of_subnet = |address| self.segment.may_be_leased(address);
         self.readiness.judge(lease.map(|lease| lease.address), packet.destination(), is_of_subnet)?;
-        if self.tracker.is_off() {
+        let lease_number = self.bindings.ipv4_number();
+        if self.tracker.is_off() || self.tracker.passes_from_host(packet, lease, lease_number, now) {
             return Ok(());
         }
+        self.judge_further_from_host(frame, now)
+    }
+
+    /// The rules P4 and F for all else. It parses the packet again, so that what passes needs fewer registers.
+    #[inline(never)]
+    fn judge_further_from_host(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+        let packet = Packet::parse(frame.payload()).ok_or(DropReason::HostMalformed)?;
+        let lease = self.bindings.ipv4();
         let context = context(&self.segment, &self.destinations, &self.bindings, lease, now);
         self.tracker.judge_from_host(&context, packet)
     }

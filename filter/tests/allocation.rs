@@ -146,6 +146,49 @@ fn r1_judging_allocates_nothing() {
     assert_eq!(rest, 0);
 }
 
+/// F4: neither do flows, however many begin, end, and are refused.
+#[test]
+fn r1_flows_allocate_nothing() {
+    let world = Ipv4Addr::new(9, 9, 9, 9);
+    let mut port = Port::new(plain_config(vec![scene::block("in 1.1.1.1")])).expect("a port");
+    let mut now = Timestamp::from_secs(1_000);
+    let _ = port.from_vm(&question(7, dhcp::REQUEST, &[]), now);
+    assert!(port.from_host(&answer(7, dhcp::ACK), now).is_forward());
+    let frames = |number: u16| {
+        let (own, peer) = (2_000 + number % 30_000, 5_000 + number / 30_000);
+        let to_vm = |protocol, payload: &[u8]| {
+            wire::ethernet(
+                VM_MAC,
+                GATEWAY_MAC,
+                wire::IPV4,
+                &wire::ipv4(world, FIRST_LEASE, protocol, payload),
+            )
+        };
+        [
+            (true, from_vm(FIRST_LEASE, world, 17, 0, &wire::udp(own, peer, b"query"))),
+            (false, to_vm(17, &wire::udp(peer, own, b"answer"))),
+            (false, to_vm(6, &wire::tcp(own, 22, &[]))),
+            (true, from_vm(FIRST_LEASE, world, 17, 0x2000, &wire::udp(own, peer, &[0; 64])[..32])),
+            (true, from_vm(FIRST_LEASE, NEIGHBOUR, 6, 0, &wire::tcp(own, peer, &[]))),
+        ]
+    };
+    for number in 0..20_000 {
+        if number % 7_000 == 6_999 {
+            now = now.saturating_add(Duration::from_secs(200));
+        }
+        for (of_vm, frame) in frames(number) {
+            let count = allocations_of(|| {
+                let verdict = if of_vm { port.from_vm(&frame, now) } else { port.from_host(&frame, now) };
+                let _ = verdict;
+            });
+            assert_eq!(count, 0, "{number}: {frame:02x?}");
+        }
+    }
+    let counters = port.counters();
+    assert!(counters.from_host.drops().any(|(reason, count)| reason.name() == "flows-full" && count > 1_000));
+    assert!(counters.from_vm.forwarded_frames() > 20_000, "{counters}");
+}
+
 /// Takes text and keeps none.
 struct Nowhere;
 

@@ -86,6 +86,12 @@ impl Tcp<'_> {
         self.header[13]
     }
 
+    /// Whether the segment begins or ends a connection: whether it has SYN, FIN or RST.
+    #[inline(always)]
+    pub fn begins_or_ends(&self) -> bool {
+        self.flags() & (flag::SYN | flag::FIN | flag::RST) != 0
+    }
+
     /// The number behind the last byte. SYN and FIN count as one each (RFC 9293, section 3.4).
     #[inline(always)]
     pub fn sequence_end(&self) -> u32 {
@@ -124,6 +130,16 @@ pub enum Malformed {
 }
 
 impl<'a> Transport<'a> {
+    /// The source and the destination port, if the protocol has ports.
+    #[inline(always)]
+    pub fn ports(&self) -> Option<(u16, u16)> {
+        match *self {
+            Self::Tcp(tcp) => Some((tcp.source_port(), tcp.destination_port())),
+            Self::Udp(Udp { source_port, destination_port }) => Some((source_port, destination_port)),
+            Self::Icmp(_) | Self::Opaque => None,
+        }
+    }
+
     /// The source port, if the protocol has ports.
     #[inline]
     pub fn source_port(&self) -> Option<u16> {

@@ -116,10 +116,10 @@ impl Destinations {
         self.published.binary_search(&PublishedPort { protocol, port }).is_ok()
     }
 
-    /// Whether an address is open without a further look, as nearly all of the world is (D3, D4).
+    /// Whether a destination is open without a further look, as nearly all of the world is (D3, D4).
     #[inline(always)]
-    pub(crate) fn is_open(&self, address: Ipv4Addr) -> bool {
-        self.table.is_open(address)
+    pub(crate) fn is_open(&self, address: Ipv4Addr, protocol: u8, (_, port): (u16, u16)) -> bool {
+        self.table.is_open(address, protocol, port)
     }
 
     /// Whether an entry opens an address, or some of its ports (D2).
@@ -268,6 +268,9 @@ impl Destinations {
         closed: Option<DropReason>,
         to: Destination,
     ) -> Result<(), DropReason> {
+        if !to.is_fragment {
+            return Ok(());
+        }
         let is_host = self.is_host(segment, to.address);
         let is_open_host = is_host && closed.is_none() && matches!(to.protocol, ipv4::ICMP | ipv4::UDP);
         let is_restricted = is_host || segment.is_on_link(to.address) || lease.resolvers.contains(to.address);

@@ -107,18 +107,16 @@ impl PortTable {
     }
 
     /// What the entries say about a port of an address.
+    #[inline(always)]
     pub(crate) fn decide(&self, address: Ipv4Addr, protocol: Protocol, port: u16) -> Option<PortDecision> {
         let mut number = self.trie.decide(address.octets());
         while number != SILENT {
             let level = self.levels.get(usize::from(number))?;
             let range = match protocol {
-                Protocol::Tcp => level.tcp.clone(),
-                Protocol::Udp => level.udp.clone(),
+                Protocol::Tcp => &level.tcp,
+                Protocol::Udp => &level.udp,
             };
-            let segments = self.segments.get(range)?;
-            let behind = segments.partition_point(|segment| segment.from <= port);
-            let found = behind.checked_sub(1).and_then(|at| segments.get(at)).and_then(|found| found.action);
-            if let Some(action) = found {
+            if let Some(action) = action_at(self.segments.get(range.start..range.end)?, port) {
                 return Some(PortDecision { action, is_for_everything: level.is_for_everything });
             }
             number = level.parent;
@@ -195,5 +193,23 @@ impl PortTable {
         }
         self.trie.paint(special::MULTICAST.address.octets(), special::MULTICAST.prefix_len, |_| below)?;
         self.trie.paint(subnet.network().octets(), subnet.prefix_len(), |_| below)
+    }
+}
+
+/// What the last segment says that begins at or before a port. The first begins at port 0.
+#[inline(always)]
+fn action_at(segments: &[Segment], port: u16) -> Option<Action> {
+    let (mut low, mut high) = (0_usize, segments.len());
+    loop {
+        let middle = low.wrapping_add(high) / 2;
+        let segment = segments.get(middle)?;
+        if segment.from > port {
+            high = middle;
+        } else if segment.from == port || middle == low {
+            // Most entries are for one port, at which a segment begins.
+            return segment.action;
+        } else {
+            low = middle;
+        }
     }
 }

@@ -8,7 +8,7 @@ use core::net::Ipv4Addr;
 use softnet_wire::special;
 
 use crate::config::{ConfigError, Gateway, NetType};
-use crate::destination::ports::{PortRule, PortTable};
+use crate::destination::ports::{PortDecision, PortRule, PortTable};
 use crate::destination::region::{Rank, Region, regions};
 use crate::destination::trie::{Full, Trie};
 use crate::ipv4;
@@ -83,6 +83,8 @@ pub(crate) struct Table {
     ports: Option<PortTable>,
     /// The number of what is open without a further look: the world, if no entry has ports.
     open: u16,
+    /// The number of what is open unless an entry with ports blocks it: the world, if some have.
+    open_but_for_ports: u16,
     /// Whether global destinations are open at all (D9).
     has_world: bool,
 }
@@ -116,8 +118,12 @@ impl Table {
             if with_ports.is_empty() { None } else { Some(PortTable::new(&with_ports, gateway.subnet)?) };
         let has_world = net_type == NetType::Nat;
         let world = if has_world { Class::World } else { Class::HostOnly } as u16 | GLOBAL;
-        let open = if has_world && ports.is_none() { world } else { NONE };
-        let mut table = Self { trie: Trie::new(world), ports, open, has_world };
+        let (open, open_but_for_ports) = match (has_world, &ports) {
+            (false, _) => (NONE, NONE),
+            (true, None) => (world, NONE),
+            (true, Some(_)) => (NONE, world),
+        };
+        let mut table = Self { trie: Trie::new(world), ports, open, open_but_for_ports, has_world };
         table.paint_defaults(world, gateway, host)?;
 
         // D2: the longest prefix is painted last, and of one prefix the block.
@@ -174,7 +180,9 @@ impl Table {
         if class == Class::Never {
             return class;
         }
-        let by_port = self.decide_by_port(peer, protocol, port).unwrap_or(class);
+        let by_port = self.decide_by_port(peer, protocol, port);
+        let by_port =
+            by_port.map_or(class, |decision| Class::of(decision.action, decision.is_for_everything));
         // D9: no entry opens global destinations.
         let is_closed = !self.has_world && decision & GLOBAL != 0;
         if by_port == Class::Allowed && is_closed { Class::HostOnly } else { by_port }
@@ -182,20 +190,28 @@ impl Table {
 
     /// P2: an entry with ports takes precedence over those without.
     #[inline(always)]
-    fn decide_by_port(&self, peer: Ipv4Addr, protocol: u8, port: Option<u16>) -> Option<Class> {
+    fn decide_by_port(&self, peer: Ipv4Addr, protocol: u8, port: Option<u16>) -> Option<PortDecision> {
         let protocol = match protocol {
             ipv4::TCP => Protocol::Tcp,
             ipv4::UDP => Protocol::Udp,
             _ => return None,
         };
-        let decision = self.ports.as_ref()?.decide(peer, protocol, port?)?;
-        Some(Class::of(decision.action, decision.is_for_everything))
+        self.ports.as_ref()?.decide(peer, protocol, port?)
     }
 
-    /// Whether `destination` is open without a further look, as nearly all destinations are.
+    /// Whether the destination of a packet is open without a further look, as nearly all destinations are.
     #[inline(always)]
-    pub(crate) fn is_open(&self, destination: Ipv4Addr) -> bool {
-        self.trie.decide(destination.octets()) == self.open
+    pub(crate) fn is_open(&self, destination: Ipv4Addr, protocol: u8, port: u16) -> bool {
+        let decision = self.trie.decide(destination.octets());
+        decision == self.open
+            || (decision == self.open_but_for_ports && self.ports_open(destination, protocol, port))
+    }
+
+    /// Whether no entry with ports blocks a packet for the world.
+    #[inline(never)]
+    fn ports_open(&self, destination: Ipv4Addr, protocol: u8, port: u16) -> bool {
+        let decision = self.decide_by_port(destination, protocol, Some(port));
+        decision.is_none_or(|decision| decision.action == Action::Allow)
     }
 
     /// Whether an entry allows the address, or some of its ports.
@@ -392,7 +408,6 @@ mod tests {
         assert!(!table.has_ports_for(Ipv4Addr::new(9, 0, 0, 0)));
         assert!(table.allows(Ipv4Addr::new(8, 8, 8, 8)));
         assert!(!table.allows(Ipv4Addr::new(9, 0, 0, 0)));
-        assert!(!table.is_open(Ipv4Addr::new(9, 0, 0, 0)), "what has ports needs a further look");
     }
 
     /// P2: among entries with ports the longest prefix, then the narrower range, then the block; not the protocol.

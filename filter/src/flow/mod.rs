@@ -110,6 +110,54 @@ impl Tracker {
         self.mode == Mode::Off
     }
 
+    /// F2: whether an unfragmented packet of the VM belongs to a settled flow in a stateful policy: nearly all do.
+    #[inline(always)]
+    pub(crate) fn passes_from_vm(
+        &mut self,
+        peer: Ipv4Addr,
+        transport: Transport<'_>,
+        lease_number: u32,
+        now: Timestamp,
+    ) -> bool {
+        let key = match transport {
+            Transport::Tcp(tcp) if !tcp.begins_or_ends() => {
+                Key::new(peer, ipv4::TCP, tcp.source_port(), tcp.destination_port())
+            }
+            Transport::Udp(udp) => Key::new(peer, ipv4::UDP, udp.source_port, udp.destination_port),
+            _ => return false,
+        };
+        self.mode == Mode::Stateful
+            && self.flows.as_mut().is_some_and(|flows| flows.settled(key, lease_number, now).is_some())
+    }
+
+    /// The same of a packet on its way to the VM.
+    #[inline(always)]
+    pub(crate) fn passes_from_host(
+        &mut self,
+        packet: Packet<'_>,
+        lease: Option<&Lease>,
+        lease_number: u32,
+        now: Timestamp,
+    ) -> bool {
+        if self.mode != Mode::Stateful || lease.is_none_or(|lease| lease.address != packet.destination()) {
+            return false;
+        }
+        let Part::Whole(_) = packet.part() else { return false };
+        let Ok(transport) = Transport::parse(packet.protocol(), packet.part()) else { return false };
+        let (own_port, peer_port) = match transport {
+            Transport::Tcp(tcp) if !tcp.begins_or_ends() => (tcp.destination_port(), tcp.source_port()),
+            Transport::Udp(udp) => (udp.destination_port, udp.source_port),
+            _ => return false,
+        };
+        let key = Key::new(packet.source(), packet.protocol(), own_port, peer_port);
+        let Some(flows) = self.flows.as_mut() else { return false };
+        let Some(flow) = flows.settled(key, lease_number, now) else { return false };
+        if let Transport::Tcp(tcp) = transport {
+            flow.note_given(tcp);
+        }
+        true
+    }
+
     /// F2: whether a peer has a flow, which opens it to ARP (A5).
     pub(crate) fn has_peer(&self, peer: Ipv4Addr, lease_number: u32, now: Timestamp) -> bool {
         self.flows.as_ref().is_some_and(|flows| flows.has_peer(peer, lease_number, now))

@@ -1,7 +1,6 @@
 //! The flows of one VM: what packets that belong together have begun, what they do to it, and when it ends (rules F).
 
 use core::net::Ipv4Addr;
-use core::time::Duration;
 
 use softnet_wire::transport::flag;
 
@@ -12,9 +11,6 @@ use crate::ipv4::Tcp;
 use crate::policy::entry::Origin;
 use crate::time::Timestamp;
 use crate::verdict::DropReason;
-
-/// For so long after its last packet no flow expires, and nothing of its place in the table changes.
-const RECENT: Duration = Duration::from_secs(1);
 
 /// To which flow a packet belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,24 +63,15 @@ impl Flows {
         self.lease = lease;
     }
 
-    /// F2, F3: finds the flow of a packet that `sender` sent, and notes what the packet does to it.
+    /// The flow, if packets that neither begin nor end anything change nothing of it now.
     #[inline(always)]
-    pub(crate) fn note(&mut self, sender: Origin, packet: Seen<'_>, now: Timestamp) -> Membership {
-        let Some(at) = self.table.find(packet.key) else { return Membership::None };
-        if let Some(flow) = self.table.get_mut(at)
-            && flow.state.is_settled()
-            && now.saturating_since(flow.last) < RECENT
-            && !begins_or_ends(packet.kind)
-        {
-            note_given(flow, sender, packet.kind);
-            return Membership::Live;
-        }
-        self.note_change(sender, packet, now)
+    pub(crate) fn settled(&mut self, key: Key, lease: u32, now: Timestamp) -> Option<&mut Flow> {
+        let is_recent = |flow: &&mut Flow| flow.state.is_settled() && flow.is_recent(now);
+        if self.lease != lease { None } else { self.table.find_mut(key).filter(is_recent) }
     }
 
-    /// The same for a packet that may change the flow or find it expired.
-    #[inline(never)]
-    fn note_change(&mut self, sender: Origin, packet: Seen<'_>, now: Timestamp) -> Membership {
+    /// F2, F3: finds the flow of a packet that `sender` sent, and notes what the packet does to it.
+    pub(crate) fn note(&mut self, sender: Origin, packet: Seen<'_>, now: Timestamp) -> Membership {
         let Some(at) = self.table.find_live(packet.key, now) else { return Membership::None };
         let Some(flow) = self.table.get_mut(at) else { return Membership::None };
         if matches!(flow.state, State::TcpClosing | State::Ended) && packet.can_begin() {
@@ -187,12 +174,6 @@ impl Seen<'_> {
     }
 }
 
-/// Whether a packet begins or ends a TCP connection, or has to do with that.
-#[inline(always)]
-fn begins_or_ends(kind: Kind<'_>) -> bool {
-    matches!(kind, Kind::Tcp(tcp) if tcp.flags() & (flag::SYN | flag::FIN | flag::RST) != 0)
-}
-
 /// F3: the state of a flow after a packet.
 fn next_state(flow: &mut Flow, sender: Origin, kind: Kind<'_>) -> State {
     let is_answer = sender != flow.origin;
@@ -223,13 +204,8 @@ fn state_after_opening(flow: &mut Flow, is_answer: bool, tcp: Tcp<'_>) -> State 
 }
 
 /// Notes what the VM is given of a TCP connection.
-#[inline(always)]
 fn note_given(flow: &mut Flow, sender: Origin, kind: Kind<'_>) {
     if let (Origin::Outside, Kind::Tcp(tcp)) = (sender, kind) {
-        let end = tcp.sequence_end();
-        // Sequence numbers wrap (RFC 9293, section 3.4): the later of two is less than half a circle ahead.
-        if flow.given.is_none_or(|given| end.wrapping_sub(given) as i32 > 0) {
-            flow.given = Some(end);
-        }
+        flow.note_given(tcp);
     }
 }

@@ -8,6 +8,7 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::ipv4::Tcp;
 use crate::policy::entry::Origin;
 use crate::time::Timestamp;
 
@@ -63,22 +64,22 @@ impl Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// TCP before its handshake.
-    TcpOpening,
     /// TCP after its handshake.
     TcpEstablished,
+    /// UDP after the first answer.
+    UdpAnswered,
+    /// ICMP echo after the first reply.
+    EchoAnswered,
+    /// Another protocol.
+    Other,
+    /// TCP before its handshake.
+    TcpOpening,
     /// TCP after the first FIN or RST.
     TcpClosing,
     /// UDP before the first answer.
     UdpOpening,
-    /// UDP after it.
-    UdpAnswered,
     /// ICMP echo before the first reply.
     EchoOpening,
-    /// ICMP echo after it.
-    EchoAnswered,
-    /// Another protocol.
-    Other,
     /// TCP that a new policy has ended (F6); it waits for the packet that is answered.
     Ended,
 }
@@ -141,6 +142,23 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
+    /// Whether its last packet is so recent that it has not expired, and keeps its place in the table.
+    #[inline(always)]
+    pub(crate) fn is_recent(&self, now: Timestamp) -> bool {
+        // In nanoseconds: a `Duration` would have to be divided into seconds for each packet.
+        now.as_nanos().saturating_sub(self.last.as_nanos()) < PRECISION.as_nanos() as u64
+    }
+
+    /// Notes a segment that is given to the VM.
+    #[inline(always)]
+    pub(crate) fn note_given(&mut self, tcp: Tcp<'_>) {
+        let end = tcp.sequence_end();
+        // Sequence numbers wrap (RFC 9293, section 3.4): the later of two is less than half a circle ahead.
+        if self.given.is_none_or(|given| end.wrapping_sub(given) as i32 > 0) {
+            self.given = Some(end);
+        }
+    }
+
     /// Whether it has been idle for too long (F3).
     fn is_expired(&self, now: Timestamp) -> bool {
         now.saturating_since(self.last) >= self.state.limit().saturating_add(PRECISION)
@@ -232,6 +250,13 @@ impl Table {
         }
     }
 
+    /// The flow, which may have expired.
+    #[inline(always)]
+    pub(crate) fn find_mut(&mut self, key: Key) -> Option<&mut Flow> {
+        let at = self.find(key)?;
+        self.get_mut(at)
+    }
+
     #[inline(always)]
     pub(crate) fn get(&self, at: u16) -> Option<&Flow> {
         self.flows.get(usize::from(at))
@@ -277,7 +302,7 @@ impl Table {
     /// Notes that a flow had a packet, and is in `state` now.
     pub(crate) fn touch(&mut self, at: u16, state: State, now: Timestamp) {
         let Some(flow) = self.get(at).copied() else { return };
-        if flow.state == state && now.saturating_since(flow.last) < PRECISION {
+        if flow.state == state && flow.is_recent(now) {
             return;
         }
         self.leave_list(at);
