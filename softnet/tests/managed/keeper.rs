@@ -37,7 +37,7 @@ fn gateway_mac() -> Option<Mac> {
 }
 
 /// Renews as a client does: to the server, from its address, again until there is an answer.
-fn renews(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
+pub fn renews(vm: &Vm, address: Ipv4Addr, gateway: Mac) -> Result<()> {
     // One that was answered and sent more than once stands for nothing else for a while (rule B7).
     static NUMBER: AtomicU32 = AtomicU32::new(100);
     let xid = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use softnet_filter::MacAddr;
 
 use super::leases::wait_until_idle;
-use super::process::{names_server, running};
+use super::process::{end, names_server, running};
 use super::{hosts_file, names_file, options_file};
 use crate::host::files;
 use crate::host::network::Plan;
@@ -29,6 +29,7 @@ use crate::host::network::run_dir::NetworkDir;
 /// If a file cannot be read or written.
 pub fn apply(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
     let mut changed = false;
+    let had_tags = files::read(&hosts_file(directory))?.is_some_and(|hosts| hosts.contains(SETS_TAG));
     hide_directories(directory, members)?;
     for (path, text) in contents(plan, directory, members) {
         if files::read(&path)?.as_deref() != Some(text.as_str()) {
@@ -41,7 +42,12 @@ pub fn apply(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> R
         files::write_atomically(&path, &names)?;
         hang_up(names_server(directory));
     }
-    if changed {
+    if changed && had_tags {
+        // The keeper starts another, which reads the files.
+        if let Some(Err(error)) = running(directory).map(end) {
+            tracing::warn!(%error, "cannot replace dnsmasq; what it gives VMs may be what it gave before");
+        }
+    } else if changed {
         hang_up(running(directory));
         if !wait_until_idle(directory) {
             tracing::warn!("dnsmasq is slow; it may not know yet what it has to give a VM");
@@ -155,17 +161,22 @@ fn tag(mac: MacAddr) -> String {
     mac.octets().iter().fold("vm".to_owned(), |text, octet| text + &format!("{octet:02x}"))
 }
 
+/// What makes a line of the hosts set a tag. A server that has answered a client by such a line must never read the file
+/// again: dnsmasq (2.90) links the tags of the line into those of the answer, and frees those too when it reads the
+/// file, which ends it.
+const SETS_TAG: &str = ",set:";
+
 fn hosts(members: &[MemberRecord]) -> String {
     let mut text = String::new();
-    for MemberRecord { mac, client, .. } in
-        members.iter().filter(|member| member.client != Default::default())
-    {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{mac},set:{}", tag(*mac));
-        if let Some(address) = client.address {
-            let _ = write!(text, ",{address}");
+    for MemberRecord { mac, client, .. } in members {
+        let has_options =
+            !client.resolvers.is_empty() || !client.search.is_empty() || client.boot_file.is_some();
+        let tag = if has_options { format!("{SETS_TAG}{}", tag(*mac)) } else { String::new() };
+        let address = client.address.map(|address| format!(",{address}")).unwrap_or_default();
+        if !(tag.is_empty() && address.is_empty()) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{mac}{tag}{address}");
         }
-        text.push('\n');
     }
     text
 }
@@ -207,7 +218,7 @@ mod tests {
             (String::new(), String::new())
         );
         member.client.address = Some([10, 0, 0, 9].into());
-        assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,set:vm0200000000ab,10.0.0.9\n");
+        assert_eq!(hosts(&[member.clone()]), "02:00:00:00:00:ab,10.0.0.9\n");
         assert_eq!(options(GATEWAY, &[member.clone()]), "");
         member.client.address = None;
         member.client.resolvers = vec![[10, 0, 0, 53].into(), [10, 0, 0, 54].into()];

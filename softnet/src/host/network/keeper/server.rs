@@ -125,6 +125,9 @@ impl Served {
         let mut health = Health::Good;
         while let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG | WaitOptions::UNTRACED) {
             if !status.stopped() {
+                if let Some(signal) = status.terminating_signal() {
+                    tracing::warn!(pid = self.process.pid, signal, "a signal ended dnsmasq");
+                }
                 return Health::Lost;
             }
             if self.continued.is_some_and(|before| before.elapsed() < STOPPED_AGAIN) {
