@@ -15,9 +15,9 @@ const SUBSYSTEM: &std::ffi::CStr = c"softnet";
 /// The one category.
 const CATEGORY: &std::ffi::CStr = c"filter";
 
-/// The format of each message. The system stores where in the program it lies, not what it says, and so wants it in this
-/// section.
-#[unsafe(link_section = "__TEXT,__oslogstring,cstring_literals")]
+/// The format of each message. The system stores where in the program it lies, not what it says, and looks it up in this
+/// section. A C compiler marks it as one of strings, but LLVM's linker puts all such sections into `__cstring`.
+#[unsafe(link_section = "__TEXT,__oslogstring")]
 static FORMAT: [u8; 11] = *b"%{public}s\0";
 
 /// Softnet's part of the system's log.
