@@ -125,18 +125,26 @@ fn open_gate(request: &Request<'_>) -> anyhow::Result<Option<(Gate, Connection)>
         Origin::Dedicated | Origin::Nobody | Origin::OnlyOne => getuid(),
         _ => request.identity.uid,
     };
+    let mac = request.vm_mac.to_string().replace(':', "-");
     let open = || -> anyhow::Result<Option<ControlSocket>> {
         let Some(directory) = socket::make_directory()? else { return Ok(None) };
-        let file = name.clone().unwrap_or_else(|| request.vm_mac.to_string().replace(':', "-"));
-        Ok(Some(ControlSocket::open(&directory, &file, owner)?))
+        let by_name = name.as_ref().map(|name| ControlSocket::open(&directory, name, owner));
+        Ok(Some(match by_name {
+            Some(Err(socket::Error::Taken)) => {
+                tracing::warn!(
+                    name,
+                    "another running VM has this name, so `softnet policy` reaches this one by its MAC address only"
+                );
+                ControlSocket::open(&directory, &mac, owner)?
+            }
+            Some(opened) => opened?,
+            None => ControlSocket::open(&directory, &mac, owner)?,
+        }))
     };
-    let socket = match (open(), name) {
-        (Ok(Some(socket)), _) => socket,
-        (Ok(None), _) => return Ok(None),
-        (Err(error), Some(name)) if matches!(error.downcast_ref(), Some(socket::Error::Taken)) => {
-            return Err(UsageError::new("--name", name, error).into());
-        }
-        (Err(error), _) => {
+    let socket = match open() {
+        Ok(Some(socket)) => socket,
+        Ok(None) => return Ok(None),
+        Err(error) => {
             tracing::warn!(%error, "this VM has no control socket; `softnet policy` cannot reach it by name");
             return Ok(None);
         }

@@ -6,18 +6,24 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use rustix::process::{Uid, getuid};
 
 /// Where the sockets of VMs are that root started. Others can enter it and not list it, so that nobody but root can lock it.
 const OF_ROOT: &str = "/run/softnet/control";
 
+/// How long another start may take to make its socket; it needs less than a millisecond.
+const LOCK_LIMIT: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
 /// Why a VM has no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A running VM has the name.
-    #[error("is the name of a running VM of this user; choose another")]
+    #[error("another running VM has the name")]
     Taken,
     /// The file system refused.
     #[error("cannot make the VM's control socket {}: {source}", path.display())]
@@ -48,7 +54,13 @@ impl ControlSocket {
         let at = |source| Error::Io { path: path.clone(), source };
         // Whoever finds a socket of nobody's and removes it must not remove one that was made meanwhile.
         let lock = File::open(directory).map_err(at)?;
-        rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(io::Error::from).map_err(at)?;
+        let begun = Instant::now();
+        while let Err(error) = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != Errno::WOULDBLOCK || begun.elapsed() >= LOCK_LIMIT {
+                return Err(at(error.into()));
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
         for entry in fs::read_dir(directory).map_err(at)?.flatten() {
             let is_left = UnixStream::connect(entry.path())
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
