@@ -199,9 +199,11 @@ impl FromStr for Entry {
             return Err(whole.error(Reason::Empty));
         }
         let (origin, rest) = parse_origin(whole)?;
-        if let Some(at) = rest.text.find(|c: char| c.is_whitespace() || c.is_control()) {
+        let is_space = |c: char| c.is_whitespace() || c.is_control();
+        if let Some((at, space)) = rest.text.char_indices().find(|(_, c)| is_space(*c)) {
             let start = rest.start.saturating_add(at);
-            return Err(ParseEntryError { reason: Reason::Space, start, end: start.saturating_add(1) });
+            let end = start.saturating_add(space.len_utf8());
+            return Err(ParseEntryError { reason: Reason::Space, start, end });
         }
         let (rest, protocol) = match (rest.without_suffix("/tcp"), rest.without_suffix("/udp")) {
             (Some(rest), _) => (rest, Some(Protocol::Tcp)),
