@@ -35,6 +35,8 @@ impl Oracle {
             Opinion::MustDrop(rule) if is_refusal(rule) || rule == "H1" => {
                 if is_refusal(reason.rule()) && is_under { Answer::Must } else { Answer::May }
             }
+            // The policy may close such a port too, and then it refuses the packet first.
+            Opinion::MustDrop("H2") if is_refusal(reason.rule()) => Answer::May,
             Opinion::MustDrop(_) | Opinion::MustPass => Answer::MustNot,
             Opinion::Nothing => Answer::May,
         }
