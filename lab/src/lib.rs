@@ -6,7 +6,8 @@
 //! makes and reads frames, [`VmPort`] plays a VM on its socket, [`DhcpServer`] plays a server on the wire,
 //! [`guest`] boots real Linux guests, and [`Softnet`] runs the program under test.
 //!
-//! On macOS there is no lab: only [`SocketGuest`], a guest that needs none, what it is made of, and its peers.
+//! On macOS there is no lab: only [`SocketGuest`], a guest that needs none, what it is made of, its peers, and the
+//! [`Controller`] of its Softnet.
 //!
 //! It deliberately emulates neither Softnet nor the kernel. Bridges, TAPs, routes, dnsmasq and guests are
 //! real.
@@ -14,9 +15,11 @@
 pub mod deadline;
 pub mod wire;
 
+mod controller;
 mod service;
 mod socket_guest;
 
+pub use controller::Controller;
 pub use service::{Service, hello};
 pub use socket_guest::{Lease, SocketGuest};
 

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
+use serde_json::json;
 
-use crate::Service;
 use crate::deadline::Deadline;
 use crate::wire::{
     ARP, Arp, Dhcp, IPV4, Ipv4, Mac, Transport, address_at, checksum, dhcp_kind as kind,
     dhcp_option as option, ether_type, icmp, parse_dhcp, source, u16_at, udp,
 };
+use crate::{Controller, Service};
 
 /// Bytes of the socket's buffers, as Tart sets them.
 const BUFFER: usize = 1 << 20;
@@ -486,5 +487,29 @@ impl SocketGuest {
         ensure!(self.lease()?.address == lease.address, "renewing changed the address");
         steps.push(format!("renewal: after {} ms", renewed.as_millis()));
         Ok(steps)
+    }
+
+    /// Follows a policy that `controller` replaces while the guest runs, and that is empty at the start. Returns what was
+    /// seen.
+    ///
+    /// # Errors
+    /// The first step that fails.
+    pub fn obey(&mut self, controller: &mut Controller) -> Result<String> {
+        let router = self.lease()?.router;
+        let policy = |block: &[&str]| json!({"allow": [], "block": block, "ruleCount": block.len()});
+        let (open, closed) = (policy(&[]), policy(&[&format!("{router}/32")]));
+        let shown = controller.get()?;
+        ensure!(shown == open, "the policy is {shown}");
+        let set = controller.set(&[], &[&router.to_string()])?;
+        ensure!(set == closed, "the policy is {set}");
+        ensure!(!self.ping(router)?, "{router} answers a ping, though it is blocked");
+        let refused = controller.set(&["nowhere"], &[])?;
+        ensure!(refused["code"] == -32602, "an entry that is none is answered with {refused}");
+        let shown = controller.get()?;
+        ensure!(shown == closed, "a refused policy changed it to {shown}");
+        let set = controller.set(&[], &[])?;
+        ensure!(set == open, "the policy is {set}");
+        ensure!(self.ping(router)?, "{router} does not answer a ping, though it is not blocked any more");
+        Ok(format!("{router} was blocked and opened again"))
     }
 }

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,7 +24,7 @@ use lab::guest::{Answer, Guest, Image, Request, Vmm, command_line};
 use lab::harness::{self, Test};
 use lab::net::Host;
 use lab::stage::SCRATCH;
-use lab::{Service, SocketGuest, Softnet, hello};
+use lab::{Controller, Service, SocketGuest, Softnet, hello};
 use mio::{Events, Interest, Poll, Token};
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -40,7 +40,7 @@ use softnet::host::vmnet::{
 };
 use softnet::link::{Cutter, FrameBatch, Link, Received, Sent};
 use softnet::parent::ParentWatch;
-use softnet::relay::Relay;
+use softnet::relay::{Controllers, Relay};
 use softnet_filter::{Gateway, Port, PortConfig};
 
 /// Makes this program the one under test; its value is the TAP in vmnet's place.
@@ -157,11 +157,13 @@ fn a_guest_without_a_machine() -> Result<()> {
     host.tap("tap1", "br0")?;
     let service = Service::here("the gateway")?;
     beside_dnsmasq(|_| {
-        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1])?;
+        let (mut controller, channel) = Controller::pair()?;
+        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1], Some(channel))?;
         let steps = guest.exercise(&service)?;
         ensure!(steps.len() == 6, "{steps:?}");
         let address = guest.lease()?.address;
         ensure!(service.seen() == [address, address], "the gateway saw {:?}", service.seen());
+        guest.obey(&mut controller)?;
 
         guest.serve(22);
         let visit = std::thread::spawn(move || hello(SocketAddrV4::new(address, 22), PATIENCE));
@@ -173,7 +175,7 @@ fn a_guest_without_a_machine() -> Result<()> {
         let heard = visit.join().unwrap_or_else(|_| Err(io::Error::other("the visitor panicked")))?;
         ensure!(heard == "hello from the guest", "the guest's greeting is {heard:?}");
 
-        let (mut other, mut others) = tart("tap1", [0x5a, 0x94, 0xef, 0, 0, 2])?;
+        let (mut other, mut others) = tart("tap1", [0x5a, 0x94, 0xef, 0, 0, 2], None)?;
         let neighbour = other.dhcp()?.address;
         ensure!(
             guest.arp(neighbour)?.is_none() && !guest.ping(neighbour)?,
@@ -194,8 +196,10 @@ fn a_guest_without_a_machine() -> Result<()> {
         softnet.signal(Signal::SIGKILL)?;
         ensure!(!softnet.wait()?.success());
         ensure!(until(|| guest.is_closed()), "the socket outlives Softnet");
+        let written = controller.rest()?;
+        ensure!(written.is_empty(), "beside answers, the channel has {written:?}");
         let before = guest;
-        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1])?;
+        let (mut guest, mut softnet) = tart("tap0", [0x5a, 0x94, 0xef, 0, 0, 1], None)?;
         // As after a suspension: the guest knows nothing of the new Softnet.
         guest.resume(&before);
         guest.renew()?;
@@ -211,12 +215,16 @@ fn a_guest_without_a_machine() -> Result<()> {
     })
 }
 
-/// Starts the program under test as Tart does, in front of a guest with the address `mac`.
-fn tart(tap: &str, mac: [u8; 6]) -> Result<(SocketGuest, Softnet)> {
+/// Starts the program under test as Tart does, in front of a guest with the address `mac`; if there is a controller, with
+/// its `channel` as standard output.
+fn tart(tap: &str, mac: [u8; 6], channel: Option<OwnedFd>) -> Result<(SocketGuest, Softnet)> {
     let (guest, theirs) = SocketGuest::new(mac)?;
     let mut command = Command::new(std::env::current_exe()?);
     command.env(PROGRAM, tap).args(["--vm-fd=0", Softnet::READY_FLAG]);
     command.arg(format!("--vm-mac-address={}", guest.mac())).stdin(theirs);
+    if let Some(channel) = channel {
+        command.arg("--control-fd=1").stdout(channel);
+    }
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
     Ok((guest, softnet))
@@ -263,12 +271,13 @@ fn filter(config: Config) -> Result<()> {
     let exposes = config.port.expose.clone();
     let HostLink { link, uplink, follower, host_addresses, files_by_mac, .. } =
         host_link(interface, parameters, wake, gateway, exposes, addresses, true);
+    let policy = config.port.policy();
     let port = Port::new(PortConfig {
         vm_mac: config.vm_mac,
         gateway: Gateway { mac: uplink.mac, address: uplink.address, subnet: uplink.subnet },
         dhcp_server: None,
         net_type: config.port.net_type,
-        policy: config.port.policy(),
+        policy: policy.clone(),
         mtu: uplink.mtu,
         server_files_by_mac: files_by_mac,
         host_addresses,
@@ -277,6 +286,7 @@ fn filter(config: Config) -> Result<()> {
         seed: 7,
     })?;
     let mut relay = Relay::new(config.vm.open()?, link, port, follower, parent, MAX_FRAME)?;
+    relay.set_controllers(Controllers::new([config.port.control, None], &policy))?;
     if let Some(ready) = config.port.ready {
         writeln!(File::from(ready), "{{\"mode\":\"vmnet\",\"mtu\":{}}}", uplink.mtu)?;
     }

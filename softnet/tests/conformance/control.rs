@@ -1,90 +1,47 @@
 //! Rules K1 to K3 and P6: a controller shows and replaces the policy of a running VM, over standard output as Tart passes
 //! it on.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use lab::deadline::PATIENCE;
 use lab::net::Host;
-use lab::{Segment, Softnet, VmPort};
+use lab::{Controller, Segment, Softnet, VmPort};
 use serde_json::{Value, json};
 
 use crate::wire::{GATEWAY, VM, VM_MAC, WORLD, Wire, program};
 
 const OTHER: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
 
-/// The other end of the channel.
-struct Controller {
-    stream: UnixStream,
-    answers: BufReader<UnixStream>,
-}
-
-impl Controller {
-    fn say(&mut self, text: &str) -> Result<()> {
-        self.stream.write_all(text.as_bytes()).context("write to the channel")
-    }
-
-    fn answer(&mut self) -> Result<Value> {
-        let mut line = String::new();
-        let length = self.answers.read_line(&mut line).context("read from the channel")?;
-        ensure!(length > 0, "the channel was closed");
-        serde_json::from_str(&line).with_context(|| format!("no JSON: {line:?}"))
-    }
-
-    /// Sends one request, and returns its answer without what every answer has.
-    fn ask(&mut self, id: &Value, method: &str, params: &Value) -> Result<Value> {
-        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        self.say(&format!("{request}\n"))?;
-        let mut answer = self.answer()?;
-        ensure!(answer["jsonrpc"] == "2.0" && answer["id"] == *id, "to {request}: {answer}");
-        let members = answer.as_object_mut().context("no object")?;
-        let (result, error) = (members.remove("result"), members.remove("error"));
-        ensure!(members.len() == 2 && result.is_some() != error.is_some(), "to {request}: {answer}");
-        result.or(error).context("unreachable")
-    }
-
-    fn set(&mut self, allow: &[&str], block: &[&str]) -> Result<Value> {
-        self.ask(&json!(1), "softnet.policy.set", &json!({"allow": allow, "block": block}))
-    }
-
-    fn get(&mut self) -> Result<Value> {
-        self.ask(&json!("again"), "softnet.policy.get", &Value::Null)
-    }
-
-    /// Fails unless this line is answered with this code, and the channel lives on.
-    fn refuses(&mut self, line: &[u8], code: i32) -> Result<()> {
-        self.stream.write_all(line)?;
-        let answer = self.answer()?;
-        let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
-        ensure!(answer["error"]["code"] == code, "{shown:?} is answered with {answer}");
-        self.get().map(drop)
-    }
+/// Fails unless this line is answered with this code, and the channel lives on.
+fn refuses(controller: &mut Controller, line: &[u8], code: i32) -> Result<()> {
+    controller.stream.write_all(line)?;
+    let answer = controller.answer()?;
+    let shown = String::from_utf8_lossy(&line[..line.len().min(200)]).into_owned();
+    ensure!(answer["error"]["code"] == code, "{shown:?} is answered with {answer}");
+    controller.get().map(drop)
 }
 
 /// As Tart starts it: the VM's socket on standard input, the channel on standard output.
 fn controlled(flags: &[&str]) -> Result<(Wire, Controller)> {
     let segment = Segment::build(&Host::main()?, GATEWAY, 24)?;
     let (vm, socket) = VmPort::pair()?;
-    let (ours, theirs) = UnixStream::pair()?;
-    ours.set_read_timeout(Some(PATIENCE))?;
-    ours.set_write_timeout(Some(PATIENCE))?;
+    let (controller, channel) = Controller::pair()?;
     let mut command = Command::new(program());
     command
         .args(["--vm-fd=0", &format!("--vm-mac-address={VM_MAC}"), "--tap=tap0", "--control-fd=1"])
         .args([Softnet::READY_FLAG])
         .args(flags)
         .stdin(socket)
-        .stdout(OwnedFd::from(theirs));
+        .stdout(channel);
     let mut softnet = Softnet::spawn(command)?;
     softnet.ready()?;
     let mut wire = Wire::of(segment, vm, softnet);
     wire.lease(VM)?;
-    let answers = BufReader::new(ours.try_clone()?);
-    Ok((wire, Controller { stream: ours, answers }))
+    Ok((wire, controller))
 }
 
 fn policy(allow: &[&str], block: &[&str]) -> Value {
@@ -171,9 +128,9 @@ pub fn k1_the_channel_is_strict_json_rpc() -> Result<()> {
         (set("{\"allow\":[7],\"block\":[]}"), -32602),
         (set("{\"allow\":[],\"block\":[\"10.0.0.0/33\"]}"), -32602),
     ] {
-        controller.refuses(line.as_bytes(), code)?;
+        refuses(&mut controller, line.as_bytes(), code)?;
     }
-    controller.refuses(b"\"\xff\"\n", -32700)?;
+    refuses(&mut controller, b"\"\xff\"\n", -32700)?;
     for target in [
         "",
         "in",

@@ -15,8 +15,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::Service;
 use lab::deadline::until;
+use lab::{Controller, Service};
 
 use crate::cargo::{cargo, root};
 use report::Report;
@@ -106,21 +106,29 @@ struct Stage {
 
 impl Stage {
     fn start(&self, arguments: &[&str]) -> Result<Session> {
-        Session::start(self.way, &self.program, self.mac, arguments, &self.log)
+        Session::start(self.way, &self.program, self.mac, arguments, None, &self.log)
+    }
+
+    /// With a controller, whose channel is standard output.
+    fn start_controlled(&self, arguments: &[&str]) -> Result<(Session, Controller)> {
+        let (controller, channel) = Controller::pair()?;
+        let session = Session::start(self.way, &self.program, self.mac, arguments, Some(channel), &self.log)?;
+        Ok((session, controller))
     }
 
     /// Another guest's.
     fn neighbour(&self) -> Result<Session> {
         let mac = [self.mac[0], self.mac[1], self.mac[2], self.mac[3], self.mac[4], 2];
-        Session::start(self.way, &self.program, mac, &[], &self.log)
+        Session::start(self.way, &self.program, mac, &[], None, &self.log)
     }
 
     fn perform(&self, service: &Service, report: &mut Report) {
-        let mut session = match self.start(&["--expose", "12222:22"]) {
-            Ok(session) => session,
+        let (mut session, mut controller) = match self.start_controlled(&["--expose", "12222:22"]) {
+            Ok(both) => both,
             Err(error) => return report.step("start", || Err(error)),
         };
         report.step("DHCP, ARP, ping, UDP, TCP", || Ok(session.guest.exercise(service)?.join("; ")));
+        report.step("frames obey the control channel", || session.guest.obey(&mut controller));
         report.step("it runs as the user and can become nobody else", || identity(&session));
         report.step("bootpd's lease file has the lease", || lease_file(&session));
         if self.way != Way::Entitlement {
@@ -134,6 +142,7 @@ impl Stage {
         report.note("load to the guest", || load_in(&mut session));
         report.note("processor time in five idle seconds", || idle(&mut session));
         report.step("kill -9, and a new start", || self.killed(&mut session));
+        report.step("the control channel had answers and nothing else", || silent(controller));
         report.step("suspended and resumed", || self.suspended(session));
         report.step("the VM hangs up", || self.hang_up());
     }
@@ -180,6 +189,13 @@ impl Stage {
         session.guest.dhcp()?;
         session.hang_up()
     }
+}
+
+/// What was written to standard output beside answers. It has to be nothing.
+fn silent(controller: Controller) -> Result<String> {
+    let written = controller.rest()?;
+    ensure!(written.is_empty(), "standard output has {written:?}");
+    Ok("it ended with Softnet".to_owned())
 }
 
 fn identity(session: &Session) -> Result<String> {

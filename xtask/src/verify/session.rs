@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -64,9 +65,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// Starts `program` by `way` for a guest with the address `mac`, with its log at `log`.
-    pub fn start(way: Way, program: &Path, mac: [u8; 6], arguments: &[&str], log: &Path) -> Result<Self> {
+    /// Starts `program` by `way` for a guest with the address `mac`, with its log at `log`, and with the `channel` of a
+    /// controller as its standard output, if there is one.
+    pub fn start(
+        way: Way,
+        program: &Path,
+        mac: [u8; 6],
+        arguments: &[&str],
+        channel: Option<OwnedFd>,
+        log: &Path,
+    ) -> Result<Self> {
         let (guest, theirs) = SocketGuest::new(mac)?;
+        let control: &[_] = if channel.is_some() { &["--control-fd", "1"] } else { &[] };
         // With a descriptor that sudo would close, Softnet takes no way through it.
         let mut command = match way {
             Way::Sudo | Way::SetUserId => Command::new(program),
@@ -79,9 +89,10 @@ impl Session {
         let log = File::options().create(true).append(true).open(log)?;
         command
             .args(["--vm-fd", "0", "--vm-mac-address", &guest.mac().to_string(), "--stats"])
+            .args(control)
             .args(arguments)
             .stdin(theirs)
-            .stdout(Stdio::piped())
+            .stdout(channel.map_or_else(Stdio::piped, Into::into))
             .stderr(log)
             // An interrupt of the terminal is not for it.
             .process_group(0);
