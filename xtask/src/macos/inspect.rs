@@ -73,6 +73,7 @@ pub struct Slice {
     /// Bytes.
     pub size: usize,
     minimum_version: (u32, u32),
+    has_uuid: bool,
     libraries: Vec<String>,
     imports: BTreeMap<String, BTreeSet<String>>,
     signature: Signature,
@@ -109,6 +110,9 @@ impl Slice {
         let (major, minor) = self.minimum_version;
         if expected.versions.first() != Some(&major) || minor != 0 {
             wrong.push(format!("it requires macOS {major}.{minor} or newer"));
+        }
+        if !self.has_uuid {
+            wrong.push("it has no LC_UUID, without which macOS 26 loads no program".to_owned());
         }
         let libraries: BTreeSet<String> = self.libraries.iter().cloned().collect();
         wrong.extend(difference("library", &libraries, &expected.libraries));
@@ -187,6 +191,7 @@ fn slice(data: &[u8]) -> Result<Slice> {
         other => bail!("a slice is for the processor type {other:#x}"),
     };
     let mut minimum_version = None;
+    let mut has_uuid = false;
     let mut libraries = Vec::new();
     let mut signature = None;
     let mut commands = header.load_commands(endian, data, 0)?;
@@ -197,6 +202,7 @@ fn slice(data: &[u8]) -> Result<Slice> {
                 let packed = version.minos.get(endian).0;
                 minimum_version = Some((packed >> 16, packed >> 8 & 0xff));
             }
+            LoadCommandVariant::Uuid(_) => has_uuid = true,
             LoadCommandVariant::Dylib(dylib) if command.cmd() != macho::LC_ID_DYLIB => {
                 ensure!(command.cmd() == macho::LC_LOAD_DYLIB, "a library is not loaded by LC_LOAD_DYLIB");
                 let name = command.string(endian, dylib.dylib.name)?;
@@ -216,6 +222,7 @@ fn slice(data: &[u8]) -> Result<Slice> {
         architecture,
         size: data.len(),
         minimum_version: minimum_version.context("no minimum version")?,
+        has_uuid,
         libraries,
         imports: imports(data)?,
         signature: signature.context("no code signature")?,
@@ -319,6 +326,8 @@ mod tests {
             let error = complaint(&Sample { minimum_version: version, ..sample() }, PLIST);
             assert!(error.contains(&format!("macOS {}.{} or newer", version.0, version.1)), "{error}");
         }
+        let error = complaint(&Sample { no_uuid: true, ..sample() }, PLIST);
+        assert!(error.contains("LC_UUID"), "{error}");
         let none = PLIST.replace("<key>a.b</key><true/>", "");
         let error = complaint(&sample(), &none);
         assert!(

@@ -9,6 +9,7 @@ pub struct Sample {
     pub imports: Vec<(u32, &'static str)>,
     /// Bound by opcodes instead of chained fixups.
     pub opcodes: bool,
+    pub no_uuid: bool,
 }
 
 /// Where the contents of `__TEXT` end, and those of `__LINKEDIT` begin.
@@ -31,6 +32,10 @@ impl Sample {
         let packed = self.minimum_version.0 << 16 | self.minimum_version.1 << 8;
         // LC_BUILD_VERSION, for macOS, with no tools.
         commands.push(words(&[0x32, 24, 1, packed, packed, 0]));
+        if !self.no_uuid {
+            // LC_UUID
+            commands.push(words(&[0x1b, 24, 1, 2, 3, 4]));
+        }
         for library in &self.libraries {
             let mut name = library.as_bytes().to_vec();
             name.resize((name.len() + 1).next_multiple_of(8), 0);
