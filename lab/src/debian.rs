@@ -60,9 +60,9 @@ pub fn prepare() -> Result<()> {
         .arg(release()?)
         .arg(&draft)
         .args(archives)
-        .output()
-        .context("start mmdebstrap; install it with `apt install mmdebstrap`")?;
+        .output();
     fs::remove_file(&options)?;
+    let output = output.context("start mmdebstrap; install it with `apt install mmdebstrap`")?;
     if !output.status.success() {
         // What there is of it would be in nobody's way but the disk's.
         let _ = fs::remove_dir_all(&draft);

@@ -48,6 +48,7 @@ pub fn ensure_installed(wanted: &[&[&str]]) -> Result<()> {
     }
     println!("installing the missing Debian packages: {names}");
     if missing.contains(&"firewalld") {
+        println!("its service firewalld is not started; to use it, run: systemctl unmask firewalld");
         mask(FIREWALLD)?;
     }
     apt_get(&["update"])?;
