@@ -206,6 +206,7 @@ fn open_bridge(name: &str, request: &Request<'_>) -> anyhow::Result<Side> {
     if let Err(error) = network::install_for_tap(tap.name(), vm_mac, &plan) {
         tracing::warn!(%error, "the kernel does not check the VM's MAC address on the bridge, and does not keep the host's users from sending DHCP there");
     }
+    bridge::pin(&mut netlink, &bridge).map_err(unusable)?;
     let end = bridge::join(&mut netlink, tap.name(), &bridge, vm_mac, isolated).map_err(unusable)?;
     open_stations(&mut netlink, &plan, &mut tap, vm_mac, end.mtu).map(|uplink| Side {
         uplink,

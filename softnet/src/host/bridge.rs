@@ -138,10 +138,18 @@ pub fn gateway(netlink: &mut Netlink, link: &Link) -> Result<Gateway, Error> {
     })
 }
 
+/// Gives `bridge` the MAC that it has, for good: one without an explicit MAC takes the lowest of its ports', and the filter
+/// would trust a stale one. The kernel forgets the neighbours that it knows on the bridge.
+pub fn pin(netlink: &mut Netlink, bridge: &Link) -> Result<(), Error> {
+    if let Some(mac) = bridge.mac {
+        netlink.set_mac(bridge.index, mac)?;
+    }
+    Ok(())
+}
+
 /// Makes the TAP `tap` a port of `bridge`, up, and returns what the bridge is then. `isolated` ports reach the host but not each other.
 ///
-/// The order matters: the bridge's MAC is pinned before the port joins (a bridge without an explicit MAC takes the lowest
-/// of its ports', and the filter would trust a stale one), and the port is isolated before it is up.
+/// The bridge's MAC is an explicit one, or was pinned before. The order matters: the port is isolated before it is up.
 pub fn join(
     netlink: &mut Netlink,
     tap: &str,
@@ -150,9 +158,6 @@ pub fn join(
     isolated: bool,
 ) -> Result<Link, Error> {
     let port = netlink.link(tap)?.ok_or_else(|| Error::Missing(tap.to_owned()))?;
-    if let Some(mac) = bridge.mac {
-        netlink.set_mac(bridge.index, mac)?;
-    }
     sysctl::silence_ipv6(&port.name);
     netlink.set_mac(port.index, port_mac(vm_mac))?;
     netlink.set_mtu(port.index, bridge.mtu)?;

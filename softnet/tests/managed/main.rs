@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     let surroundings = lab::tests![
         surroundings::{h1_the_hosts_addresses_reach_the_filter_as_they_come_and_go},
         surroundings::{h2_ports_that_others_expose_reach_the_filter_in_every_mode},
-        surroundings::{h3_the_host_is_ready_when_the_vm_hears_of_its_address, h3_what_is_for_another_address_does_not_reach_the_vm},
+        surroundings::{h3_the_host_is_ready_when_the_vm_hears_of_its_address, h3_what_is_for_another_address_does_not_reach_the_vm, a_start_and_a_look_at_filters_forget_no_neighbour},
         surroundings::{h10_the_vm_that_the_server_contradicts_is_ended, an_nft_that_fails_at_everything_tells_nothing_of_the_kernel},
     ];
     let addresses = lab::tests![

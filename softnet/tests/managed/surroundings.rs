@@ -110,6 +110,22 @@ pub fn h3_what_is_for_another_address_does_not_reach_the_vm() -> Result<()> {
     Ok(())
 }
 
+/// The host goes on talking to those that it knows.
+pub fn a_start_and_a_look_at_filters_forget_no_neighbour() -> Result<()> {
+    let (_first, own) = leased(FIRST, &[])?;
+    let own = own.to_string();
+    run(
+        "ip",
+        &["neigh", "replace", &own, "lladdr", &FIRST.to_string(), "dev", "softnet0", "nud", "reachable"],
+    )?;
+    let _second = Vm::start(SECOND, &[])?;
+    let known = || run("ip", &["neigh", "show", &own, "dev", "softnet0"]);
+    ensure!(known()?.contains("lladdr"), "the start: {:?}", known());
+    run(SOFTNET, &["network", "status"])?;
+    ensure!(known()?.contains("lladdr"), "the look: {:?}", known());
+    Ok(())
+}
+
 /// The first VM believes in a lease that the server has ended and given to the second.
 pub fn h10_the_vm_that_the_server_contradicts_is_ended() -> Result<()> {
     let mut first = Vm::start(FIRST, &["--subnet=10.9.0.0/24"])?;
