@@ -104,7 +104,7 @@ fn main() -> ExitCode {
         addresses::{a_full_network_says_so, b9_a_fixed_address_serves_with_and_without_dhcp, the_pool_never_gives_a_fixed_address_away},
         boot::{h11_tftp_shows_a_vm_its_own_directory_and_nothing_else, what_cannot_be_booted_is_refused},
         names::{h11_names_of_vms_are_for_the_host_alone, a_name_is_one_vms_while_it_runs},
-        names::{a_set_user_id_start_names_no_vm, the_server_of_names_is_replaced},
+        names::{a_set_user_id_start_names_no_vm, the_server_of_names_is_replaced, a_taken_port_of_names_is_said_and_tried_again},
         boot::{a_network_learns_to_boot_while_vms_run, qemu_boots_over_the_network},
         addresses::{an_address_that_a_vm_cannot_have_is_refused, a_fixed_address_is_free_again_after_any_death},
         addresses::{a_set_user_id_start_takes_no_address_that_another_has, d5_resolvers_and_search_domains_are_the_vms_own, the_server_outlives_the_end_of_a_vm_with_resolvers},

@@ -1,19 +1,21 @@
 //! The names of VMs: the host finds a running VM by the name that it was started with, and no VM learns of another.
 
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::Softnet;
 use lab::deadline::{Deadline, until};
+use lab::stage::run;
 use lab::wire::{Ipv4, address_at, u16_at, udp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::addresses::gateway_mac;
+use crate::keeper::keeper_log;
 use crate::leases::{is_noted, kill_all, leased, mac};
 use crate::locks::{by_user, set_user_id};
-use crate::{FIRST, SECOND, Vm, VmPort};
+use crate::{FIRST, SECOND, SOFTNET, Vm, VmPort};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
 /// Where the host asks for names.
@@ -123,6 +125,22 @@ pub fn a_set_user_id_start_names_no_vm() -> Result<()> {
     // Nor where names are served.
     let (_two, address) = named(SECOND, "db")?;
     ensure!(until(|| finds("db.softnet0", address)) && is_unknown("web.softnet0"));
+    Ok(())
+}
+
+/// Another program at the port is named as such, by the start and by the status, and names are served once it is gone.
+pub fn a_taken_port_of_names_is_said_and_tried_again() -> Result<()> {
+    let other = TcpListener::bind("0.0.0.0:5380")?;
+    let (vm, address) = named(FIRST, "web")?;
+    let status = || run(SOFTNET, &["network", "status"]);
+    for said in [vm.softnet.log(), keeper_log(), status()?] {
+        ensure!(said.contains("port 5380 is taken") && said.contains("server of names"), "{said}");
+        ensure!(said.contains("ss -lnptu 'sport = :5380'"), "{said}");
+    }
+    drop(other);
+    ensure!(until(|| finds("web.softnet0", address)), "{}", keeper_log());
+    ensure!(until(|| status().is_ok_and(|said| said.contains("  names    process "))), "{}", status()?);
+    ensure!(!status()?.contains("is taken") && !keeper_log().contains("repairing"), "{}", keeper_log());
     Ok(())
 }
 

@@ -450,6 +450,9 @@ fn own_name(directory: &NetworkDir, member: &Member, lock: &Lock) -> Result<Opti
         tracing::warn!(name, holder = %mac, "another VM has this name, so the host does not find this one by it");
         return Ok(None);
     }
+    if let Some(error) = dnsmasq::names_error(directory) {
+        tracing::warn!(name, "the host does not find this VM by its name until that is mended: {error}");
+    }
     Ok(Some(name.clone()))
 }
 

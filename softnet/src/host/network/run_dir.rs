@@ -5,6 +5,7 @@
 //! /run/softnet/NAME/network               the network's settings
 //! /run/softnet/NAME/dnsmasq.{pid,leases}
 //! /run/softnet/NAME/dnsmasq.{hosts,options}   what single VMs get
+//! /run/softnet/NAME/names.error           why the host does not find VMs by their names
 //! /run/softnet/NAME/tftp/ADDRESS/MAC      a link to the directory whose files TFTP shows to that VM
 //! /run/softnet/NAME/server                the keeper and its dnsmasq
 //! /run/softnet/NAME/firewall              what the host's filters drop of what the VMs need; empty if nothing

@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::json;
 
 use super::claim;
+use super::dnsmasq::arguments::NAMES_PORT;
 use super::dnsmasq::{self, LeaseEntry};
 use super::firewall::Recorded;
 use super::record::{self, MemberRecord};
@@ -25,6 +26,10 @@ pub struct Status {
     pub bridge: Option<Link>,
     /// The process that serves DHCP and DNS; `None` if it does not run.
     pub dnsmasq: Option<u32>,
+    /// The process that tells the host the names of VMs; `None` if it does not run.
+    pub names: Option<u32>,
+    /// Why the host does not find VMs by their names, on a network where it should.
+    pub names_error: Option<String>,
     /// The keeper's process; `None` if it does not run.
     pub keeper: Option<u32>,
     /// Whether the nftables table is there; `None` if the caller may not know.
@@ -57,6 +62,9 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
     Ok(Some(Status {
         bridge: Netlink::open()?.link(name.as_str())?,
         dnsmasq: dnsmasq::running(&directory),
+        names: dnsmasq::names_server(&directory),
+        // Nobody needs the server while no VM runs.
+        names_error: (plan.names && !members.is_empty()).then(|| dnsmasq::names_error(&directory)).flatten(),
         keeper: dnsmasq::keeper(&directory),
         table: root.then(|| {
             let tables = Tool::Nft.run(&["list", "tables"], "").unwrap_or_default();
@@ -74,7 +82,19 @@ pub fn status(name: &NetworkName) -> Result<Option<Status>, Error> {
 impl Status {
     /// The same for programs. A field keeps its name and meaning; more may be added.
     pub fn to_json(&self) -> serde_json::Value {
-        let Status { plan, bridge, dnsmasq, keeper, table, forwarding, firewall, leases, members } = self;
+        let Status {
+            plan,
+            bridge,
+            dnsmasq,
+            names,
+            names_error,
+            keeper,
+            table,
+            forwarding,
+            firewall,
+            leases,
+            members,
+        } = self;
         let leases: Vec<_> = leases
             .iter()
             .map(|lease| json!({ "mac": lease.mac.to_string(), "address": lease.address }))
@@ -90,6 +110,8 @@ impl Status {
                 json!({ "up": link.up, "mac": plan.mac().to_string(), "mtu": link.mtu })
             }),
             "dnsmasq": dnsmasq,
+            "names": names,
+            "names_error": names_error,
             "keeper": keeper,
             "nftables": table,
             "forwarding_by_softnet": forwarding,
@@ -141,6 +163,11 @@ impl fmt::Display for Status {
                 writeln!(f, "  dnsmasq  process {pid}, {} leases of {seconds} s", self.leases.len())?;
             }
             None => writeln!(f, "  dnsmasq  {MISSING}")?,
+        }
+        match (self.names, &self.names_error) {
+            (Some(pid), _) => writeln!(f, "  names    process {pid}, port {NAMES_PORT}")?,
+            (None, Some(error)) => writeln!(f, "  names    unknown to the host: {error}")?,
+            (None, None) => {}
         }
         match self.keeper {
             Some(pid) => writeln!(f, "  keeper   process {pid}")?,

@@ -12,6 +12,7 @@ mod leases;
 pub mod process;
 mod release;
 
+use std::fmt;
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -23,8 +24,26 @@ use crate::host::files;
 use crate::host::tools;
 
 pub use leases::{LeaseEntry, lease_text, leases, wait_until_idle};
-pub use process::{keeper, running, stop};
+pub use process::{keeper, names_server, running, stop};
 pub use release::release_all;
+
+/// What a dnsmasq is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// It serves DHCP and DNS to the VMs.
+    Network,
+    /// It tells the host the names of VMs.
+    Names,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Network => "DHCP and DNS server",
+            Kind::Names => "server of names",
+        })
+    }
+}
 
 /// dnsmasq could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +53,16 @@ pub enum Error {
     Tool(#[from] tools::Error),
     /// Another program has a port that it needs.
     #[error(
-        "port {0} is taken by another program, at all addresses of this host or at the gateway's; the managed network's DHCP and DNS \
-         server needs it at port {0} of the gateway's address (`ss -lnptu 'sport = :{0}'` shows the program). Stop that program, \
-         or let it listen at other addresses"
+        "port {port} is taken by another program, at all addresses of this host or at the gateway's; the managed network's {server} \
+         needs it at the gateway's address (`ss -lnptu 'sport = :{port}'` shows the program). Stop that program, or let it listen \
+         at other addresses"
     )]
-    PortTaken(u16),
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Which server needs it.
+        server: Kind,
+    },
     /// It could not be ended.
     #[error("cannot end dnsmasq (process {pid}): {source}")]
     End {
@@ -90,4 +114,18 @@ pub fn names_file(directory: &NetworkDir) -> PathBuf {
 /// The PID file of the server of names.
 pub fn names_pid_file(directory: &NetworkDir) -> PathBuf {
     directory.file("names.pid")
+}
+
+/// The file that says why there is no server of names although the network needs one.
+pub fn names_error_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("names.error")
+}
+
+/// Why the host does not find VMs by their names at present, on a network where it should; `None` if it does.
+pub fn names_error(directory: &NetworkDir) -> Option<String> {
+    if names_server(directory).is_some() {
+        return None;
+    }
+    let recorded = files::read(&names_error_file(directory)).ok().flatten();
+    Some(recorded.unwrap_or_else(|| "the server of names does not run".to_owned()))
 }

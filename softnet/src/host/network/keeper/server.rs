@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::host::files;
+use crate::host::network::dnsmasq::arguments::NAMES_PORT;
 use crate::host::network::dnsmasq::process::end;
-use crate::host::network::dnsmasq::{self, Error};
+use crate::host::network::dnsmasq::{self, Error, Kind};
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::tools::{self, Tool};
 use crate::sys;
@@ -53,12 +54,12 @@ pub enum Health {
 }
 
 impl Served {
-    /// Starts a server with these arguments, which name `pid_file`, and waits until it is ready. `bridge` is the
+    /// Starts `server` with these arguments, which name `pid_file`, and waits until it is ready. `bridge` is the
     /// bridge's index: the sockets are lost with the interface.
     ///
     /// # Errors
     /// When it does not become ready, with its error message.
-    pub fn start(arguments: Vec<String>, pid_file: &Path, bridge: u32) -> Result<Self, Error> {
+    pub fn start(server: Kind, arguments: Vec<String>, pid_file: &Path, bridge: u32) -> Result<Self, Error> {
         files::remove_file(pid_file)?;
         let failed = |source| Error::Tool(tools::Error::Start { tool: Tool::Dnsmasq, source });
         let mut command = Tool::Dnsmasq.command()?;
@@ -71,8 +72,8 @@ impl Served {
                 let _ = stderr.read_to_string(&mut said);
             }
             let said = said.trim().to_owned();
-            if let Some(port) = port_taken(&said) {
-                return Error::PortTaken(port);
+            if let Some(port) = port_taken(server, &said) {
+                return Error::PortTaken { port, server };
             }
             Error::Tool(tools::Error::Failed { tool: Tool::Dnsmasq, status, said })
         };
@@ -240,8 +241,12 @@ pub fn end_orphans(directory: &NetworkDir) -> Result<(), Error> {
 }
 
 /// The port that dnsmasq could not have, by its message: DHCP has sockets of its own.
-fn port_taken(said: &str) -> Option<u16> {
-    let port = if said.contains("DHCP") { 67 } else { 53 };
+fn port_taken(server: Kind, said: &str) -> Option<u16> {
+    let port = match server {
+        Kind::Names => NAMES_PORT,
+        Kind::Network if said.contains("DHCP") => 67,
+        Kind::Network => 53,
+    };
     said.contains("Address already in use").then_some(port)
 }
 

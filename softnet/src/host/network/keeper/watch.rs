@@ -19,10 +19,9 @@ use super::server::{Health, Served, end_orphans};
 use crate::config::NetworkName;
 use crate::host::files;
 use crate::host::network::claim;
-use crate::host::network::dnsmasq;
-use crate::host::network::dnsmasq::arguments::{NAMES_PORT, Options, arguments, arguments_for_names, user};
+use crate::host::network::dnsmasq::arguments::{Options, arguments, arguments_for_names, user};
 use crate::host::network::dnsmasq::process::Server;
-use crate::host::network::dnsmasq::{names_pid_file, pid_file};
+use crate::host::network::dnsmasq::{self, Kind, names_error_file, names_pid_file, pid_file};
 use crate::host::network::firewall::Looks;
 use crate::host::network::generation::Tables;
 use crate::host::network::lock::Lock;
@@ -46,6 +45,9 @@ const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// When to retry a failed repair, or a server that died soon after its start.
 const REPAIR_RETRY: Duration = Duration::from_secs(1);
+
+/// When to try again to start a server of names that another program keeps from its port.
+const NAMES_RETRY: Duration = Duration::from_secs(3);
 
 /// The log is emptied when it exceeds this size, in bytes.
 const MAX_LOG: u64 = 256 << 10;
@@ -79,8 +81,8 @@ pub struct Keeper {
     server: Option<Served>,
     /// The server of names, if the network has one that could be started.
     names: Option<Served>,
-    /// It could not be started; a start tries again.
-    names_failed: bool,
+    /// When it could not be started.
+    names_failed: Option<Instant>,
     started: Option<Instant>,
     /// Whether VMs run, as far as known.
     active: bool,
@@ -139,7 +141,7 @@ impl Keeper {
             options: Options::of_the_installed(),
             server: None,
             names: None,
-            names_failed: false,
+            names_failed: None,
             started: None,
             active: false,
             due: Some(now),
@@ -302,7 +304,7 @@ impl Keeper {
             let answer = if word == SERVE.as_bytes() {
                 // The VM that is about to join already counts.
                 self.active = true;
-                self.names_failed = false;
+                self.names_failed = None;
                 self.looks.expect_vm(&self.directory);
                 self.serve_recorded().map_err(|error| error.to_string())
             } else if word == LOOK.as_bytes() {
@@ -368,8 +370,8 @@ impl Keeper {
         let server = loop {
             // Also ends its children, or those of a killed server: they hold its sockets.
             end_orphans(&self.directory)?;
-            match Served::start(arguments.clone(), &pid_file(&self.directory), bridge) {
-                Err(dnsmasq::Error::PortTaken(_)) if Instant::now() < deadline => {
+            match Served::start(Kind::Network, arguments.clone(), &pid_file(&self.directory), bridge) {
+                Err(dnsmasq::Error::PortTaken { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(LOCK_RETRY)
                 }
                 outcome => break outcome,
@@ -390,11 +392,20 @@ impl Keeper {
             None => {}
         }
         if self.lacks_names(plan) {
-            match Served::start(arguments, &names_pid_file(&self.directory), bridge) {
-                Ok(names) => self.names = Some(names),
+            let path = names_error_file(&self.directory);
+            match Served::start(Kind::Names, arguments, &names_pid_file(&self.directory), bridge) {
+                Ok(names) => {
+                    self.names = Some(names);
+                    self.names_failed = None;
+                    files::remove_file(&path)?;
+                }
                 Err(error) => {
-                    self.names_failed = true;
-                    tracing::warn!(network = %self.name, port = NAMES_PORT, %error, "the host does not find VMs by their names");
+                    self.names_failed = Some(Instant::now());
+                    let error = error.to_string();
+                    if files::read(&path)?.as_deref() != Some(error.as_str()) {
+                        tracing::warn!(network = %self.name, error, "the host does not find VMs by their names");
+                        files::write_atomically(&path, &error)?;
+                    }
                 }
             }
         }
@@ -403,7 +414,8 @@ impl Keeper {
 
     /// Whether the network needs a server of names that is not there and may be started.
     fn lacks_names(&self, plan: &Plan) -> bool {
-        plan.names && self.names.is_none() && !self.names_failed
+        let may_start = self.names_failed.is_none_or(|failed| failed.elapsed() >= NAMES_RETRY);
+        plan.names && self.names.is_none() && may_start
     }
 
     fn plan(&self) -> Result<Option<Plan>, Error> {
@@ -455,12 +467,13 @@ impl Keeper {
         }
         let tables = self.tables.were_changed_by_others(&run_dir);
         let differs = build::differs(&plan, &members)?;
-        if let Some(what) = differs
-            .or(tables.then_some("a table"))
-            .or((self.server.is_none() || self.lacks_names(&plan)).then_some("the server"))
+        if let Some(what) =
+            differs.or(tables.then_some("a table")).or(self.server.is_none().then_some("the server"))
         {
             tracing::warn!(network = %self.name, "{what} is missing or was changed; repairing the network");
             build::repair(&plan, &run_dir, &lock, |bridge| self.serve(&plan, bridge))?;
+        } else if self.lacks_names(&plan) {
+            self.serve_recorded()?;
         }
         self.tables = Tables::Same;
         self.renew_rules_if_needed(&run_dir, &lock)
