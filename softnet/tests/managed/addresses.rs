@@ -279,5 +279,18 @@ pub fn a_full_network_says_so() -> Result<()> {
     let next = start(7)?;
     next.lease()?;
     ensure!(!next.softnet.log().contains(FULL), "{}", next.softnet.log());
+    // One that gets a fixed address keeps its lease of another.
+    drop((next, vms));
+    let mut keeps = Vm::start(mac(9), &["--no-release", "--vm-address=192.168.64.2"])?;
+    ensure!(keeps.lease()? == Ipv4Addr::new(192, 168, 64, 2) && keeps.softnet.stop()?.success());
+    let moved = Vm::start(mac(9), &["--no-release", "--vm-address=192.168.64.3"])?;
+    let three = (1..=3).map(start).collect::<Result<Vec<_>>>()?;
+    ensure!(three.iter().all(|vm| !vm.softnet.log().contains(FULL)), "{}", moved.softnet.log());
+    let late = start(4)?;
+    ensure!(late.softnet.log().contains(FULL), "one has two: {}", late.softnet.log());
+    drop(late);
+    let fixed = Vm::start(mac(8), &["--vm-address=192.168.64.4"])?;
+    let said = fixed.softnet.log();
+    ensure!(said.contains("so another VM that runs may get none"), "{said}");
     Ok(())
 }

@@ -7,11 +7,10 @@
 //! The VM's worker normally releases the lease. If it died first, its monitor does that when it leaves the
 //! network ([`dnsmasq::release_all`]), and if that died too, the next start does.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use softnet_filter::MacAddr;
@@ -22,6 +21,7 @@ use super::dispute;
 use super::dnsmasq;
 use super::firewall::Recorded;
 use super::lock::Lock;
+use super::pool::Pool;
 use super::record::{self, MemberRecord};
 use super::rules;
 use super::ruleset::Limits;
@@ -57,22 +57,19 @@ pub struct Member {
     pub client: ClientSettings,
 }
 
-/// Says so if the DHCP server has no address for this VM, or none once each running VM has asked for its own. It gives each MAC
-/// address at most one, and keeps the leases of VMs that did not release theirs.
+/// Says so if this VM, or with its fixed address one that runs, may find no address.
 fn warn_if_full(plan: &Plan, directory: &NetworkDir, member: &Member, lock: &Lock) {
     let (Ok(leases), Ok(members)) = (dnsmasq::leases(directory), record::members(directory, lock)) else {
         return;
     };
-    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-    let leases = leases.iter().filter(|lease| lease.expires == 0 || lease.expires > now);
-    let holders: BTreeSet<MacAddr> =
-        leases.map(|lease| lease.mac).chain(members.iter().map(|member| member.mac)).collect();
     let (first, last) = subnet::pool(plan.subnet);
-    let pool = (first.to_bits()..=last.to_bits()).count();
-    if member.client.address.is_none() && !holders.contains(&member.mac) && holders.len() >= pool {
+    let size = (first.to_bits()..=last.to_bits()).count();
+    let fixed = member.client.address;
+    if (Pool { size, leases: &leases, members: &members }).is_exceeded_by(member.mac, fixed) {
+        let who = if fixed.is_some() { "another VM that runs" } else { "this VM" };
         tracing::warn!(
             network = %plan.name,
-            "the DHCP server has {pool} addresses, and all are leased or will be to VMs that run, so this VM may get none; stop another \
+            "the DHCP server has {size} addresses, and all are leased or will be to VMs that run, so {who} may get none; stop another \
              VM, wait until leases of ended ones expire ({} s; `softnet network status` shows them), or use another --network with a \
              larger --subnet",
             plan.lease_time.as_secs()

@@ -20,6 +20,7 @@ mod generation;
 pub mod keeper;
 mod lock;
 mod member;
+mod pool;
 mod record;
 mod rules;
 mod ruleset;
