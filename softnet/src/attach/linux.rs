@@ -28,7 +28,7 @@ use rustix::process::{geteuid, getuid};
 use rustix::thread::CapabilitySet;
 use softnet_filter::MacAddr;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The name of a new TAP; the kernel picks the number.
 const NEW_TAP: &str = "snt%d";
@@ -334,11 +334,12 @@ fn reserve(settings: &PortSettings) -> Result<Vec<Reservation>, UsageError> {
 fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result<Side> {
     let &Request { settings, vm_mac, isolated, .. } = request;
     let client = settings.client.clone().with_files_found()?;
-    if let Some(closed) = client.tftp_root.as_deref().and_then(closed_to_others) {
+    let served = client.boot_path().or_else(|| client.tftp_root.as_ref().map(PathBuf::from));
+    if let Some(closed) = served.as_deref().and_then(closed_to_others) {
         tracing::warn!(
-            directory = %closed.display(),
+            path = %closed.display(),
             user = network::dnsmasq::arguments::user(),
-            "not every user may enter this directory; the VM finds no file by TFTP if that user may not"
+            "not every user may enter this directory or read this file; TFTP does not serve it to the VM if that user may not"
         );
     }
     let reservations = reserve(settings)?;
@@ -369,10 +370,16 @@ fn open_managed(config: &NetworkConfig, request: &Request<'_>) -> anyhow::Result
     })
 }
 
-/// The directory on the way to `path`, or the one there, that not every user may enter.
-fn closed_to_others(path: &str) -> Option<&Path> {
-    let is_closed = |path: &&Path| std::fs::metadata(path).is_ok_and(|there| there.mode() & 0o001 == 0);
-    Path::new(path).ancestors().find(is_closed)
+/// The directory on the way to `path`, or the one there, that not every user may enter; or the file there that not every user
+/// may read.
+fn closed_to_others(path: &Path) -> Option<&Path> {
+    let is_closed = |path: &&Path| {
+        std::fs::metadata(path).is_ok_and(|there| {
+            let needed = if there.is_dir() { 0o001 } else { 0o004 };
+            there.mode() & needed == 0
+        })
+    };
+    path.ancestors().find(is_closed)
 }
 
 /// Turns an error that the user can fix on the command line into a [`UsageError`].
@@ -388,6 +395,7 @@ fn on_the_command_line(error: network::Error) -> anyhow::Error {
         | E::AddressLeased { address, .. } => {
             UsageError::new("--vm-address", address.to_string(), &error).into()
         }
+        E::NoResolver { address, .. } => UsageError::new("--dns", address.to_string(), &error).into(),
         E::MacTaken { mac, .. } | E::MacIsGateway(mac) => {
             UsageError::new("--vm-mac-address", mac.to_string(), &error).into()
         }

@@ -1,15 +1,25 @@
 //! What the server of the managed network gives one VM: its own address, resolvers, search domains, boot files.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use softnet_wire::dhcpv4::name;
 
 use crate::usage::UsageError;
 
-/// How many resolvers and search domains a VM gets at most: more than common clients use, and they fit into one option.
+/// How many bytes of options dnsmasq (2.90) puts into an answer to a client that takes no longer messages than it must: the 312
+/// of RFC 2131, section 2, without the cookie, the end, and a note that options continue elsewhere.
+const ANSWER: usize = 303;
+/// How many of them are taken by what each VM gets: the message's type in three bytes; the server, three lease times, netmask,
+/// broadcast address and router in six each.
+const COMMON: usize = 3 + 7 * 6;
+/// What an option has in front of its value: its code and length.
+const HEADER: usize = 2;
+/// An address as text, at most.
+const LONGEST_ADDRESS: usize = 15;
+/// How many resolvers and search domains a VM gets at most: more than common clients use.
 const MOST: usize = 6;
-/// The longest option, in bytes (RFC 2132, section 2).
-const LONGEST_OPTION: usize = 255;
 
 /// What the server gives one VM beyond what all VMs get. By default, nothing.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -50,9 +60,20 @@ pub enum ClientError {
     /// No domain.
     #[error("is not a domain name; use letters, digits, hyphens and dots, as in corp.example")]
     Domain,
-    /// Too many, or too long together.
-    #[error("is one too many; a VM gets at most {MOST} of them, in {LONGEST_OPTION} bytes together")]
+    /// Too many.
+    #[error("is one too many; a VM gets at most {MOST} of them")]
     Many,
+    /// The answers of DHCP have no room for it.
+    #[error(
+        "makes the VM's search domains {length} bytes long as DHCP sends them, and its answers have room for {room} beside the first \
+         of them, the resolvers and the boot file; leave some out"
+    )]
+    NoRoom {
+        /// How long the domains are, in bytes.
+        length: usize,
+        /// How long they may be, in bytes.
+        room: usize,
+    },
     /// No label.
     #[error(
         "is not a name that a VM can have; use 1 to 63 letters, digits and hyphens, and no hyphen at an end"
@@ -66,6 +87,17 @@ pub enum ClientError {
     /// The boot file is not where TFTP looks for it.
     #[error("is not a file in --tftp-root {0}; put it there, or give its path from there")]
     NotInRoot(String),
+    /// A path that leads out of the directory.
+    #[error("leads out of --tftp-root; give a path in it, without \"..\"")]
+    OutOfRoot,
+    /// A path, and no directory.
+    #[error(
+        "is a path in --tftp-root, which is missing; add --tftp-root, or give a URL such as http://192.168.64.1/boot.ipxe"
+    )]
+    NoRoot,
+    /// The VM itself.
+    #[error("is the VM's own --vm-address; give the address of a resolver which the VM can reach")]
+    Itself,
     /// No directory.
     #[error("is not a directory that can be served: {0}")]
     Directory(String),
@@ -113,9 +145,7 @@ pub fn add_domain(search: &mut Vec<String>, value: &str) -> Result<(), ClientErr
     {
         return Err(ClientError::Domain);
     }
-    // Each takes two bytes more than its text (RFC 3397).
-    let length: usize = search.iter().map(String::len).chain([domain.len()]).map(|length| length + 2).sum();
-    if search.len() >= MOST || length > LONGEST_OPTION {
+    if search.len() >= MOST {
         return Err(ClientError::Many);
     }
     search.push(domain.to_owned());
@@ -131,7 +161,31 @@ pub fn parse_boot_file(value: &str) -> Result<String, ClientError> {
     if value.is_empty() || value.len() > LONGEST_FILE || !value.bytes().all(is_plain) {
         return Err(ClientError::File);
     }
+    if !is_url(value) && value.split('/').any(|part| part == "..") {
+        return Err(ClientError::OutOfRoot);
+    }
     Ok(value.to_owned())
+}
+
+fn is_url(file: &str) -> bool {
+    file.contains("://")
+}
+
+/// How long the search domains are as dnsmasq encodes them: labels with their lengths, and where a domain ends like an earlier
+/// one that it wrote out, two bytes that point there (RFC 3397, section 2; RFC 1035, section 4.1.4).
+fn encoded_len(search: &[String]) -> usize {
+    let mut known: BTreeSet<&str> = BTreeSet::new();
+    let mut length = 0;
+    for domain in search {
+        let ends = || domain.match_indices('.').map(|(at, _)| domain.get(at + 1..).unwrap_or_default());
+        let shared = [domain.as_str()].into_iter().chain(ends()).find(|end| known.contains(end));
+        // The text with a length in front of each label, and a zero; or up to where the two bytes stand in for the end.
+        length += 2 + domain.len() - shared.map_or(0, str::len);
+        if shared.is_none() {
+            known.extend(ends().chain([domain.as_str()]));
+        }
+    }
+    length
 }
 
 /// The directory for TFTP.
@@ -146,6 +200,36 @@ pub fn parse_tftp_root(value: &str) -> Result<String, ClientError> {
 }
 
 impl ClientSettings {
+    /// Whether all of it can be given to the VM together.
+    ///
+    /// # Errors
+    /// If one of the values contradicts another, or the answers of DHCP have no room for all.
+    pub fn check(&self) -> Result<(), UsageError> {
+        if let Some(address) = self.address.filter(|address| self.resolvers.contains(address)) {
+            return Err(UsageError::new("--dns", address.to_string(), ClientError::Itself));
+        }
+        if let (Some(file), None) = (&self.boot_file, &self.tftp_root)
+            && !is_url(file)
+        {
+            return Err(UsageError::new("--pxe-file", file, ClientError::NoRoot));
+        }
+        let resolvers = HEADER + 4 * self.resolvers.len().max(1);
+        let first = self.search.first().map_or(0, |domain| HEADER + domain.len());
+        let boot = self.boot_file.as_ref().map_or(0, |file| 2 * HEADER + file.len() + LONGEST_ADDRESS);
+        let room = ANSWER.saturating_sub(COMMON + resolvers + first + boot + HEADER);
+        let length = encoded_len(&self.search);
+        match self.search.last().filter(|_| length > room) {
+            Some(last) => Err(UsageError::new("--dns-search", last, ClientError::NoRoom { length, room })),
+            None => Ok(()),
+        }
+    }
+
+    /// The path of the boot file, if it is in the directory for TFTP.
+    pub fn boot_path(&self) -> Option<PathBuf> {
+        let file = self.boot_file.as_ref().filter(|file| !is_url(file))?;
+        Some(Path::new(self.tftp_root.as_ref()?).join(file.trim_start_matches('/')))
+    }
+
     /// The same with the absolute path of the directory for TFTP, after a look whether that and the boot file in it are
     /// there. Not for a process with more rights than its caller: the error tells what is there.
     ///
@@ -162,12 +246,12 @@ impl ClientSettings {
         }
         let found = path.to_str().ok_or_else(|| bad_root(&"its path is not plain text"))?.to_owned();
         let found = parse_tftp_root(&found).map_err(|error| UsageError::new("--tftp-root", root, error))?;
-        if let Some(file) = self.boot_file.as_ref().filter(|file| !file.contains("://"))
-            && !path.join(file.trim_start_matches('/')).is_file()
+        self.tftp_root = Some(found.clone());
+        if let Some(file) = &self.boot_file
+            && self.boot_path().is_some_and(|path| !path.is_file())
         {
             return Err(UsageError::new("--pxe-file", file, ClientError::NotInRoot(found)));
         }
-        self.tftp_root = Some(found);
         Ok(self)
     }
 }
@@ -198,15 +282,54 @@ mod tests {
     }
 
     #[test]
-    fn only_domains_that_fit_into_an_option_are_taken() {
+    fn only_domains_are_taken() {
         let mut search = Vec::new();
         for bad in ["", ".", "a.", "a..b", "a b", "a,b", "-a", "a-.b", "a_b", "ä"] {
             assert_eq!(add_domain(&mut search, bad), Err(ClientError::Domain), "{bad}");
         }
-        add_domain(&mut search, "corp.example").unwrap();
-        let long = ["a"; 125].join(".");
-        assert_eq!(add_domain(&mut search, &long), Err(ClientError::Many));
-        assert_eq!(search, ["corp.example"]);
+        for _ in 0..MOST {
+            add_domain(&mut search, "corp.example").unwrap();
+        }
+        assert_eq!(add_domain(&mut search, "corp.example"), Err(ClientError::Many));
+    }
+
+    #[test]
+    fn search_domains_are_as_long_as_they_are_sent() {
+        let length =
+            |search: &[&str]| encoded_len(&search.iter().map(ToString::to_string).collect::<Vec<_>>());
+        // 4corp7example0 and 1b and two bytes.
+        assert_eq!(length(&["corp.example"]), 14);
+        assert_eq!(length(&["corp.example", "b.example"]), 14 + 4);
+        assert_eq!(length(&["corp.example", "b.corp.example", "corp.example"]), 14 + 4 + 2);
+        assert_eq!(length(&["corp.example", "p.example", "xcorp.example"]), 14 + 4 + 8);
+        assert_eq!(length(&["corp.example", "b.corp.example", "a.b.corp.example"]), 14 + 4 + 6);
+    }
+
+    #[test]
+    fn what_contradicts_or_has_no_room_is_refused() {
+        let own = Ipv4Addr::new(192, 168, 64, 9);
+        let said = |settings: ClientSettings| settings.check().map_err(|error| error.to_string());
+        let itself = ClientSettings { address: Some(own), resolvers: vec![own], ..Default::default() };
+        assert!(said(itself).unwrap_err().starts_with("--dns \"192.168.64.9\": is the VM's own"));
+        let pathless = ClientSettings { boot_file: Some("boot".into()), ..Default::default() };
+        assert!(said(pathless).unwrap_err().starts_with("--pxe-file \"boot\": is a path in --tftp-root"));
+        let url = ClientSettings { boot_file: Some("http://10.0.0.1/a".into()), ..Default::default() };
+        assert_eq!(said(url), Ok(()));
+        let of = |length: usize, resolvers: usize| ClientSettings {
+            search: vec!["b.c".to_owned(), "a".repeat(length - 5 - 2)],
+            resolvers: vec![own; resolvers],
+            ..Default::default()
+        };
+        let room = 245;
+        assert_eq!(said(of(room, 0)), Ok(()));
+        let refused = said(of(room + 1, 1)).unwrap_err();
+        assert!(refused.contains(&format!("{} bytes long as DHCP sends them", room + 1)), "{refused}");
+        assert!(refused.contains(&format!("room for {room} ")), "{refused}");
+        assert_eq!(said(of(room - 8, 3)), Ok(()));
+        assert!(said(of(room - 7, 3)).is_err());
+        let boot = |length| ClientSettings { boot_file: Some("http://a/boot".into()), ..of(length, 1) };
+        assert_eq!(said(boot(room - 2 - 13 - 2 - 15)), Ok(()));
+        assert!(said(boot(room - 2 - 13 - 2 - 14)).is_err());
     }
 
     #[test]
@@ -214,6 +337,10 @@ mod tests {
         for bad in ["", "a b", "a,b", "a\"b", "a#b", "a\nb", &"a".repeat(128)] {
             assert_eq!(parse_boot_file(bad), Err(ClientError::File), "{bad}");
         }
+        for bad in ["../boot", "a/../../boot", "..", "/.."] {
+            assert_eq!(parse_boot_file(bad), Err(ClientError::OutOfRoot), "{bad}");
+        }
+        assert!(parse_boot_file("a..b/..c").is_ok() && parse_boot_file("http://a/../b").is_ok());
         assert!(parse_tftp_root("a\nb").is_err() && parse_tftp_root("").is_err());
         let root = std::env::temp_dir().join(format!("softnet-boot-{}", std::process::id()));
         std::fs::create_dir_all(root.join("a")).unwrap();

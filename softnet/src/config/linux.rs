@@ -110,6 +110,7 @@ pub fn client(args: &HostArgs, net_type: NetType) -> Result<ClientSettings, Usag
             return Err(UsageError::flag(flag, reason));
         }
     }
+    settings.check()?;
     Ok(settings)
 }
 

@@ -418,6 +418,9 @@ mod tests {
             ("--dns 10.0.0.1,x", "--dns", "x"),
             ("--dns-search corp.example,a_b", "--dns-search", "a_b"),
             ("--pxe-file a,b", "--pxe-file", "a,b"),
+            ("--pxe-file ../a --tftp-root /", "--pxe-file", "../a"),
+            ("--pxe-file a", "--pxe-file", "a"),
+            ("--vm-address 10.0.0.9 --dns 10.0.0.1,10.0.0.9", "--dns", "10.0.0.9"),
             ("--name a.b", "--name", "a.b"),
         ] {
             let error = refusal(line);

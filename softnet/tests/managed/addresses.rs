@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lab::deadline::{Deadline, until};
 use lab::net::{Host, INTERNET, World};
-use lab::stage::run;
+use lab::stage::{SCRATCH, run};
 use lab::wire::{
     Arp, Dhcp, Ipv4, Mac, dhcp_kind as kind, dhcp_option as option, ether_type, parse_dhcp, udp,
 };
@@ -127,6 +127,11 @@ pub fn an_address_that_a_vm_cannot_have_is_refused() -> Result<()> {
         );
         ensure!(untouched()?, "{bad}");
     }
+    for bad in ["192.168.64.0", "192.168.64.255"] {
+        let said = refusal(FIRST, &[&format!("--dns=10.0.0.1,{bad}")])?;
+        ensure!(said.contains(&format!("--dns \"{bad}\"")) && said.contains("no host has"), "{said}");
+        ensure!(untouched()?, "{bad}");
+    }
     // One that another VM has by DHCP, while it runs and, if it keeps its lease, after that.
     let mut other = Vm::start(SECOND, &["--no-release"])?;
     let address = other.lease()?;
@@ -210,6 +215,37 @@ pub fn d5_resolvers_and_search_domains_are_the_vms_own() -> Result<()> {
     drops(&fixed, FIXED, resolvers[0], &[(53, None)])?;
     let (code, said, _) = softnet(&["network", "down", "--force"])?;
     ensure!(code == 0, "{said}");
+    Ok(())
+}
+
+/// The longest list that is taken arrives, whatever else the VM is given, and a longer one is refused.
+pub fn search_domains_that_are_taken_arrive() -> Result<()> {
+    let file = "b".repeat(120);
+    let root = format!("{SCRATCH}/boot");
+    std::fs::create_dir_all(&root)?;
+    std::fs::write(format!("{root}/{file}"), "x")?;
+    let boot = ["--dns=10.1.1.1,10.1.1.2,10.1.1.3,10.1.1.4,10.1.1.5,10.1.1.6".to_owned()];
+    let boot = boot.into_iter().chain([format!("--tftp-root={root}"), format!("--pxe-file={file}")]);
+    for (longest, others) in [(245, Vec::new()), (86, boot.collect())] {
+        let of = |length: usize| {
+            // Beside the first domain, which takes 5 bytes: labels of 50, each with its length, and a zero.
+            let mut domain = "a".repeat(length - 5 - 2).into_bytes();
+            domain.iter_mut().skip(50).step_by(51).for_each(|byte| *byte = b'.');
+            let search = format!("--dns-search=b.c,{}", String::from_utf8_lossy(&domain));
+            others.iter().cloned().chain([search]).collect::<Vec<String>>()
+        };
+        let arguments = of(longest);
+        let mut vm = Vm::start(FIRST, &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+        let asked = [1, 3, 6, 15, 28, 51, 54, 58, 59, 66, 67, SEARCH];
+        vm.port.send(&Dhcp::client(kind::DISCOVER, 7, FIRST).with(55, &asked).broadcast())?;
+        let offer = DhcpServer::told(&vm.port, kind::OFFER, 7)?;
+        ensure!(offer.option(SEARCH).is_some_and(|search| search.len() == longest), "{offer:?}");
+        ensure!(asked.iter().all(|code| *code > 60 || offer.option(*code).is_some()), "{offer:?}");
+        ensure!(vm.softnet.stop()?.success());
+        let arguments = of(longest + 1);
+        let said = refusal(FIRST, &arguments.iter().map(String::as_str).collect::<Vec<_>>())?;
+        ensure!(said.contains("--dns-search") && said.contains(&format!("room for {longest} ")), "{said}");
+    }
     Ok(())
 }
 

@@ -152,6 +152,8 @@ pub fn what_cannot_be_booted_is_refused() -> Result<()> {
     let of = |root: &str| format!("--tftp-root={root}");
     for (flags, words) in [
         ([of(&root), "--pxe-file=no".into()], ["--pxe-file \"no\"", "is not a file in --tftp-root"]),
+        ([of(&root), "--pxe-file=../first/boot".into()], ["--pxe-file \"../first/boot\"", "leads out of"]),
+        (["--pxe-file=boot".into(), "--stats".into()], ["--pxe-file \"boot\"", "add --tftp-root"]),
         ([of("/no/such"), "--stats".into()], ["--tftp-root \"/no/such\"", "No such file"]),
         ([of(&format!("{root}/boot")), "--stats".into()], ["--tftp-root", "it is something else"]),
     ] {
@@ -182,7 +184,12 @@ pub fn a_network_learns_to_boot_while_vms_run() -> Result<()> {
     is_noted(FIRST, own)?;
     ensure!(request(&late, own, 4001, 1, "boot")? == Told::File("late".into()));
     ensure!(vm.lease()? == address);
-    // One that the server cannot enter is said at the start.
+    // A file that the server cannot read, or a directory that it cannot enter, is said at the start.
+    ensure!(late.softnet.stop()?.success());
+    fs::set_permissions(format!("{root}/boot"), fs::Permissions::from_mode(0o600))?;
+    let mut late = Vm::start(FIRST, &[&format!("--tftp-root={root}"), "--pxe-file=boot"])?;
+    let said = late.softnet.log();
+    ensure!(said.contains("first/boot") && said.contains("or read this file"), "{said}");
     ensure!(late.softnet.stop()?.success());
     fs::set_permissions(&root, fs::Permissions::from_mode(0o700))?;
     let late = Vm::start(FIRST, &[&format!("--tftp-root={root}")])?;

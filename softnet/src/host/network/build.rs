@@ -15,6 +15,7 @@ use super::{
     Error, MTU, NetworkConfig, Plan, bridge_mac, dnsmasq, rules, ruleset, service, subnet, type_name,
 };
 use crate::config::NetworkName;
+use crate::config::client::ClientSettings;
 use crate::host::bridge::{self, Gateway};
 use crate::host::files;
 use crate::host::sysctl;
@@ -27,11 +28,26 @@ const MAX_RELEASES: usize = 64;
 
 /// The VM that is about to join the network.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Joining {
+pub(super) struct Joining<'a> {
     /// Its MAC address; its lease stays, because its new Softnet takes it over.
     pub mac: MacAddr,
-    /// Its fixed address.
-    pub address: Option<Ipv4Addr>,
+    /// What the DHCP server is to give it.
+    pub client: &'a ClientSettings,
+}
+
+impl Joining<'_> {
+    /// Whether the network can give it that.
+    fn check(&self, plan: &Plan) -> Result<(), Error> {
+        let (name, subnet) = (plan.name.clone(), plan.subnet);
+        if let Some(address) = self.client.address.filter(|address| !hands_out(plan, *address)) {
+            return Err(Error::AddressOutside { address, name, subnet });
+        }
+        let is_no_host = |address: &&Ipv4Addr| [subnet.network(), subnet.broadcast()].contains(address);
+        match self.client.resolvers.iter().find(is_no_host) {
+            Some(&address) => Err(Error::NoResolver { address, name, subnet }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Creates the network, or repairs what is missing or different.
@@ -49,7 +65,7 @@ pub fn ensure(config: &NetworkConfig) -> Result<(Plan, Gateway), Error> {
 /// The same for a VM that is about to join, if `joining` names one, and under a lock that the caller keeps.
 pub(super) fn ensure_locked(
     config: &NetworkConfig,
-    joining: Option<Joining>,
+    joining: Option<Joining<'_>>,
     run_dir: &RunDir,
     lock: &Lock,
 ) -> Result<(Plan, Gateway), Error> {
@@ -98,7 +114,7 @@ pub(super) fn repair(
 
 fn repair_or_create(
     config: &NetworkConfig,
-    joining: Option<Joining>,
+    joining: Option<Joining<'_>>,
     run_dir: &RunDir,
     lock: &Lock,
     serve: impl FnOnce(u32) -> Result<(), Error>,
@@ -107,10 +123,8 @@ fn repair_or_create(
     let directory = run_dir.network(config.name.as_str());
     let (plan, link) = decide(config, &directory, &mut netlink, lock)?;
     // Before anything is changed.
-    if let Some(address) = joining.and_then(|joining| joining.address)
-        && !hands_out(&plan, address)
-    {
-        return Err(Error::AddressOutside { address, name: plan.name, subnet: plan.subnet });
+    if let Some(joining) = joining {
+        joining.check(&plan)?;
     }
     directory.create()?;
     let (path, text) = (directory.file("network"), record::write_plan(&plan));
@@ -303,7 +317,12 @@ fn reattach(
 
 /// Reaps members whose process is gone and releases their leases. The lease of the VM that is `joining`
 /// stays, because its new Softnet takes it over.
-fn reap(plan: &Plan, directory: &NetworkDir, joining: Option<Joining>, _lock: &Lock) -> Result<(), Error> {
+fn reap(
+    plan: &Plan,
+    directory: &NetworkDir,
+    joining: Option<Joining<'_>>,
+    _lock: &Lock,
+) -> Result<(), Error> {
     let mut addresses = BTreeSet::new();
     for orphan in claim::orphaned(&directory.leases())? {
         let (claim, _) = orphan?;

@@ -111,7 +111,7 @@ impl Membership {
         if member.mac == bridge_mac(&config.name) {
             return Err(Error::MacIsGateway(member.mac));
         }
-        let joining = Joining { mac: member.mac, address: member.client.address };
+        let joining = Joining { mac: member.mac, client: &member.client };
         let (plan, gateway) = ensure_locked(config, Some(joining), &run_dir, &lock)?;
         let Some(port) = Claim::take(path.clone())? else {
             let holder = files::read(&path)?.and_then(|text| record::read_member(&text));

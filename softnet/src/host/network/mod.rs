@@ -189,6 +189,18 @@ pub enum Error {
         /// Its subnet.
         subnet: Ipv4Net,
     },
+    /// A resolver of the VM is no host.
+    #[error(
+        "network {name} has the subnet {subnet}, in which no host has the address {address}; give that of a resolver which the VM can reach"
+    )]
+    NoResolver {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network.
+        name: NetworkName,
+        /// Its subnet.
+        subnet: Ipv4Net,
+    },
     /// A running VM has the fixed address.
     #[error(
         "the VM {holder} has {address}; choose another address, or stop that VM (`softnet network status` shows it)"
