@@ -30,6 +30,11 @@ impl NetworkName {
         })
     }
 
+    /// Whether the name could be a top-level domain of the Internet, which has letters only (RFC 3696, section 2).
+    pub fn could_be_a_domain(&self) -> bool {
+        self.0.bytes().all(|byte| byte.is_ascii_alphabetic())
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -103,7 +103,8 @@ fn main() -> ExitCode {
     let addresses = lab::tests![
         addresses::{a_full_network_says_so, b9_a_fixed_address_serves_with_and_without_dhcp, the_pool_never_gives_a_fixed_address_away},
         boot::{h11_tftp_shows_a_vm_its_own_directory_and_nothing_else, what_cannot_be_booted_is_refused},
-        names::{h11_names_of_vms_are_for_the_host_alone, a_name_is_one_vms_while_it_runs},
+        names::{h11_names_of_vms_are_for_the_host_alone, h11_no_vm_learns_names_of_another_network_by_the_hosts_resolver},
+        names::{a_name_is_one_vms_while_it_runs, a_network_with_the_name_of_a_domain_has_no_names},
         names::{a_set_user_id_start_names_no_vm, the_server_of_names_is_replaced, a_taken_port_of_names_is_said_and_tried_again},
         boot::{a_network_learns_to_boot_while_vms_run, qemu_boots_over_the_network},
         addresses::{an_address_that_a_vm_cannot_have_is_refused, a_fixed_address_is_free_again_after_any_death},

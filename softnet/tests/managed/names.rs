@@ -1,12 +1,13 @@
 //! The names of VMs: the host finds a running VM by the name that it was started with, and no VM learns of another.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lab::Softnet;
 use lab::deadline::{Deadline, until};
-use lab::stage::run;
+use lab::stage::{SCRATCH, run};
 use lab::wire::{Ipv4, address_at, u16_at, udp};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -34,11 +35,15 @@ fn question(name: &str, kind: u8) -> Vec<u8> {
     bytes
 }
 
-/// What the host is told at this port: the whole answer, if there is one with a record.
+/// What the host is told at this port of the gateway: the whole answer, if there is one with a record.
 fn told(port: u16, name: &str, kind: u8) -> Result<Option<Vec<u8>>> {
+    told_by((GATEWAY, port), name, kind)
+}
+
+fn told_by(server: (Ipv4Addr, u16), name: &str, kind: u8) -> Result<Option<Vec<u8>>> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    socket.send_to(&question(name, kind), (GATEWAY, port))?;
+    socket.send_to(&question(name, kind), server)?;
     let mut answer = [0; 600];
     let Ok(length) = socket.recv(&mut answer) else { return Ok(None) };
     Ok((u16_at(&answer, 6) > 0).then(|| answer[..length].to_vec()))
@@ -91,6 +96,38 @@ pub fn h11_names_of_vms_are_for_the_host_alone() -> Result<()> {
     // A static guest has a name too.
     let fixed = Vm::start(mac(3), &["--name=db", "--vm-address=192.168.64.77"])?;
     ensure!(until(|| finds("db.softnet0", Ipv4Addr::new(192, 168, 64, 77))), "{}", fixed.softnet.log());
+    Ok(())
+}
+
+/// The host's resolver asks the server of names of another network, as the documents say, and no VM learns a name by it.
+pub fn h11_no_vm_learns_names_of_another_network_by_the_hosts_resolver() -> Result<()> {
+    const RESOLVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 53);
+    std::fs::write(Path::new(SCRATCH).join("resolv.conf"), format!("nameserver {RESOLVER}\n"))?;
+    let options =
+        ["--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--bind-interfaces", "--user=nobody"];
+    let file = format!("--pid-file={SCRATCH}/resolver.pid");
+    let zone = "--server=/second2/192.168.65.1#5380";
+    run("dnsmasq", &[&options[..], &[&file, zone, "--listen-address=127.0.0.53"]].concat())?;
+    let (vm, own) = leased(FIRST, &[])?;
+    let other = Vm::start(SECOND, &["--network=second2", "--subnet=192.168.65.0/24", "--name=db"])?;
+    let address = other.lease()?;
+    let is_told = || told_by((RESOLVER, 53), "db.second2", A).ok().flatten();
+    ensure!(until(|| is_told().is_some_and(|told| told.ends_with(&address.octets()))));
+    let answer = told_the_vm(&vm, own, 53, "db.second2")?.context("the resolver does not answer the VM")?;
+    ensure!(u16_at(&answer, 6) == 0 && u16_at(&answer, 2) & 15 == 3, "not NXDOMAIN: {answer:02x?}");
+    let zones = || std::fs::read_to_string("/run/softnet/softnet0/dnsmasq.zones").unwrap_or_default();
+    ensure!(zones().contains("/65.168.192.in-addr.arpa/"), "{}", zones());
+    run(SOFTNET, &["network", "down", "--network=second2", "--force"])?;
+    ensure!(!zones().contains("second2"), "{}", zones());
+    Ok(())
+}
+
+/// Its zone would hide a domain of the Internet from VMs.
+pub fn a_network_with_the_name_of_a_domain_has_no_names() -> Result<()> {
+    let vm = Vm::start(FIRST, &["--network=com", "--name=web"])?;
+    ensure!(vm.softnet.log().contains("could be a domain of the Internet"), "{}", vm.softnet.log());
+    let plan = std::fs::read_to_string("/run/softnet/com/network")?;
+    ensure!(plan.contains("names false"), "{plan}");
     Ok(())
 }
 

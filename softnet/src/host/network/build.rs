@@ -165,8 +165,10 @@ fn decide(
     let lease_time = lease_time(config, recorded.as_ref(), lock);
     let wanted = config.subnet.map(subnet::validate).transpose().map_err(in_subnet)?;
     let tftp = config.tftp || recorded.as_ref().is_some_and(|recorded| recorded.tftp);
-    let names =
+    let wants_names =
         config.names && !lock.is_elevated() || recorded.as_ref().is_some_and(|recorded| recorded.names);
+    // Its zone would hide the domain from the VMs.
+    let names = wants_names && !name.could_be_a_domain();
     let net_type = config.net_type;
     let plan = |subnet| Plan { name: name.clone(), subnet, net_type, lease_time, tftp, names };
 

@@ -122,7 +122,7 @@ impl Membership {
             release: member.release,
             exposes: member.exposes.clone(),
             connections: member.connections,
-            name: own_name(&directory, member, &lock)?,
+            name: own_name(&plan, &directory, member, &lock)?,
             client: member.client.clone(),
             ..MemberRecord::new(member.mac, std::process::id())
         };
@@ -435,10 +435,24 @@ fn lock_after_predecessor(run_dir: &RunDir, path: &Path) -> Result<Lock, Error> 
 
 /// The name by which the host finds the VM: the one that it was given, unless a running VM has it. A set-user-ID start
 /// names none, because programs of the host trust a name.
-fn own_name(directory: &NetworkDir, member: &Member, lock: &Lock) -> Result<Option<String>, Error> {
+fn own_name(
+    plan: &Plan,
+    directory: &NetworkDir,
+    member: &Member,
+    lock: &Lock,
+) -> Result<Option<String>, Error> {
     let Some(name) = &member.name else { return Ok(None) };
     if lock.is_elevated() {
         tracing::info!(name, "the host does not find this VM by its name: root has not started it");
+        return Ok(None);
+    }
+    if !plan.names {
+        tracing::warn!(
+            name,
+            network = %plan.name,
+            "the host does not find this VM by its name: the network's name could be a domain of the Internet; use a --network with a \
+             digit in its name"
+        );
         return Ok(None);
     }
     let members = record::members(directory, lock)?;

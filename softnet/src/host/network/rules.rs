@@ -68,8 +68,9 @@ fn apply_after(first: &dyn Fn(Features) -> String, run_dir: &RunDir, lock: &Lock
         clients::show_directories(&run_dir.network(plan.name.as_str()), members)?;
     }
     load_rules(first, &snapshot, run_dir)?;
+    let zones = zones(&snapshot);
     for Network { plan, members } in &snapshot.networks {
-        clients::apply(plan, &run_dir.network(plan.name.as_str()), members)?;
+        clients::apply(plan, &run_dir.network(plan.name.as_str()), members, &zones)?;
     }
     Ok(())
 }
@@ -156,12 +157,17 @@ pub fn are_current(run_dir: &RunDir, lock: &Lock) -> Result<bool, Error> {
     let recorded = files::read(&run_dir.rules_file())?;
     let features = *FEATURES.lock().unwrap_or_else(PoisonError::into_inner);
     let snapshot = take_snapshot(run_dir, lock)?;
+    let zones = zones(&snapshot);
     for Network { plan, members } in &snapshot.networks {
-        if !clients::are_current(plan, &run_dir.network(plan.name.as_str()), members)? {
+        if !clients::are_current(plan, &run_dir.network(plan.name.as_str()), members, &zones)? {
             return Ok(false);
         }
     }
     Ok(recorded == Some(ruleset::replacement(&snapshot, features)))
+}
+
+fn zones(snapshot: &Snapshot) -> String {
+    clients::zones(snapshot.networks.iter().map(|network| &network.plan))
 }
 
 fn take_snapshot(run_dir: &RunDir, lock: &Lock) -> Result<Snapshot, Error> {

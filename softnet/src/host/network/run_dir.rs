@@ -5,6 +5,7 @@
 //! /run/softnet/NAME/network               the network's settings
 //! /run/softnet/NAME/dnsmasq.{pid,leases}
 //! /run/softnet/NAME/dnsmasq.{hosts,options}   what single VMs get
+//! /run/softnet/NAME/dnsmasq.zones         about which zones its server asks nobody
 //! /run/softnet/NAME/names.error           why the host does not find VMs by their names
 //! /run/softnet/NAME/tftp/ADDRESS/MAC      a link to the directory whose files TFTP shows to that VM
 //! /run/softnet/NAME/server                the keeper and its dnsmasq

@@ -4,7 +4,7 @@ use std::fs;
 
 use softnet_filter::NetType;
 
-use super::{hosts_file, lease_file, names_file, names_pid_file, options_file, pid_file};
+use super::{hosts_file, lease_file, names_file, names_pid_file, options_file, pid_file, zones_file};
 use crate::host::network::run_dir::NetworkDir;
 use crate::host::network::{Plan, subnet};
 use crate::host::tools::Tool;
@@ -107,11 +107,6 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         // (rule H11).
         arguments.push("--no-ident".to_owned());
     }
-    if plan.names {
-        // The host's resolver may ask the server of names for these, so questions of VMs must not be handed on to it.
-        arguments
-            .extend([&plan.name.to_string(), &reverse_zone(plan)].map(|zone| format!("--local=/{zone}/")));
-    }
     if plan.tftp {
         arguments.push("--enable-tftp".to_owned());
         arguments.push(format!("--tftp-root={}", directory.tftp().display()));
@@ -122,6 +117,7 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
     match plan.net_type {
         NetType::Nat => {
             arguments.extend(["--domain-needed".to_owned(), "--bogus-priv".to_owned()]);
+            arguments.push(format!("--servers-file={}", zones_file(directory).display()));
             // Room for every VM's share (rule H4): the nftables rules limit what one VM may have open.
             arguments.push(format!("--dns-forward-max={}", questions(pool)));
             if options.tcp_connections {
@@ -136,14 +132,6 @@ pub fn arguments(plan: &Plan, directory: &NetworkDir, user: &str, options: Optio
         ]),
     }
     arguments
-}
-
-/// The zone of the addresses of the network's subnet, or of a larger one (RFC 1035, section 3.5).
-fn reverse_zone(plan: &Plan) -> String {
-    let whole = usize::from(plan.subnet.prefix_len() / 8);
-    let octets = plan.subnet.network().octets();
-    let labels = octets.iter().take(whole).rev().map(u8::to_string);
-    labels.chain(["in-addr.arpa".to_owned()]).collect::<Vec<_>>().join(".")
 }
 
 /// The port of the gateway's address at which the host finds VMs by their names. The rules close it to everybody else.
@@ -194,18 +182,6 @@ mod tests {
             |tftp| arguments(&Plan { tftp, ..plan(NetType::Nat) }, &directory, "nobody", Options::default());
         assert!(of(true).iter().any(|argument| argument == "--tftp-unique-root=ip"));
         assert!(!of(false).iter().any(|argument| argument.contains("tftp")));
-    }
-
-    #[test]
-    fn no_question_about_names_leaves_the_network() {
-        let directory = RunDir::of_this_namespace().network("softnet0");
-        let of = |names, subnet: &str| {
-            let plan = Plan { names, subnet: subnet.parse().unwrap(), ..plan(NetType::Nat) };
-            arguments(&plan, &directory, "nobody", Options::default()).join(" ")
-        };
-        assert!(of(true, "192.168.64.0/24").contains("--local=/softnet0/ --local=/64.168.192.in-addr.arpa/"));
-        assert!(of(true, "100.64.16.0/20").contains("--local=/64.100.in-addr.arpa/"));
-        assert!(!of(false, "192.168.64.0/24").contains("--local"));
     }
 
     #[test]

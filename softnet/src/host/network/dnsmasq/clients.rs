@@ -1,7 +1,8 @@
 //! What the server gives single VMs: their fixed addresses, resolvers, search domains and boot files.
 //!
 //! Like the rules, it follows from the files of running members: with each change all of it is rendered again. The
-//! server reads it at its start and whenever it is sent SIGHUP (dnsmasq(8), `--dhcp-hostsfile`, `--dhcp-optsfile`).
+//! server reads it at its start and whenever it is sent SIGHUP (dnsmasq(8), `--dhcp-hostsfile`, `--dhcp-optsfile`,
+//! `--servers-file`).
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -16,22 +17,28 @@ use softnet_filter::MacAddr;
 
 use super::leases::wait_until_idle;
 use super::process::{end, names_server, running};
-use super::{hosts_file, names_file, options_file};
+use super::{hosts_file, names_file, options_file, zones_file};
 use crate::host::files;
 use crate::host::network::Plan;
 use crate::host::network::record::MemberRecord;
 use crate::host::network::run_dir::NetworkDir;
 
-/// Writes the files for these members, if they differ, hides from VMs what is no longer theirs, and lets a running server read them. It has read them when this
-/// returns, unless it is so slow that a warning says so. Call it under the [`crate::host::network::lock::Lock`].
+/// Writes the files for these members, if they differ, hides from VMs what is no longer theirs, and lets a running server
+/// read them. `zones` are those of all networks ([`zones`]). The server has read them when this returns, unless it is so
+/// slow that a warning says so. Call it under the [`crate::host::network::lock::Lock`].
 ///
 /// # Errors
 /// If a file cannot be read or written.
-pub fn apply(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> Result<(), files::Error> {
+pub fn apply(
+    plan: &Plan,
+    directory: &NetworkDir,
+    members: &[MemberRecord],
+    zones: &str,
+) -> Result<(), files::Error> {
     let mut changed = false;
     let had_tags = files::read(&hosts_file(directory))?.is_some_and(|hosts| hosts.contains(SETS_TAG));
     hide_directories(directory, members)?;
-    for (path, text) in contents(plan, directory, members) {
+    for (path, text) in contents(plan, directory, members, zones) {
         if files::read(&path)?.as_deref() != Some(text.as_str()) {
             files::write_atomically(&path, &text)?;
             changed = true;
@@ -64,13 +71,14 @@ pub fn are_current(
     plan: &Plan,
     directory: &NetworkDir,
     members: &[MemberRecord],
+    zones: &str,
 ) -> Result<bool, files::Error> {
     let shown: Vec<String> = shown(members).into_keys().collect();
     if files::list(&directory.tftp())? != shown {
         return Ok(false);
     }
     let names = plan.names.then(|| (names_file(directory), names(plan, members)));
-    for (path, text) in contents(plan, directory, members).into_iter().chain(names) {
+    for (path, text) in contents(plan, directory, members, zones).into_iter().chain(names) {
         if files::read(&path)?.unwrap_or_default() != text {
             return Ok(false);
         }
@@ -130,12 +138,34 @@ fn hide_directories(directory: &NetworkDir, members: &[MemberRecord]) -> Result<
     Ok(())
 }
 
-fn contents(plan: &Plan, directory: &NetworkDir, members: &[MemberRecord]) -> [(PathBuf, String); 2] {
-    // The options first: the server reads both at once, and a tag without a VM means nothing.
+fn contents(
+    plan: &Plan,
+    directory: &NetworkDir,
+    members: &[MemberRecord],
+    zones: &str,
+) -> [(PathBuf, String); 3] {
+    // The options before the hosts: the server reads both at once, and a tag without a VM means nothing.
     [
+        (zones_file(directory), zones.to_owned()),
         (options_file(directory), options(plan.gateway().addr(), members)),
         (hosts_file(directory), hosts(members)),
     ]
+}
+
+/// The zones of the names and addresses of all VMs that the host finds by their names. The host's resolver may ask the
+/// servers of names about them, so a question of a VM of any network must not be handed on to it (rule H11).
+pub fn zones<'a>(plans: impl Iterator<Item = &'a Plan>) -> String {
+    // A zone without a server is nobody's (dnsmasq(8), `--server`).
+    let of = |plan: &Plan| format!("server=/{}/\nserver=/{}/\n", plan.name, reverse_zone(plan));
+    plans.filter(|plan| plan.names).map(of).collect()
+}
+
+/// The zone of the addresses of the network's subnet, or of a larger one (RFC 1035, section 3.5).
+fn reverse_zone(plan: &Plan) -> String {
+    let whole = usize::from(plan.subnet.prefix_len() / 8);
+    let octets = plan.subnet.network().octets();
+    let labels = octets.iter().take(whole).rev().map(u8::to_string);
+    labels.chain(["in-addr.arpa".to_owned()]).collect::<Vec<_>>().join(".")
 }
 
 /// Tells a server that its files have changed.
@@ -208,7 +238,22 @@ fn options(gateway: Ipv4Addr, members: &[MemberRecord]) -> String {
 mod tests {
     use super::*;
 
+    use crate::host::network::tests::plan;
+    use softnet_filter::NetType;
+
     const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+
+    #[test]
+    fn no_question_about_names_leaves_any_network() {
+        let of = |names, subnet: &str| {
+            let plan = Plan { names, subnet: subnet.parse().unwrap(), ..plan(NetType::Nat) };
+            zones([&plan, &plan].into_iter())
+        };
+        let one = "server=/softnet0/\nserver=/64.168.192.in-addr.arpa/\n";
+        assert_eq!(of(true, "192.168.64.0/24"), one.repeat(2));
+        assert!(of(true, "100.64.16.0/20").contains("server=/64.100.in-addr.arpa/"));
+        assert_eq!(of(false, "192.168.64.0/24"), "");
+    }
 
     #[test]
     fn only_a_vm_with_something_of_its_own_is_mentioned() {

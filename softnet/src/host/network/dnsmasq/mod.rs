@@ -106,6 +106,11 @@ pub fn options_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.options")
 }
 
+/// The file with the zones about which the server asks nobody.
+pub fn zones_file(directory: &NetworkDir) -> PathBuf {
+    directory.file("dnsmasq.zones")
+}
+
 /// The file with the addresses and names of the VMs.
 pub fn names_file(directory: &NetworkDir) -> PathBuf {
     directory.file("dnsmasq.names")
