@@ -190,3 +190,31 @@ pub fn a_filter_that_comes_later_is_named() -> Result<()> {
     ensure!(Path::new(FOUND).exists());
     leaves_nothing()
 }
+
+/// A filter behind the routing, where answers and translated packets pass too. Nothing of the looks leaves the host.
+pub fn a_filter_behind_the_routing_is_named() -> Result<()> {
+    let world = World::build()?;
+    let nft = |text: &str| world.internet.run(|| run("nft", &[text]))?;
+    nft("add table ip seen; add chain ip seen any { type filter hook prerouting priority -400; }; \
+         add rule ip seen any ip daddr 1.1.1.1 tcp dport 443 counter")?;
+    let vm = Vm::start(FIRST, &[])?;
+    ensure!(until(|| std::fs::read_to_string(FOUND).is_ok_and(|text| text.is_empty())), "no look");
+    run(
+        "nft",
+        &[
+            "add table inet mine; add chain inet mine post { type filter hook postrouting priority 300; policy accept; }; \
+           add rule inet mine post oifname != lo drop",
+        ],
+    )?;
+    let (what, open) = warned(&vm)?;
+    ensure!(
+        what == "DHCP answers and DNS answers and packets to the world (chain post of table inet mine)",
+        "{what}"
+    );
+    run("sh", &["-c", &open]).context(open.clone())?;
+    ensure!(!status()?.contains("  firewall "), "{}", status()?);
+    works(&vm)?;
+    let seen = nft("list chain ip seen any")?;
+    ensure!(seen.contains("counter packets 0 "), "a look left the host: {seen}");
+    leaves_nothing()
+}

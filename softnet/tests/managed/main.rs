@@ -114,7 +114,7 @@ fn main() -> ExitCode {
     let firewalls = lab::tests![
         firewall::{ufw_is_opened_as_told, firewalld_is_opened_as_told},
         firewall::{iptables_is_opened_as_told, legacy_iptables_is_opened_as_told},
-        firewall::{a_filter_that_comes_later_is_named},
+        firewall::{a_filter_that_comes_later_is_named, a_filter_behind_the_routing_is_named},
     ];
     let own = leases.into_iter().chain(keeper).chain(surroundings).chain(addresses).chain(firewalls);
     tests.extend(own.map(Test::as_root));

@@ -38,14 +38,17 @@ impl Need {
     pub fn hook(self) -> &'static str {
         match self {
             Need::DhcpRequest | Need::DnsQuestion => "input",
-            Need::DhcpAnswer | Need::DnsAnswer => "output",
-            Need::World => "forward",
+            Need::DhcpAnswer | Need::DnsAnswer | Need::World => "postrouting",
         }
     }
 
-    /// The chain of iptables there.
-    fn chain(self) -> String {
-        self.hook().to_ascii_uppercase()
+    /// The chain of iptables' table `filter` on its way.
+    fn chain(self) -> &'static str {
+        match self {
+            Need::DhcpRequest | Need::DnsQuestion => "INPUT",
+            Need::DhcpAnswer | Need::DnsAnswer => "OUTPUT",
+            Need::World => "FORWARD",
+        }
     }
 }
 
@@ -67,6 +70,8 @@ pub enum Filter {
     Legacy {
         /// Whether ufw made them.
         ufw: bool,
+        /// The chain of iptables in whose hook the packet was lost.
+        chain: String,
     },
     /// Something else that stands in netfilter's hooks, such as a BPF program.
     Unknown,
@@ -74,10 +79,10 @@ pub enum Filter {
 
 impl Filter {
     /// Where the packet was dropped.
-    fn place(&self, need: Need) -> String {
+    fn place(&self) -> String {
         match self {
             Filter::Table { family, table, base, .. } => format!("chain {base} of table {family} {table}"),
-            Filter::Legacy { .. } => format!("chain {} of iptables-legacy", need.chain()),
+            Filter::Legacy { chain, .. } => format!("chain {chain} of iptables-legacy"),
             Filter::Unknown => "a filter that nft does not show".to_owned(),
         }
     }
@@ -85,8 +90,10 @@ impl Filter {
     /// The commands that let it pass what `need` is about.
     fn commands(&self, need: Need, bridge: &NetworkName) -> Vec<String> {
         match self {
-            Filter::Legacy { ufw: true } => ufw(bridge),
-            Filter::Legacy { ufw: false } => iptables("iptables-legacy", &need.chain(), bridge),
+            // In the other hooks there is no table `filter`.
+            Filter::Legacy { chain, .. } if *chain != need.chain() => Vec::new(),
+            Filter::Legacy { ufw: true, .. } => ufw(bridge),
+            Filter::Legacy { ufw: false, chain } => iptables("iptables-legacy", chain, bridge),
             Filter::Unknown => Vec::new(),
             Filter::Table { family, table, base, chains } => {
                 let any = |test: &dyn Fn(&str) -> bool| chains.iter().any(|chain| test(chain));
@@ -102,7 +109,7 @@ impl Filter {
                     let insert = |way: &str| {
                         format!("nft insert rule {family} {table} {base} {way} \"{bridge}\" accept")
                     };
-                    ways(&need.chain()).iter().map(|way| insert(&format!("{way}ifname"))).collect()
+                    ways(need.chain()).iter().map(|way| insert(&format!("{way}ifname"))).collect()
                 }
             }
         }
@@ -163,7 +170,7 @@ impl Findings {
     fn text(&self, bridge: &NetworkName) -> String {
         let (mut places, mut commands): (Vec<(String, Vec<&str>)>, Vec<String>) = (Vec::new(), Vec::new());
         for (need, filter) in &self.0 {
-            let place = filter.place(*need);
+            let place = filter.place();
             match places.iter_mut().find(|(known, _)| *known == place) {
                 Some((_, needs)) => needs.push(need.name()),
                 None => places.push((place, vec![need.name()])),
@@ -270,11 +277,11 @@ mod tests {
                  nft insert rule inet mine forward oifname \"softnet0\" accept",
             ),
             (
-                world(Filter::Legacy { ufw: false }),
+                world(Filter::Legacy { ufw: false, chain: "FORWARD".into() }),
                 "iptables-legacy -I FORWARD -i softnet0 -j ACCEPT && iptables-legacy -I FORWARD -o softnet0 -j ACCEPT",
             ),
             (
-                world(Filter::Legacy { ufw: true }),
+                world(Filter::Legacy { ufw: true, chain: "FORWARD".into() }),
                 "ufw allow in on softnet0 && ufw route allow in on softnet0",
             ),
         ] {
@@ -299,7 +306,16 @@ mod tests {
              ip filter), packets to the world (chain FORWARD of table ip filter); to let it pass, run: ufw allow in on \
              softnet0 && ufw route allow in on softnet0\nchain INPUT of table ip filter\nchain FORWARD of table ip filter\n"
         );
-        let text = text(vec![(Need::World, Filter::Unknown)]);
-        assert!(text.contains("; let it accept packets from and to softnet0\n"), "{text}");
+        let mangled = Filter::Legacy { ufw: false, chain: "POSTROUTING".into() };
+        for (filter, place) in [
+            (Filter::Unknown, "a filter that nft does not show"),
+            (mangled, "chain POSTROUTING of iptables-legacy"),
+        ] {
+            let text = text(vec![(Need::World, filter)]);
+            assert!(
+                text.contains(&format!("({place}); let it accept packets from and to softnet0\n")),
+                "{text}"
+            );
+        }
     }
 }

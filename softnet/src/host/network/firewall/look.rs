@@ -150,7 +150,7 @@ impl Look {
         for (need, way) in self.ways.iter().filter(|(_, way)| !way.arrived) {
             // A packet that netfilter's hook has swallowed without a word of nft's. One that the kernel itself does not
             // deliver, for its address or its route, is in no hook.
-            let swallowed = || way.within.as_ref().map(|_| hidden_filter());
+            let swallowed = || way.within.as_deref().map(hidden_filter);
             if let Some(filter) = way.filter.clone().filter(|_| way.dropped).or_else(swallowed) {
                 findings.add(*need, filter);
             }
@@ -190,13 +190,14 @@ impl Way {
     }
 }
 
-/// A filter that nft does not show.
-fn hidden_filter() -> Filter {
+/// A filter in this hook that nft does not show.
+fn hidden_filter(hook: &str) -> Filter {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     if read(LEGACY_TABLES).trim().is_empty() {
         return Filter::Unknown;
     }
-    Filter::Legacy { ufw: read(UFW).lines().any(|line| line.trim() == "ENABLED=yes") }
+    let ufw = read(UFW).lines().any(|line| line.trim() == "ENABLED=yes");
+    Filter::Legacy { ufw, chain: hook.to_ascii_uppercase() }
 }
 
 /// Changes the kernel's rules by one transaction, and notes it as Softnet's own.
@@ -240,8 +241,8 @@ mod tests {
         way
     }
 
-    const FIRST: (&str, &str) = ("softnet-tap-snl0", "forward_first");
-    const LAST: (&str, &str) = ("softnet-tap-snl0", "forward_last");
+    const FIRST: (&str, &str) = ("softnet-tap-snl0", "postrouting_first");
+    const LAST: (&str, &str) = ("softnet-tap-snl0", "postrouting_last");
 
     #[test]
     fn a_packet_that_passes_the_last_chain_has_arrived() {

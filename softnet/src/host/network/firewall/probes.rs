@@ -28,7 +28,8 @@ use crate::sys::tun;
 /// The TAP's name; the kernel picks the number.
 const NAME: &str = "snl%d";
 
-/// Where the packet to the world goes. It never leaves: the look's own rules drop it behind all filters.
+/// Where the packet to the world goes. It never leaves: the look's own rules drop it behind all filters, by its sender's MAC
+/// address and by its source before translation.
 const WORLD: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 const HTTPS: u16 = 443;
 const DNS: u16 = 53;
@@ -85,6 +86,11 @@ impl Probes {
         let Probes { address, port, mac, .. } = self;
         let (name, lowest, highest) = (table_name(tap), i32::MIN, i32::MAX);
         let mut chains = String::new();
+        // Translation has changed the source of the packet to the world by then, unless nobody tracks it.
+        let world = format!(
+            "ether saddr {mac} drop\n\t\tmeta l4proto tcp ct original ip saddr {address} ct original proto-src {port} drop\n\
+             \t\tip saddr {address} tcp sport {port} drop"
+        );
         // A VM may be leased the address meanwhile, and its answers pass.
         let client = mac.octets().iter().fold("0x".to_owned(), |text, octet| text + &format!("{octet:02x}"));
         let answers = format!(
@@ -94,8 +100,9 @@ impl Probes {
         for (hook, first, last) in [
             ("prerouting", format!("ether saddr {mac} meta nftrace set 1"), String::new()),
             ("input", String::new(), format!("ether saddr {mac} udp dport {SERVER_PORT} drop")),
-            ("forward", String::new(), format!("ether saddr {mac} drop")),
-            ("output", answers.replace("VERDICT", "meta nftrace set 1"), answers.replace("VERDICT", "drop")),
+            ("forward", String::new(), String::new()),
+            ("output", answers.replace("VERDICT", "meta nftrace set 1"), String::new()),
+            ("postrouting", String::new(), format!("{}\n\t\t{world}", answers.replace("VERDICT", "drop"))),
         ] {
             for (place, priority, rules) in [(FIRST, lowest, first), (LAST, highest, last)] {
                 chains += &format!(
@@ -140,7 +147,8 @@ impl Probes {
         match (protocol, port(0)?, port(2)?) {
             (UDP, CLIENT_PORT, SERVER_PORT) if is_from_tap => Some(Need::DhcpRequest),
             (UDP, from, DNS) if is_from_tap && from == self.port => Some(Need::DnsQuestion),
-            (TCP, from, HTTPS) if is_from_tap && from == self.port => Some(Need::World),
+            // Translation changes its source.
+            (TCP, _, HTTPS) if is_from_tap => Some(Need::World),
             (UDP, SERVER_PORT, CLIENT_PORT) if to == self.address => Some(Need::DhcpAnswer),
             (UDP, DNS, port) if to == self.address && port == self.port => Some(Need::DnsAnswer),
             _ => None,
@@ -316,7 +324,7 @@ mod tests {
     fn the_look_has_a_first_and_a_last_chain_in_each_hook() {
         let table = probes().table("softnet0", "snl0");
         assert!(table.starts_with("table ip softnet-tap-snl0 {"), "{table}");
-        for hook in ["prerouting", "input", "forward", "output"] {
+        for hook in ["prerouting", "input", "forward", "output", "postrouting"] {
             for (end, last) in [("first", false), ("last", true)] {
                 let chain = format!("{hook}_{end}");
                 assert!(table.contains(&format!("chain {chain} {{")), "{table}");
