@@ -263,6 +263,21 @@ pub fn the_server_outlives_the_end_of_a_vm_with_resolvers() -> Result<()> {
     Ok(())
 }
 
+/// A start that has the server replaced waits for the next one: the first message of its VM is answered.
+pub fn a_start_that_replaces_the_server_waits_for_it() -> Result<()> {
+    let vms = (1..=4)
+        .map(|last| {
+            let vm = Vm::start(mac(last), &["--dns=10.1.1.1"])?;
+            let serves = run("ss", &["-Hlnu", "sport = :67"])?;
+            ensure!(!serves.is_empty(), "nobody serves DHCP when VM {last} may begin: {}", keeper_log());
+            vm.lease()?;
+            Ok(vm)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(vms.iter().all(|vm| vm.softnet.counters().is_ok()));
+    Ok(())
+}
+
 /// Fails unless the filter drops what the VM sends to these ports for these reasons.
 fn drops(vm: &Vm, from: Ipv4Addr, to: Ipv4Addr, expected: &[(u16, Option<&str>)]) -> Result<()> {
     let gateway = gateway_mac()?;

@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         boot::{a_network_learns_to_boot_while_vms_run, qemu_boots_over_the_network},
         addresses::{an_address_that_a_vm_cannot_have_is_refused, a_fixed_address_is_free_again_after_any_death},
         addresses::{a_set_user_id_start_takes_no_address_that_another_has, d5_resolvers_and_search_domains_are_the_vms_own, the_server_outlives_the_end_of_a_vm_with_resolvers},
-        addresses::{search_domains_that_are_taken_arrive},
+        addresses::{a_start_that_replaces_the_server_waits_for_it, search_domains_that_are_taken_arrive},
     ];
     let firewalls = lab::tests![
         firewall::{ufw_is_opened_as_told, firewalld_is_opened_as_told},

@@ -212,6 +212,10 @@ impl Membership {
         self.write(&lock)?;
         // Before the bridge accepts a frame from it.
         rules::apply_for_tap(tap, &self.run_dir, &lock)?;
+        // It was ended if it has to read the tags of a VM again. The VM's first message finds the new one.
+        if dnsmasq::running(&self.directory).is_none() {
+            service::ensure(&self.plan.name, &self.directory, &lock)?;
+        }
         // The rules keep the ports free from now on.
         rules::forget_shadows(&self.record.exposes);
         let bridge = bridge::join(&mut netlink, tap, &bridge, self.record.mac, isolated)?;
