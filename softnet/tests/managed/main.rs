@@ -4,11 +4,13 @@
 
 mod addresses;
 mod boot;
+mod bridge;
 mod firewall;
 mod keeper;
 mod leases;
 mod locks;
 mod names;
+mod passt;
 mod stations;
 mod surroundings;
 
@@ -22,10 +24,10 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use lab::deadline::{Deadline, until};
 use lab::harness::{self, Test};
-use lab::net::{HOST_ON_LAN, Host, INTERNET, LAN, World};
+use lab::net::{HOST_ON_LAN, Host, INTERNET, World};
 use lab::stage::run;
 use lab::wire::{Arp, Dhcp, Ipv4, Mac, carries, dhcp_kind as kind, dhcp_option as option, udp};
-use lab::{DhcpServer, Service, Softnet, VmPort};
+use lab::{DhcpServer, Softnet, VmPort};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,10 +52,8 @@ fn main() -> ExitCode {
             .as_root(),
         Test::new("managed::a_missing_program_is_named_with_its_package", a_missing_program_is_named)
             .as_root(),
-        Test::new("passt::serves_a_user_without_privilege", passt_serves_a_user).as_root(),
-        Test::new("passt::what_it_needs_is_said", what_passt_needs_is_said).as_root(),
-        Test::new("bridge::a_new_tap_joins_and_goes", a_new_tap_joins_a_bridge_and_goes),
-        Test::new("bridge::what_cannot_serve_is_refused", what_cannot_serve_is_refused),
+        Test::new("bridge::a_new_tap_joins_and_goes", bridge::a_new_tap_joins_and_goes),
+        Test::new("bridge::what_cannot_serve_is_refused", bridge::what_cannot_serve_is_refused),
         Test::new("bridge::a_lans_router_serves", stations::a_lans_router_serves).as_root(),
         Test::new(
             "bridge::a_dhcp_server_beside_the_host_serves",
@@ -116,14 +116,14 @@ fn main() -> ExitCode {
         firewall::{iptables_is_opened_as_told, legacy_iptables_is_opened_as_told},
         firewall::{a_filter_that_comes_later_is_named, a_filter_behind_the_routing_is_named},
     ];
-    let own = leases.into_iter().chain(keeper).chain(surroundings).chain(addresses).chain(firewalls);
+    let passt = lab::tests![passt::{serves_a_user_without_privilege, what_it_needs_is_said}];
+    let own =
+        leases.into_iter().chain(keeper).chain(surroundings).chain(addresses).chain(firewalls).chain(passt);
     tests.extend(own.map(Test::as_root));
     harness::main(tests)
 }
 
 const SOFTNET: &str = env!("CARGO_BIN_EXE_softnet");
-/// The option with the resolvers (RFC 2132, section 3.8).
-const RESOLVERS: u8 = 6;
 const FIRST: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const SECOND: Mac = Mac([2, 0, 0, 0, 0, 2]);
 
@@ -517,41 +517,6 @@ fn where_switches_are_read_only() -> Result<()> {
     Ok(())
 }
 
-fn a_new_tap_joins_a_bridge_and_goes() -> Result<()> {
-    let main = Host::main()?;
-    main.bridge("br0", "10.5.0.1/24")?;
-    let before = hex(&main.ip("-oneline link show br0")?);
-    let mut vm = Vm::start(FIRST, &["--bridge=br0"])?;
-    ensure!(vm.ready["mode"] == "bridge" && vm.ready["gateway"] == "10.5.0.1", "{}", vm.ready);
-    let tap = vm.ready["interface"].as_str().context("no interface")?.to_owned();
-    ensure!(main.ip(&format!("-d link show {tap}"))?.contains("isolated on"));
-    let mut open = Vm::start(SECOND, &["--bridge=br0", "--allow=0.0.0.0/0"])?;
-    let second = open.ready["interface"].as_str().context("no interface")?.to_owned();
-    ensure!(main.ip(&format!("-d link show {second}"))?.contains("isolated off"));
-    ensure!(hex(&main.ip("-oneline link show br0")?) == before, "the bridge's MAC is another");
-    ensure!(vm.softnet.stop()?.success() && open.softnet.stop()?.success());
-    ensure!(!main.ip("-oneline link")?.contains("snt"), "a TAP stayed");
-    ensure!(main.ip("addr show br0")?.contains("10.5.0.1/24"));
-    Ok(())
-}
-
-fn what_cannot_serve_is_refused() -> Result<()> {
-    let main = Host::main()?;
-    main.ip("link add br0 type bridge")?;
-    for (flag, reason) in [
-        ("--bridge=none", "there is no interface none"),
-        ("--bridge=lo", "lo is not a bridge"),
-        ("--bridge=br0", "br0 has no IPv4 address"),
-        ("--network=br0", "interface br0 exists and was not created by Softnet"),
-        ("--tap=lo", "lo is not a TAP"),
-    ] {
-        let log = refusal(FIRST, &[flag])?;
-        ensure!(log.contains(reason), "{flag}: {log}");
-    }
-    ensure!(!main.ip("-oneline link")?.contains("snt"));
-    Ok(())
-}
-
 fn a_host_only_vm() -> Result<()> {
     let _world = World::build()?;
     let nat = Vm::start(SECOND, &[])?;
@@ -625,81 +590,6 @@ fn a_missing_program_is_named() -> Result<()> {
         for path in &hidden {
             run("umount", &[path])?;
         }
-    }
-    Ok(())
-}
-
-/// The program as `nobody` runs it.
-fn as_nobody(theirs: OwnedFd, arguments: &[&str]) -> Result<Softnet> {
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", SOFTNET, "--vm-fd=0"]);
-    command.args([&format!("--vm-mac-address={FIRST}"), Softnet::READY_FLAG]).args(arguments).stdin(theirs);
-    Softnet::spawn(command)
-}
-
-fn passt_serves_a_user() -> Result<()> {
-    let world = World::build()?;
-    let (port, theirs) = VmPort::pair()?;
-    let mut softnet = as_nobody(theirs, &["--expose=5000:53/udp"])?;
-    let ready = softnet.ready()?;
-    ensure!(ready["mode"] == "passt" && ready["gateway"] == "192.168.64.1", "{ready}");
-    let mut vm = Vm { port, softnet, mac: FIRST, ready };
-    let address = vm.lease().with_context(|| format!("{:?}", vm.softnet.counters()))?;
-    ensure!(address == Ipv4Addr::new(192, 168, 64, 2), "{address}");
-    vm.is_reached(&world.lan, SocketAddrV4::new(HOST_ON_LAN, 5000), address)?;
-
-    // Out to the internet, and back.
-    let gateway = Mac([0x0a, b'S', b'N', 0, 0, 1]);
-    let question =
-        |to: Ipv4Addr| Ipv4::new(address, to, udp((address, 4000), (to, 80), b"?")).frame(gateway, FIRST);
-    vm.port.send(&question(INTERNET))?;
-    vm.port.expect("an answer from the internet", |frame| carries(frame, b"hello from the internet"))?;
-    // The LAN is the filter's business, the host's loopback is passt's.
-    let before = vm.softnet.counters()?;
-    vm.port.send(&question(LAN))?;
-    ensure!(until(|| vm.softnet.counters().is_ok_and(|now| now.drops_since(&before).len() == 1)));
-    let loopback = Service::start(&world.main, Ipv4Addr::LOCALHOST, 80, "the loopback")?;
-    vm.port.send(&question(Ipv4Addr::new(192, 168, 64, 1)))?;
-    vm.port.send(&question(INTERNET))?;
-    vm.port.expect("an answer from the internet", |frame| carries(frame, b"hello from the internet"))?;
-    ensure!(loopback.seen().is_empty(), "the VM reached the host's loopback");
-    ensure!(!vm.softnet.log().contains("resolver"), "{}", vm.softnet.log());
-
-    ensure!(vm.softnet.stop()?.success(), "{}", vm.softnet.log());
-    let passts = || run("ps", &["-A", "-o", "stat=,comm="]).unwrap_or_default();
-    let alive = |text: &str| text.lines().any(|line| line.contains("passt") && !line.starts_with('Z'));
-    ensure!(until(|| !alive(&passts())), "passt outlived Softnet: {}", passts());
-    Ok(())
-}
-
-fn what_passt_needs_is_said() -> Result<()> {
-    let word = |arguments: &[&str]| -> Result<(Option<i32>, String)> {
-        let (_port, theirs) = VmPort::pair()?;
-        let mut softnet = as_nobody(theirs, arguments)?;
-        let status = softnet.wait()?;
-        Ok((status.code(), softnet.log()))
-    };
-    let (code, log) = word(&[])?;
-    ensure!(code == Some(1) && log.contains("no IPv4 default route"), "{code:?} {log}");
-    let _world = World::build()?;
-    let (code, log) = word(&["--network=mine"])?;
-    ensure!(code == Some(2) && log.contains("only root may set up a network"), "{code:?} {log}");
-    let (code, log) = word(&["--bridge=br0"])?;
-    ensure!(code == Some(2) && log.contains("only root may add a port to a bridge"), "{code:?} {log}");
-    let (code, log) = word(&["--expose=80:80"])?;
-    ensure!(code == Some(2) && log.contains("only root may expose ports below 1024"), "{code:?} {log}");
-    // A VM without a resolver hears why, and who has one by another way hears nothing.
-    std::fs::write(Path::new(lab::stage::SCRATCH).join("resolv.conf"), "nameserver 2001:db8::53\n")?;
-    for (arguments, warns) in [(&[][..], true), (&["--vm-net-type=host"][..], false)] {
-        let (port, theirs) = VmPort::pair()?;
-        let mut softnet = as_nobody(theirs, arguments)?;
-        let ready = softnet.ready()?;
-        let has_said = |softnet: &Softnet| softnet.log().contains("/etc/resolv.conf names no IPv4 resolver");
-        ensure!(!warns || until(|| has_said(&softnet)), "{}", softnet.log());
-        let vm = Vm { port, softnet, mac: FIRST, ready };
-        let offer = vm.offer()?;
-        ensure!(offer.option(RESOLVERS).is_none(), "{:?}", offer.option(RESOLVERS));
-        ensure!(has_said(&vm.softnet) == warns, "{}", vm.softnet.log());
     }
     Ok(())
 }
