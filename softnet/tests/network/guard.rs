@@ -101,9 +101,10 @@ fn in_its_own_name() -> Result<()> {
     };
     for (what, frame) in &forged {
         ensure!(!heard(frame)?, "{what} got to the host");
+        // The kernel may forget an entry meanwhile, if other namespaces have many.
+        let neighbour = run("ip", &["neigh", "show", &other.to_string(), "dev", "softnet0"])?;
+        ensure!(!neighbour.contains(&own.to_string()), "{what} turned the neighbour entry: {neighbour}");
     }
-    let neighbour = run("ip", &["neigh", "show", &other.to_string(), "dev", "softnet0"])?;
-    ensure!(neighbour.contains("02:00:00:00:00:02"), "the neighbour entry was turned: {neighbour}");
 
     // What the filter lets through passes. Where bridged frames are filtered, the host keeps fragments until it has all.
     bridged_frames_are_filtered(false)?;
