@@ -2,7 +2,7 @@
 
 use softnet_filter::{OnBlock, PortConfig, Timestamp, Verdict};
 
-use super::packet::{Ethernet, ICMP, Ipv4, TCP, number16, octets};
+use super::packet::{Ethernet, ICMP, Ipv4, TCP, number16, octets, sum16};
 use super::{Opinion, Oracle, is_end_of_time, world};
 
 /// Whether a frame is answered.
@@ -61,20 +61,23 @@ impl Oracle {
             && !self.is_edge(ip.destination)
     }
 
+    /// J2: the packet of an answer, in a frame of the gateway for the VM.
+    fn read_answer<'a>(&self, answer: &'a [u8]) -> Result<Ipv4<'a>, &'static str> {
+        let ethernet = Ethernet::read(answer).ok_or("a runt")?;
+        let ip = Ipv4::read(ethernet.body).ok_or("no packet")?;
+        let stations = (ethernet.destination, ethernet.source);
+        is_right(stations == (self.own_mac(), self.gateway_mac()), "its stations")?;
+        is_right(ethernet.ether_type == 0x0800 && ip.header_is_right && ip.trailer.is_empty(), "its header")?;
+        Ok(ip)
+    }
+
     /// J1, J2: the answer to a refused frame, in the name of whom it was for.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn check_refusal(&self, answer: &[u8], frame: &[u8]) -> Result<(), &'static str> {
-        let ethernet = Ethernet::read(answer).ok_or("a runt")?;
-        let ip = Ipv4::read(ethernet.body).ok_or("no packet")?;
+        let ip = self.read_answer(answer)?;
         let sent = Ipv4::read(&frame[14..]).ok_or("no packet was sent")?;
-        let is_right = |right: bool, wrong| if right { Ok(()) } else { Err(wrong) };
-        is_right(
-            (ethernet.destination, ethernet.source) == (self.own_mac(), self.gateway_mac()),
-            "its stations",
-        )?;
-        is_right(ethernet.ether_type == 0x0800 && ip.header_is_right && ip.trailer.is_empty(), "its header")?;
         is_right((ip.source, ip.destination) == (sent.destination, sent.source), "its addresses")?;
         if sent.protocol == TCP {
             let number = |bytes: &[u8], at: usize| octets::<4>(bytes, at).map(u32::from_be_bytes);
@@ -91,7 +94,7 @@ impl Oracle {
         let quote = ip.payload.get(8..).ok_or("no quote")?;
         is_right(ip.protocol == ICMP && ip.payload[..2] == [3, 13], "its type")?;
         is_right(ip.payload[4..8] == [0; 4], "its unused bytes")?;
-        is_right(sum(ip.payload) == 0xffff, "its checksum")?;
+        is_right(sum16(ip.payload) == 0xffff, "its checksum")?;
         is_right(frame[14..].starts_with(quote) && ip.total_length <= 576, "its quote")?;
         is_right(quote.len() >= sent.total_length.min(28), "the length of its quote")
     }
@@ -101,10 +104,8 @@ impl Oracle {
     /// # Errors
     /// What is wrong with it.
     pub fn check_reset(&self, answer: &[u8], now: Timestamp) -> Result<(), &'static str> {
-        let ethernet = Ethernet::read(answer).ok_or("a runt")?;
-        let ip = Ipv4::read(ethernet.body).ok_or("no packet")?;
-        let is_to_vm = self.lease_at(now).is_some_and(|lease| lease.address == ip.destination)
-            && (ethernet.destination, ethernet.source) == (self.own_mac(), self.gateway_mac());
+        let ip = self.read_answer(answer)?;
+        let is_to_vm = self.lease_at(now).is_some_and(|lease| lease.address == ip.destination);
         let is_reset = ip.protocol == TCP && ip.payload.len() == 20 && ip.payload[13] == 4;
         if is_to_vm && is_reset && self.config.on_block == OnBlock::Reject {
             Ok(())
@@ -132,20 +133,13 @@ impl Oracle {
     /// # Errors
     /// What is wrong with it.
     pub fn check_answer(&self, answer: &[u8], frame: &[u8]) -> Result<(), &'static str> {
-        let ethernet = Ethernet::read(answer).ok_or("a runt")?;
-        let ip = Ipv4::read(ethernet.body).ok_or("no packet")?;
+        let ip = self.read_answer(answer)?;
         let sent = Ipv4::read(&frame[14..]).ok_or("no packet was sent")?;
         let quote = ip.payload.get(8..).ok_or("no quote")?;
-        let is_right = |right: bool, wrong| if right { Ok(()) } else { Err(wrong) };
-        is_right(
-            (ethernet.destination, ethernet.source) == (self.own_mac(), self.gateway_mac()),
-            "its stations",
-        )?;
-        is_right(ethernet.ether_type == 0x0800 && ip.header_is_right && ip.trailer.is_empty(), "its header")?;
         is_right((ip.source, ip.destination) == (self.gateway(), sent.source), "its addresses")?;
         is_right(ip.protocol == ICMP && ip.payload[..2] == [3, 4], "its type")?;
         is_right(number16(ip.payload, 6) == Some(self.config.mtu), "its MTU")?;
-        is_right(sum(ip.payload) == 0xffff, "its checksum")?;
+        is_right(sum16(ip.payload) == 0xffff, "its checksum")?;
         is_right(quote.len() >= 28 && frame[14..].starts_with(quote) && ip.total_length <= 576, "its quote")
     }
 }
@@ -158,10 +152,7 @@ fn may_be_answered(frame: &[u8]) -> bool {
     ip.dont_fragment && ip.offset == 0 && !is_dhcp && !is_error && !world::is_multicast(ip.destination)
 }
 
-/// The one's complement sum of 16-bit words.
-fn sum(bytes: &[u8]) -> u32 {
-    let words = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)));
-    let sum = words.sum::<u32>();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    (folded & 0xffff) + (folded >> 16)
+/// `Err(wrong)` unless it is right.
+fn is_right(right: bool, wrong: &'static str) -> Result<(), &'static str> {
+    if right { Ok(()) } else { Err(wrong) }
 }
