@@ -15,10 +15,10 @@ use crate::time::Timestamp;
 use crate::verdict::DropReason;
 
 /// What opens a neighbour to the VM.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Reach<'a> {
     pub(crate) destinations: &'a Destinations,
-    pub(crate) tracker: &'a Tracker,
+    pub(crate) tracker: &'a mut Tracker,
 }
 
 /// A1: ARP for IPv4 over Ethernet, of full length.
@@ -112,8 +112,8 @@ fn judge_sender(arp: Arp<'_>, lease: &Lease) -> Result<(), DropReason> {
     if arp.sender() == lease.address { Ok(()) } else { Err(DropReason::ArpSenderAddress) }
 }
 
-/// A5, F2: a request is for a host that the VM needs or may reach, or that has reached the VM. A reply may be sent to any host, since it only
-/// reports the VM's own address correctly.
+/// A5, F2: a request is for a host that the VM needs or may reach, or that has reached the VM. A reply may be sent to any
+/// host, since it only reports the VM's own address correctly.
 fn judge_target(
     arp: Arp<'_>,
     segment: &Segment,
@@ -128,7 +128,7 @@ fn judge_target(
         || target == lease.address
         || lease.resolvers.contains(target)
         || (segment.is_on_link(target)
-            && (destinations.is_allowed(target) || tracker.has_peer(target, lease_number, now)))
+            && (destinations.is_allowed(target) || tracker.has_peer(destinations, target, lease_number, now)))
     {
         Ok(())
     } else {

@@ -3,12 +3,14 @@
 use core::net::Ipv4Addr;
 
 use crate::answer::{self, Answers};
+use crate::binding::dhcpv4;
 use crate::destination::{Destination, Destinations};
-use crate::ipv4;
+use crate::ipv4::{self, Udp};
 use crate::lease::{Lease, Resolvers};
 use crate::policy::entry::Origin;
 use crate::segment::Segment;
 use crate::verdict::{DropReason, Verdict};
+use softnet_wire::dhcpv4::CLIENT_PORT;
 
 /// What somebody wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,10 @@ pub(crate) fn explain(
 ) -> Explanation {
     let Question { origin, peer, protocol, port, own_port } = *question;
     let judgement = match origin {
+        Origin::Vm if is_dhcp_from_vm(segment, question) => Err(DropReason::DhcpPorts),
+        Origin::Outside if protocol == ipv4::UDP && own_port == Some(CLIENT_PORT) => {
+            Err(DropReason::ReplyServer)
+        }
         Origin::Vm => {
             // Without a lease nobody knows the resolvers, or the VM's own address.
             let nobody = Lease {
@@ -91,6 +97,13 @@ pub(crate) fn explain(
     Explanation { verdict, decider: decider(destinations, segment, judgement, question), answer }
 }
 
+/// C1: whether a datagram of the VM would have to be DHCP, and so to come from its client's port.
+fn is_dhcp_from_vm(segment: &Segment, question: &Question) -> bool {
+    let Question { peer, protocol, port, .. } = *question;
+    let datagram = |destination_port| Udp { source_port: 0, destination_port };
+    protocol == ipv4::UDP && port.is_some_and(|port| dhcpv4::is_dhcp_from_vm(segment, peer, datagram(port)))
+}
+
 fn answer_of(segment: &Segment, peer: Ipv4Addr, protocol: u8) -> OwnAnswer {
     if peer.is_multicast() || segment.is_broadcast(peer) {
         OwnAnswer::Nothing
@@ -108,14 +121,12 @@ fn decider(
     judgement: Result<(), DropReason>,
     question: &Question,
 ) -> Decider {
-    let Question { origin, peer, protocol, port, own_port } = *question;
+    let Question { origin, peer, protocol, port, .. } = *question;
     let entry = destinations.deciding_entry(origin, peer, protocol, port);
-    let is_published = origin == Origin::Outside
-        && own_port.is_some_and(|own_port| destinations.is_published(protocol, own_port));
     match (judgement, entry) {
         (Err(DropReason::Blocked | DropReason::IncomingBlocked), Some(entry)) => Decider::Entry(entry.index),
         // P4: the block of everything does not close a published port.
-        (Ok(()), Some(entry)) if entry.blocks => Decider::Rule(if is_published { "P4" } else { "P3" }),
+        (Ok(()), Some(entry)) if entry.blocks => Decider::Rule("P4"),
         (Ok(()), Some(entry)) => Decider::Entry(entry.index),
         (Err(reason), _) => Decider::Rule(reason.rule()),
         (Ok(()), None) if origin == Origin::Outside => Decider::Rule("P4"),

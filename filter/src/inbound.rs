@@ -47,9 +47,9 @@ pub(crate) fn judge_packet(frame: Frame<'_>, stations: Stations) -> Result<Packe
 /// What begins with a UDP header. A packet that hides its ports, or is a later fragment of one that had others, shows
 /// none (I1).
 #[inline(always)]
-pub(crate) fn datagram(packet: Packet<'_>) -> Option<&[u8]> {
-    match packet.part() {
-        Part::Whole(payload) | Part::First(payload) if packet.protocol() == ipv4::UDP => Some(payload),
+pub(crate) fn datagram(protocol: u8, part: Part<'_>) -> Option<&[u8]> {
+    match part {
+        Part::Whole(payload) | Part::First(payload) if protocol == ipv4::UDP => Some(payload),
         _ => None,
     }
 }

@@ -81,7 +81,7 @@
 //! | F1 | `flow/packet.rs` | `relation` |
 //! | F1, F6 | `flow/state.rs` | `note` |
 //! | F1, F2, F5 | `flow/mod.rs` | `judge_from_vm`, `judge_from_host` |
-//! | F2 | `flow/mod.rs` | `passes_from_vm`, `passes_from_host` |
+//! | F2 | `flow/mod.rs` | `knows_from_vm`, `knows_from_host` |
 //! | F2 | `arp.rs` | `judge_target` |
 //! | F3 | `flow/table.rs` | `limit`, `is_expired` |
 //! | F3 | `flow/state.rs` | `next_state` |

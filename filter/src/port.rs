@@ -325,10 +325,10 @@ impl Port {
         let Some(frame) = Frame::parse(frame) else { return };
         let Some(packet) = Packet::parse(frame.payload()) else { return };
         let answer = self.answers.refusal(frame, packet, &self.segment, now);
-        self.send_to_vm(answer);
+        let _ = self.send_to_vm(answer);
     }
 
-    /// F6: tells the VM that the connection of a dropped packet has ended.
+    /// F6: tells the VM that the connection of a dropped packet has ended. If it cannot be told now, the next packet tells it.
     #[cold]
     fn reset_ended(&mut self, now: Timestamp) {
         let Some(ended) = self.tracker.take_ended() else { return };
@@ -340,14 +340,16 @@ impl Port {
             acknowledgement: None,
         };
         let answer = self.answers.reset(reset, &self.segment, now);
-        self.send_to_vm(answer);
+        if self.send_to_vm(answer) || !self.answers.answers_refusals() {
+            self.tracker.forget(ended);
+        }
     }
 
-    /// J3: puts an answer into the outbox, and counts it.
-    fn send_to_vm(&mut self, answer: Option<OwnFrame>) {
-        if answer.is_some_and(|answer| self.outbox.push(Direction::FromHost, answer)) {
-            self.counters.answers = self.counters.answers.wrapping_add(1);
-        }
+    /// J3: puts an answer into the outbox, and counts it. Returns whether there was one, and room for it.
+    fn send_to_vm(&mut self, answer: Option<OwnFrame>) -> bool {
+        let is_sent = answer.is_some_and(|answer| self.outbox.push(Direction::FromHost, answer));
+        self.counters.answers = self.counters.answers.wrapping_add(is_sent.into());
+        is_sent
     }
 
     /// L3: why a frame that is too long is dropped. The VM is told of a packet that it has to send in shorter ones.
@@ -358,7 +360,7 @@ impl Port {
             return DropReason::MustFragment;
         }
         let answer = self.answers.fragmentation_needed(packet, frame.payload(), &self.segment, now);
-        self.send_to_vm(answer);
+        let _ = self.send_to_vm(answer);
         DropReason::Oversize
     }
 
@@ -376,10 +378,10 @@ impl Port {
     }
 
     #[inline(always)]
-    fn judge_arp_from_vm(&self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
+    fn judge_arp_from_vm(&mut self, frame: Frame<'_>, now: Timestamp) -> Result<(), DropReason> {
         let arp = arp::judge_format(frame.payload())?;
         l2::judge_trailer(frame, arp::LEN)?;
-        let reach = Reach { destinations: &self.destinations, tracker: &self.tracker };
+        let reach = Reach { destinations: &self.destinations, tracker: &mut self.tracker };
         arp::judge_from_vm(arp, frame, &self.segment, reach, &self.bindings, now)
     }
 
@@ -443,7 +445,9 @@ impl Port {
                 self.destinations.is_open(packet.destination(), packet.protocol(), ports)
             } else {
                 let lease_number = self.bindings.ipv4_number();
-                self.tracker.passes_from_vm(packet.destination(), transport, lease_number, now)
+                self.tracker.knows_from_vm(packet.destination(), transport, lease_number, now)
+                    && (self.tracker.is_stateful()
+                        || self.destinations.is_open(packet.destination(), packet.protocol(), ports))
             }
         {
             return Ok(());
@@ -483,7 +487,8 @@ impl Port {
         }
         let packet = inbound::judge_packet(frame, stations)?;
         // B6
-        if let Some(datagram) = inbound::datagram(packet) {
+        let part = packet.part();
+        if let Some(datagram) = inbound::datagram(packet.protocol(), part) {
             let udp = inbound::judge_udp(datagram)?;
             if udp.destination_port == CLIENT_PORT {
                 return dhcpv4::judge_from_host(
@@ -500,7 +505,7 @@ impl Port {
         let is_of_subnet = |address| self.segment.may_be_leased(address);
         self.readiness.judge(lease.map(|lease| lease.address), packet.destination(), is_of_subnet)?;
         let lease_number = self.bindings.ipv4_number();
-        if self.tracker.is_off() || self.tracker.passes_from_host(packet, lease, lease_number, now) {
+        if self.tracker.is_off() || self.tracker.knows_from_host(packet, part, lease, lease_number, now) {
             return Ok(());
         }
         self.judge_further_from_host(frame, now)

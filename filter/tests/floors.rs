@@ -10,7 +10,7 @@ use std::path::Path;
 /// the same floors.
 const FLOORS: &[&[&str]] = &[
     &["destination::trie", "frame", "policy::entry", "time", "verdict"],
-    &["counters", "destination::region", "icmp", "ipv4", "lease", "policy", "rate"],
+    &["counters", "destination::region", "flow::peers", "icmp", "ipv4", "lease", "policy", "rate"],
     &[
         "binding::dhcpv4::boot",
         "binding::dhcpv4::client_ids",
@@ -34,8 +34,8 @@ const FLOORS: &[&[&str]] = &[
     ],
     &["answer", "binding::dhcpv4::state", "flow::state", "inbound", "l2"],
     &["binding::dhcpv4::client", "binding::dhcpv4::release", "binding::dhcpv4::reply", "destination"],
-    &["binding::dhcpv4", "explain", "flow"],
-    &["binding"],
+    &["binding::dhcpv4", "flow"],
+    &["binding", "explain"],
     &["arp"],
     &["port"],
 ];

@@ -13,10 +13,13 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{FileFailurePersistence, TestRunner};
-use softnet_filter::{Action, Origin, Target, Timestamp, Verdict};
+use softnet_filter::{
+    Action, Decider, ExposedPort, Origin, OwnAnswer, Question as ExplainQuestion, Target, Timestamp, Verdict,
+};
 
+use oracle::packet::{ICMP, TCP, UDP};
 use oracle::{Opinion, world};
-use scene::steps::{any_frame_of_any_length, config, rules, start, step};
+use scene::steps::{address, any_frame_of_any_length, config, port, rules, start, step};
 use scene::{Address, GATEWAY_MAC, Scene, Step, VM_MAC, plain_config, wire};
 
 fn proptest_config(default_cases: u32) -> ProptestConfig {
@@ -74,6 +77,28 @@ proptest! {
         play(&mut scene, &steps)?;
     }
 
+    /// The same for a VM that had a lease before its port existed.
+    #[test]
+    fn with_an_adopted_lease_the_filter_agrees_with_the_oracle(
+        config in config(),
+        seconds in 0_u64..1_000,
+        id in prop::option::of(Just(&b"\0vm"[..])),
+        steps in vec(step(), 1..60),
+    ) {
+        let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
+        scene.adopt(scene::FIRST_LEASE, seconds, id).map_err(TestCaseError::fail)?;
+        play(&mut scene, &steps)?;
+    }
+
+    /// P6: the same for a VM whose policy can be replaced. That flows are recorded changes no verdict of a stateless policy.
+    #[test]
+    fn with_recorded_flows_the_filter_agrees_with_the_oracle(config in config(), steps in vec(step(), 1..60)) {
+        let mut scene = Scene::new(config, Timestamp::from_secs(1_000));
+        scene.watched.record_flows();
+        play(&mut scene, &[first_lease()])?;
+        play(&mut scene, &steps)?;
+    }
+
     /// I4, R3: no bytes of any length panic, change the lease or leave under a foreign name.
     #[test]
     fn any_bytes_of_any_length_are_judged(
@@ -125,6 +150,75 @@ proptest! {
                 expected == Expected::Blocked,
                 "{} {:?}", destination, verdict
             );
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(proptest_config(1_000))]
+
+    /// P2, J1: what is explained is what happens to a packet that begins something: its verdict, and what the VM hears.
+    #[test]
+    fn an_explanation_is_what_happens(
+        config in config(),
+        origin in prop::sample::select(vec![Origin::Vm, Origin::Outside]),
+        peer in address(),
+        protocol in prop::sample::select(vec![TCP, UDP, ICMP, 47]),
+        (port, own_port) in (port(), prop_oneof![Just(53), Just(4_000), Just(68), 5_000_u16..]),
+        exposed in prop::option::of(port()),
+    ) {
+        let mut scene = Scene::new(config.clone(), Timestamp::from_secs(1_000));
+        play(&mut scene, &[first_lease()])?;
+        let peer = scene.resolve(peer);
+        // From the server's port, which datagrams of the VM never have, or it may be DHCP.
+        prop_assume!(!matches!((protocol, own_port, origin), (UDP, 67 | 68, Origin::Vm)));
+        prop_assume!(!matches!((protocol, port, own_port), (UDP, 67 | 4_011, 68)));
+        let now = scene.now;
+        let port_of_vm = &mut scene.watched.port;
+        let exposed = exposed.map(|port| ExposedPort { protocol, port, address: None });
+        port_of_vm.set_exposed(exposed.into_iter().collect(), now);
+        let has_ports = matches!(protocol, TCP | UDP);
+        let (port, own_port) = (Some(port).filter(|_| has_ports), Some(own_port).filter(|_| has_ports));
+        let frame = beginning(origin, peer, protocol, port.unwrap_or(0), own_port.unwrap_or(0));
+        let explained = port_of_vm.explain(&ExplainQuestion { origin, peer, protocol, port, own_port });
+        let verdict = match origin {
+            Origin::Vm => port_of_vm.from_vm(&frame, now),
+            Origin::Outside => port_of_vm.from_host(&frame, now),
+        };
+        prop_assert_eq!(verdict, explained.verdict, "{:?}", explained);
+        let heard = match port_of_vm.poll_transmit() {
+            None => OwnAnswer::Nothing,
+            Some((_, answer)) if answer[23] == TCP => OwnAnswer::Reset,
+            Some(_) => OwnAnswer::Prohibited,
+        };
+        prop_assert_eq!(heard, explained.answer, "{:?}", explained);
+        // The entry that is named is one that says so.
+        if let Decider::Entry(index) = explained.decider {
+            let says_so = config.policy.rules()[index].action == Action::Allow;
+            prop_assert_eq!(says_so, verdict.is_forward(), "{:?}", explained);
+        }
+    }
+}
+
+/// A packet with which `origin` begins something, by the router.
+fn beginning(origin: Origin, peer: Ipv4Addr, protocol: u8, port: u16, own_port: u16) -> Vec<u8> {
+    let (from, to) = if origin == Origin::Vm { (own_port, port) } else { (port, own_port) };
+    let payload = match protocol {
+        TCP => wire::tcp(from, to, &[]),
+        UDP => wire::udp(from, to, b"hello"),
+        ICMP => wire::icmp(8, 0, &[]),
+        _ => vec![0; 16],
+    };
+    match origin {
+        Origin::Vm => {
+            let packet = wire::ipv4(scene::FIRST_LEASE, peer, protocol, &payload);
+            let is_group = world::is_multicast(peer);
+            let mac = if is_group { world::multicast_mac(peer) } else { GATEWAY_MAC };
+            wire::ethernet(mac, VM_MAC, wire::IPV4, &packet)
+        }
+        Origin::Outside => {
+            let packet = wire::ipv4(peer, scene::FIRST_LEASE, protocol, &payload);
+            wire::ethernet(VM_MAC, GATEWAY_MAC, wire::IPV4, &packet)
         }
     }
 }

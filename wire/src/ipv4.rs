@@ -87,18 +87,25 @@ impl<'a> Packet<'a> {
         self.options
     }
 
+    #[inline(always)]
+    fn addresses(&self) -> &'a [u8; 8] {
+        let [_, _, _, _, _, _, _, _, _, _, _, _, addresses @ ..] = self.header;
+        addresses
+    }
+
     /// The source address.
     #[inline(always)]
     pub fn source(&self) -> Ipv4Addr {
-        let [.., a, b, c, d, _, _, _, _] = *self.header;
-        Ipv4Addr::new(a, b, c, d)
+        // As one array, which the compiler loads at once.
+        let [source @ .., _, _, _, _] = self.addresses();
+        (*source).into()
     }
 
     /// The destination address.
     #[inline(always)]
     pub fn destination(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = *self.header;
-        Ipv4Addr::new(a, b, c, d)
+        let [_, _, _, _, destination @ ..] = self.addresses();
+        (*destination).into()
     }
 
     /// The number of the protocol that the packet carries.

@@ -6,6 +6,7 @@
 
 pub(crate) mod fragments;
 pub(crate) mod packet;
+pub(crate) mod peers;
 pub(crate) mod state;
 pub(crate) mod table;
 
@@ -15,7 +16,7 @@ use crate::destination::{Destination, Destinations};
 use crate::flow::fragments::Identity;
 use crate::flow::packet::{Relation, Seen, relation};
 use crate::flow::state::{Ended, Flows, Membership};
-use crate::flow::table::Key;
+use crate::flow::table::{Key, Share};
 use crate::frame::Frame;
 use crate::ipv4::{self, Packet, Part, Transport};
 use crate::l2;
@@ -107,12 +108,19 @@ impl Tracker {
     /// Whether packets on their way to the VM need no look at flows.
     #[inline(always)]
     pub(crate) fn is_off(&self) -> bool {
-        self.mode == Mode::Off
+        self.flows.is_none()
     }
 
-    /// F2: whether an unfragmented packet of the VM belongs to a settled flow in a stateful policy: nearly all do.
+    /// Whether the policy is stateful.
     #[inline(always)]
-    pub(crate) fn passes_from_vm(
+    pub(crate) fn is_stateful(&self) -> bool {
+        self.mode == Mode::Stateful
+    }
+
+    /// Whether an unfragmented packet of the VM belongs to a settled flow, of which there is nothing to note. Nearly all do.
+    /// In a stateful policy it passes (F2).
+    #[inline(always)]
+    pub(crate) fn knows_from_vm(
         &mut self,
         peer: Ipv4Addr,
         transport: Transport<'_>,
@@ -126,46 +134,63 @@ impl Tracker {
             Transport::Udp(udp) => Key::new(peer, ipv4::UDP, udp.source_port, udp.destination_port),
             _ => return false,
         };
-        self.mode == Mode::Stateful
-            && self.flows.as_mut().is_some_and(|flows| flows.settled(key, lease_number, now).is_some())
+        self.flows.as_mut().is_some_and(|flows| flows.settled(key, lease_number, now).is_some())
     }
 
-    /// The same of a packet on its way to the VM.
+    /// The same of a packet on its way to the VM, which passes under any policy (I1, F2).
     #[inline(always)]
-    pub(crate) fn passes_from_host(
+    pub(crate) fn knows_from_host(
         &mut self,
         packet: Packet<'_>,
+        part: Part<'_>,
         lease: Option<&Lease>,
         lease_number: u32,
         now: Timestamp,
     ) -> bool {
-        if self.mode != Mode::Stateful || lease.is_none_or(|lease| lease.address != packet.destination()) {
+        if lease.is_none_or(|lease| lease.address != packet.destination()) {
             return false;
         }
-        let Part::Whole(_) = packet.part() else { return false };
-        let Ok(transport) = Transport::parse(packet.protocol(), packet.part()) else { return false };
-        let (own_port, peer_port) = match transport {
-            Transport::Tcp(tcp) if !tcp.begins_or_ends() => (tcp.destination_port(), tcp.source_port()),
-            Transport::Udp(udp) => (udp.destination_port, udp.source_port),
-            _ => return false,
-        };
-        let key = Key::new(packet.source(), packet.protocol(), own_port, peer_port);
         let Some(flows) = self.flows.as_mut() else { return false };
-        let Some(flow) = flows.settled(key, lease_number, now) else { return false };
-        if let Transport::Tcp(tcp) = transport {
-            flow.note_given(tcp);
+        let part @ Part::Whole(_) = part else { return false };
+        match Transport::parse(packet.protocol(), part) {
+            Ok(Transport::Udp(udp)) => {
+                let key = Key::new(packet.source(), ipv4::UDP, udp.destination_port, udp.source_port);
+                flows.settled(key, lease_number, now).is_some()
+            }
+            Ok(Transport::Tcp(tcp)) if !tcp.begins_or_ends() => {
+                let key = Key::new(packet.source(), ipv4::TCP, tcp.destination_port(), tcp.source_port());
+                flows.settled(key, lease_number, now).map(|flow| flow.note_given(tcp)).is_some()
+            }
+            _ => false,
         }
-        true
     }
 
-    /// F2: whether a peer has a flow, which opens it to ARP (A5).
-    pub(crate) fn has_peer(&self, peer: Ipv4Addr, lease_number: u32, now: Timestamp) -> bool {
-        self.flows.as_ref().is_some_and(|flows| flows.has_peer(peer, lease_number, now))
+    /// F2: whether a peer has a flow that opens it to ARP (A5): what is merely recorded opens nothing.
+    pub(crate) fn has_peer(
+        &mut self,
+        destinations: &Destinations,
+        peer: Ipv4Addr,
+        lease_number: u32,
+        now: Timestamp,
+    ) -> bool {
+        let mode = self.mode;
+        let opens = |origin, key: Key| {
+            mode == Mode::Stateful
+                || (origin == Origin::Outside && destinations.is_published(key.protocol, key.own_port()))
+        };
+        self.flows.as_mut().is_some_and(|flows| flows.has_peer(peer, lease_number, now, opens))
     }
 
     /// The connection of the packet that was dropped because a new policy has ended it.
     pub(crate) fn take_ended(&mut self) -> Option<Ended> {
         self.flows.as_mut()?.take_ended()
+    }
+
+    /// The VM has heard that a connection has ended, or is not to hear of it.
+    pub(crate) fn forget(&mut self, ended: Ended) {
+        if let Some(flows) = &mut self.flows {
+            flows.remove(ended.key);
+        }
     }
 
     /// Judges a packet of the VM that has its own address as the source, and is not DHCP.
@@ -185,8 +210,7 @@ impl Tracker {
         if self.mode == Mode::Stateful {
             judge_from_vm(flows, context, lease, frame, packet, transport)
         } else {
-            let records = self.mode == Mode::Recorded;
-            judge_stateless_from_vm(flows, records, context, lease, frame, packet, transport)
+            judge_stateless_from_vm(flows, self.mode, context, lease, frame, packet, transport)
         }
     }
 
@@ -201,7 +225,7 @@ impl Tracker {
         if self.mode == Mode::Stateful {
             judge_from_host(flows, context, packet)
         } else {
-            note_stateless_from_host(flows, self.mode == Mode::Recorded, context, packet)
+            note_stateless_from_host(flows, self.mode, context, packet)
         }
     }
 }
@@ -261,7 +285,7 @@ fn judge_from_vm(
                 Membership::Ended(ended) => return Err(flows.note_ended(ended)),
                 Membership::None => {
                     judge()?;
-                    return flows.begin(Origin::Vm, seen, now);
+                    return flows.begin(Origin::Vm, seen, Share::Whole, now);
                 }
             },
             // F2: an error is sent to whoever sent the packet.
@@ -338,7 +362,7 @@ fn begin_from_outside(
     if !context.destinations.may_answer(context.segment, lease, Destination::of_flow(seen.key)) {
         return Ok(());
     }
-    flows.begin(Origin::Outside, seen, context.now)
+    flows.begin(Origin::Outside, seen, Share::Whole, context.now)
 }
 
 /// F5: whether a fragment is one of a flow. A first one is noted.
@@ -366,7 +390,7 @@ fn is_fragment_of_flow(
 /// reached a published port.
 fn judge_stateless_from_vm(
     flows: &mut Flows,
-    records: bool,
+    mode: Mode,
     context: &Context<'_>,
     lease: &Lease,
     frame: Frame<'_>,
@@ -377,7 +401,7 @@ fn judge_stateless_from_vm(
     let to = Destination::of(packet, transport);
     let judgement = destinations.judge(segment, lease, frame.destination(), to);
     let refusal = match judgement {
-        Ok(()) if !records => return Ok(()),
+        Ok(()) if mode != Mode::Recorded => return Ok(()),
         Ok(()) => None,
         Err(reason) if is_of_entries(reason) => Some(reason),
         Err(reason) => return Err(reason),
@@ -385,29 +409,48 @@ fn judge_stateless_from_vm(
     if packet.is_fragment() {
         return judgement;
     }
-    let key = match relation(Origin::Vm, packet, transport) {
-        Relation::Of(seen) => match (flows.note(Origin::Vm, seen, now), refusal) {
-            (Membership::None, None) => {
-                // Where there is no room for it, it is not known when the policy becomes stateful.
-                let _ = flows.begin(Origin::Vm, seen, now);
-                return Ok(());
-            }
-            (Membership::Ended(ended), Some(_)) => return Err(flows.note_ended(ended)),
-            (Membership::Live, _) => Some(seen.key),
-            _ => None,
-        },
-        Relation::Icmp { source, flow } => flow.filter(|_| source == to.address),
-    };
-    let Some(reason) = refusal else { return Ok(()) };
-    let answers_published = key.is_some_and(|key| {
+    let answers_published = |flows: &Flows, key: Key| {
         destinations.is_published(key.protocol, key.own_port())
             && flows.origin(key) == Some(Origin::Outside)
             && flows.has(key, now)
-    });
-    if !answers_published {
-        return Err(reason);
+    };
+    match (relation(Origin::Vm, packet, transport), refusal) {
+        (Relation::Of(seen), None) => {
+            match flows.note(Origin::Vm, seen, now) {
+                Membership::Live => {}
+                // What is allowed again needs no new beginning.
+                Membership::Ended(ended) => flows.remove(ended.key),
+                Membership::None => record(flows, Origin::Vm, seen, context),
+            }
+            return Ok(());
+        }
+        // What is refused does nothing to a flow that does not let it through.
+        (Relation::Of(seen), Some(reason)) => {
+            if !flows.is_ended(seen.key) && !answers_published(flows, seen.key) {
+                return Err(reason);
+            }
+            match flows.note(Origin::Vm, seen, now) {
+                Membership::Live => {}
+                Membership::Ended(ended) => return Err(flows.note_ended(ended)),
+                Membership::None => return Err(reason),
+            }
+        }
+        (Relation::Icmp { .. }, None) => return Ok(()),
+        (Relation::Icmp { source, flow }, Some(reason)) => {
+            let is_to_sender = source == to.address;
+            if !is_to_sender || !flow.is_some_and(|key| answers_published(flows, key)) {
+                return Err(reason);
+            }
+        }
     }
     l2::judge_ipv4_destination(frame.destination(), to.address, segment)
+}
+
+/// P6: remembers a packet that passes whether there is room for its flow or not. Where published ports need flows (P4),
+/// this leaves room for them.
+fn record(flows: &mut Flows, sender: Origin, seen: Seen<'_>, context: &Context<'_>) {
+    let share = if context.destinations.publishes() { Share::Part } else { Share::Whole };
+    let _ = flows.begin(sender, seen, share, context.now);
 }
 
 /// Whether entries, or the lack of them, closed a destination.
@@ -422,7 +465,7 @@ fn is_of_entries(reason: DropReason) -> bool {
 /// published port for which there is no room.
 fn note_stateless_from_host(
     flows: &mut Flows,
-    records: bool,
+    mode: Mode,
     context: &Context<'_>,
     packet: Packet<'_>,
 ) -> Result<(), DropReason> {
@@ -437,11 +480,15 @@ fn note_stateless_from_host(
     let Relation::Of(seen) = relation(Origin::Outside, packet, transport) else { return Ok(()) };
     let key = seen.key;
     let is_published = destinations.is_published(key.protocol, key.own_port());
-    if !records && !is_published {
+    if mode != Mode::Recorded && !is_published {
         return Ok(());
     }
     match flows.note(Origin::Outside, seen, now) {
         Membership::Live => return Ok(()),
+        Membership::Ended(ended) if context.allows(mode, ended.origin, key) => {
+            flows.remove(key);
+            return Ok(());
+        }
         Membership::Ended(ended) => return Err(flows.note_ended(ended)),
         Membership::None => {}
     }
@@ -449,12 +496,13 @@ fn note_stateless_from_host(
     if !seen.can_begin() || !destinations.may_answer(segment, lease, to) {
         return Ok(());
     }
-    let needs_flow = is_published && destinations.judge_peer(segment, lease, to).is_err();
-    if !needs_flow && !records {
-        return Ok(());
+    if is_published && destinations.judge_peer(segment, lease, to).is_err() {
+        return flows.begin(Origin::Outside, seen, Share::Whole, now);
     }
-    let begun = flows.begin(Origin::Outside, seen, now);
-    if needs_flow { begun } else { Ok(()) }
+    if mode == Mode::Recorded {
+        record(flows, Origin::Outside, seen, context);
+    }
+    Ok(())
 }
 
 impl Destination {
@@ -776,6 +824,68 @@ mod tests {
         }
     }
 
+    /// P6, A5: that flows are recorded opens no neighbour to ARP; one that reaches a published port is found.
+    #[test]
+    fn p6_what_is_recorded_opens_nothing() {
+        let published = vec![PublishedPort { protocol: 17, port: 53 }];
+        let mut port = bound_by(PortConfig { published, ..config(&[], &[]) });
+        port.record_flows();
+        let ask = ArpFrame::request(NEIGHBOUR_IP).frame();
+        for (own, expected) in [(54, drop_for(DropReason::ArpTarget)), (53, Verdict::Forward)] {
+            let (to, from) = datagram(NEIGHBOUR_IP, own, 6_000);
+            assert_eq!(from_host(&mut port, &from, NOW), Verdict::Forward);
+            assert_eq!(port.from_vm(&ask, NOW), expected, "{own}");
+            assert_eq!(from_vm(&mut port, &to, NOW).is_forward(), expected.is_forward(), "{own}");
+        }
+    }
+
+    /// P6: a table that is full of what is recorded changes no verdict of a stateless policy.
+    #[test]
+    fn p6_a_full_record_changes_no_verdict() {
+        let mut port = bound();
+        port.record_flows();
+        let peer = |number: u32| Ipv4Addr::from(0x0900_0000 + number);
+        for number in 0..20_000 {
+            let (query, answer) = datagram(peer(number), 40_000, 53);
+            assert_eq!(from_vm(&mut port, &query, NOW), Verdict::Forward, "{number}");
+            assert_eq!(from_host(&mut port, &answer, NOW), Verdict::Forward, "{number}");
+            let syn = from_peer(peer(number), 22, 5_000, SYN, 500, 0);
+            assert_eq!(from_host(&mut port, &syn, NOW), Verdict::Forward, "{number}");
+        }
+        assert_eq!(
+            (port.counters().from_vm.dropped_total(), port.counters().from_host.dropped_total()),
+            (0, 0)
+        );
+        // Of the flows that it has room for, none was forgotten.
+        port.set_policy(policy(&["in 1.1.1.1"], &["in 9.0.0.0/8"]), NOW).unwrap();
+        let live = (0..20_000)
+            .filter(|number| from_host(&mut port, &datagram(peer(*number), 40_000, 53).1, NOW).is_forward());
+        assert_eq!(live.count(), 16_384 - 256 * 4);
+    }
+
+    /// P4, P6: neither does a flood of what is recorded take the room of a published port.
+    #[test]
+    fn p6_what_is_recorded_leaves_room_for_published_ports() {
+        let mut port = published(&[], &["10.0.0.0/8"]);
+        port.record_flows();
+        for source in 1..2_000 {
+            for peer in [LAN, WORLD_IP, GATEWAY_IP] {
+                let syn = from_peer(peer, 23, source, SYN, 500, 0);
+                assert_eq!(from_host(&mut port, &syn, NOW), Verdict::Forward);
+            }
+        }
+        for number in 0..20_000 {
+            let peer = Ipv4Addr::from(0x0900_0000 + number);
+            assert_eq!(from_vm(&mut port, &datagram(peer, 40_000, 53).0, NOW), Verdict::Forward);
+        }
+        for source in 1..=64 {
+            let syn = from_peer(LAN, 22, source, SYN, 500, 0);
+            assert_eq!(from_host(&mut port, &syn, NOW), Verdict::Forward, "{source}");
+            let answer = make::tcp((OWN_IP, 22), (LAN, source), 900, SYN | ACK, b"").1;
+            assert_eq!(from_vm(&mut port, &IpFrame::new(LAN, 6, answer), NOW), Verdict::Forward, "{source}");
+        }
+    }
+
     /// F1: what begins a flow, and what does not, in either direction.
     #[test]
     fn f1_what_begins_a_flow() {
@@ -905,6 +1015,22 @@ mod tests {
             drop_for(DropReason::ArpTarget)
         );
         assert_eq!(from_host(&mut port, &about(&to), end), NO_FLOW);
+    }
+
+    /// F2, A5: a flow of a neighbour is found behind any number that are over.
+    #[test]
+    fn f2_a_flow_that_lives_is_found_behind_expired_ones() {
+        let mut port = stateful();
+        let (to, from) = datagram(NEIGHBOUR_IP, 53, 6_000);
+        assert_eq!(from_host(&mut port, &from, NOW), Verdict::Forward);
+        assert_eq!(from_vm(&mut port, &to, NOW), Verdict::Forward);
+        for source in 1..=200 {
+            let brief = datagram(NEIGHBOUR_IP, 54, source).1;
+            assert_eq!(from_host(&mut port, &brief, NOW), Verdict::Forward);
+        }
+        let ask = ArpFrame::request(NEIGHBOUR_IP).frame();
+        assert_eq!(port.from_vm(&ask, after(100)), Verdict::Forward);
+        assert_eq!(port.from_vm(&ask, after(302)), drop_for(DropReason::ArpTarget));
     }
 
     /// F2: super-frames are packets of a flow like others, of one flow.
@@ -1213,6 +1339,27 @@ mod tests {
         silent.set_policy(policy(&["in 1.1.1.1"], &["out 9.9.9.9"]), NOW).unwrap();
         assert!(!from_vm(&mut silent, &segment(WORLD_IP, 443, ACK, 101, 501), NOW).is_forward());
         assert_eq!(silent.poll_transmit(), None);
+    }
+
+    /// F6, J1: of many connections that end at once, those are told later for which there is no answer now.
+    #[test]
+    fn f6_a_connection_that_is_not_told_is_told_later() {
+        let mut port = stateful();
+        let peer = |number: u8| Ipv4Addr::new(9, 9, 9, number);
+        for number in 0..30 {
+            connect(&mut port, peer(number), 443, NOW);
+        }
+        port.set_policy(policy(&["in 1.1.1.1"], &["out 9.0.0.0/8"]), NOW).unwrap();
+        let told = |port: &mut Port, now| {
+            for number in 0..30 {
+                let _ = from_vm(port, &segment(peer(number), 443, ACK, 101, 501), now);
+            }
+            core::iter::from_fn(|| port.poll_transmit()).count()
+        };
+        assert_eq!(told(&mut port, NOW), 20);
+        assert_eq!(port.counters().from_vm.dropped(DropReason::FlowEnded), 30);
+        assert_eq!(told(&mut port, after(1)), 10);
+        assert_eq!(told(&mut port, after(9)), 0);
     }
 
     /// F6: so it does when the host's addresses or the ports of other VMs change what is allowed.

@@ -6,7 +6,7 @@ use softnet_wire::transport::flag;
 
 use crate::flow::fragments::{Fragments, Identity};
 use crate::flow::packet::{Kind, Seen};
-use crate::flow::table::{Flow, Key, Review, State, Table};
+use crate::flow::table::{Flow, Key, Review, Share, State, Table};
 use crate::ipv4::Tcp;
 use crate::policy::entry::Origin;
 use crate::time::Timestamp;
@@ -27,6 +27,7 @@ pub(crate) enum Membership {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) key: Key,
+    pub(crate) origin: Origin,
     /// The sequence number behind the last byte that the VM was given.
     pub(crate) given: u32,
 }
@@ -66,8 +67,7 @@ impl Flows {
     /// The flow, if packets that neither begin nor end anything change nothing of it now.
     #[inline(always)]
     pub(crate) fn settled(&mut self, key: Key, lease: u32, now: Timestamp) -> Option<&mut Flow> {
-        let is_recent = |flow: &&mut Flow| flow.state.is_settled() && flow.is_recent(now);
-        if self.lease != lease { None } else { self.table.find_mut(key).filter(is_recent) }
+        if self.lease != lease { None } else { self.table.find_quiet(key, now) }
     }
 
     /// F2, F3: finds the flow of a packet that `sender` sent, and notes what the packet does to it.
@@ -80,9 +80,8 @@ impl Flows {
             return Membership::None;
         }
         if flow.state == State::Ended {
-            let given = flow.given.unwrap_or(0);
-            self.table.remove(at);
-            return Membership::Ended(Ended { key: packet.key, given });
+            let (origin, given) = (flow.origin, flow.given.unwrap_or(0));
+            return Membership::Ended(Ended { key: packet.key, origin, given });
         }
         let state = next_state(flow, sender, packet.kind);
         note_given(flow, sender, packet.kind);
@@ -90,15 +89,16 @@ impl Flows {
         Membership::Live
     }
 
-    /// F1, F4: begins a flow with an allowed packet of `origin`.
+    /// F1, F4: begins a flow with an allowed packet of `origin`, if there is room in this share of the table.
     pub(crate) fn begin(
         &mut self,
         origin: Origin,
         packet: Seen<'_>,
+        share: Share,
         now: Timestamp,
     ) -> Result<(), DropReason> {
         let state = packet.first_state().ok_or(DropReason::NoFlow)?;
-        let at = self.table.insert(packet.key, origin, state, now).ok_or(DropReason::FlowsFull)?;
+        let at = self.table.insert(packet.key, origin, state, share, now).ok_or(DropReason::FlowsFull)?;
         if let Some(flow) = self.table.get_mut(at) {
             note_given(flow, origin, packet.kind);
         }
@@ -110,9 +110,27 @@ impl Flows {
         self.table.has(key, now)
     }
 
-    /// Whether a peer has a flow that lives, and that belongs to this lease.
-    pub(crate) fn has_peer(&self, peer: Ipv4Addr, lease: u32, now: Timestamp) -> bool {
-        self.lease == lease && self.table.has_peer(peer, now)
+    /// Whether a peer has a flow that lives, belongs to this lease, and `counts`.
+    pub(crate) fn has_peer(
+        &mut self,
+        peer: Ipv4Addr,
+        lease: u32,
+        now: Timestamp,
+        counts: impl Fn(Origin, Key) -> bool,
+    ) -> bool {
+        self.lease == lease && self.table.has_peer(peer, now, |flow| counts(flow.origin, flow.key))
+    }
+
+    /// Whether a new policy has ended a connection, which waits for a packet to answer.
+    pub(crate) fn is_ended(&self, key: Key) -> bool {
+        self.table.find(key).and_then(|at| self.table.get(at)).is_some_and(|flow| flow.state == State::Ended)
+    }
+
+    /// Forgets a flow.
+    pub(crate) fn remove(&mut self, key: Key) {
+        if let Some(at) = self.table.find(key) {
+            self.table.remove(at);
+        }
     }
 
     /// Who began the flow.

@@ -8,6 +8,7 @@
 use core::net::Ipv4Addr;
 use core::time::Duration;
 
+use crate::flow::peers::{Hash, NIL, Peers};
 use crate::ipv4::Tcp;
 use crate::policy::entry::Origin;
 use crate::time::Timestamp;
@@ -19,22 +20,19 @@ const FLOWS_OF_OTHERS: usize = FLOWS / 2;
 /// The most half-open flows that others began.
 const HALF_OPEN_OF_OTHERS: usize = 1_024;
 /// The most of them that one peer began.
-const HALF_OPEN_OF_A_PEER: u16 = 256;
+const HALF_OPEN_OF_A_PEER: usize = 256;
 
 /// How precisely it is noted when a flow last had a packet. A flow never ends before its limit, and at most this much later.
 const PRECISION: Duration = Duration::from_secs(1);
 
-/// No flow, no peer.
-const NIL: u16 = u16::MAX;
-
-/// Buckets of either hash table.
-const BUCKETS: usize = 1 << BUCKET_BITS;
-const BUCKET_BITS: u32 = 14;
+/// The most expired flows that end at once, and the most flows of a peer that are looked at.
+const STEPS: usize = 1_024;
 
 /// What identifies a flow (F1), beside the VM's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key {
-    /// The peer's address, the VM's port and the peer's port.
+    /// The VM's port, the peer's port and the peer's address, each with its bytes in the order of transmission: so none has
+    /// to be turned round for each packet.
     ends: u64,
     pub(crate) protocol: u8,
 }
@@ -43,20 +41,21 @@ impl Key {
     /// Protocols without ports have 0 for both. The two ends of an ICMP echo have its identifier as the VM's port.
     #[inline(always)]
     pub(crate) fn new(peer: Ipv4Addr, protocol: u8, own_port: u16, peer_port: u16) -> Self {
-        let ends = u64::from(peer.to_bits()) << 32 | u64::from(own_port) << 16 | u64::from(peer_port);
+        let peer = u32::from_ne_bytes(peer.octets());
+        let ends = u64::from(own_port.to_be()) << 48 | u64::from(peer_port.to_be()) << 32 | u64::from(peer);
         Self { ends, protocol }
     }
 
     pub(crate) fn peer(self) -> Ipv4Addr {
-        Ipv4Addr::from_bits((self.ends >> 32) as u32)
+        (self.ends as u32).to_ne_bytes().into()
     }
 
     pub(crate) fn own_port(self) -> u16 {
-        (self.ends >> 16) as u16
+        u16::from_be((self.ends >> 48) as u16)
     }
 
     pub(crate) fn peer_port(self) -> u16 {
-        self.ends as u16
+        u16::from_be((self.ends >> 32) as u16)
     }
 }
 
@@ -104,7 +103,7 @@ impl State {
     }
 
     /// Whether packets of the flow change nothing, except those with which TCP begins or ends.
-    pub(crate) fn is_settled(self) -> bool {
+    fn is_settled(self) -> bool {
         matches!(self, Self::TcpEstablished | Self::UdpAnswered | Self::EchoAnswered | Self::Other)
     }
 
@@ -131,7 +130,9 @@ pub(crate) struct Flow {
     /// Of TCP: the sequence number behind the last byte that was given to the VM.
     pub(crate) given: Option<u32>,
     /// When it last had a packet, to within a second.
-    pub(crate) last: Timestamp,
+    last: Timestamp,
+    /// Before this time, packets change nothing of it, except those with which TCP begins or ends.
+    quiet_until: Timestamp,
     /// The next of the bucket, or of the free places.
     next: u16,
     older: u16,
@@ -142,11 +143,16 @@ pub(crate) struct Flow {
 }
 
 impl Flow {
-    /// Whether its last packet is so recent that it has not expired, and keeps its place in the table.
-    #[inline(always)]
-    pub(crate) fn is_recent(&self, now: Timestamp) -> bool {
-        // In nanoseconds: a `Duration` would have to be divided into seconds for each packet.
-        now.as_nanos().saturating_sub(self.last.as_nanos()) < PRECISION.as_nanos() as u64
+    /// Whether its last packet is so recent that it keeps its place in the list of its state.
+    fn is_recent(&self, now: Timestamp) -> bool {
+        now.saturating_since(self.last) < PRECISION
+    }
+
+    /// Notes that it has a packet, and is in `state` now.
+    fn note(&mut self, state: State, now: Timestamp) {
+        (self.state, self.last) = (state, now);
+        let is_settled = state.is_settled();
+        self.quiet_until = if is_settled { now.saturating_add(PRECISION) } else { Timestamp::from_nanos(0) };
     }
 
     /// Notes a segment that is given to the VM.
@@ -172,46 +178,48 @@ struct List {
     newest: u16,
 }
 
-/// A peer with flows, or a place for one.
-#[derive(Debug, Clone, Copy)]
-struct Peer {
-    address: Ipv4Addr,
-    /// Its newest flow.
-    first: u16,
-    /// The half-open flows that it began.
-    half_open: u16,
-    /// The next of the bucket, or of the free places.
-    next: u16,
+/// How much of the table a new flow may fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Share {
+    /// All of it.
+    Whole,
+    /// Three quarters of each budget: the rest is for flows that decide something.
+    Part,
+}
+
+impl Share {
+    fn of(self, budget: usize) -> usize {
+        match self {
+            Self::Whole => budget,
+            Self::Part => budget.saturating_sub(budget / 4),
+        }
+    }
 }
 
 /// The flows. No method allocates after [`Table::new`].
 pub(crate) struct Table {
-    multiplier: u64,
-    buckets: Vec<u16>,
+    hash: Hash,
+    buckets: Box<[u16; Hash::BUCKETS]>,
     flows: Vec<Flow>,
     free: u16,
     lists: [List; 2 * State::COUNT],
-    peer_buckets: Vec<u16>,
-    peers: Vec<Peer>,
-    free_peer: u16,
+    peers: Peers,
     count: usize,
     of_others: usize,
     half_open_of_others: usize,
 }
 
 impl Table {
-    /// An empty table. With a random `seed` nobody can choose ports that collide in the hash table.
+    /// An empty table. `seed` is a random number.
     pub(crate) fn new(seed: u64) -> Self {
+        let hash = Hash::new(seed);
         Self {
-            // Multiply-shift hashing (Dietzfelbinger and others, 1997) takes any odd number.
-            multiplier: seed | 1,
-            buckets: vec![NIL; BUCKETS],
+            hash,
+            buckets: Box::new([NIL; Hash::BUCKETS]),
             flows: Vec::with_capacity(FLOWS),
             free: NIL,
             lists: [List { oldest: NIL, newest: NIL }; 2 * State::COUNT],
-            peer_buckets: vec![NIL; BUCKETS],
-            peers: Vec::with_capacity(FLOWS),
-            free_peer: NIL,
+            peers: Peers::new(hash, FLOWS),
             count: 0,
             of_others: 0,
             half_open_of_others: 0,
@@ -224,23 +232,16 @@ impl Table {
         self.flows.clear();
         self.free = NIL;
         self.lists = [List { oldest: NIL, newest: NIL }; 2 * State::COUNT];
-        self.peer_buckets.fill(NIL);
         self.peers.clear();
-        self.free_peer = NIL;
         self.count = 0;
         self.of_others = 0;
         self.half_open_of_others = 0;
     }
 
-    #[inline(always)]
-    fn bucket(&self, ends: u64) -> usize {
-        (ends.wrapping_mul(self.multiplier) >> (u64::BITS - BUCKET_BITS)) as usize
-    }
-
     /// The place of the flow, which may have expired.
     #[inline(always)]
     pub(crate) fn find(&self, key: Key) -> Option<u16> {
-        let mut at = *self.buckets.get(self.bucket(key.ends))?;
+        let mut at = *self.buckets.get(self.hash.bucket(key.ends))?;
         loop {
             let flow = self.flows.get(usize::from(at))?;
             if flow.key == key {
@@ -250,11 +251,11 @@ impl Table {
         }
     }
 
-    /// The flow, which may have expired.
+    /// The flow, if no packet changes anything of it now but one with which TCP begins or ends.
     #[inline(always)]
-    pub(crate) fn find_mut(&mut self, key: Key) -> Option<&mut Flow> {
+    pub(crate) fn find_quiet(&mut self, key: Key, now: Timestamp) -> Option<&mut Flow> {
         let at = self.find(key)?;
-        self.get_mut(at)
+        self.get_mut(at).filter(|flow| now < flow.quiet_until)
     }
 
     #[inline(always)]
@@ -283,15 +284,19 @@ impl Table {
         flow.is_some_and(|flow| flow.state != State::Ended && !flow.is_expired(now))
     }
 
-    /// Whether one of the 64 newest flows of a peer has not expired.
-    pub(crate) fn has_peer(&self, address: Ipv4Addr, now: Timestamp) -> bool {
-        let Some(peer) = self.find_peer(address).and_then(|at| self.peers.get(usize::from(at))) else {
-            return false;
-        };
-        let mut at = peer.first;
-        for _ in 0..64 {
-            let Some(flow) = self.get(at) else { return false };
-            if flow.state != State::Ended && !flow.is_expired(now) {
+    /// Whether a peer has a flow that has not expired and that `counts`. Those that have expired end here.
+    pub(crate) fn has_peer(
+        &mut self,
+        address: Ipv4Addr,
+        now: Timestamp,
+        counts: impl Fn(&Flow) -> bool,
+    ) -> bool {
+        let mut at = self.peers.find(address).map_or(NIL, |peer| peer.newest);
+        for _ in 0..STEPS {
+            let Some(flow) = self.get(at).copied() else { return false };
+            if flow.is_expired(now) {
+                self.remove(at);
+            } else if flow.state != State::Ended && counts(&flow) {
                 return true;
             }
             at = flow.next_of_peer;
@@ -310,31 +315,38 @@ impl Table {
             self.count_half_open(flow.peer, false);
         }
         if let Some(flow) = self.get_mut(at) {
-            flow.last = now;
-            flow.state = state;
+            flow.note(state, now);
         }
         self.join_list(at);
     }
 
-    /// Adds a flow, if the budgets allow it (F4).
-    pub(crate) fn insert(&mut self, key: Key, origin: Origin, state: State, now: Timestamp) -> Option<u16> {
+    /// Adds a flow, if that share of the budgets allows it (F4).
+    pub(crate) fn insert(
+        &mut self,
+        key: Key,
+        origin: Origin,
+        state: State,
+        share: Share,
+        now: Timestamp,
+    ) -> Option<u16> {
         if origin == Origin::Outside {
-            self.make_room_for_others(key.peer(), state, now)?;
+            self.make_room_for_others(key.peer(), state, share, now)?;
         }
-        if self.count >= FLOWS && !self.end_an_expired(&[Origin::Vm, Origin::Outside], now) {
-            return None;
-        }
-        let peer = self.find_or_add_peer(key.peer())?;
-        let bucket = self.bucket(key.ends);
+        let has_room = |table: &Self| table.count < share.of(FLOWS);
+        self.make_room(has_room, &[Origin::Vm, Origin::Outside], now)?;
+        // There are no more peers than flows.
+        let peer = self.peers.find_or_add(key.peer())?;
+        let bucket = self.hash.bucket(key.ends);
         let next = self.buckets.get(bucket).copied().unwrap_or(NIL);
-        let first = self.peers.get(usize::from(peer))?.first;
-        let flow = Flow {
+        let first = self.peers.get(peer)?.newest;
+        let mut flow = Flow {
             key,
             origin,
             state,
             awaited: None,
             given: None,
             last: now,
+            quiet_until: now,
             next,
             older: NIL,
             newer: NIL,
@@ -342,12 +354,13 @@ impl Table {
             before_of_peer: NIL,
             next_of_peer: first,
         };
+        flow.note(state, now);
         let at = self.place(flow)?;
         *self.buckets.get_mut(bucket)? = at;
         if let Some(first) = self.get_mut(first) {
             first.before_of_peer = at;
         }
-        self.peers.get_mut(usize::from(peer))?.first = at;
+        self.peers.get_mut(peer)?.newest = at;
         self.join_list(at);
         self.count = self.count.saturating_add(1);
         if origin == Origin::Outside {
@@ -359,23 +372,46 @@ impl Table {
         Some(at)
     }
 
-    /// The budgets of flows that others begin. Expired flows count no more: at most 1,024 end here.
-    fn make_room_for_others(&mut self, peer: Ipv4Addr, state: State, now: Timestamp) -> Option<()> {
-        if state.is_half_open() {
-            if self.half_open_of_others >= HALF_OPEN_OF_OTHERS
-                || self.half_open_of(peer) >= HALF_OPEN_OF_A_PEER
-            {
-                for state in State::HALF_OPEN {
-                    while self.end_first_if_expired(state, Origin::Outside, now) {}
-                }
+    /// The budgets of flows that others begin. Expired flows count no more.
+    fn make_room_for_others(
+        &mut self,
+        peer: Ipv4Addr,
+        state: State,
+        share: Share,
+        now: Timestamp,
+    ) -> Option<()> {
+        if state.is_half_open() && !self.has_room_for_half_open(peer, share) {
+            for state in State::HALF_OPEN {
+                while self.end_first_if_expired(state, Origin::Outside, now) {}
             }
-            let is_full = self.half_open_of_others >= HALF_OPEN_OF_OTHERS;
-            if is_full || self.half_open_of(peer) >= HALF_OPEN_OF_A_PEER {
+            self.has_room_for_half_open(peer, share).then_some(())?;
+        }
+        let has_room = |table: &Self| table.of_others < share.of(FLOWS_OF_OTHERS);
+        self.make_room(has_room, &[Origin::Outside], now)
+    }
+
+    fn has_room_for_half_open(&self, peer: Ipv4Addr, share: Share) -> bool {
+        let of_peer = self.peers.find(peer).map_or(0, |peer| peer.half_open);
+        self.half_open_of_others < share.of(HALF_OPEN_OF_OTHERS)
+            && usize::from(of_peer) < share.of(HALF_OPEN_OF_A_PEER)
+    }
+
+    /// Ends expired flows until there is room.
+    fn make_room(
+        &mut self,
+        has_room: impl Fn(&Self) -> bool,
+        origins: &[Origin],
+        now: Timestamp,
+    ) -> Option<()> {
+        for _ in 0..STEPS {
+            if has_room(self) {
+                return Some(());
+            }
+            if !self.end_an_expired(origins, now) {
                 return None;
             }
         }
-        let is_full = self.of_others >= FLOWS_OF_OTHERS;
-        if is_full && !self.end_an_expired(&[Origin::Outside], now) { None } else { Some(()) }
+        None
     }
 
     /// Ends one expired flow, if there is one.
@@ -462,7 +498,7 @@ impl Table {
     }
 
     fn leave_bucket(&mut self, at: u16, flow: Flow) {
-        let bucket = self.bucket(flow.key.ends);
+        let bucket = self.hash.bucket(flow.key.ends);
         let Some(first) = self.buckets.get_mut(bucket) else { return };
         if *first == at {
             *first = flow.next;
@@ -512,46 +548,6 @@ impl Table {
         }
     }
 
-    fn peer_bucket(&self, address: Ipv4Addr) -> usize {
-        self.bucket(u64::from(address.to_bits()))
-    }
-
-    fn find_peer(&self, address: Ipv4Addr) -> Option<u16> {
-        let mut at = *self.peer_buckets.get(self.peer_bucket(address))?;
-        loop {
-            let peer = self.peers.get(usize::from(at))?;
-            if peer.address == address {
-                return Some(at);
-            }
-            at = peer.next;
-        }
-    }
-
-    fn half_open_of(&self, address: Ipv4Addr) -> u16 {
-        let peer = self.find_peer(address).and_then(|at| self.peers.get(usize::from(at)));
-        peer.map_or(0, |peer| peer.half_open)
-    }
-
-    fn find_or_add_peer(&mut self, address: Ipv4Addr) -> Option<u16> {
-        if let Some(at) = self.find_peer(address) {
-            return Some(at);
-        }
-        let bucket = self.peer_bucket(address);
-        let next = self.peer_buckets.get(bucket).copied().unwrap_or(NIL);
-        let peer = Peer { address, first: NIL, half_open: 0, next };
-        let mut at = self.free_peer;
-        if let Some(place) = self.peers.get_mut(usize::from(at)) {
-            self.free_peer = place.next;
-            *place = peer;
-        } else {
-            // There are no more peers than flows, and there is room for a flow.
-            at = u16::try_from(self.peers.len()).ok().filter(|_| self.peers.len() < FLOWS)?;
-            self.peers.push(peer);
-        }
-        *self.peer_buckets.get_mut(bucket)? = at;
-        Some(at)
-    }
-
     /// Takes a flow out of its peer's list, and the peer out of the table if it was the last.
     fn leave_peer(&mut self, flow: Flow) {
         if let Some(next) = self.get_mut(flow.next_of_peer) {
@@ -561,38 +557,16 @@ impl Table {
             before.next_of_peer = flow.next_of_peer;
             return;
         }
-        let Some(peer) = self.peers.get_mut(usize::from(flow.peer)) else { return };
-        peer.first = flow.next_of_peer;
-        if peer.first == NIL {
-            self.remove_peer(flow.peer);
+        let Some(peer) = self.peers.get_mut(flow.peer) else { return };
+        peer.newest = flow.next_of_peer;
+        if peer.newest == NIL {
+            self.peers.remove(flow.peer);
         }
-    }
-
-    fn remove_peer(&mut self, at: u16) {
-        let Some(peer) = self.peers.get(usize::from(at)).copied() else { return };
-        let bucket = self.peer_bucket(peer.address);
-        let Some(first) = self.peer_buckets.get_mut(bucket) else { return };
-        if *first == at {
-            *first = peer.next;
-        } else {
-            let mut before = *first;
-            while let Some(other) = self.peers.get_mut(usize::from(before)) {
-                if other.next == at {
-                    other.next = peer.next;
-                    break;
-                }
-                before = other.next;
-            }
-        }
-        if let Some(place) = self.peers.get_mut(usize::from(at)) {
-            place.next = self.free_peer;
-        }
-        self.free_peer = at;
     }
 
     fn count_half_open(&mut self, peer: u16, is_more: bool) {
         let change = |count: u16| if is_more { count.saturating_add(1) } else { count.saturating_sub(1) };
-        if let Some(peer) = self.peers.get_mut(usize::from(peer)) {
+        if let Some(peer) = self.peers.get_mut(peer) {
             peer.half_open = change(peer.half_open);
         }
         self.half_open_of_others = if is_more {

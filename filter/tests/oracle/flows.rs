@@ -198,9 +198,15 @@ impl Oracle {
         ip.is_some_and(|ip| self.fate(sender, &ip, now) == Fate::Member)
     }
 
-    /// F2: whether a neighbour has a flow that lives for sure, or may.
+    /// F2: whether a neighbour has a flow that lives for sure, or may. What is merely remembered (P6) opens nothing.
     pub fn fate_of_peer(&self, address: Ipv4Addr, now: Timestamp) -> Fate {
-        let fates = self.flows.iter().filter(|flow| flow.ends.peer == address).map(|flow| flow.fate(now));
+        let opens = |flow: &&Flow| {
+            flow.ends.peer == address
+                && (self.is_stateful()
+                    || (flow.origin == Origin::Outside
+                        && self.is_published(flow.ends.protocol, flow.ends.own_port)))
+        };
+        let fates = self.flows.iter().filter(opens).map(|flow| flow.fate(now));
         fates.fold(Fate::Stranger, |best, fate| match (best, fate) {
             (Fate::Member, _) | (_, Fate::Member) => Fate::Member,
             (Fate::Perhaps, _) | (_, Fate::Perhaps) => Fate::Perhaps,
@@ -331,10 +337,10 @@ impl Oracle {
     /// Whether an allowed packet that can begin a flow does so.
     fn begins(&self, sender: Origin, ends: Ends, now: Timestamp) -> bool {
         if sender == Origin::Vm {
-            return self.is_stateful();
+            return self.is_stateful() || self.records;
         }
         let is_needed = || self.is_published(ends.protocol, ends.own_port) && !self.may_send(ends, now);
-        self.may_answer(ends, now) && (self.is_stateful() || is_needed())
+        self.may_answer(ends, now) && (self.is_stateful() || self.records || is_needed())
     }
 
     fn note_fragment(&mut self, sender: Origin, ip: &Ipv4<'_>, now: Timestamp) {
@@ -359,13 +365,14 @@ impl Oracle {
     /// F6: ends the flows that are forbidden now.
     pub fn end_forbidden(&mut self, now: Timestamp) {
         self.fragments.clear();
+        self.may_have_ended = true;
         let flows = std::mem::take(&mut self.flows);
         let is_allowed = |flow: &Flow| {
             let Ends { protocol, peer, own_port, peer_port } = flow.ends;
             let has_ports = matches!(protocol, TCP | UDP);
             let is_published = self.is_published(protocol, own_port);
             match flow.origin {
-                Origin::Vm => self.is_stateful() && self.may_send(flow.ends, now),
+                Origin::Vm => self.may_send(flow.ends, now),
                 Origin::Outside if self.is_stateful() => {
                     let port = has_ports.then_some((protocol, peer_port));
                     let decision = world::deciding(&self.config, Origin::Outside, peer, port);
@@ -379,9 +386,18 @@ impl Oracle {
                 }
             }
         };
-        let kept = flows.into_iter().filter(|flow| is_allowed(flow)).collect();
+        // Where nothing but published ports has flows, nothing is noted of the others that still live.
+        let is_noted = |flow: &Flow| {
+            self.is_stateful()
+                || self.records
+                || (flow.origin == Origin::Outside
+                    && self.is_published(flow.ends.protocol, flow.ends.own_port))
+        };
+        let kept = flows.into_iter().filter(|flow| is_allowed(flow));
+        let kept = kept.map(|flow| Flow { doubtful: flow.doubtful || !is_noted(&flow), ..flow }).collect();
         // Without a use for flows they are forgotten.
-        self.flows = if self.is_stateful() || !self.config.published.is_empty() { kept } else { vec![] };
+        let has_use = self.is_stateful() || self.records || !self.config.published.is_empty();
+        self.flows = if has_use { kept } else { vec![] };
     }
 
     /// Who is given an address inherits nothing (H3).

@@ -165,7 +165,7 @@ impl Oracle {
                 || self.fate(Origin::Outside, &ip, now) == Fate::Perhaps
         } else {
             // It may be one of a flow that has ended.
-            is_of_port
+            is_of_port || (self.records && self.may_have_ended)
         };
         if is_doubtful && !matches!(ip.udp_ports(), Some((_, 68))) {
             return false;

@@ -257,6 +257,10 @@ pub struct Oracle {
     flows: Vec<Flow>,
     /// F5: first fragments that have passed.
     fragments: Vec<Begun>,
+    /// P6: flows are remembered whatever the policy.
+    records: bool,
+    /// F6: something has changed what is allowed.
+    may_have_ended: bool,
 }
 
 /// How long after a message its reply is certainly still welcome.
@@ -289,6 +293,8 @@ impl Oracle {
             under_answers: Bucket::new(18.0, 9.5),
             flows: Vec::new(),
             fragments: Vec::new(),
+            records: false,
+            may_have_ended: false,
         }
     }
 
@@ -412,8 +418,12 @@ impl Oracle {
 
     /// B2, B9: whether an address can be the VM's.
     fn may_be_leased(&self, address: Ipv4Addr) -> bool {
-        self.given.is_none_or(|given| given == address)
-            && self.is_on_link(address)
+        self.given.is_none_or(|given| given == address) && self.may_be_a_hosts(address)
+    }
+
+    /// B2: whether it can be a VM's.
+    fn may_be_a_hosts(&self, address: Ipv4Addr) -> bool {
+        self.is_on_link(address)
             && !self.is_edge(address)
             && address != self.gateway()
             && address != self.server()
@@ -466,6 +476,51 @@ impl Watched {
         self.oracle.given = Some(address);
         let lease = Lease { address, server: self.oracle.server(), expires: None, resolvers };
         self.follow(&[Outcome::exactly(Some(lease))], now)
+    }
+
+    /// Gives the VM a lease that it had before, under this client identifier.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn adopt(&mut self, lease: Lease, client_id: Option<&[u8]>, now: Timestamp) -> Result<(), String> {
+        let is_taken = self.port.adopt(lease, client_id, now).is_ok();
+        let is_right = self.oracle.lease_at(now).is_none()
+            && lease.server == self.oracle.server()
+            && self.oracle.may_be_a_hosts(lease.address)
+            && lease.is_valid_at(now);
+        if is_taken != is_right {
+            return Err(format!("{lease:?} is taken: {is_taken}"));
+        }
+        if !is_taken {
+            return self.advance(now);
+        }
+        self.oracle.client_ids.extend(client_id.map(<[u8]>::to_vec));
+        // B7: for how long it was requested is not known.
+        self.oracle.is_time_asked = true;
+        self.oracle.offer_may_be_over = true;
+        let may_resolve = |resolver: &Ipv4Addr| self.oracle.may_resolve(*resolver, lease.address);
+        let resolvers = lease.resolvers.iter().filter(may_resolve).collect();
+        self.follow(&[Outcome::exactly(Some(Lease { resolvers, ..lease }))], now)
+    }
+
+    /// C10: tells both which lease was the VM's last, and whether it had any.
+    ///
+    /// # Errors
+    /// The disagreement, in words.
+    pub fn set_last_lease(&mut self, last: Option<Ipv4Addr>, now: Timestamp) -> Result<(), String> {
+        self.advance(now)?;
+        self.port.set_last_lease(last);
+        if self.oracle.lease_at(now).is_none() {
+            let last = last.filter(|last| self.oracle.may_be_a_hosts(*last));
+            self.oracle.believed = last.map_or(Believed::Nothing, Believed::Expired);
+        }
+        self.advance(now)
+    }
+
+    /// P6: from now on both remember flows whatever the policy.
+    pub fn record_flows(&mut self) {
+        self.port.record_flows();
+        self.oracle.records = true;
     }
 
     /// Judges a frame of the VM by both.

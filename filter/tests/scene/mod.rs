@@ -12,9 +12,10 @@ pub mod wire;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use softnet_filter::{
-    Action, ExposedPort, Gateway, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Timestamp,
+    Action, ExposedPort, Gateway, Lease, MacAddr, NetType, Policy, PortConfig, PortEvent, Rule, Timestamp,
     UnboundCause, Verdict,
 };
 
@@ -109,6 +110,18 @@ impl Scene {
     /// B9: gives the VM an address and the far resolver.
     pub fn give(&mut self, address: Ipv4Addr) -> Result<(), String> {
         self.watched.give(address, [FAR_RESOLVER].into_iter().collect(), self.now)?;
+        self.listen()
+    }
+
+    /// Gives the VM a lease that it had before, with the far resolver and one that is none.
+    pub fn adopt(&mut self, address: Ipv4Addr, seconds: u64, id: Option<&[u8]>) -> Result<(), String> {
+        let lease = Lease {
+            address,
+            server: self.server().0,
+            expires: Some(self.now.saturating_add(Duration::from_secs(seconds))),
+            resolvers: [FAR_RESOLVER, Ipv4Addr::LOCALHOST].into_iter().collect(),
+        };
+        self.watched.adopt(lease, id, self.now)?;
         self.listen()
     }
 
@@ -306,6 +319,14 @@ impl Scene {
             }
             Step::Policy(rules) => {
                 self.watched.set_policy(Policy::new(rules.clone()), self.now)?;
+                self.listen()
+            }
+            Step::LastLease(last) => {
+                let last = last.map(|last| self.resolve(last));
+                self.watched.set_last_lease(last, self.now)?;
+                if self.own().is_none() {
+                    (self.expired, self.is_new) = (last, false);
+                }
                 self.listen()
             }
             Step::Answer { of_vm, flags } => {

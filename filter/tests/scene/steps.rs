@@ -159,6 +159,7 @@ pub fn step() -> BoxedStrategy<Step> {
             .prop_map(Step::Exposed),
         2 => Just(Step::Truncated),
         4 => policy().prop_map(Step::Policy),
+        1 => of(prop_oneof![Just(Address::Own), address()]).prop_map(Step::LastLease),
         30 => (any::<bool>(), flags()).prop_map(|(of_vm, flags)| Step::Answer { of_vm, flags }),
     ]
     .boxed()
@@ -203,7 +204,8 @@ fn resolver() -> BoxedStrategy<Address> {
     .boxed()
 }
 
-fn address() -> BoxedStrategy<Address> {
+/// Any address that means something, and some others.
+pub fn address() -> BoxedStrategy<Address> {
     prop_oneof![
         6 => Just(Address::Own),
         4 => Just(Address::Gateway),
@@ -370,7 +372,8 @@ fn flags() -> BoxedStrategy<u8> {
     prop_oneof![6 => Just(2u8), 4 => Just(0x12), 6 => Just(0x10), 2 => Just(0x11), 1 => Just(4), 1 => any::<u8>()].boxed()
 }
 
-fn port() -> BoxedStrategy<u16> {
+/// A port that means something, and some others.
+pub fn port() -> BoxedStrategy<u16> {
     prop_oneof![4 => 1024u16.., 4 => Just(53), 1 => Just(67), 1 => Just(68), 1 => Just(4011), 1 => any::<u16>(), 2 => 3_998u16..4_002]
         .boxed()
 }

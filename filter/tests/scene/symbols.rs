@@ -226,6 +226,8 @@ pub enum Step {
     Exposed(Vec<(u8, u16, Option<Address>)>),
     /// Another policy.
     Policy(Vec<Rule>),
+    /// C10: which lease was the VM's last.
+    LastLease(Option<Address>),
     /// What answers the last frame of the other side: stations, addresses and ports change places.
     Answer {
         of_vm: bool,
