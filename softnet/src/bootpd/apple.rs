@@ -14,7 +14,7 @@ use system_configuration_sys::preferences::{
     SCPreferencesUnlock,
 };
 
-use super::{BootpdError, Preferences, Settings, Tuned, tune};
+use super::{BootpdError, Lock, Preferences, Settings, Tuned, tune};
 
 /// The preferences file, in `/Library/Preferences/SystemConfiguration`.
 const FILE: &str = "com.apple.InternetSharing.default.plist";
@@ -24,6 +24,10 @@ const DICTIONARY: &str = "bootpd";
 const LEASE_TIME: &str = "DHCPLeaseTimeSecs";
 /// Whether leases are filed by MAC address alone, a boolean (bootpd(8)).
 const IGNORE_CLIENT_IDS: &str = "dhcp_ignore_client_identifier";
+
+/// `kSCStatusPrefsBusy` and `kSCStatusStale` (`SystemConfiguration.h`; `SCPLock.c` of configd says when).
+const PREFS_BUSY: libc::c_int = 3002;
+const STALE: libc::c_int = 3005;
 
 /// Lets the leases of this system's DHCP server last `seconds`, and client identifiers count for nothing there.
 ///
@@ -81,15 +85,20 @@ impl SystemPreferences {
 }
 
 impl Preferences for SystemPreferences {
-    fn lock(&mut self) -> Result<(), BootpdError> {
-        // SAFETY: the session lives through the calls. Waiting is bounded by how long others hold the lock.
-        unsafe {
-            if SCPreferencesLock(self.raw(), 1) == 0 {
-                return Err(failed("lock"));
-            }
-            SCPreferencesSynchronize(self.raw());
+    fn try_lock(&mut self) -> Result<Lock, BootpdError> {
+        // SAFETY: the session lives through the call; the other one takes nothing.
+        let (locked, error) = unsafe { (SCPreferencesLock(self.raw(), 0), SCError()) };
+        match (locked, error) {
+            (0, PREFS_BUSY) => Ok(Lock::Busy),
+            (0, STALE) => Ok(Lock::Stale),
+            (0, _) => Err(failed("lock")),
+            _ => Ok(Lock::Taken),
         }
-        Ok(())
+    }
+
+    fn forget(&mut self) {
+        // SAFETY: the session lives through the call.
+        unsafe { SCPreferencesSynchronize(self.raw()) }
     }
 
     fn settings(&self) -> Settings {

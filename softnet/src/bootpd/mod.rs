@@ -13,6 +13,13 @@ mod apple;
 #[cfg(target_os = "macos")]
 pub use apple::tune_system;
 
+use std::time::{Duration, Instant};
+
+/// How long another program may have the lock; storing a change takes milliseconds. A start goes on without it then.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// How often to try meanwhile: nothing reports when the lock is free, except a call that waits without limit.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// What Softnet sets.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Default)]
 pub struct Settings {
@@ -24,11 +31,13 @@ pub struct Settings {
 
 /// Access to the settings in the preferences.
 pub trait Preferences {
-    /// Waits for the lock, and then reads the latest state.
+    /// Tries to take the lock, without waiting.
     ///
     /// # Errors
     /// When the lock cannot be taken, for instance without privilege.
-    fn lock(&mut self) -> Result<(), BootpdError>;
+    fn try_lock(&mut self) -> Result<Lock, BootpdError>;
+    /// Forgets what was read, so that the next look is at what is stored.
+    fn forget(&mut self);
     /// The settings as they are.
     fn settings(&self) -> Settings;
     /// Changes the settings, and leaves all other keys as they are.
@@ -48,6 +57,17 @@ pub trait Preferences {
     fn apply(&mut self) -> Result<(), BootpdError>;
     /// Releases the lock.
     fn unlock(&mut self);
+}
+
+/// What an attempt to take the lock led to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Lock {
+    /// It is taken, and what was read is what is stored.
+    Taken,
+    /// Another program has it.
+    Busy,
+    /// It is free, but another program has changed the preferences since they were read. The system gives no lock then.
+    Stale,
 }
 
 /// Why bootpd was not told. Softnet only warns about it.
@@ -74,20 +94,43 @@ pub enum Tuned {
 /// # Errors
 /// The first step that failed; the lock is released in any case.
 pub fn tune(preferences: &mut impl Preferences, seconds: u32) -> Result<Tuned, BootpdError> {
+    tune_within(preferences, seconds, LOCK_LIMIT)
+}
+
+fn tune_within(
+    preferences: &mut impl Preferences,
+    seconds: u32,
+    limit: Duration,
+) -> Result<Tuned, BootpdError> {
     let wanted = Settings { lease_time: Some(seconds), ignores_client_ids: true };
     // This is the usual case, and reading needs no privilege.
     if preferences.settings() == wanted {
         return Ok(Tuned::Already);
     }
-    preferences.lock()?;
+    lock(preferences, limit)?;
     let outcome = tune_locked(preferences, wanted);
     preferences.unlock();
     outcome
 }
 
+fn lock(preferences: &mut impl Preferences, limit: Duration) -> Result<(), BootpdError> {
+    let begun = Instant::now();
+    loop {
+        match preferences.try_lock()? {
+            Lock::Taken => return Ok(()),
+            _ if begun.elapsed() >= limit => {
+                let reason = format!("another program has had them locked for {} s", limit.as_secs());
+                return Err(BootpdError { step: "lock", reason });
+            }
+            Lock::Busy => std::thread::sleep(LOCK_PAUSE),
+            Lock::Stale => preferences.forget(),
+        }
+    }
+}
+
 /// Storing and notifying happen under the lock, so that nobody is notified of another's half-made change.
 fn tune_locked(preferences: &mut impl Preferences, wanted: Settings) -> Result<Tuned, BootpdError> {
-    // Another Softnet may have set it while this one waited.
+    // Another Softnet may have set it meanwhile.
     if preferences.settings() == wanted {
         return Ok(Tuned::Already);
     }
@@ -105,7 +148,10 @@ mod tests {
     #[derive(Debug, Default)]
     struct Fake {
         stored: Settings,
-        /// What another process stores while this one waits for the lock.
+        /// What was read, until it is forgotten; the system keeps it, too.
+        read: std::cell::Cell<Option<Settings>>,
+        /// Another process has the lock for so many attempts, and then stores this, if it stores anything.
+        busy: usize,
         meanwhile: Option<Settings>,
         fails_at: Option<&'static str>,
         done: Vec<&'static str>,
@@ -122,13 +168,25 @@ mod tests {
     }
 
     impl Preferences for Fake {
-        fn lock(&mut self) -> Result<(), BootpdError> {
+        fn try_lock(&mut self) -> Result<Lock, BootpdError> {
+            if self.busy > 0 {
+                self.busy -= 1;
+                return Ok(Lock::Busy);
+            }
+            self.stored = self.meanwhile.take().unwrap_or(self.stored);
+            if self.read.get().is_some_and(|read| read != self.stored) {
+                return Ok(Lock::Stale);
+            }
             self.step("lock")?;
-            self.stored = self.meanwhile.unwrap_or(self.stored);
-            Ok(())
+            Ok(Lock::Taken)
+        }
+        fn forget(&mut self) {
+            self.read.set(None);
         }
         fn settings(&self) -> Settings {
-            self.stored
+            let read = self.read.get().unwrap_or(self.stored);
+            self.read.set(Some(read));
+            read
         }
         fn change(&mut self, settings: Settings) -> Result<(), BootpdError> {
             self.step("change")?;
@@ -167,9 +225,26 @@ mod tests {
         let mut fake = Fake { stored: RIGHT, ..Fake::default() };
         assert_eq!(tune(&mut fake, 600), Ok(Tuned::Already));
         assert!(fake.done.is_empty());
-        let mut raced = Fake { meanwhile: Some(RIGHT), ..Fake::default() };
-        assert_eq!(tune(&mut raced, 600), Ok(Tuned::Already));
-        assert_eq!(raced.done, ["lock", "unlock"]);
+    }
+
+    /// Two VMs that start at the same time: the second finds the lock taken, and then other settings than it has read.
+    #[test]
+    fn what_another_process_stores_meanwhile_is_no_failure() {
+        let mut same = Fake { busy: 2, meanwhile: Some(RIGHT), ..Fake::default() };
+        assert_eq!(tune(&mut same, 600), Ok(Tuned::Already));
+        assert_eq!(same.done, ["lock", "unlock"]);
+        let other = Settings { lease_time: Some(700), ..RIGHT };
+        let mut other = Fake { busy: 2, meanwhile: Some(other), ..Fake::default() };
+        assert_eq!(tune(&mut other, 600), Ok(Tuned::Changed));
+        assert_eq!(other.stored, RIGHT);
+    }
+
+    #[test]
+    fn nobody_holds_a_start_up_for_ever() {
+        let mut fake = Fake { busy: usize::MAX, ..Fake::default() };
+        let error = tune_within(&mut fake, 600, Duration::ZERO).unwrap_err().to_string();
+        assert!(error.contains("another program"), "{error}");
+        assert!(fake.done.is_empty(), "{:?}", fake.done);
     }
 
     #[test]
