@@ -28,14 +28,8 @@ pub fn ensure(config: Config) -> anyhow::Result<Config> {
         Plan::Again => {
             let ids = (getuid().as_raw(), getgid().as_raw());
             let arguments = sudo_arguments(&program, std::env::args_os().skip(1), ids);
-            let error = Command::new(SUDO)
-                .args(arguments)
-                .env_clear()
-                .stdin(Stdio::from(config.vm.into_socket()))
-                .stdout(
-                    config.port.control.map_or_else(Stdio::inherit, |control| control.into_socket().into()),
-                )
-                .exec();
+            let control = config.port.control.map(Connection::into_socket);
+            let error = command(Path::new(SUDO), arguments, config.vm.into_socket(), control).exec();
             Err(error).context(
                 "cannot start /usr/bin/sudo, which has just run softnet; set Softnet's SUID bit instead",
             )

@@ -7,8 +7,8 @@
 //! the new process gets the caller's user and group as arguments, and becomes that user again before it reads a
 //! frame. If not it goes on as the user where vmnet serves users.
 //!
-//! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input. The
-//! environment is not passed on.
+//! `sudo` passes on only the three standard streams, so the VM's socket becomes standard input, and a channel on standard
+//! output stays there. The environment is not passed on.
 
 #[cfg(target_os = "macos")]
 mod macos;
@@ -21,6 +21,7 @@ pub use macos::ensure;
 pub use other::ensure;
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -142,6 +143,14 @@ pub fn sudo_arguments(
     again
 }
 
+/// The command that starts this program again by `sudo`, with the `vm`'s socket as standard input, and with the `control`
+/// channel, if there is one, as standard output.
+pub fn command(sudo: &Path, arguments: Vec<OsString>, vm: OwnedFd, control: Option<OwnedFd>) -> Command {
+    let mut command = Command::new(sudo);
+    command.args(arguments).env_clear().stdin(vm).stdout(control.map_or_else(Stdio::inherit, Into::into));
+    command
+}
+
 /// Whether `argument` is `flag` or `flag=…`.
 fn is_flag(argument: &OsStr, flag: &str) -> bool {
     let rest = argument.as_bytes().strip_prefix(flag.as_bytes());
@@ -234,6 +243,26 @@ mod tests {
         std::fs::remove_dir_all(sudo.parent().unwrap()).unwrap();
         let gone = probe(&sudo, program).unwrap_err();
         assert!(gone.contains("cannot be started"), "{gone}");
+    }
+
+    /// As Tart starts it: the VM's socket on standard input, and a controller's channel on standard output.
+    #[test]
+    fn the_sockets_pass_through_sudo() {
+        use std::io::Read;
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        // Says what it receives and what it was given, but only in an empty environment.
+        let sudo = stand_in("sockets", "[ -z \"$HOME\" ] && echo \"$(head -n 1) $*\"");
+        let (vm, theirs) = UnixDatagram::pair().unwrap();
+        let (mut controller, channel) = UnixStream::pair().unwrap();
+        vm.send(b"frame\n").unwrap();
+        let arguments = vec!["--non-interactive".into(), "softnet".into()];
+        let mut command = command(&sudo, arguments, theirs.into(), Some(channel.into()));
+        assert!(command.status().unwrap().success());
+        drop(command);
+        let mut said = String::new();
+        controller.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "frame --non-interactive softnet\n");
+        std::fs::remove_dir_all(sudo.parent().unwrap()).unwrap();
     }
 
     fn again(line: &str) -> Vec<String> {
